@@ -1,0 +1,17 @@
+//! What a cloud provider is to reattach: the [`Provider`] trait, its results and errors, and the HTTP transport that
+//! production and the simulation share.
+//!
+//! Errors are sorted by *what is known about the effect*, because that decides what may happen next: an effect that
+//! surely did not happen may be tried again; one that may have happened must be observed first.
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod provider;
+pub mod transport;
+
+pub use error::{EffectKnowledge, HandleError, ProviderError};
+pub use provider::{
+    Capabilities, DetachOutcome, DetachRequest, Grant, Lookup, PreflightReport, Provider, Right, RightUse,
+};
+pub use transport::{HttpTransport, TransportError, TransportErrorKind};

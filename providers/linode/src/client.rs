@@ -1,0 +1,196 @@
+//! Requests: reads with a bounded number of retries, mutations exactly once.
+
+use crate::{
+    classify::{self, Kind},
+    config::LinodeConfig,
+};
+use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, header};
+use reattach_provider_api::{HttpTransport, ProviderError, TransportError, TransportErrorKind};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::{fmt, time::Duration};
+use tower::ServiceExt;
+
+/// How this program names itself to the API.
+const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
+
+/// Reads are tried at most this many times.
+const READ_ATTEMPTS: usize = 3;
+
+/// The most pages of one list that are read: with 500 objects each, more than an account can have.
+const MAX_PAGES: u64 = 200;
+
+#[derive(Clone)]
+pub(crate) struct Client {
+    transport: HttpTransport,
+    config: LinodeConfig,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A page of a list as it came. The objects are read one by one, so that one odd object does not hide the others.
+#[derive(serde::Deserialize)]
+struct RawPage {
+    data: Vec<Value>,
+    pages: u64,
+}
+
+/// Why one try of a read failed, and whether another is worth it.
+struct Failure {
+    error: ProviderError,
+    transient: bool,
+    refused: Option<Response<Bytes>>,
+}
+
+impl Client {
+    pub(crate) fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
+        Self { transport, config }
+    }
+
+    /// Reads one path. Retries what may pass (no answer, 408, 5xx outside maintenance), at most twice, after 0.2 s
+    /// and 0.4 s. A 429 is not retried here: waiting is the caller's decision.
+    pub(crate) async fn get(
+        &self,
+        operation: &str,
+        path: &str,
+        filter: Option<&Value>,
+    ) -> Result<Response<Bytes>, ProviderError> {
+        self.get_with_retries(operation, path, filter).await.map_err(|failure| failure.error)
+    }
+
+    async fn get_with_retries(
+        &self,
+        operation: &str,
+        path: &str,
+        filter: Option<&Value>,
+    ) -> Result<Response<Bytes>, Failure> {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_factor(2.0)
+            .with_max_times(READ_ATTEMPTS - 1);
+        (|| self.get_once(operation, path, filter))
+            .retry(backoff)
+            .when(|failure: &Failure| failure.transient)
+            .notify(|failure, wait| {
+                tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, trying again");
+            })
+            .await
+    }
+
+    async fn get_once(
+        &self,
+        operation: &str,
+        path: &str,
+        filter: Option<&Value>,
+    ) -> Result<Response<Bytes>, Failure> {
+        let sent = self.send(Method::GET, path, filter, self.config.read_timeout).await;
+        let answer = sent.map_err(|error| Failure {
+            error: classify::transport(operation, Kind::Read, &error),
+            transient: true,
+            refused: None,
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let transient = (status == http::StatusCode::REQUEST_TIMEOUT || status.is_server_error())
+            && !classify::in_maintenance(answer.headers());
+        let error = classify::refusal(operation, Kind::Read, &answer);
+        Err(Failure { error, transient, refused: Some(answer) })
+    }
+
+    /// Reads one path for its headers: an answer that is refused for want of a scope still names the token's scopes,
+    /// and counts as an answer.
+    pub(crate) async fn probe(&self, operation: &str, path: &str) -> Result<Response<Bytes>, ProviderError> {
+        match self.get_with_retries(operation, path, None).await {
+            Ok(answer) => Ok(answer),
+            Err(Failure { refused: Some(answer), .. }) if answer.headers().contains_key("x-oauth-scopes") => {
+                Ok(answer)
+            }
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Reads one object.
+    pub(crate) async fn get_object<T: DeserializeOwned>(
+        &self,
+        operation: &str,
+        path: &str,
+    ) -> Result<T, ProviderError> {
+        let answer = self.get(operation, path, None).await?;
+        parse(operation, &answer)
+    }
+
+    /// Reads a list page by page. `more` sees each page's objects and how many pages are left, and says whether to go on.
+    pub(crate) async fn get_pages(
+        &self,
+        operation: &str,
+        path: &str,
+        page_size: u16,
+        filter: Option<&Value>,
+        mut more: impl FnMut(Vec<Value>, u64) -> Result<bool, ProviderError>,
+    ) -> Result<(), ProviderError> {
+        for page in 1..=MAX_PAGES {
+            let target = format!("{path}?page={page}&page_size={page_size}");
+            let answer = self.get(operation, &target, filter).await?;
+            let RawPage { data, pages } = parse(operation, &answer)?;
+            if !more(data, pages.saturating_sub(page))? || page >= pages {
+                return Ok(());
+            }
+        }
+        let reason = format!("the list has more than {MAX_PAGES} pages");
+        Err(ProviderError::NotApplied { operation: operation.to_owned(), reason })
+    }
+
+    /// Sends one mutation, once, without a body, and waits at most `timeout` for its answer.
+    pub(crate) async fn post_once(
+        &self,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, TransportError> {
+        self.send(Method::POST, path, None, timeout).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        filter: Option<&Value>,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, TransportError> {
+        let unsendable = |why: String| TransportError::new(TransportErrorKind::BeforeSend, why);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.config.base))
+            .header(header::AUTHORIZATION, self.config.token.header())
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, USER_AGENT);
+        if let Some(filter) = filter {
+            let value = HeaderValue::from_str(&filter.to_string()).map_err(|e| unsendable(e.to_string()))?;
+            request = request.header("x-filter", value);
+        }
+        let request = request.body(Bytes::new()).map_err(|e| unsendable(e.to_string()))?;
+        match tokio::time::timeout(timeout, self.transport.clone().oneshot(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(TransportError::new(
+                TransportErrorKind::Timeout,
+                format!("no answer within {} ms", timeout.as_millis()),
+            )),
+        }
+    }
+}
+
+/// The object in a successful answer to a read.
+fn parse<T: DeserializeOwned>(operation: &str, answer: &Response<Bytes>) -> Result<T, ProviderError> {
+    if !classify::is_json(answer.headers()) {
+        return Err(classify::unusable(operation, Kind::Read, answer, "it is not JSON"));
+    }
+    serde_json::from_slice(answer.body())
+        .map_err(|error| classify::unusable(operation, Kind::Read, answer, &error.to_string()))
+}

@@ -1,0 +1,219 @@
+//! Settings, under the names that Linode's own CSI driver uses: `LINODE_TOKEN` and `LINODE_URL`.
+
+use http::{HeaderValue, Uri, uri::Scheme};
+use std::{fmt, net::IpAddr, time::Duration};
+
+/// Linode's public API.
+const DEFAULT_URL: &str = "https://api.linode.com";
+
+/// Time allowed to open a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time allowed for one read. Recorded answers come within a second or two.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// `LINODE_TOKEN` is not set or empty.
+    #[error("LINODE_TOKEN is not set: create a personal access token with the scopes volumes:read_write, \
+             linodes:read_write and events:read_only, and pass it in LINODE_TOKEN")]
+    NoToken,
+    /// The token has characters that an HTTP header cannot carry. The token itself is not shown.
+    #[error("LINODE_TOKEN contains characters that a token cannot have (a line break or a space inside?)")]
+    BadToken,
+    /// `LINODE_URL` is not a URL of an API.
+    #[error("LINODE_URL {url:?} cannot be used: {why}")]
+    BadUrl {
+        /// The value.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The HTTP client could not be made.
+    #[error("the HTTP client could not be set up: {0}")]
+    Client(String),
+}
+
+/// A personal access token. It is never printed.
+#[derive(Clone)]
+pub struct Token(HeaderValue);
+
+impl Token {
+    /// Takes a token as a human would paste it: white space around it is dropped.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoToken`] when it is empty, [`ConfigError::BadToken`] when a header cannot carry it.
+    pub fn new(token: &str) -> Result<Self, ConfigError> {
+        let token = token.trim();
+        if token.is_empty() {
+            return Err(ConfigError::NoToken);
+        }
+        if !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(ConfigError::BadToken);
+        }
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ConfigError::BadToken)?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    /// The `Authorization` header, marked as sensitive.
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// How to reach Linode's API.
+#[derive(Clone, Debug)]
+pub struct LinodeConfig {
+    pub(crate) base: String,
+    pub(crate) loopback: bool,
+    pub(crate) token: Token,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) read_timeout: Duration,
+}
+
+impl LinodeConfig {
+    /// Settings for this token at Linode's public API, or at `url` when one is given (with or without a trailing
+    /// slash and a version such as `/v4`).
+    ///
+    /// # Errors
+    /// [`ConfigError::BadUrl`] when `url` is no absolute URL, has a query or credentials, or is plain HTTP to another
+    /// machine (the token would travel in the clear).
+    pub fn new(token: Token, url: Option<&str>) -> Result<Self, ConfigError> {
+        let (base, loopback) = base_url(url.unwrap_or(DEFAULT_URL))?;
+        Ok(Self { base, loopback, token, connect_timeout: CONNECT_TIMEOUT, read_timeout: READ_TIMEOUT })
+    }
+
+    /// Settings from variables as an environment gives them: `LINODE_TOKEN`, and `LINODE_URL` if set and not empty.
+    ///
+    /// # Errors
+    /// As [`Token::new`] and [`LinodeConfig::new`].
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let token = Token::new(&var("LINODE_TOKEN").ok_or(ConfigError::NoToken)?)?;
+        let url = var("LINODE_URL").filter(|url| !url.trim().is_empty());
+        Self::new(token, url.as_deref())
+    }
+
+    /// The same with another time limit for one read.
+    pub fn with_read_timeout(mut self, timeout: Duration) -> Self {
+        self.read_timeout = timeout;
+        self
+    }
+
+    /// The base of every path, version included: `https://api.linode.com/v4`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+}
+
+/// The base with its version, and whether its host is this machine.
+fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
+    let url = url.trim();
+    let bad = |why| ConfigError::BadUrl { url: redact(url), why };
+    let uri: Uri = url.parse().map_err(|_| bad("it is not a URL"))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+        return Err(bad("it must begin with https://"));
+    };
+    if authority.as_str().contains('@') {
+        return Err(bad("it must not contain credentials; they belong into LINODE_TOKEN"));
+    }
+    if uri.query().is_some() {
+        return Err(bad("it must not have a query"));
+    }
+    let loopback = is_loopback(authority.host());
+    if *scheme != Scheme::HTTPS && !(*scheme == Scheme::HTTP && loopback) {
+        return Err(bad("only https is allowed, and http to this machine itself: the token must not travel in the clear"));
+    }
+    let path = uri.path().trim_end_matches('/');
+    let version = if path.ends_with("/v4") || path.ends_with("/v4beta") { "" } else { "/v4" };
+    Ok((format!("{scheme}://{authority}{path}{version}"), loopback))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The URL without anything that could be a password.
+fn redact(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
+        (None, Some(at)) => format!("…{}", &url[at..]),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_with_and_without_version_mean_the_same() {
+        let table = [
+            ("https://api.linode.com", "https://api.linode.com/v4"),
+            ("https://api.linode.com/", "https://api.linode.com/v4"),
+            ("https://api.linode.com/v4", "https://api.linode.com/v4"),
+            ("https://api.linode.com/v4/", "https://api.linode.com/v4"),
+            (" https://api.linode.com/v4beta/ ", "https://api.linode.com/v4beta"),
+            ("https://proxy.example:8443/linode", "https://proxy.example:8443/linode/v4"),
+            ("http://127.0.0.1:8070", "http://127.0.0.1:8070/v4"),
+            ("http://localhost:8070/", "http://localhost:8070/v4"),
+            ("http://[::1]:8070", "http://[::1]:8070/v4"),
+        ];
+        for (given, expected) in table {
+            assert_eq!(base_url(given).map(|(base, _)| base).as_deref(), Ok(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn urls_that_would_leak_or_miss_are_refused() {
+        let bad = [
+            "http://api.linode.com",
+            "http://127.0.0.1.example.com",
+            "http://localhost.example.com",
+            "ftp://127.0.0.1",
+            "api.linode.com",
+            "/v4",
+            "",
+            "https://user:secret@api.linode.com",
+            "https://api.linode.com/v4?x=1",
+        ];
+        for url in bad {
+            let error = base_url(url).expect_err(url);
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_never_printed() {
+        let config = LinodeConfig::from_vars(|name| (name == "LINODE_TOKEN").then(|| " s3cret\n".to_owned()));
+        let config = config.expect("a good token");
+        assert_eq!(config.base(), "https://api.linode.com/v4");
+        let printed = format!("{config:?} {:?}", config.token.header());
+        assert!(!printed.contains("s3cret"), "{printed}");
+        assert_eq!(config.token.header().to_str().ok(), Some("Bearer s3cret"));
+    }
+
+    #[test]
+    fn a_missing_or_broken_token_is_one_clear_error() {
+        for (token, expected) in [
+            (None, ConfigError::NoToken),
+            (Some(""), ConfigError::NoToken),
+            (Some("  "), ConfigError::NoToken),
+            (Some("a b"), ConfigError::BadToken),
+            (Some("a\nb"), ConfigError::BadToken),
+            (Some("tökén"), ConfigError::BadToken),
+        ] {
+            let found = LinodeConfig::from_vars(|n| token.filter(|_| n == "LINODE_TOKEN").map(str::to_owned));
+            assert_eq!(found.expect_err("no config"), expected, "{token:?}");
+        }
+    }
+}

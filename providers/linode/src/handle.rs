@@ -1,0 +1,79 @@
+//! Kubernetes' names of Linode's things: CSI volume handles `<id>-<label>` and provider IDs `linode://<id>`.
+
+use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
+use reattach_provider_api::HandleError;
+
+/// The name of Linode's CSI driver.
+pub const DRIVER: &str = "linodebs.csi.linode.com";
+
+/// How a Node's `spec.providerID` begins at Linode.
+pub const PROVIDER_ID_PREFIX: &str = "linode://";
+
+/// The volume behind a handle: the number before the first dash. The label behind it may have been changed since.
+///
+/// A handle without a number at its head is refused: Linode's driver hashes such a handle, for tests of its own, and
+/// a hash is no volume.
+pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Result<VolumeId, HandleError>> {
+    if driver.as_str() != DRIVER {
+        return None;
+    }
+    let (head, label) = handle.as_str().split_once('-').unwrap_or((handle.as_str(), ""));
+    Some(if label.is_empty() {
+        Err(refuse("volume handle", handle.as_str(), "expected <volume number>-<label>"))
+    } else {
+        number(head)
+            .map(|id| VolumeId::new(id.to_string()))
+            .ok_or_else(|| refuse("volume handle", handle.as_str(), "it does not begin with a volume number"))
+    })
+}
+
+/// The instance behind a provider ID.
+pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
+    let tail = provider_id.strip_prefix(PROVIDER_ID_PREFIX)?;
+    Some(
+        number(tail)
+            .map(|id| InstanceId::new(id.to_string()))
+            .ok_or_else(|| refuse("provider ID", provider_id, "expected linode://<instance number>")),
+    )
+}
+
+/// A positive decimal number in the one spelling that the API uses (no sign, no leading zero).
+pub(crate) fn number(text: &str) -> Option<u64> {
+    let number = text.parse::<u64>().ok()?;
+    (number > 0 && number.to_string() == text).then_some(number)
+}
+
+fn refuse(what: &str, value: &str, why: &str) -> HandleError {
+    HandleError { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles() {
+        let ours = DriverName::from(DRIVER);
+        for (handle, id) in
+            [("17-pvcbb1d06139b334c1f", "17"), ("9007199254740993-a", "9007199254740993"), ("5-a-b-c", "5")]
+        {
+            assert_eq!(volume(&ours, &handle.into()), Some(Ok(id.into())), "{handle}");
+        }
+        for handle in ["", "-", "17", "17-", "-17", "pvc-17", "+17-a", "017-a", "0-a", "1e3-a", "99999999999999999999-a"] {
+            let error = volume(&ours, &handle.into()).expect("ours").expect_err(handle);
+            assert!(error.to_string().starts_with(&format!("volume handle {handle:?} cannot be used: ")));
+        }
+        assert_eq!(volume(&"ebs.csi.aws.com".into(), &"17-a".into()), None);
+    }
+
+    #[test]
+    fn provider_ids() {
+        assert_eq!(instance("linode://42"), Some(Ok("42".into())));
+        for bad in ["linode://", "linode://x", "linode://42/", "linode:// 42", "linode://042"] {
+            assert!(instance(bad).expect("ours").is_err(), "{bad}");
+        }
+        for foreign in ["aws:///eu-central-1a/i-1", "", "42", "kind://linode"] {
+            assert_eq!(instance(foreign), None, "{foreign}");
+        }
+    }
+}

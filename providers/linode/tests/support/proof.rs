@@ -1,0 +1,103 @@
+//! A proof for tests, made by the checking function that production uses, from evidence of a holder that is done.
+
+use jiff::{SignedDuration, Timestamp};
+use reattach_core::{
+    cloud::{CloudVolume, DeviceIdentity, VolumeState},
+    evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
+    fact::{Fact, Source},
+    ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId},
+    proof::{FenceProof, NoUser, kubelet_handshake},
+    stamp::Stamp,
+    workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef},
+};
+use std::collections::BTreeMap;
+
+/// The proof that `holder` cannot write to `volume`: its kubelet lets go of it after the last pod was gone.
+pub fn proof(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
+    let node = NodeName::from("node-1");
+    let before = now - SignedDuration::from_secs(20);
+    let no_user = NoUser { at: before, lease: Some(before) };
+    kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
+        .expect("evidence of a holder that is done")
+}
+
+fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timestamp) -> Evidence {
+    let source = || Source::Kubernetes("test".to_owned());
+    let csi = CsiSource { driver: reattach_linode::DRIVER.into(), handle: format!("{volume}-pvc1").into() };
+    let pv = VolumeFacts {
+        name: "pvc-1".into(),
+        uid: "pv".into(),
+        csi: Some(csi),
+        deleting: false,
+        attach_required: Some(true),
+    };
+    let node_facts = NodeFacts {
+        name: node.clone(),
+        uid: "node".into(),
+        instance: Some(holder.clone()),
+        ready: true,
+        boot_id: "boot".into(),
+        volumes_in_use: Vec::new(),
+        volumes_attached: Vec::new(),
+        taints: Vec::new(),
+        lease_renewed: Some(now),
+        csi_drivers: Vec::new(),
+    };
+    let cloud = CloudVolume {
+        id: volume.clone(),
+        label: "pvc1".into(),
+        region: "eu-central".into(),
+        size_gib: 10,
+        holders: vec![holder.clone()],
+        state: VolumeState::Active,
+        identity: DeviceIdentity { serial: "pvc1".into() },
+    };
+    Evidence {
+        collected_at: now,
+        claim_name: ObjectName::new("default", "data"),
+        claim: Fact::unknown("not needed", source(), now),
+        volume: Fact::present(pv, source(), now),
+        attachments: Fact::present(Vec::new(), source(), now),
+        pods: Fact::present(Vec::new(), source(), now),
+        workload: Fact::present(workload(now), source(), now),
+        nodes: BTreeMap::from([(node.clone(), Fact::present(node_facts, source(), now))]),
+        guests: BTreeMap::new(),
+        asked: None,
+        answers: BTreeMap::new(),
+        cloud_id: Some(volume.clone()),
+        cloud_volume: Fact::present(cloud, source(), now),
+        instances: BTreeMap::new(),
+        jobs: Fact::present(Vec::new(), source(), now),
+        events: Vec::new(),
+    }
+}
+
+/// A workload at zero by the recovery's own stamp.
+fn workload(now: Timestamp) -> WorkloadFacts {
+    let uid = Uid::from("workload");
+    WorkloadFacts {
+        workload: WorkloadRef {
+            api_version: "apps/v1".into(),
+            kind: "StatefulSet".into(),
+            plural: "statefulsets".into(),
+            name: ObjectName::new("default", "db"),
+            uid: uid.clone(),
+        },
+        resource_version: "1".into(),
+        generation: 2,
+        deleting: false,
+        replicas: 0,
+        scaling: ScalePath::Replicas,
+        stamp: Some(Ok(Stamp { replicas: 1, workload: uid, recovery: "recovery".into(), at: now })),
+        rollout: None,
+        deletes_claims_when_scaled: false,
+        ordered: true,
+        autoscalers: Vec::new(),
+        managers: Vec::new(),
+        pods: Vec::new(),
+        claims: Vec::new(),
+        template: TemplateFacts::default(),
+        pod_dry_run: None,
+        emptydirs_expendable: false,
+    }
+}

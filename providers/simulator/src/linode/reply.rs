@@ -1,0 +1,163 @@
+//! Answers in Linode's envelope: status, JSON or broken bodies, scope and rate-limit headers.
+
+use super::{ConnectionCut, call::Scope};
+use crate::{faults::ErrorBody, state::State};
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderName, HeaderValue, Response, StatusCode, header},
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// The limit that most recorded answers of volume and instance calls carry, per minute.
+const SHOWN_LIMIT: u32 = 1840;
+
+#[derive(Clone, Debug)]
+enum Content {
+    Json(Value),
+    Html(String),
+    Empty,
+    Truncated,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    status: u16,
+    content: Content,
+    headers: Vec<(&'static str, String)>,
+    cut: bool,
+}
+
+impl Reply {
+    fn new(status: u16, content: Content) -> Self {
+        Self { status, content, headers: Vec::new(), cut: false }
+    }
+
+    pub(super) fn ok(body: Value) -> Self {
+        Self::new(200, Content::Json(body))
+    }
+
+    pub(super) fn error(status: u16, reason: &str, field: Option<&str>) -> Self {
+        let mut error = json!({ "reason": reason });
+        if let Some(field) = field {
+            error["field"] = json!(field);
+        }
+        Self::new(status, Content::Json(json!({ "errors": [error] })))
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::error(404, "Not found", None)
+    }
+
+    pub(super) fn broken(status: u16, reason: &str, body: ErrorBody) -> Self {
+        match body {
+            ErrorBody::Json => Self::error(status, reason, None),
+            ErrorBody::Html => {
+                let name =
+                    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+                let page = format!(
+                    "<html>\r\n<head><title>{status} {name}</title></head>\r\n<body>\r\n<center><h1>{status} {name}\
+                     </h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+                );
+                Self::new(status, Content::Html(page))
+            }
+            ErrorBody::Empty => Self::new(status, Content::Empty),
+            ErrorBody::Truncated => Self::new(status, Content::Truncated),
+        }
+    }
+
+    pub(super) fn cut() -> Self {
+        Self { cut: true, ..Self::new(200, Content::Empty) }
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    pub(super) fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub(super) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(super) fn with_retry_after(self, seconds: u64) -> Self {
+        self.with_header("retry-after", seconds.to_string())
+    }
+
+    pub(super) fn with_scopes(self, granted: &[String], needed: &[Scope]) -> Self {
+        let needed: Vec<_> = needed.iter().map(|s| s.word()).collect();
+        self.with_header("x-oauth-scopes", granted.join(","))
+            .with_header("x-accepted-oauth-scopes", needed.join(","))
+    }
+
+    pub(super) fn with_limits(self, limits: &Limits) -> Self {
+        self.with_header("x-ratelimit-limit", limits.limit.to_string())
+            .with_header("x-ratelimit-remaining", limits.remaining.to_string())
+            .with_header("x-ratelimit-reset", limits.reset.as_second().to_string())
+    }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        if self.cut {
+            // On a socket, a body that ends in an error makes the server break the connection off.
+            let broken = futures::stream::once(async {
+                Err::<Bytes, _>(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection cut"))
+            });
+            let mut response = Response::new(Body::from_stream(broken));
+            response.extensions_mut().insert(ConnectionCut);
+            return response;
+        }
+        let (kind, body) = match self.content {
+            Content::Json(value) => (Some("application/json"), value.to_string()),
+            Content::Html(page) => (Some("text/html"), page),
+            Content::Empty => (None, String::new()),
+            Content::Truncated => (Some("application/json"), "{\"errors\": [{\"rea".to_owned()),
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        if let Some(kind) = kind {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        }
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        response
+    }
+}
+
+/// Where the caller stands in its minute.
+pub(super) struct Limits {
+    limit: u32,
+    remaining: u32,
+    reset: Timestamp,
+    pub(super) exceeded: bool,
+}
+
+impl Limits {
+    /// Counts this request.
+    pub(super) fn count(state: &mut State, now: Timestamp) -> Self {
+        let (start, used) = match state.rate_window {
+            Some((start, used)) if now.as_second() < start.as_second() + 60 => (start, used + 1),
+            _ => (now, 1),
+        };
+        state.rate_window = Some((start, used));
+        let limit = state.rate_limit.unwrap_or(SHOWN_LIMIT);
+        let reset = crate::state::later(start, std::time::Duration::from_secs(60));
+        Self {
+            limit,
+            remaining: limit.saturating_sub(used),
+            reset,
+            exceeded: state.rate_limit.is_some_and(|limit| used > limit),
+        }
+    }
+
+    pub(super) fn seconds_left(&self, now: Timestamp) -> u64 {
+        u64::try_from(self.reset.as_second() - now.as_second()).unwrap_or(0).max(1)
+    }
+}

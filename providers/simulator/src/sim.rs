@@ -1,0 +1,464 @@
+//! The handle to a simulated cloud: everything a test, a drill or the control API can do to it.
+
+use crate::{
+    clock::Clock,
+    faults::{FaultNo, FaultRule},
+    history::{HolderInterval, Pulled, Side},
+    log::RequestRecord,
+    model::{
+        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Timings, Volume,
+        VolumeNo,
+    },
+    state::{State, UnattachedDetach, later},
+};
+use jiff::Timestamp;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// A simulated cloud. Clones share one state.
+#[derive(Clone)]
+pub struct CloudSim {
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+}
+
+impl fmt::Debug for CloudSim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloudSim").finish_non_exhaustive()
+    }
+}
+
+/// What to create an instance from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewInstance {
+    /// Its number; `None` takes the next free one.
+    #[serde(default)]
+    pub id: Option<InstanceNo>,
+    /// Its name.
+    pub label: String,
+    /// Its region.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// Whether the cloud boots it again after an unclean stop.
+    #[serde(default = "yes")]
+    pub watchdog_enabled: bool,
+}
+
+/// What to create a volume from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVolume {
+    /// Its number; `None` takes the next free one.
+    #[serde(default)]
+    pub id: Option<VolumeNo>,
+    /// Its name, at most 32 characters as at Linode.
+    pub label: String,
+    /// Its region.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// Size in GiB.
+    #[serde(default = "ten")]
+    pub size_gib: u64,
+}
+
+fn default_region() -> String {
+    "eu-central".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn ten() -> u64 {
+    10
+}
+
+impl NewInstance {
+    /// A running instance with a watchdog, in the default region `eu-central`.
+    pub fn new(label: impl Into<String>) -> Self {
+        Self { id: None, label: label.into(), region: default_region(), watchdog_enabled: true }
+    }
+
+    /// The same with this number.
+    pub fn with_id(mut self, id: u64) -> Self {
+        self.id = Some(InstanceNo(id));
+        self
+    }
+}
+
+impl NewVolume {
+    /// An unattached volume of 10 GiB in the default region `eu-central`.
+    pub fn new(label: impl Into<String>) -> Self {
+        Self { id: None, label: label.into(), region: default_region(), size_gib: 10 }
+    }
+
+    /// The same with this number.
+    pub fn with_id(mut self, id: u64) -> Self {
+        self.id = Some(VolumeNo(id));
+        self
+    }
+}
+
+impl CloudSim {
+    /// An empty cloud on this clock.
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Arc::new(Mutex::new(State::default())), clock }
+    }
+
+    /// The same with the seed from which chance faults are drawn.
+    pub fn with_seed(self, seed: u64) -> Self {
+        self.with(|state, _| state.random = seed);
+        self
+    }
+
+    /// Runs `work` on the state as it is now.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = state.advance((self.clock)());
+        work(&mut state, now)
+    }
+
+    /// The simulator's present moment.
+    pub fn now(&self) -> Timestamp {
+        self.with(|_, now| now)
+    }
+
+    /// Sets how long the cloud's work takes from now on; jobs under way keep their end.
+    pub fn set_timings(&self, timings: Timings) {
+        self.with(|state, _| state.timings = timings);
+    }
+
+    /// Creates a running instance. Errors with [`OpError::Taken`] when the number is in use.
+    pub fn create_instance(&self, new: NewInstance) -> Result<InstanceNo, OpError> {
+        self.with(|state, now| {
+            let id = new.id.unwrap_or_else(|| InstanceNo(state.next_number()));
+            if state.view.instances.contains_key(&id) {
+                return Err(OpError::Taken(format!("instance number {id}")));
+            }
+            state.reserve_number(id.0);
+            let instance = Instance {
+                id,
+                label: new.label,
+                region: new.region,
+                status: InstanceStatus::Running,
+                watchdog_enabled: new.watchdog_enabled,
+                boots: 1,
+                created: now,
+                updated: now,
+            };
+            state.view.instances.insert(id, instance);
+            Ok(id)
+        })
+    }
+
+    /// Creates an active, unattached volume. Errors with [`OpError::Taken`] when number or label is in use.
+    pub fn create_volume(&self, new: NewVolume) -> Result<VolumeNo, OpError> {
+        self.with(|state, now| {
+            let id = new.id.unwrap_or_else(|| VolumeNo(state.next_number()));
+            if state.view.volumes.contains_key(&id) {
+                return Err(OpError::Taken(format!("volume number {id}")));
+            }
+            if state.view.volumes.values().any(|v| v.label == new.label) {
+                return Err(OpError::Taken(format!("volume label {}", new.label)));
+            }
+            state.reserve_number(id.0);
+            let volume = Volume {
+                id,
+                label: new.label,
+                size_gib: new.size_gib,
+                region: new.region,
+                holder: None,
+                status: "active".to_owned(),
+                locks: Vec::new(),
+                locked: None,
+                busy_until: None,
+                io_ready: false,
+                persist_across_boots: false,
+                detach: DetachBehaviour::Normal,
+                created: now,
+                updated: now,
+            };
+            state.view.volumes.insert(id, volume);
+            Ok(id)
+        })
+    }
+
+    /// Deletes a volume that nobody holds.
+    pub fn delete_volume(&self, volume: VolumeNo) -> Result<(), OpError> {
+        self.with(|state, _| match state.volume(volume)?.holder {
+            Some(holder) => Err(OpError::AlreadyAttached { volume, holder }),
+            None => {
+                state.view.volumes.remove(&volume);
+                Ok(())
+            }
+        })
+    }
+
+    /// Attaches as Linode's CSI driver does: not across boots.
+    pub fn attach(&self, volume: VolumeNo, instance: InstanceNo) -> Result<Job, OpError> {
+        self.with(|state, now| state.attach(volume, instance, false, now))
+    }
+
+    /// Attaches, saying whether the attachment survives a reboot.
+    pub fn attach_with(&self, volume: VolumeNo, instance: InstanceNo, persist: bool) -> Result<Job, OpError> {
+        self.with(|state, now| state.attach(volume, instance, persist, now))
+    }
+
+    /// Attaches and finishes at once, for setting a scene.
+    pub fn attach_now(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            let attach_ms = std::mem::take(&mut state.timings.attach_ms);
+            let accepted = state.attach(volume, instance, false, now);
+            state.timings.attach_ms = attach_ms;
+            accepted?;
+            state.advance(now);
+            Ok(())
+        })
+    }
+
+    /// Detaches from whoever holds the volume. `Ok(None)`: nobody did, and that counts as success.
+    pub fn detach(&self, volume: VolumeNo) -> Result<Option<Job>, OpError> {
+        self.with(|state, now| state.detach(volume, now))
+    }
+
+    /// Boots an instance that is off.
+    pub fn boot(&self, instance: InstanceNo) -> Result<Job, OpError> {
+        self.with(|state, now| state.power(instance, JobAction::Boot, now))
+    }
+
+    /// Shuts a running instance down in order.
+    pub fn shutdown(&self, instance: InstanceNo) -> Result<Job, OpError> {
+        self.with(|state, now| state.power(instance, JobAction::Shutdown, now))
+    }
+
+    /// Reboots a running instance in order. Attachments that do not persist vanish.
+    pub fn reboot(&self, instance: InstanceNo) -> Result<Job, OpError> {
+        self.with(|state, now| state.power(instance, JobAction::Reboot, now))
+    }
+
+    /// Power-cycles an instance uncleanly: its guest loses every device, the API still names it as the holder.
+    pub fn recycle(&self, instance: InstanceNo) -> Result<Job, OpError> {
+        self.with(|state, now| state.recycle(instance, now))
+    }
+
+    /// Cuts an instance's power. With a watchdog, the cloud boots it again after a while.
+    pub fn kill(&self, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| state.kill(instance, now))
+    }
+
+    /// Deletes an instance and detaches its volumes.
+    pub fn delete_instance(&self, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| state.delete_instance(instance, now))
+    }
+
+    /// Sets the word that the API shows for an instance's power state; guest and devices stay as they are.
+    pub fn set_instance_status(&self, instance: InstanceNo, status: InstanceStatus) -> Result<(), OpError> {
+        self.with(|state, now| {
+            state.instance(instance)?;
+            state.set_status(instance, status, now);
+            Ok(())
+        })
+    }
+
+    /// Sets the word that the API shows for a volume's status.
+    pub fn set_volume_status(&self, volume: VolumeNo, status: impl Into<String>) -> Result<(), OpError> {
+        self.with(|state, _| {
+            state.volume_mut(volume)?.status = status.into();
+            Ok(())
+        })
+    }
+
+    /// The provider locks the volume: attach and detach are refused. `shown` says whether the API's `locks` list
+    /// tells so; in the incident of 2021 it did not.
+    pub fn lock_volume(&self, volume: VolumeNo, reason: &str, shown: bool) -> Result<(), OpError> {
+        self.with(|state, _| {
+            let found = state.volume_mut(volume)?;
+            found.locked = Some(reason.to_owned());
+            found.locks = if shown { vec![reason.to_owned()] } else { Vec::new() };
+            Ok(())
+        })
+    }
+
+    /// The provider lifts the lock.
+    pub fn unlock_volume(&self, volume: VolumeNo) -> Result<(), OpError> {
+        self.with(|state, _| {
+            let found = state.volume_mut(volume)?;
+            found.locked = None;
+            found.locks.clear();
+            Ok(())
+        })
+    }
+
+    /// Attach and detach of the volume are answered "busy" for this long from now.
+    pub fn make_busy(&self, volume: VolumeNo, lasting: Duration) -> Result<(), OpError> {
+        self.with(|state, now| {
+            state.volume_mut(volume)?.busy_until = Some(later(now, lasting));
+            Ok(())
+        })
+    }
+
+    /// Sets what a detach of the volume does. A stuck detach under way ends by the new behaviour.
+    pub fn set_detach(&self, volume: VolumeNo, behaviour: DetachBehaviour) -> Result<(), OpError> {
+        self.with(|state, now| state.set_detach(volume, behaviour, now))
+    }
+
+    /// Phantom attachment: the guest of the holder loses the device, the API still names the holder.
+    pub fn make_phantom(&self, volume: VolumeNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            if let Some(holder) = state.volume(volume)?.holder {
+                state.unplug(volume, holder, now, false);
+            }
+            Ok(())
+        })
+    }
+
+    /// Lost attachment: the API says detached, and the guest has no device.
+    pub fn make_lost(&self, volume: VolumeNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            if let Some(holder) = state.volume(volume)?.holder {
+                state.unplug(volume, holder, now, false);
+                state.volume_mut(volume)?.io_ready = false;
+                state.set_holder(volume, None, now);
+            }
+            Ok(())
+        })
+    }
+
+    /// Orphan attachment: the volume is attached to `instance` at the API and in its guest, whoever had it before.
+    pub fn make_orphan(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            state.instance(instance)?;
+            if let Some(holder) = state.volume(volume)?.holder {
+                state.unplug(volume, holder, now, false);
+            }
+            state.volume_mut(volume)?.io_ready = true;
+            state.set_holder(volume, Some(instance), now);
+            state.plug(volume, instance, now);
+            Ok(())
+        })
+    }
+
+    /// Tells that a guest has the device mounted or open, or no longer. A device taken from a running guest in use
+    /// is recorded in [`CloudSim::pulled`]. Does nothing when the guest does not have the device.
+    pub fn set_in_use(&self, instance: InstanceNo, volume: VolumeNo, in_use: bool) {
+        self.with(|state, _| {
+            let has = state.devices.get(&instance).is_some_and(|d| d.contains(&volume));
+            if in_use && has {
+                state.in_use.insert((instance, volume));
+            } else {
+                state.in_use.remove(&(instance, volume));
+            }
+        });
+    }
+
+    /// Whether the guest has the device now.
+    pub fn guest_has_device(&self, instance: InstanceNo, volume: VolumeNo) -> bool {
+        self.with(|state, _| state.devices.get(&instance).is_some_and(|d| d.contains(&volume)))
+    }
+
+    /// The volumes whose devices the guest has now.
+    pub fn guest_devices(&self, instance: InstanceNo) -> Vec<VolumeNo> {
+        self.with(|state, _| state.devices.get(&instance).into_iter().flatten().copied().collect())
+    }
+
+    /// An instance as it really is, whatever reads of the API answer.
+    pub fn instance(&self, instance: InstanceNo) -> Option<Instance> {
+        self.with(|state, _| state.view.instances.get(&instance).cloned())
+    }
+
+    /// A volume as it really is, whatever reads of the API answer.
+    pub fn volume(&self, volume: VolumeNo) -> Option<Volume> {
+        self.with(|state, _| state.view.volumes.get(&volume).cloned())
+    }
+
+    /// All instances, by number.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.with(|state, _| state.view.instances.values().cloned().collect())
+    }
+
+    /// All volumes, by number.
+    pub fn volumes(&self) -> Vec<Volume> {
+        self.with(|state, _| state.view.volumes.values().cloned().collect())
+    }
+
+    /// The whole job history, oldest first.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.with(|state, _| state.view.jobs.values().cloned().collect())
+    }
+
+    /// How a detach of an unattached volume is answered.
+    pub fn set_unattached_detach(&self, answer: UnattachedDetach) {
+        self.with(|state, _| state.unattached_detach = answer);
+    }
+
+    /// Accepts this token with these scopes (`volumes:read_write`, … or `*`). Once one token is known, others are
+    /// refused.
+    pub fn add_token(&self, token: impl Into<String>, scopes: &[&str]) {
+        let scopes = scopes.iter().map(|s| (*s).to_owned()).collect();
+        self.with(|state, _| state.access.tokens.insert(token.into(), scopes));
+    }
+
+    /// Whether the user behind the tokens lacks the grants for mutations, which answers 403.
+    pub fn set_read_only_user(&self, read_only: bool) {
+        self.with(|state, _| state.access.read_only_user = read_only);
+    }
+
+    /// Requests allowed per minute; more are answered 429 with `Retry-After`. `None` (the default): no limit.
+    pub fn set_rate_limit(&self, per_minute: Option<u32>) {
+        self.with(|state, _| state.rate_limit = per_minute);
+    }
+
+    /// Reads of the API answer the state of this moment for so long, while the truth moves on.
+    pub fn freeze_reads(&self, lasting: Duration) {
+        self.with(|state, now| state.frozen = Some((state.view.clone(), later(now, lasting))));
+    }
+
+    /// Adds a fault of the API; rules apply in the order in which they were added.
+    pub fn add_fault(&self, rule: FaultRule) -> FaultNo {
+        self.with(|state, _| state.faults.add(rule))
+    }
+
+    /// Removes a fault. Answers whether it was still in force.
+    pub fn remove_fault(&self, number: FaultNo) -> bool {
+        self.with(|state, _| state.faults.remove(number))
+    }
+
+    /// Removes all faults of the API.
+    pub fn clear_faults(&self) {
+        self.with(|state, _| state.faults.clear());
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<RequestRecord> {
+        self.with(|state, _| state.log.clone())
+    }
+
+    /// When which guests had the volume's device: the canary for "never two holders".
+    pub fn holder_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
+        self.with(|state, _| state.history.of(volume, Side::Guest))
+    }
+
+    /// When the API named which holder of the volume.
+    pub fn api_holder_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
+        self.with(|state, _| state.history.of(volume, Side::Api))
+    }
+
+    /// The greatest number of guests that had the device at one moment.
+    pub fn max_guest_holders(&self, volume: VolumeNo) -> usize {
+        self.with(|state, _| state.history.max_holders(volume, &[Side::Guest]))
+    }
+
+    /// The greatest number of different instances that held the volume at one moment, by the API's or a guest's word.
+    pub fn max_holders(&self, volume: VolumeNo) -> usize {
+        self.with(|state, _| state.history.max_holders(volume, &[Side::Api, Side::Guest]))
+    }
+
+    /// Devices that were taken from running guests that used them. Empty in a good run.
+    pub fn pulled(&self) -> Vec<Pulled> {
+        self.with(|state, _| state.history.pulled.clone())
+    }
+}

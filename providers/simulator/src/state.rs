@@ -1,0 +1,445 @@
+//! The simulated cloud's state and its rules. Pure: the time is an argument, and nothing here knows a wire format.
+
+use crate::{
+    faults::Faults,
+    history::{History, Pulled, Side},
+    log::RequestRecord,
+    model::{
+        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus, OpError,
+        Timings, View, Volume, VolumeNo,
+    },
+};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// How a detach of a volume that nobody holds is answered. What Linode really does is not documented, so clients must
+/// cope with each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnattachedDetach {
+    /// Success without an effect.
+    #[default]
+    Succeeds,
+    /// 404.
+    NotFound,
+    /// 400.
+    BadRequest,
+}
+
+/// What a token may do.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Access {
+    /// Scopes per token; while empty, every token is accepted with all scopes.
+    pub(crate) tokens: BTreeMap<String, Vec<String>>,
+    /// Whether the user behind the tokens lacks the grants for mutations (403).
+    pub(crate) read_only_user: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) view: View,
+    /// Devices that a running guest has, whatever the API says.
+    pub(crate) devices: BTreeMap<InstanceNo, BTreeSet<VolumeNo>>,
+    /// Devices that a guest has mounted or open, as its owner (a simulated kubelet) told.
+    pub(crate) in_use: BTreeSet<(InstanceNo, VolumeNo)>,
+    pending: BTreeSet<(Timestamp, JobNo)>,
+    pub(crate) timings: Timings,
+    pub(crate) unattached_detach: UnattachedDetach,
+    pub(crate) access: Access,
+    pub(crate) faults: Faults,
+    pub(crate) history: History,
+    pub(crate) log: Vec<RequestRecord>,
+    /// Reads of the API answer this older state until that moment.
+    pub(crate) frozen: Option<(View, Timestamp)>,
+    /// Requests per minute; more are answered 429. `None` means no limit.
+    pub(crate) rate_limit: Option<u32>,
+    pub(crate) rate_window: Option<(Timestamp, u32)>,
+    pub(crate) random: u64,
+    last_number: u64,
+    last_job: u64,
+    last_seen: Option<Timestamp>,
+}
+
+impl State {
+    /// Catches up: finishes every job that fell due, in order, each at its own moment. Returns the moment to use,
+    /// which never runs backwards.
+    pub(crate) fn advance(&mut self, now: Timestamp) -> Timestamp {
+        let now = self.last_seen.map_or(now, |seen| seen.max(now));
+        self.last_seen = Some(now);
+        while let Some((due, id)) = self.pending.first().copied().filter(|(due, _)| *due <= now) {
+            self.pending.remove(&(due, id));
+            self.finish(id, due);
+        }
+        if self.frozen.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.frozen = None;
+        }
+        now
+    }
+
+    /// What a read of the API answers: the present, or the state that reads are frozen at.
+    pub(crate) fn read_view(&self) -> &View {
+        self.frozen.as_ref().map_or(&self.view, |(view, _)| view)
+    }
+
+    /// A number below 1000 from the seed (SplitMix64).
+    pub(crate) fn draw(&mut self) -> u16 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u16::try_from((z ^ (z >> 31)) % 1000).unwrap_or(0)
+    }
+
+    pub(crate) fn next_number(&mut self) -> u64 {
+        self.last_number = self.last_number.max(1000) + 1;
+        self.last_number
+    }
+
+    pub(crate) fn reserve_number(&mut self, number: u64) {
+        self.last_number = self.last_number.max(number);
+    }
+
+    pub(crate) fn instance(&self, id: InstanceNo) -> Result<&Instance, OpError> {
+        self.view.instances.get(&id).ok_or(OpError::NoInstance(id))
+    }
+
+    pub(crate) fn volume(&self, id: VolumeNo) -> Result<&Volume, OpError> {
+        self.view.volumes.get(&id).ok_or(OpError::NoVolume(id))
+    }
+
+    pub(crate) fn volume_mut(&mut self, id: VolumeNo) -> Result<&mut Volume, OpError> {
+        self.view.volumes.get_mut(&id).ok_or(OpError::NoVolume(id))
+    }
+
+    fn instance_mut(&mut self, id: InstanceNo) -> Result<&mut Instance, OpError> {
+        self.view.instances.get_mut(&id).ok_or(OpError::NoInstance(id))
+    }
+
+    fn running_job_of_volume(&self, volume: VolumeNo) -> Option<&Job> {
+        self.view.jobs.values().rev().find(|j| j.volume == Some(volume) && j.status == JobStatus::Started)
+    }
+
+    fn power_job_of(&self, instance: InstanceNo) -> Option<&Job> {
+        self.view
+            .jobs
+            .values()
+            .rev()
+            .find(|j| j.volume.is_none() && j.instance == Some(instance) && j.status == JobStatus::Started)
+    }
+
+    fn start(
+        &mut self,
+        action: JobAction,
+        volume: Option<VolumeNo>,
+        instance: Option<InstanceNo>,
+        now: Timestamp,
+        lasting: Option<Duration>,
+    ) -> Job {
+        self.last_job += 1;
+        let id = JobNo(self.last_job);
+        let due = lasting.map(|d| later(now, d));
+        let job = Job {
+            id,
+            action,
+            volume,
+            instance,
+            status: JobStatus::Started,
+            created: now,
+            due,
+            finished: None,
+        };
+        if let Some(due) = due {
+            self.pending.insert((due, id));
+        }
+        self.view.jobs.insert(id, job.clone());
+        job
+    }
+
+    /// Records who holds a volume by the API's word.
+    pub(crate) fn set_holder(&mut self, volume: VolumeNo, holder: Option<InstanceNo>, at: Timestamp) {
+        let Some(found) = self.view.volumes.get_mut(&volume) else { return };
+        if found.holder == holder {
+            return;
+        }
+        let before = std::mem::replace(&mut found.holder, holder);
+        found.updated = at;
+        if let Some(before) = before {
+            self.history.lost(volume, before, Side::Api, at);
+        }
+        if let Some(holder) = holder {
+            self.history.gained(volume, holder, Side::Api, at);
+        }
+    }
+
+    /// Gives a guest the device.
+    pub(crate) fn plug(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) {
+        self.devices.entry(instance).or_default().insert(volume);
+        self.history.gained(volume, instance, Side::Guest, at);
+    }
+
+    /// Takes the device from a guest. `powered` says whether the guest runs on, so that taking a device that it uses
+    /// is an accident worth recording.
+    pub(crate) fn unplug(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp, powered: bool) {
+        let had = self.devices.get_mut(&instance).is_some_and(|devices| devices.remove(&volume));
+        if self.in_use.remove(&(instance, volume)) && had && powered {
+            self.history.pulled.push(Pulled { volume, instance, at });
+        }
+        self.history.lost(volume, instance, Side::Guest, at);
+    }
+
+    /// The guest stops: it loses every device, and nothing of it writes any more.
+    pub(crate) fn unplug_all(&mut self, instance: InstanceNo, at: Timestamp) {
+        for volume in self.devices.remove(&instance).unwrap_or_default() {
+            self.in_use.remove(&(instance, volume));
+            self.history.lost(volume, instance, Side::Guest, at);
+        }
+    }
+
+    /// Accepts an attach. The API names the holder at once; the guest has the device when the job is done.
+    pub(crate) fn attach(
+        &mut self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        persist: bool,
+        now: Timestamp,
+    ) -> Result<Job, OpError> {
+        let found = self.volume(volume)?;
+        let target = self.instance(instance)?;
+        if let Some(holder) = found.holder {
+            return Err(OpError::AlreadyAttached { volume, holder });
+        }
+        if found.region != target.region {
+            return Err(OpError::OtherRegion { volume, instance });
+        }
+        if !persist && target.status != InstanceStatus::Running {
+            return Err(OpError::WrongPower { instance, status: target.status.word().to_owned() });
+        }
+        self.check_free(volume, now)?;
+        self.set_holder(volume, Some(instance), now);
+        let lasting = self.timings.of(JobAction::VolumeAttach);
+        let found = self.volume_mut(volume)?;
+        found.io_ready = false;
+        found.persist_across_boots = persist;
+        Ok(self.start(JobAction::VolumeAttach, Some(volume), Some(instance), now, Some(lasting)))
+    }
+
+    /// Accepts a detach from whoever holds the volume. `Ok(None)`: nobody does, and that counts as success.
+    pub(crate) fn detach(&mut self, volume: VolumeNo, now: Timestamp) -> Result<Option<Job>, OpError> {
+        let found = self.volume(volume)?;
+        let Some(holder) = found.holder else {
+            return match self.unattached_detach {
+                UnattachedDetach::Succeeds => Ok(None),
+                UnattachedDetach::NotFound => Err(OpError::NoVolume(volume)),
+                UnattachedDetach::BadRequest => Err(OpError::NotAttached(volume)),
+            };
+        };
+        if let DetachBehaviour::Refused { status, reason } = &found.detach {
+            return Err(OpError::Refused { status: *status, reason: reason.clone() });
+        }
+        let behaviour = found.detach.clone();
+        if let Some(job) = self.running_job_of_volume(volume).filter(|j| j.due.is_none()) {
+            // A stuck detach takes further calls and does nothing with them.
+            return Ok(Some(job.clone()));
+        }
+        self.check_free(volume, now)?;
+        let lasting = (behaviour != DetachBehaviour::Stuck).then(|| self.timings.of(JobAction::VolumeDetach));
+        Ok(Some(self.start(JobAction::VolumeDetach, Some(volume), Some(holder), now, lasting)))
+    }
+
+    fn check_free(&self, volume: VolumeNo, now: Timestamp) -> Result<(), OpError> {
+        let found = self.volume(volume)?;
+        if let Some(reason) = &found.locked {
+            return Err(OpError::Locked { volume, reason: reason.clone() });
+        }
+        if found.busy_until.is_some_and(|until| now < until) || self.running_job_of_volume(volume).is_some() {
+            return Err(OpError::Busy);
+        }
+        Ok(())
+    }
+
+    /// Sets what a detach does. A stuck detach under way gets its end from the new behaviour.
+    pub(crate) fn set_detach(
+        &mut self,
+        volume: VolumeNo,
+        behaviour: DetachBehaviour,
+        now: Timestamp,
+    ) -> Result<(), OpError> {
+        self.volume_mut(volume)?.detach = behaviour.clone();
+        let stuck = self.running_job_of_volume(volume).filter(|j| j.due.is_none()).map(|j| j.id);
+        if let (Some(id), true) = (stuck, behaviour != DetachBehaviour::Stuck) {
+            let due = later(now, self.timings.of(JobAction::VolumeDetach));
+            if let Some(job) = self.view.jobs.get_mut(&id) {
+                job.due = Some(due);
+                self.pending.insert((due, id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts a boot, shutdown or reboot.
+    pub(crate) fn power(
+        &mut self,
+        instance: InstanceNo,
+        action: JobAction,
+        now: Timestamp,
+    ) -> Result<Job, OpError> {
+        let status = self.instance(instance)?.status.clone();
+        if self.power_job_of(instance).is_some() {
+            return Err(OpError::Busy);
+        }
+        let (wanted, next) = match action {
+            JobAction::Boot => (InstanceStatus::Offline, InstanceStatus::Booting),
+            JobAction::Shutdown => (InstanceStatus::Running, InstanceStatus::ShuttingDown),
+            _ => (InstanceStatus::Running, InstanceStatus::Rebooting),
+        };
+        if status != wanted {
+            return Err(OpError::WrongPower { instance, status: status.word().to_owned() });
+        }
+        self.set_status(instance, next, now);
+        let lasting = self.timings.of(action);
+        Ok(self.start(action, None, Some(instance), now, Some(lasting)))
+    }
+
+    /// The cloud power-cycles the instance uncleanly: it comes back under its number, the API still names it as the
+    /// holder of its volumes, and its guest has none of them.
+    pub(crate) fn recycle(&mut self, instance: InstanceNo, now: Timestamp) -> Result<Job, OpError> {
+        self.instance(instance)?;
+        self.cancel_power_job(instance, now);
+        self.unplug_all(instance, now);
+        self.set_status(instance, InstanceStatus::Rebooting, now);
+        let lasting = self.timings.of(JobAction::Recycle);
+        Ok(self.start(JobAction::Recycle, None, Some(instance), now, Some(lasting)))
+    }
+
+    /// The instance loses power. With a watchdog, the cloud boots it again by itself.
+    pub(crate) fn kill(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
+        let watchdog = self.instance(instance)?.watchdog_enabled;
+        self.cancel_power_job(instance, now);
+        self.unplug_all(instance, now);
+        self.set_status(instance, InstanceStatus::Offline, now);
+        if watchdog {
+            let lasting = self.timings.of(JobAction::WatchdogBoot);
+            self.start(JobAction::WatchdogBoot, None, Some(instance), now, Some(lasting));
+        }
+        Ok(())
+    }
+
+    /// Deletes an instance; the cloud detaches its volumes.
+    pub(crate) fn delete_instance(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
+        self.instance(instance)?;
+        self.cancel_power_job(instance, now);
+        self.unplug_all(instance, now);
+        self.view.instances.remove(&instance);
+        for volume in self.held_by(instance) {
+            self.set_holder(volume, None, now);
+        }
+        let job = self.start(JobAction::Delete, None, Some(instance), now, None);
+        self.end(job.id, JobStatus::Finished, now);
+        Ok(())
+    }
+
+    pub(crate) fn held_by(&self, instance: InstanceNo) -> Vec<VolumeNo> {
+        self.view.volumes.values().filter(|v| v.holder == Some(instance)).map(|v| v.id).collect()
+    }
+
+    pub(crate) fn set_status(&mut self, instance: InstanceNo, status: InstanceStatus, at: Timestamp) {
+        if let Ok(found) = self.instance_mut(instance) {
+            found.status = status;
+            found.updated = at;
+        }
+    }
+
+    fn cancel_power_job(&mut self, instance: InstanceNo, now: Timestamp) {
+        if let Some((id, due)) = self.power_job_of(instance).map(|j| (j.id, j.due)) {
+            if let Some(due) = due {
+                self.pending.remove(&(due, id));
+            }
+            self.end(id, JobStatus::Failed, now);
+        }
+    }
+
+    fn end(&mut self, id: JobNo, status: JobStatus, at: Timestamp) {
+        if let Some(job) = self.view.jobs.get_mut(&id) {
+            job.status = status;
+            job.finished = Some(at);
+        }
+    }
+
+    fn finish(&mut self, id: JobNo, at: Timestamp) {
+        let Some(job) = self.view.jobs.get(&id).cloned() else { return };
+        let done = match (job.action, job.volume, job.instance) {
+            (JobAction::VolumeAttach, Some(volume), Some(instance)) => self.attached(volume, instance, at),
+            (JobAction::VolumeDetach, Some(volume), Some(instance)) => self.detached(volume, instance, at),
+            (action, None, Some(instance)) => self.powered(action, instance, at),
+            _ => false,
+        };
+        self.end(id, if done { JobStatus::Finished } else { JobStatus::Failed }, at);
+    }
+
+    fn attached(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) -> bool {
+        let runs = self.instance(instance).is_ok_and(|i| i.status == InstanceStatus::Running);
+        let Ok(found) = self.volume_mut(volume) else { return false };
+        if found.holder != Some(instance) {
+            return false;
+        }
+        found.io_ready = true;
+        found.updated = at;
+        if runs {
+            self.plug(volume, instance, at);
+        }
+        true
+    }
+
+    fn detached(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) -> bool {
+        let Ok(found) = self.volume_mut(volume) else { return false };
+        if found.holder != Some(instance) || found.detach == DetachBehaviour::Fails {
+            return false;
+        }
+        found.io_ready = false;
+        self.unplug(volume, instance, at, true);
+        self.set_holder(volume, None, at);
+        true
+    }
+
+    fn powered(&mut self, action: JobAction, instance: InstanceNo, at: Timestamp) -> bool {
+        if self.instance(instance).is_err() {
+            return false;
+        }
+        if action == JobAction::Shutdown {
+            self.unplug_all(instance, at);
+            self.set_status(instance, InstanceStatus::Offline, at);
+            return true;
+        }
+        self.unplug_all(instance, at);
+        self.set_status(instance, InstanceStatus::Running, at);
+        if let Ok(found) = self.instance_mut(instance) {
+            found.boots += 1;
+        }
+        if action != JobAction::Recycle {
+            self.restore_devices(instance, at);
+        }
+        true
+    }
+
+    /// After a boot: persistent attachments come back in the guest, the others vanish at the API as well.
+    fn restore_devices(&mut self, instance: InstanceNo, at: Timestamp) {
+        for volume in self.held_by(instance) {
+            let Ok(found) = self.volume_mut(volume) else { continue };
+            found.io_ready = found.persist_across_boots;
+            if found.persist_across_boots {
+                self.plug(volume, instance, at);
+            } else {
+                self.set_holder(volume, None, at);
+            }
+        }
+    }
+}
+
+/// A moment some time later, held at the greatest timestamp there is.
+pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
+    SignedDuration::try_from(by).ok().and_then(|by| at.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,202 @@
+//! Block devices by what sysfs says of them: numbers, identity, and what is stacked on what.
+
+use super::mountinfo::Dev;
+use super::root::{Reader, is_block, stat};
+use super::vpd;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Sysfs counts in sectors of 512 bytes, whatever the device's own block size is.
+const SECTOR: u64 = 512;
+
+/// One block device node: a disk, a partition, or a virtual device.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) dev: Dev,
+    pub(crate) size_bytes: u64,
+    /// Every name that the device itself reports, best first. Empty for partitions and virtual devices.
+    pub(crate) identities: Vec<String>,
+    /// Partitions, as kernel names.
+    partitions: Vec<String>,
+    holders: Vec<String>,
+    /// A loop device's backing file, as the kernel spells it.
+    backing: Option<String>,
+    /// What `/dev/mapper` calls it.
+    dm_name: Option<String>,
+}
+
+/// All block devices of the host by kernel name.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    pub(crate) nodes: BTreeMap<String, Node>,
+    by_dev: BTreeMap<Dev, String>,
+    /// Members of multi-device filesystems, which have no `holders/` entry: kernel name to `btrfs:UUID`.
+    filesystems: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A disk and everything that is made of it.
+#[derive(Debug, Default)]
+pub(crate) struct Family {
+    pub(crate) devs: BTreeSet<Dev>,
+    pub(crate) holders: BTreeSet<String>,
+    pub(crate) loops: BTreeSet<String>,
+}
+
+/// Reads `/sys/block`. A missing folder counts as unreadable: every kernel with block devices has it, so that its
+/// absence means that this is not the host's /sys.
+pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
+    let mut blocks = Blocks::default();
+    let Some(disks) = reader.list("/sys/block") else {
+        reader.unreadable("/sys/block", "not there: is the host's /sys below the host root?");
+        return blocks;
+    };
+    for disk in disks {
+        let dir = format!("/sys/block/{disk}");
+        let Some(mut node) = read_node(reader, &dir) else { continue };
+        node.identities = identities(reader, &disk);
+        if disk.starts_with("loop") {
+            node.backing = reader.text(&format!("{dir}/loop/backing_file"));
+        }
+        node.dm_name = if disk.starts_with("dm-") { reader.text(&format!("{dir}/dm/name")) } else { None };
+        let names = reader.list(&dir).unwrap_or_default();
+        for part in names.into_iter().filter(|name| name.len() > disk.len() && name.starts_with(&disk)) {
+            if let Some(child) = read_node(reader, &format!("{dir}/{part}")) {
+                node.partitions.push(part.clone());
+                blocks.add(part, child);
+            }
+        }
+        blocks.add(disk, node);
+    }
+    for fs in reader.list("/sys/fs/btrfs").unwrap_or_default() {
+        for member in reader.list(&format!("/sys/fs/btrfs/{fs}/devices")).unwrap_or_default() {
+            blocks.filesystems.entry(member).or_default().insert(format!("btrfs:{fs}"));
+        }
+    }
+    blocks
+}
+
+/// Reads what disks and partitions have in common. `None` for a hidden device (a single path of a multipath NVMe
+/// namespace has no number) and for one that went away meanwhile.
+fn read_node(reader: &mut Reader<'_>, dir: &str) -> Option<Node> {
+    let file = format!("{dir}/dev");
+    let number = reader.text(&file)?;
+    let dev = match number.parse() {
+        Ok(dev) => dev,
+        Err(e) => {
+            reader.unreadable(&file, e);
+            return None;
+        }
+    };
+    let file = format!("{dir}/size");
+    let size_bytes = match reader.text(&file).map(|text| text.parse::<u64>()) {
+        Some(Ok(sectors)) => sectors.saturating_mul(SECTOR),
+        Some(Err(e)) => {
+            reader.unreadable(&file, e);
+            0
+        }
+        None => 0,
+    };
+    let holders = reader.list(&format!("{dir}/holders")).unwrap_or_default();
+    Some(Node {
+        dev,
+        size_bytes,
+        identities: Vec::new(),
+        partitions: Vec::new(),
+        holders,
+        backing: None,
+        dm_name: None,
+    })
+}
+
+/// Every name that a disk reports of itself, best first: SCSI page 0x83, SCSI page 0x80, then the `serial` attribute
+/// (NVMe: of the controller or subsystem, where EBS puts the volume ID; virtio: of the disk).
+fn identities(reader: &mut Reader<'_>, disk: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let file = format!("/sys/block/{disk}/device/vpd_pg83");
+    match vpd_page(reader, &file).map(|page| vpd::designators(&page)) {
+        Some(Ok(names)) => found.extend(names.into_iter().map(|name| name.value)),
+        Some(Err(e)) => reader.unreadable(&file, e),
+        None => {}
+    }
+    let file = format!("/sys/block/{disk}/device/vpd_pg80");
+    match vpd_page(reader, &file).map(|page| vpd::unit_serial(&page)) {
+        Some(Ok(serial)) => found.extend(serial),
+        Some(Err(e)) => reader.unreadable(&file, e),
+        None => {}
+    }
+    for file in ["device/serial", "serial"] {
+        found.extend(reader.text(&format!("/sys/block/{disk}/{file}")).filter(|serial| !serial.is_empty()));
+    }
+    let mut seen = BTreeSet::new();
+    found.retain(|name| seen.insert(name.clone()));
+    found
+}
+
+/// A VPD page. Older kernels show the file of a page that the device does not have and answer EINVAL.
+fn vpd_page(reader: &mut Reader<'_>, file: &str) -> Option<Vec<u8>> {
+    match std::fs::read(reader.root.join(file)) {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => None,
+        _ => reader.read(file),
+    }
+}
+
+impl Blocks {
+    fn add(&mut self, name: String, node: Node) {
+        self.by_dev.insert(node.dev, name.clone());
+        self.nodes.insert(name, node);
+    }
+
+    /// Whether a device with that number was in /sys when it was read.
+    pub(crate) fn has(&self, dev: Dev) -> bool {
+        self.by_dev.contains_key(&dev)
+    }
+
+    /// The device that a path names: by its kernel name or device-mapper name, otherwise by the number of the node at
+    /// that place.
+    pub(crate) fn by_path(&self, reader: &mut Reader<'_>, path: &str) -> Option<Dev> {
+        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        if let Some(name) = path.strip_prefix("/dev/mapper/")
+            && let Some(node) = self.nodes.values().find(|node| node.dm_name.as_deref() == Some(name))
+        {
+            return Some(node.dev);
+        }
+        if let Some(node) = path.strip_prefix("/dev/").and_then(|name| self.by_name(name)) {
+            return Some(node);
+        }
+        let place = reader.root.resolve(path).ok()?;
+        let stat = stat(&place, false).ok().filter(is_block)?;
+        Some(Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+    }
+
+    /// The device with a kernel name; sysfs writes `!` where the name has a slash.
+    pub(crate) fn by_name(&self, name: &str) -> Option<Dev> {
+        self.nodes.get(&name.replace('/', "!")).map(|node| node.dev)
+    }
+
+    /// Every bound loop device with its backing file.
+    pub(crate) fn loops(&self) -> Vec<(String, String)> {
+        self.nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.backing.clone()?))).collect()
+    }
+
+    /// A disk with its partitions, everything stacked on them, and the loops over any of these. `backing` tells on
+    /// which device each loop's backing file is.
+    pub(crate) fn family(&self, disk: &str, backing: &BTreeMap<String, Dev>) -> Family {
+        let mut family = Family::default();
+        let mut todo = vec![disk.to_owned()];
+        let mut seen = BTreeSet::new();
+        while let Some(name) = todo.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            family.holders.extend(self.filesystems.get(&name).into_iter().flatten().cloned());
+            let Some(node) = self.nodes.get(&name) else { continue };
+            family.devs.insert(node.dev);
+            family.holders.extend(node.holders.iter().cloned());
+            let loops = backing.iter().filter(|(_, dev)| **dev == node.dev).map(|(name, _)| name);
+            for name in loops.clone() {
+                family.loops.insert(name.clone());
+            }
+            todo.extend(node.partitions.iter().chain(&node.holders).chain(loops).cloned());
+        }
+        family
+    }
+}

@@ -1,0 +1,165 @@
+//! kubelet's CSI folders: which volumes it knows, and which mount points belong to which of them.
+//!
+//! Paths as kubelet 1.36 makes them (`pkg/volume/csi`): `plugins/kubernetes.io/csi/DRIVER/SHA256(handle)/` for staging
+//! (up to 1.23 `…/csi/pv/PV/`), `pods/UID/volumes/kubernetes.io~csi/PV/` for publishing, and
+//! `plugins/kubernetes.io/csi/volumeDevices/` for raw block volumes.
+
+use super::root::Reader;
+use reattach_core::ids::{DriverName, PvName, Uid, VolumeHandle};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A volume's key: driver and handle.
+pub(crate) type Key = (DriverName, VolumeHandle);
+
+/// What kubelet's folders say of one volume.
+#[derive(Debug, Default)]
+pub(crate) struct Folder {
+    pub(crate) pv: Option<PvName>,
+    pub(crate) pods: BTreeSet<Uid>,
+}
+
+/// All CSI volumes in kubelet's folders.
+#[derive(Debug, Default)]
+pub(crate) struct Folders {
+    pub(crate) volumes: BTreeMap<Key, Folder>,
+    places: BTreeMap<Place, Key>,
+}
+
+/// What a path below kubelet's folder is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// Where a driver stages a volume: driver and hash of the handle.
+    Staging(String, String),
+    /// Where a volume is staged by its PV's name (old kubelets, raw block volumes).
+    Named(String),
+    /// Where a volume is published for a pod: pod UID and folder name.
+    Publish(String, String),
+    /// A subPath of a volume (of any kind, not only CSI) in a pod.
+    SubPath(String, String),
+}
+
+/// The parts of `vol_data.json` that identify a volume.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VolData {
+    #[serde(default)]
+    driver_name: String,
+    #[serde(default)]
+    volume_handle: String,
+    #[serde(default, rename = "specVolID")]
+    spec_vol_id: String,
+    #[serde(default)]
+    volume_lifecycle_mode: String,
+}
+
+/// The hash by which kubelet names a volume's staging folder.
+pub(crate) fn staging_hash(handle: &VolumeHandle) -> String {
+    Sha256::digest(handle.as_str()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads kubelet's folders. What is not there is not there: a node may have no CSI volume at all.
+pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
+    let mut folders = Folders::default();
+    let kubelet = match reader.root.resolve(reader.root.kubelet_root()) {
+        Ok(real) => real,
+        Err(e) => {
+            reader.unreadable(reader.root.kubelet_root(), e);
+            return folders;
+        }
+    };
+    // Back to a host path, so that messages name what the host's people know.
+    let below =
+        kubelet.strip_prefix(reader.root.join("/")).unwrap_or(&kubelet).to_string_lossy().into_owned();
+    let kubelet = format!("/{}", below.trim_start_matches('/'));
+    let csi = format!("{kubelet}/plugins/kubernetes.io/csi");
+    for driver in reader.list(&csi).unwrap_or_default().into_iter().filter(|name| name != "volumeDevices") {
+        for volume in reader.list(&format!("{csi}/{driver}")).unwrap_or_default() {
+            let place = match driver.as_str() {
+                "pv" => Place::Named(volume.clone()),
+                _ => Place::Staging(driver.clone(), volume.clone()),
+            };
+            folders.add(reader, &format!("{csi}/{driver}/{volume}"), place, None);
+        }
+    }
+    let block = format!("{csi}/volumeDevices");
+    let names = reader.list(&block).unwrap_or_default();
+    for pv in names.into_iter().filter(|name| name != "staging" && name != "publish") {
+        let place = Place::Named(pv.clone());
+        if let Some(key) = folders.add(reader, &format!("{block}/{pv}/data"), place, None) {
+            for dir in [format!("{block}/{pv}/dev"), format!("{block}/publish/{pv}")] {
+                let pods = reader.list(&dir).unwrap_or_default();
+                folders.volumes.entry(key.clone()).or_default().pods.extend(pods.into_iter().map(Uid::new));
+            }
+        }
+    }
+    let pods = format!("{kubelet}/pods");
+    for pod in reader.list(&pods).unwrap_or_default() {
+        let dir = format!("{pods}/{pod}/volumes/kubernetes.io~csi");
+        for volume in reader.list(&dir).unwrap_or_default() {
+            let place = Place::Publish(pod.clone(), volume.clone());
+            folders.add(reader, &format!("{dir}/{volume}"), place, Some(Uid::new(&*pod)));
+        }
+    }
+    folders
+}
+
+impl Folders {
+    /// Takes in one folder with a `vol_data.json`. The mount point beside that file is never looked into: a dead mount
+    /// would answer EIO, a hanging one never.
+    fn add(&mut self, reader: &mut Reader<'_>, dir: &str, place: Place, pod: Option<Uid>) -> Option<Key> {
+        let file = format!("{dir}/vol_data.json");
+        let data = match serde_json::from_slice::<VolData>(&reader.read(&file)?) {
+            Ok(data) if data.driver_name.is_empty() || data.volume_handle.is_empty() => {
+                reader.unreadable(&file, "names no driver or no volume handle");
+                return None;
+            }
+            Ok(data) => data,
+            Err(e) => {
+                reader.unreadable(&file, e);
+                return None;
+            }
+        };
+        let key = (DriverName::new(data.driver_name), VolumeHandle::new(data.volume_handle));
+        let folder = self.volumes.entry(key.clone()).or_default();
+        if !data.spec_vol_id.is_empty() && data.volume_lifecycle_mode != "Ephemeral" {
+            folder.pv = Some(PvName::new(data.spec_vol_id));
+        }
+        folder.pods.extend(pod);
+        self.places.insert(place, key.clone());
+        Some(key)
+    }
+
+    /// The volume that a place belongs to, as far as a `vol_data.json` tells.
+    pub(crate) fn owner(&self, place: &Place) -> Option<&Key> {
+        match place {
+            Place::Staging(driver, hash) => self.places.get(place).or_else(|| {
+                self.volumes.keys().find(|key| key.0.as_str() == driver && staging_hash(&key.1) == *hash)
+            }),
+            Place::SubPath(pod, volume) => self.places.get(&Place::Publish(pod.clone(), volume.clone())),
+            Place::Named(_) | Place::Publish(..) => self.places.get(place),
+        }
+    }
+}
+
+/// What a mount point is for, by its path alone: so a wrong or moved kubelet folder hides no mount.
+pub(crate) fn place(point: &str) -> Option<Place> {
+    if let Some((_, tail)) = point.rsplit_once("/plugins/kubernetes.io/csi/") {
+        return match *tail.split('/').collect::<Vec<_>>() {
+            ["volumeDevices", "staging" | "publish", pv, ..] => Some(Place::Named(pv.to_owned())),
+            ["volumeDevices", pv, "dev", ..] => Some(Place::Named(pv.to_owned())),
+            ["pv", pv, "globalmount"] => Some(Place::Named(pv.to_owned())),
+            [driver, hash, "globalmount"] => Some(Place::Staging(driver.to_owned(), hash.to_owned())),
+            _ => None,
+        };
+    }
+    let (_, tail) = point.rsplit_once("/pods/")?;
+    match *tail.split('/').collect::<Vec<_>>() {
+        [pod, "volumes", "kubernetes.io~csi", volume, "mount"] => {
+            Some(Place::Publish(pod.to_owned(), volume.to_owned()))
+        }
+        [pod, "volume-subpaths", volume, ..] => Some(Place::SubPath(pod.to_owned(), volume.to_owned())),
+        _ => None,
+    }
+}

@@ -1,0 +1,123 @@
+//! `/proc/PID/mountinfo` and `/proc/swaps` from bytes (proc_pid_mountinfo(5), proc_swaps(5)).
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A device number, printed as `major:minor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dev {
+    /// The major number; 0 for filesystems without a block device of their own.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for Dev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Dev {
+    type Err = MalformedLine;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (major, minor) = text.split_once(':').ok_or(MalformedLine)?;
+        let number = |digits: &str| digits.parse().map_err(|_| MalformedLine);
+        Ok(Self { major: number(major)?, minor: number(minor)? })
+    }
+}
+
+/// A line that does not follow the manual page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a line is not what the kernel's manual says")]
+pub struct MalformedLine;
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mount {
+    /// Where it is mounted, seen from the root of the process whose table it is.
+    pub point: String,
+    /// `st_dev` of files on it.
+    pub dev: Dev,
+    /// Which path inside the filesystem is mounted.
+    pub root: String,
+    /// The filesystem's type.
+    pub fs_type: String,
+    /// What was mounted, as it was named then.
+    pub source: String,
+    /// Whether the mount or the filesystem itself is read-only.
+    pub read_only: bool,
+}
+
+/// All mounts of a table. Good lines are returned even where others are not.
+pub fn parse(table: &[u8]) -> (Vec<Mount>, Result<(), MalformedLine>) {
+    let mut mounts = Vec::new();
+    let mut all_good = Ok(());
+    for line in table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match parse_line(line) {
+            Some(mount) => mounts.push(mount),
+            None => all_good = Err(MalformedLine),
+        }
+    }
+    (mounts, all_good)
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [OPTIONAL…] - TYPE SOURCE SUPER_OPTIONS`; SOURCE may be empty.
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    let dash = 6 + fields.get(6..)?.iter().position(|field| *field == b"-")?;
+    let dev = std::str::from_utf8(fields.get(2)?).ok()?.parse().ok()?;
+    let read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|option| option == b"ro");
+    Some(Mount {
+        dev,
+        root: unescape(fields.get(3)?),
+        point: unescape(fields.get(4)?),
+        fs_type: unescape(fields.get(dash + 1)?),
+        source: unescape(fields.get(dash + 2)?),
+        read_only: read_only(fields.get(5)?) || read_only(fields.get(dash + 3)?),
+    })
+}
+
+/// One line of `/proc/swaps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swap {
+    /// The swap device or file.
+    pub path: String,
+    /// Whether it is a device; otherwise a file, whose filesystem's mount shows anyway.
+    pub is_device: bool,
+}
+
+/// The swap areas in `/proc/swaps`. Good lines are returned even where others are not.
+pub fn parse_swaps(table: &[u8]) -> (Vec<Swap>, Result<(), MalformedLine>) {
+    let mut swaps = Vec::new();
+    let mut all_good = Ok(());
+    for line in table.split(|byte| *byte == b'\n').skip(1).filter(|line| !line.is_empty()) {
+        let mut fields = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|field| !field.is_empty());
+        match (fields.next(), fields.next()) {
+            (Some(path), Some(kind)) => swaps.push(Swap { path: unescape(path), is_device: kind != b"file" }),
+            _ => all_good = Err(MalformedLine),
+        }
+    }
+    (swaps, all_good)
+}
+
+/// Undoes the kernel's octal escapes (`\040` is a space). What is no escape stays as it is; bytes that are no UTF-8
+/// become U+FFFD.
+fn unescape(field: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if *first == b'\\' => {
+                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

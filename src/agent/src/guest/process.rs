@@ -1,0 +1,180 @@
+//! Processes: the mount tables of every mount namespace, and who has a block device open.
+
+use super::block::Blocks;
+use super::mountinfo::{Dev, Mount, parse};
+use super::root::{Reader, is_block, is_gone, names, stat};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+
+/// The mounts of one mount namespace.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    /// The first process seen in it, as `pid comm`; `None` for the host's own, which is that of process 1.
+    pub(crate) process: Option<String>,
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// Who has what open.
+#[derive(Debug, Default)]
+pub(crate) struct Openers {
+    /// By device: processes with the device node itself open.
+    pub(crate) raw: BTreeMap<Dev, BTreeSet<String>>,
+    /// By device: processes with a file, working directory, root or executable on a filesystem of that device. It is
+    /// the only trace that a lazily unmounted filesystem leaves.
+    pub(crate) files: BTreeMap<Dev, BTreeSet<String>>,
+}
+
+/// All process IDs, ascending.
+pub(crate) fn pids(reader: &mut Reader<'_>) -> Vec<u32> {
+    let mut pids: Vec<u32> =
+        reader.list("/proc").unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect();
+    pids.sort_unstable();
+    if !pids.contains(&1) {
+        reader.unreadable("/proc/1", "not there: is the host's /proc below the host root, and visible?");
+    }
+    pids
+}
+
+/// The mount table of every mount namespace that a process or thread is in, the host's first. Namespaces that are only
+/// kept by a file or a bind mount have no process and cannot be seen this way.
+pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace> {
+    let mut seen_links = BTreeSet::new();
+    let mut seen_tables: BTreeSet<Vec<u8>> = BTreeSet::new();
+    let mut found = Vec::new();
+    for pid in pids {
+        let threads = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
+        let own = std::iter::once(format!("/proc/{pid}"));
+        let others = threads.iter().filter(|tid| **tid != pid.to_string());
+        for dir in own.chain(others.map(|tid| format!("/proc/{pid}/task/{tid}"))) {
+            // Not readable without CAP_SYS_PTRACE, and not there in a tree that is no real /proc. The table itself is
+            // open to all, and tells namespaces apart too: mount IDs are unique on a host.
+            // A process in a chroot shows only the mounts below it, so its root belongs to the key.
+            let link = |what| std::fs::read_link(reader.root.join(&format!("{dir}/{what}"))).ok();
+            let link = link("ns/mnt").map(|namespace| (namespace, link("root")));
+            if link.as_ref().is_some_and(|link| seen_links.contains(link)) {
+                continue;
+            }
+            let table = match std::fs::read(reader.root.join(&format!("{dir}/mountinfo"))) {
+                Ok(table) => table,
+                Err(e) if is_gone(&e) => continue,
+                // A zombie has left its namespaces.
+                Err(e) if e.kind() == ErrorKind::InvalidInput && is_dead(reader, &dir) => continue,
+                Err(e) => {
+                    reader.unreadable_process(*pid, "mountinfo", e);
+                    continue;
+                }
+            };
+            seen_links.extend(link);
+            if !seen_tables.insert(table.clone()) {
+                continue;
+            }
+            let (mounts, all_good) = parse(&table);
+            if let Err(e) = all_good {
+                reader.unreadable_process(*pid, "mountinfo", e);
+            }
+            let process = (*pid != 1).then(|| name(reader, *pid));
+            found.push(Namespace { process, mounts });
+        }
+    }
+    if !found.iter().any(|namespace| namespace.process.is_none()) {
+        reader.unreadable("/proc/1/mountinfo", "not there: the host's own mounts are not known");
+    }
+    found
+}
+
+/// Who has one of the `watched` devices open, or a file on it. The descriptors of a process are those of its first
+/// thread that lives: a thread with a descriptor table of its own is not seen.
+pub(crate) fn openers(
+    reader: &mut Reader<'_>,
+    pids: &[u32],
+    watched: &BTreeSet<Dev>,
+    blocks: &Blocks,
+) -> Openers {
+    let mut openers = Openers::default();
+    for pid in pids {
+        let mut dir = format!("/proc/{pid}");
+        let mut fds = names(&reader.root.join(&format!("{dir}/fd")));
+        if fds.as_ref().map_or_else(is_gone, Vec::is_empty) && is_dead(reader, &dir) {
+            // The first thread may have ended while others run on.
+            let threads = names(&reader.root.join(&format!("{dir}/task"))).unwrap_or_default();
+            let live =
+                threads.iter().map(|tid| format!("/proc/{pid}/task/{tid}")).find(|dir| !is_dead(reader, dir));
+            let Some(live) = live else { continue };
+            fds = names(&reader.root.join(&format!("{live}/fd")));
+            dir = live;
+        }
+        let fds = match fds {
+            Ok(fds) => fds,
+            Err(e) if is_gone(&e) => Vec::new(),
+            Err(e) => {
+                reader.unreadable_process(*pid, "fd", e);
+                Vec::new()
+            }
+        };
+        let links = fds.into_iter().map(|fd| ("fd", format!("{dir}/fd/{fd}")));
+        for (what, link) in links.chain(["cwd", "root", "exe"].map(|what| (what, format!("{dir}/{what}")))) {
+            let Some((dev, raw)) = opened(reader, *pid, what, &link, blocks) else { continue };
+            if watched.contains(&dev) {
+                let map = if raw { &mut openers.raw } else { &mut openers.files };
+                map.entry(dev).or_default().insert(name(reader, *pid));
+            }
+        }
+    }
+    openers
+}
+
+/// What a link in /proc leads to: a device node (then `true`) or a file on a filesystem of that device.
+fn opened(
+    reader: &mut Reader<'_>,
+    pid: u32,
+    what: &'static str,
+    link: &str,
+    blocks: &Blocks,
+) -> Option<(Dev, bool)> {
+    let place = reader.root.join(link);
+    let target = match std::fs::read_link(&place) {
+        Ok(target) => target.to_string_lossy().into_owned(),
+        Err(e) if is_gone(&e) => return None,
+        Err(e) => {
+            reader.unreadable_process(pid, what, e);
+            return None;
+        }
+    };
+    // `socket:[…]`, `pipe:[…]`, `anon_inode:…`, `mnt:[…]`: most descriptors, none of them a device.
+    if target.contains(":[") && !target.contains('/') || target.starts_with("anon_inode:") {
+        return None;
+    }
+    match stat(&place, true) {
+        Ok(stat) if is_block(&stat) => {
+            Some((Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }, true))
+        }
+        Ok(stat) => Some((Dev { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, false)),
+        // Closed meanwhile, or a link that the kernel cannot follow: the path is what is left.
+        Err(e) if is_gone(&e) => {
+            let target = target.strip_suffix(" (deleted)").unwrap_or(&target);
+            Some((blocks.by_name(target.strip_prefix("/dev/")?)?, true))
+        }
+        Err(e) => {
+            reader.unreadable_process(pid, what, e);
+            None
+        }
+    }
+}
+
+/// `pid comm`.
+fn name(reader: &Reader<'_>, pid: u32) -> String {
+    let comm = std::fs::read(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
+    format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end()).trim_end().to_owned()
+}
+
+/// Whether a process or thread is a zombie, dead or gone. The state is the letter behind the parenthesised name, which
+/// may hold anything.
+fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
+    match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
+        Ok(stat) => {
+            let after = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
+            matches!(after, Some(b'Z' | b'X' | b'x'))
+        }
+        Err(e) => is_gone(&e),
+    }
+}

@@ -1,0 +1,183 @@
+//! The host's file tree as the agent sees it: every path goes through here, and so does every failure to read one.
+
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
+use std::path::{Component, Path, PathBuf};
+
+/// Symbolic links that one path may go through, as in the kernel (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+/// Where kubelet keeps its state unless it is told otherwise.
+const KUBELET_ROOT: &str = "/var/lib/kubelet";
+
+/// Where the host's `/` is mounted, and where on that host kubelet keeps its state.
+#[derive(Clone, Debug)]
+pub struct HostRoot {
+    root: PathBuf,
+    kubelet: String,
+}
+
+impl HostRoot {
+    /// A host whose `/` is found at `root`, with kubelet's state in its usual place.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), kubelet: KUBELET_ROOT.to_owned() }
+    }
+
+    /// The same host with kubelet's state elsewhere: an absolute path as the host spells it (`--root-dir` of kubelet).
+    #[must_use]
+    pub fn with_kubelet_root(mut self, dir: impl Into<String>) -> Self {
+        self.kubelet = dir.into();
+        self
+    }
+
+    /// kubelet's folder as the host spells it.
+    pub fn kubelet_root(&self) -> &str {
+        &self.kubelet
+    }
+
+    /// The place of a host path below this root, without looking at it. Symbolic links are not followed.
+    pub fn join(&self, host_path: &str) -> PathBuf {
+        self.root.join(host_path.trim_start_matches('/'))
+    }
+
+    /// The place of a host path below this root with every symbolic link followed *inside* the root: `/var/run -> /run`
+    /// of the host must not lead to our own `/run`.
+    ///
+    /// # Errors
+    /// Any I/O error on the way but a missing last part, and a loop of links.
+    pub fn resolve(&self, host_path: &str) -> std::io::Result<PathBuf> {
+        let mut todo: Vec<PathBuf> = vec![PathBuf::from(host_path)];
+        let mut done = PathBuf::new();
+        let mut links = 0;
+        while let Some(path) = todo.pop() {
+            let mut parts = path.components();
+            let Some(part) = parts.next() else { continue };
+            todo.push(parts.as_path().to_path_buf());
+            match part {
+                Component::RootDir | Component::Prefix(_) => done.clear(),
+                Component::CurDir => {}
+                Component::ParentDir => {
+                    done.pop();
+                }
+                Component::Normal(name) => {
+                    done.push(name);
+                    match std::fs::read_link(self.root.join(&done)) {
+                        Ok(target) => {
+                            links += 1;
+                            if links > MAX_LINKS {
+                                return Err(Error::new(ErrorKind::InvalidInput, "too many symbolic links"));
+                            }
+                            done.pop();
+                            todo.push(target);
+                        }
+                        // EINVAL: not a link. ENOENT: nothing there, so nothing to follow.
+                        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+        }
+        Ok(self.root.join(done))
+    }
+}
+
+/// Whether an error means that the thing is not (or no longer) there, as opposed to "could not be read".
+///
+/// ENODEV and ENXIO are what sysfs answers for a device that goes away while its file is open; ESRCH is /proc's word for
+/// a process that is gone.
+pub(crate) fn is_gone(e: &Error) -> bool {
+    const ESRCH: i32 = 3;
+    const ENXIO: i32 = 6;
+    const ENODEV: i32 = 19;
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        || matches!(e.raw_os_error(), Some(ESRCH | ENXIO | ENODEV))
+}
+
+/// Reads below a [`HostRoot`] and remembers what could not be read.
+pub(crate) struct Reader<'a> {
+    pub(crate) root: &'a HostRoot,
+    items: BTreeMap<String, String>,
+    processes: BTreeMap<(&'static str, String), u32>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(root: &'a HostRoot) -> Self {
+        Self { root, items: BTreeMap::new(), processes: BTreeMap::new() }
+    }
+
+    /// Remembers that `item` (a host path) could not be read or understood.
+    pub(crate) fn unreadable(&mut self, item: &str, why: impl ToString) {
+        self.items.entry(item.to_owned()).or_insert_with(|| why.to_string());
+    }
+
+    /// Remembers that a file of a process could not be read. One item per kind of file, so that the list does not
+    /// change with every process that comes and goes.
+    pub(crate) fn unreadable_process(&mut self, pid: u32, what: &'static str, why: impl ToString) {
+        let first = self.processes.entry((what, why.to_string())).or_insert(pid);
+        *first = pid.min(*first);
+    }
+
+    /// The content of a file; `None` if it is not there or could not be read (then it is remembered).
+    pub(crate) fn read(&mut self, path: &str) -> Option<Vec<u8>> {
+        match std::fs::read(self.root.join(path)) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if is_gone(&e) => None,
+            Err(e) => {
+                self.unreadable(path, e);
+                None
+            }
+        }
+    }
+
+    /// A short text file without surrounding white space.
+    pub(crate) fn text(&mut self, path: &str) -> Option<String> {
+        self.read(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\n', '\t']).to_owned())
+    }
+
+    /// The sorted names in a folder; `None` if it is not there or could not be read (then it is remembered).
+    pub(crate) fn list(&mut self, path: &str) -> Option<Vec<String>> {
+        match names(&self.root.join(path)) {
+            Ok(names) => Some(names),
+            Err(e) if is_gone(&e) => None,
+            Err(e) => {
+                self.unreadable(path, e);
+                None
+            }
+        }
+    }
+
+    /// What could not be read, one sentence each, sorted.
+    pub(crate) fn items(&self) -> Vec<String> {
+        let processes = self.processes.iter().map(|((what, why), pid)| format!("/proc/{pid}/{what}: {why}"));
+        let mut all: Vec<String> =
+            self.items.iter().map(|(i, why)| format!("{i}: {why}")).chain(processes).collect();
+        all.sort();
+        all
+    }
+}
+
+/// The sorted names in a folder.
+pub(crate) fn names(path: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A file's kind and device numbers, without asking a remote filesystem's server (which may be dead and would block).
+pub(crate) fn stat(path: &Path, follow: bool) -> std::io::Result<Statx> {
+    let mut flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    if !follow {
+        flags |= AtFlags::SYMLINK_NOFOLLOW;
+    }
+    statx(CWD, path, flags, StatxFlags::TYPE).map_err(Error::from)
+}
+
+/// Whether a stat result is of a block device node.
+pub(crate) fn is_block(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice
+}

@@ -1,0 +1,62 @@
+//! Who uses a device, from one [`Scan`].
+
+use super::block::Family;
+use super::mountinfo::Dev;
+use super::{MAX_ENTRIES, Scan};
+use reattach_core::guest::DeviceUsers;
+use std::collections::BTreeSet;
+
+/// How much to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// For the unasked report: what a mount of the host already explains (the same filesystem in a container's
+    /// namespace, the processes that have files on it) is left out, for it changes with every process that starts.
+    Stable,
+    /// For an answer to a challenge.
+    Everything,
+}
+
+/// At most [`MAX_ENTRIES`], sorted.
+pub(super) fn bounded_set(entries: BTreeSet<String>) -> Vec<String> {
+    entries.into_iter().take(MAX_ENTRIES).collect()
+}
+
+impl Scan {
+    pub(super) fn users(&self, family: &Family, detail: Detail) -> DeviceUsers {
+        self.users_of(&[family], detail)
+    }
+
+    /// Everything that uses one of these disks or something made of it.
+    pub(super) fn users_of(&self, families: &[&Family], detail: Detail) -> DeviceUsers {
+        let devs: BTreeSet<Dev> = families.iter().flat_map(|family| &family.devs).copied().collect();
+        let views = || self.views.iter().filter(|view| !view.devs.is_disjoint(&devs));
+        let hosts: BTreeSet<&str> =
+            views().filter(|view| view.process.is_none()).map(|view| view.mount.point.as_str()).collect();
+        let host_devs: BTreeSet<Dev> =
+            views().filter(|view| view.process.is_none()).flat_map(|view| &view.devs).copied().collect();
+        let mut mounts: BTreeSet<String> = hosts.iter().map(|point| (*point).to_owned()).collect();
+        let mut seen = BTreeSet::new();
+        for view in views().filter(|view| view.process.is_some()) {
+            let explained = detail == Detail::Stable && !view.devs.is_disjoint(&host_devs);
+            if !explained
+                && !hosts.contains(view.mount.point.as_str())
+                && seen.insert(view.mount.point.as_str())
+            {
+                mounts.insert(view.label());
+            }
+        }
+        let mounted: BTreeSet<Dev> = views().flat_map(|view| &view.devs).copied().collect();
+        let raw = devs.iter().filter_map(|dev| self.openers.raw.get(dev));
+        let files = devs
+            .iter()
+            .filter(|dev| detail == Detail::Everything || !mounted.contains(*dev))
+            .filter_map(|dev| self.openers.files.get(dev));
+        DeviceUsers {
+            mounts: bounded_set(mounts),
+            holders: bounded_set(families.iter().flat_map(|family| &family.holders).cloned().collect()),
+            loops: bounded_set(families.iter().flat_map(|family| &family.loops).cloned().collect()),
+            openers: bounded_set(raw.chain(files).flatten().cloned().collect()),
+            swap: devs.iter().any(|dev| self.swaps.contains(dev)),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `reattach-agent`: the DaemonSet's binary. `--once` needs no cluster.
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Parser, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
+use reattach_agent::{AgentConfig, HostRoot, Scan, ScanOn};
+use reattach_core::ids::NodeName;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Reports what this node's kernel and kubelet know of block devices, mounts and CSI volumes, and answers the
+/// controller's questions about them. It reads /proc and /sys, opens no device and changes nothing on the node.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+    reattach-agent --host-root / --once               show what this machine's volumes look like, without a cluster\n  \
+    NODE_NAME=n1 reattach-agent                       run as on a node, with the in-cluster credentials or KUBECONFIG\n\n\
+    It must see the host's process IDs, and reading other processes needs CAP_SYS_PTRACE."
+)]
+struct Args {
+    /// Where the host's / is mounted
+    #[arg(long, value_name = "DIR", default_value = "/host")]
+    host_root: PathBuf,
+    /// kubelet's --root-dir, as the host spells it
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    kubelet_root: String,
+    /// The name of this node's Node object
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// How often to look when nobody asks, such as 10s or 1m
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
+    rescan: Duration,
+    /// Look once, print what was seen, and exit; needs no cluster
+    #[arg(long)]
+    once: bool,
+    /// The format of --once
+    #[arg(short, long, value_enum, default_value = "json", requires = "once")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// The inventory of a NodeVolumeReport as JSON
+    Json,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("reattach-agent: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &Args) -> anyhow::Result<()> {
+    if !args.host_root.join("proc").is_dir() {
+        bail!(
+            "{} has no proc folder; --host-root must name the place where the host's / is mounted",
+            args.host_root.display()
+        );
+    }
+    let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root);
+    if args.once {
+        let started = Instant::now();
+        let inventory = Scan::new(&root)?.inventory();
+        let took = started.elapsed();
+        let Output::Json = args.output;
+        println!("{}", serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?);
+        eprintln!("scanned in {:.1} ms", took.as_secs_f64() * 1e3);
+        return Ok(());
+    }
+    let Some(node) = args.node_name.as_deref().filter(|name| !name.is_empty()) else {
+        bail!("no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name");
+    };
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    // Once before anything else, so that a wrong host root ends the start instead of filling a log.
+    Scan::new(&root)?;
+    if !is_host_proc(&root) {
+        tracing::warn!(
+            host_root = %args.host_root.display(),
+            "no kernel threads there: this /proc seems to be a container's; processes of the host are not seen"
+        );
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let ended = runtime.block_on(serve(node, args.rescan, root));
+    // A scan that hangs in the kernel must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn serve(node: &str, rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
+    let inferred = kube::Config::infer().await;
+    // Its text has its causes in it already.
+    let mut config = inferred.map_err(|e| anyhow!("no credentials for a cluster: {e}"))?;
+    // The library would repeat writes on 429, 503 and 504 by itself.
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    let client = kube::Client::try_from(config).context("cannot use the cluster's configuration")?;
+    let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let shutdown = async move {
+        tokio::select! {
+            biased;
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    let config = AgentConfig { node: NodeName::new(node), root, rescan, scan_on: ScanOn::BlockingPool };
+    tracing::info!(node = %config.node, rescan_seconds = config.rescan.as_secs(), "agent started");
+    reattach_agent::run(client, config, Timestamp::now, shutdown).await;
+    Ok(())
+}
+
+/// Only the host's own process ID namespace shows kernel threads; process 2 is their parent.
+fn is_host_proc(root: &HostRoot) -> bool {
+    std::fs::read_to_string(root.join("/proc/2/comm")).is_ok_and(|comm| comm.trim() == "kthreadd")
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let span: SignedDuration = text.parse().map_err(|e| format!("{e}"))?;
+    match Duration::try_from(span) {
+        Ok(time) if time >= Duration::from_secs(1) => Ok(time),
+        _ => Err("it must be at least 1s".to_owned()),
+    }
+}

@@ -1,0 +1,95 @@
+//! The binary as a person or a DaemonSet starts it.
+
+mod common;
+
+use common::{BOOT, LABEL, Tree};
+use reattach_core::guest::GuestInventory;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+fn agent(tree: &Tree, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
+        .args(["--host-root", tree.0.to_str().unwrap()])
+        .args(args)
+        .env_clear()
+        .env("HOME", &tree.0)
+        .output()
+        .unwrap()
+}
+
+/// The one sentence that a failed start ends with.
+fn complaint(output: &Output) -> String {
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    let last = text.trim_end().lines().last().unwrap().to_owned();
+    assert!(last.starts_with("reattach-agent: "), "{text}");
+    last
+}
+
+#[test]
+fn once_prints_the_inventory_without_a_cluster() {
+    let output = agent(&Tree::with_volume(), &["--once", "-o", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    let inventory: GuestInventory = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((inventory.boot_id.as_str(), inventory.devices[0].identity.serial.as_str()), (BOOT, LABEL));
+}
+
+#[test]
+fn each_bad_start_ends_with_one_sentence() {
+    let text = complaint(&agent(&Tree::empty(), &["--once"]));
+    assert!(text.contains("no proc folder") && text.contains("--host-root"), "{text}");
+    let text = complaint(&agent(&Tree::host(), &[]));
+    assert!(text.contains("no node name; set NODE_NAME"), "{text}");
+    let text = complaint(&agent(&Tree::host(), &["--node-name", ""]));
+    assert!(text.contains("no node name; set NODE_NAME"), "{text}");
+    let text = complaint(&agent(&Tree::host(), &["--node-name", "n1"]));
+    assert!(text.contains("no credentials for a cluster"), "{text}");
+    let tree = Tree::host();
+    std::fs::remove_file(tree.0.join("proc/sys/kernel/random/boot_id")).unwrap();
+    let text = complaint(&agent(&tree, &["--once"]));
+    assert!(text.contains("boot ID cannot be read"), "{text}");
+    let output = agent(&Tree::host(), &["--rescan", "10ms"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("it must be at least 1s"));
+}
+
+#[test]
+fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
+    let tree = Tree::with_volume();
+    // A port that was free a moment ago and on which nobody listens.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    tree.file(
+        "kubeconfig",
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+            clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{port}'}}}}]\n\
+            users: [{{name: u, user: {{}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        ),
+    );
+    let mut child = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
+        .args(["--host-root", tree.0.to_str().unwrap()])
+        .env_clear()
+        .env("NODE_NAME", "n1")
+        .env("KUBECONFIG", tree.0.join("kubeconfig"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut failures = 0;
+    let mut messages = Vec::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).expect("every line is JSON");
+        let message = line["fields"]["message"].as_str().unwrap().to_owned();
+        if message.starts_with("cannot watch") {
+            let error = line["fields"]["error"].as_str().unwrap();
+            assert!(error.starts_with("the API server cannot be reached"), "{error}");
+            failures += 1;
+            if failures == 2 {
+                let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+                assert!(status.success());
+            }
+        }
+        messages.push(message);
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(messages.last().map(String::as_str), Some("agent stopped"), "{messages:?}");
+}

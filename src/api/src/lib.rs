@@ -1,0 +1,27 @@
+//! The custom resources of group `reattach.dev`, their validation rules, and the YAML that installs them.
+//!
+//! Plans, journals and diagnoses are the types of [`reattach_core`]; in the schema they are objects whose unknown
+//! fields are preserved, because their shape is versioned by the plan's own `version` field and checked when read.
+
+mod crds;
+mod node_volume_report;
+mod opaque;
+mod recovery_policy;
+mod volume_recovery;
+
+pub use crds::{all_crds, crd_yaml};
+pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
+pub use opaque::Opaque;
+pub use recovery_policy::{Budgets, PolicySelector, RecoveryPolicy, RecoveryPolicySpec};
+pub use volume_recovery::{
+    Abort, Approval, Phase, PhaseTiming, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, condition,
+};
+
+/// The API group of every custom resource.
+pub const GROUP: &str = "reattach.dev";
+/// The served and stored version.
+pub const VERSION: &str = "v1alpha1";
+/// An annotation (value `true`) on a claim, a workload or a namespace that keeps reattach away from it.
+pub const OPT_OUT_ANNOTATION: &str = "reattach.dev/opt-out";
+/// An annotation (value `true`) on a workload whose owner accepts that its emptyDirs are lost by a scale to zero.
+pub const EXPENDABLE_EMPTYDIRS_ANNOTATION: &str = "reattach.dev/expendable-emptydirs";

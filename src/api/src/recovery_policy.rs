@@ -1,0 +1,106 @@
+//! `RecoveryPolicy`: which claims reattach looks after, and how far it may go.
+
+use kube::{CustomResource, KubeSchema};
+use reattach_core::policy::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How far reattach may go for the claims that it selects. Of all policies that match a claim the one with the highest
+/// precedence rules; among equals the most cautious mode.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "reattach.dev",
+    version = "v1alpha1",
+    kind = "RecoveryPolicy",
+    plural = "recoverypolicies",
+    shortname = "rpol",
+    category = "reattach",
+    derive = "PartialEq",
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Runbook", type_ = "string", json_path = ".spec.runbook"),
+    printcolumn(name = "Precedence", type_ = "integer", json_path = ".spec.precedence"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryPolicySpec {
+    /// Which claims. Empty selects all.
+    #[serde(default)]
+    pub selector: PolicySelector,
+    /// How far to go. `DryRun` when unset: nothing but our own records is written.
+    #[serde(default)]
+    #[schemars(with = "ModeSchema")]
+    pub mode: Mode,
+    /// The runbook to use.
+    #[serde(default = "default_runbook")]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
+    pub runbook: String,
+    /// Of several matching policies the highest rules.
+    #[serde(default)]
+    pub precedence: i32,
+    /// How much may be under repair at once.
+    #[serde(default)]
+    pub budgets: Budgets,
+}
+
+fn default_runbook() -> String {
+    reattach_core::runbook::DEFAULT_RUNBOOK.to_owned()
+}
+
+/// Which claims a policy selects. Every given part must match.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicySelector {
+    /// Namespaces by name. Empty: all.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub namespaces: Vec<String>,
+    /// Labels that the claim must carry.
+    #[serde(default)]
+    pub claim_labels: BTreeMap<String, String>,
+    /// StorageClasses by name. Empty: all.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub storage_classes: Vec<String>,
+    /// CSI drivers by name. Empty: all that a provider knows.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub drivers: Vec<String>,
+}
+
+/// How many recoveries may be under way at once. Beyond a budget a recovery waits; it is not dropped.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Budgets {
+    /// In the whole cluster.
+    #[serde(default = "default_cluster")]
+    #[schemars(range(min = 1, max = 100))]
+    pub cluster: u32,
+    /// On one node.
+    #[serde(default = "default_node")]
+    #[schemars(range(min = 1, max = 100))]
+    pub node: u32,
+}
+
+fn default_cluster() -> u32 {
+    10
+}
+
+fn default_node() -> u32 {
+    5
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { cluster: default_cluster(), node: default_node() }
+    }
+}
+
+/// The schema of [`Mode`], which lives in the core crate without schema code.
+#[derive(schemars::JsonSchema)]
+#[allow(dead_code)]
+pub(crate) enum ModeSchema {
+    Observe,
+    DryRun,
+    Approve,
+    Auto,
+}

@@ -1,0 +1,199 @@
+//! `VolumeRecovery`: one run for one volume, with its plan and its journal.
+
+use crate::Opaque;
+use crate::recovery_policy::ModeSchema;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use reattach_core::diagnosis::Diagnosis;
+use reattach_core::journal::Entry;
+use reattach_core::plan::Plan;
+use reattach_core::policy::Mode;
+use serde::{Deserialize, Serialize};
+
+/// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "reattach.dev",
+    version = "v1alpha1",
+    kind = "VolumeRecovery",
+    plural = "volumerecoveries",
+    shortname = "vrec",
+    category = "reattach",
+    namespaced,
+    status = "VolumeRecoveryStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Claim", type_ = "string", json_path = ".spec.claimName"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Class", type_ = "string", json_path = ".status.class"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.claimName == oldSelf.claimName").message("claimName is fixed once created: make a new VolumeRecovery for another claim"))]
+#[x_kube(validation = Rule::new("self.requester == oldSelf.requester").message("requester is fixed once created"))]
+#[x_kube(validation = Rule::new("self.mode == oldSelf.mode").message("mode is fixed once created: approve the plan, abort, or make a new VolumeRecovery"))]
+#[x_kube(validation = Rule::new("self.runbook == oldSelf.runbook").message("runbook is fixed once created"))]
+#[x_kube(validation = Rule::new("has(oldSelf.confirmWorkload) == has(self.confirmWorkload) && (!has(self.confirmWorkload) || self.confirmWorkload == oldSelf.confirmWorkload)").message("confirmWorkload is fixed once created"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
+pub struct VolumeRecoverySpec {
+    /// The PersistentVolumeClaim in this namespace.
+    #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
+    pub claim_name: String,
+    /// How far to go.
+    #[serde(default)]
+    #[schemars(with = "ModeSchema")]
+    pub mode: Mode,
+    /// The runbook to use.
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
+    pub runbook: String,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+    /// Who asks: the user name that the API server authenticated. Admission checks it.
+    #[x_kube(validation = Rule::new("self.size() > 0").message("requester must be your own user name (kubectl auth whoami)"))]
+    pub requester: String,
+    /// A workload with several replicas, named by a person who accepts that all of them stop: `Kind/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub confirm_workload: Option<String>,
+    /// Ends the recovery and puts everything back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<Abort>,
+    /// Lets the plan with this hash run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+}
+
+/// The end of a recovery by a person's will.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Abort {
+    /// Who: the authenticated user name.
+    pub by: String,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A person's approval of one exact plan.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    /// The plan's hash as `status.planHash` shows it.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{16}$')").message("planHash must be the 16 hexadecimal digits of status.planHash"))]
+    pub plan_hash: String,
+    /// Who: the authenticated user name.
+    pub approver: String,
+}
+
+/// Where a recovery stands.
+#[derive(
+    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub enum Phase {
+    /// Evidence is being gathered.
+    #[default]
+    Diagnosing,
+    /// The trouble is not one that reattach heals; the message says what it is.
+    NotOurs,
+    /// Something must happen first; the message says what (a provider's lock, a detach under way).
+    Waiting,
+    /// The plan is refused; the message and `status.refusals` say why.
+    Refused,
+    /// Observe or DryRun: the diagnosis or plan is there and nothing will be done.
+    Planned,
+    /// The plan waits for a person's approval.
+    AwaitingApproval,
+    /// Steps are being performed.
+    Running,
+    /// The run stopped early and is putting things back.
+    Restoring,
+    /// The pod runs with its volume.
+    Recovered,
+    /// The trouble went away without us.
+    Resolved,
+    /// Ended by a person; everything was put back.
+    Aborted,
+    /// Ended without success; everything was put back.
+    Failed,
+    /// A human is needed; the message says what is known.
+    Stuck,
+}
+
+impl Phase {
+    /// Whether nothing more will happen to this recovery.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Recovered | Self::Resolved | Self::Aborted | Self::Failed)
+    }
+}
+
+/// How long a phase took.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseTiming {
+    /// The step or phase.
+    pub name: String,
+    /// When it began.
+    pub started: Time,
+    /// How long it took, in milliseconds.
+    pub millis: i64,
+}
+
+/// What reattach found, plans and did.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeRecoveryStatus {
+    /// Where it stands.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Problem class (`A` to `E`), once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// One sentence for people.
+    #[serde(default)]
+    pub message: String,
+    /// The whole diagnosis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnosis: Option<Opaque<Diagnosis>>,
+    /// Why there is no plan, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub refusals: Vec<String>,
+    /// The plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Opaque<Plan>>,
+    /// The plan's hash: what an approval names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
+    /// Every effect, journaled before it is issued, and its outcome.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    pub journal: Vec<Opaque<Entry>>,
+    /// `Recovered`, `Progressing`, `Stalled`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// How long each step took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub timings: Vec<PhaseTiming>,
+    /// The number of the last challenge sent to agents.
+    #[serde(default)]
+    pub epoch: i64,
+    /// The spec's generation that this status belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Condition types of a VolumeRecovery, for `kubectl wait --for=condition=…`.
+pub mod condition {
+    /// The pod runs with its volume.
+    pub const RECOVERED: &str = "Recovered";
+    /// Work is under way.
+    pub const PROGRESSING: &str = "Progressing";
+    /// A person is needed.
+    pub const STALLED: &str = "Stalled";
+}

@@ -1,0 +1,168 @@
+//! The watches: one reflector per kind, and a number that grows with every change.
+//!
+//! Level-triggered: readers judge from what is there now. A watch that fails is retried with back-off; until it works
+//! again everything read from the cache carries the time of its last good moment and turns stale by itself.
+
+use crate::Clock;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use reattach_api::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What can be kept in the cache.
+pub trait Cached: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Cached for K {}
+
+/// The objects of one kind.
+#[derive(Clone)]
+pub struct Kind<K: Cached> {
+    store: Store<K>,
+}
+
+impl<K: Cached> Kind<K> {
+    /// One object; `namespace` is empty for cluster-scoped kinds.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let reference = ObjectRef::new(name);
+        self.store.get(&if namespace.is_empty() { reference } else { reference.within(namespace) })
+    }
+
+    /// Every object that matches, sorted by namespace and name.
+    pub fn filter(&self, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        let mut found: Vec<Arc<K>> = self.store.state().into_iter().filter(|o| keep(o)).collect();
+        found.sort_by_key(|o| (o.namespace(), o.name_any()));
+        found
+    }
+}
+
+/// Every watched kind.
+#[derive(Clone)]
+pub struct Cache {
+    /// Pods.
+    pub pods: Kind<Pod>,
+    /// PersistentVolumeClaims.
+    pub claims: Kind<PersistentVolumeClaim>,
+    /// PersistentVolumes.
+    pub volumes: Kind<PersistentVolume>,
+    /// VolumeAttachments.
+    pub attachments: Kind<VolumeAttachment>,
+    /// Nodes.
+    pub nodes: Kind<Node>,
+    /// CSINodes.
+    pub csi_nodes: Kind<CSINode>,
+    /// CSIDrivers.
+    pub drivers: Kind<CSIDriver>,
+    /// Namespaces.
+    pub namespaces: Kind<Namespace>,
+    /// Warning events.
+    pub events: Kind<Event>,
+    /// Recoveries.
+    pub recoveries: Kind<VolumeRecovery>,
+    /// Policies.
+    pub policies: Kind<RecoveryPolicy>,
+    /// Agents' reports.
+    pub reports: Kind<NodeVolumeReport>,
+    changes: watch::Sender<u64>,
+    broken: Arc<Mutex<std::collections::BTreeMap<String, Timestamp>>>,
+    clock: Clock,
+}
+
+impl Cache {
+    /// Starts every watch on `tasks`; they run until the set is dropped.
+    pub fn start(client: &Client, clock: Clock, tasks: &mut JoinSet<()>) -> Self {
+        let (changes, _) = watch::channel(0);
+        let broken = Arc::default();
+        let mut spawner = Spawner { client, changes: &changes, broken: &broken, clock: &clock, tasks };
+        let warnings = watcher::Config::default().fields("type=Warning");
+        Self {
+            pods: spawner.watch(watcher::Config::default()),
+            claims: spawner.watch(watcher::Config::default()),
+            volumes: spawner.watch(watcher::Config::default()),
+            attachments: spawner.watch(watcher::Config::default()),
+            nodes: spawner.watch(watcher::Config::default()),
+            csi_nodes: spawner.watch(watcher::Config::default()),
+            drivers: spawner.watch(watcher::Config::default()),
+            namespaces: spawner.watch(watcher::Config::default()),
+            events: spawner.watch(warnings),
+            recoveries: spawner.watch(watcher::Config::default()),
+            policies: spawner.watch(watcher::Config::default()),
+            reports: spawner.watch(watcher::Config::default()),
+            changes,
+            broken,
+            clock,
+        }
+    }
+
+    /// Waits until every kind has been listed once.
+    pub async fn ready(&self) {
+        // A dropped writer means that the process is stopping; the caller sees that by itself.
+        let _ = self.pods.store.wait_until_ready().await;
+        let _ = self.claims.store.wait_until_ready().await;
+        let _ = self.volumes.store.wait_until_ready().await;
+        let _ = self.attachments.store.wait_until_ready().await;
+        let _ = self.nodes.store.wait_until_ready().await;
+        let _ = self.csi_nodes.store.wait_until_ready().await;
+        let _ = self.drivers.store.wait_until_ready().await;
+        let _ = self.namespaces.store.wait_until_ready().await;
+        let _ = self.events.store.wait_until_ready().await;
+        let _ = self.recoveries.store.wait_until_ready().await;
+        let _ = self.policies.store.wait_until_ready().await;
+        let _ = self.reports.store.wait_until_ready().await;
+    }
+
+    /// A receiver that wakes at every change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The age of what the cache says: now, or the moment at which the first watch that is broken now broke.
+    pub fn as_of(&self) -> Timestamp {
+        let broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        broken.values().min().copied().unwrap_or_else(|| self.clock.now())
+    }
+}
+
+struct Spawner<'a> {
+    client: &'a Client,
+    changes: &'a watch::Sender<u64>,
+    broken: &'a Arc<Mutex<std::collections::BTreeMap<String, Timestamp>>>,
+    clock: &'a Clock,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Spawner<'_> {
+    fn watch<K: Cached>(&mut self, config: watcher::Config) -> Kind<K> {
+        let kind = K::kind(&()).into_owned();
+        let (reader, writer) = store::<K>();
+        let stream = watcher(Api::<K>::all(self.client.clone()), config)
+            .modify(|o| o.managed_fields_mut().clear())
+            .default_backoff()
+            .reflect(writer);
+        let (changes, broken, clock) = (self.changes.clone(), self.broken.clone(), self.clock.clone());
+        self.tasks.spawn(async move {
+            let mut stream = std::pin::pin!(stream);
+            while let Some(event) = stream.next().await {
+                let mut broken = broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                match event {
+                    Ok(_) => {
+                        broken.remove(&kind);
+                        changes.send_modify(|n| *n = n.wrapping_add(1));
+                    }
+                    Err(error) => {
+                        tracing::warn!(kind, %error, "watch failed; it is tried again");
+                        broken.entry(kind.clone()).or_insert_with(|| clock.now());
+                    }
+                }
+            }
+        });
+        Kind { store: reader }
+    }
+}

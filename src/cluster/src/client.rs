@@ -1,0 +1,145 @@
+//! Three views of one API server: reading, writing our own records, and effects.
+
+use http::{Method, Request};
+use kube::client::Body;
+use kube::{Client, Config};
+
+/// The clients. Library retries are on for reading only: a repeated DELETE or PATCH is never ours to risk.
+#[derive(Clone)]
+pub struct Clients {
+    /// For GET, LIST and WATCH.
+    pub read: Client,
+    /// For our own records: refuses whatever is not on the allow-list of safety rule S6, before it leaves the process.
+    pub records: Client,
+    /// For effects. Private: only [`crate::gate`] hands it out.
+    effects: Client,
+}
+
+/// Why there is no connection to a cluster, as one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No usable configuration.
+    #[error("no cluster to talk to: {0}; set KUBECONFIG or --context, or run inside a cluster")]
+    Config(String),
+    /// The client could not be made from it.
+    #[error("cannot make a client for {server}: {why}")]
+    Client {
+        /// The API server.
+        server: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Clients {
+    /// From a loaded configuration.
+    ///
+    /// # Errors
+    /// [`ConnectError::Client`] when certificates or credentials in it cannot be used.
+    pub fn from_config(config: &Config) -> Result<Self, ConnectError> {
+        let make = |retry: bool| {
+            let mut config = config.clone();
+            config.default_retry = retry;
+            let server = config.cluster_url.to_string();
+            Client::try_from(config).map_err(|e| ConnectError::Client { server, why: e.to_string() })
+        };
+        Ok(Self::over(make(true)?, make(false)?))
+    }
+
+    /// From two clients; `writing` must not retry. The simulation passes the same one twice.
+    pub fn over(read: Client, writing: Client) -> Self {
+        Self { read, records: restricted(writing.clone()), effects: writing }
+    }
+
+    /// The unrestricted client, for effects that passed the gate.
+    pub(crate) fn effects(&self) -> &Client {
+        &self.effects
+    }
+}
+
+/// Wraps a client so that only requests on the S6 list pass.
+fn restricted(client: Client) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let client = client.clone();
+        async move {
+            if !changes_only_records(request.method(), request.uri().path(), request.uri().query().unwrap_or("")) {
+                return Err(kube::Error::Service(
+                    format!("{} {} is not one of reattach's own records", request.method(), request.uri().path()).into(),
+                ));
+            }
+            client.send(request).await
+        }
+    });
+    Client::new(service, namespace)
+}
+
+/// The allow-list of safety rule S6: our custom resources, our Leases, Events, self-subject reviews, and dry runs.
+pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return true;
+    }
+    if query.split('&').any(|p| p == "dryRun=All") {
+        return true;
+    }
+    let mut parts = path.trim_matches('/').split('/');
+    let (group, resource, name) = match (parts.next(), parts.next()) {
+        (Some("api"), Some(_)) => ("", parts.next(), parts.next()),
+        (Some("apis"), Some(group)) => {
+            let _version = parts.next();
+            (group, parts.next(), parts.next())
+        }
+        _ => return false,
+    };
+    // A namespaced path: namespaces/<ns>/<resource>/<name>.
+    let (resource, name) = if resource == Some("namespaces") { (parts.next(), parts.next()) } else { (resource, name) };
+    match (group, resource) {
+        ("reattach.dev", Some("volumerecoveries" | "nodevolumereports")) => true,
+        // Creating a Lease names it in the body; the name is checked where it can be seen.
+        ("coordination.k8s.io", Some("leases")) => name.is_none_or(|n| n.starts_with("reattach-")),
+        ("" | "events.k8s.io", Some("events")) => *method != Method::DELETE,
+        ("authorization.k8s.io", Some("selfsubjectaccessreviews" | "selfsubjectrulesreviews")) => true,
+        ("authentication.k8s.io", Some("selfsubjectreviews")) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_records_pass() {
+        let yes = [
+            (Method::GET, "/api/v1/secrets", ""),
+            (Method::POST, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries", ""),
+            (Method::PATCH, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries/x/status", ""),
+            (Method::PATCH, "/apis/reattach.dev/v1alpha1/nodevolumereports/n1", ""),
+            (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases/reattach-controller", ""),
+            (Method::POST, "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases", ""),
+            (Method::POST, "/api/v1/namespaces/a/events", ""),
+            (Method::POST, "/apis/events.k8s.io/v1/namespaces/a/events", ""),
+            (Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", ""),
+            (Method::POST, "/api/v1/namespaces/a/pods", "dryRun=All"),
+        ];
+        let no = [
+            (Method::POST, "/api/v1/namespaces/a/pods", ""),
+            (Method::POST, "/api/v1/namespaces/a/pods", "dryRun=None"),
+            (Method::POST, "/api/v1/namespaces/a/pods/x/eviction", ""),
+            (Method::PATCH, "/apis/apps/v1/namespaces/a/deployments/web", ""),
+            (Method::PATCH, "/apis/apps/v1/namespaces/a/deployments/web/scale", ""),
+            (Method::DELETE, "/apis/storage.k8s.io/v1/volumeattachments/csi-1", ""),
+            (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-a", ""),
+            (Method::PATCH, "/apis/reattach.dev/v1alpha1/recoverypolicies/default", ""),
+            (Method::PATCH, "/api/v1/nodes/n1", ""),
+            (Method::PATCH, "/api/v1/namespaces/a", ""),
+            (Method::DELETE, "/api/v1/namespaces/a/events/e", ""),
+        ];
+        for (method, path, query) in yes {
+            assert!(changes_only_records(&method, path, query), "{method} {path}?{query} should pass");
+        }
+        for (method, path, query) in no {
+            assert!(!changes_only_records(&method, path, query), "{method} {path}?{query} should be refused");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The effects on Kubernetes objects. Each is one conditional write (UID and resourceVersion), takes a pass of the gate,
+//! and reports what is known of it.
+
+use crate::gate::EffectPass;
+use crate::workloads::api_resource;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use reattach_core::ids::{ResourceVersion, Uid};
+use reattach_core::journal::Outcome;
+use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
+use reattach_core::workload::{ScalePath, WorkloadRef};
+use serde_json::{Value, json};
+
+/// The annotation that a requeue touches.
+pub const REQUEUE_ANNOTATION: &str = "reattach.dev/requeued";
+
+/// Stamps a workload and sets its replicas to zero: one write on the main resource, or, where only `/scale` may be
+/// written, the stamp first and the count with the stamp's resourceVersion (`/scale` drops annotations).
+pub async fn scale_to_zero(
+    pass: &EffectPass,
+    workload: &WorkloadRef,
+    version: &ResourceVersion,
+    path: ScalePath,
+    stamp: &Stamp,
+) -> Outcome {
+    let annotations = json!({ STAMP_ANNOTATION: stamp.to_annotation() });
+    match path {
+        ScalePath::Replicas => {
+            let body = conditional(workload, version, annotations, Some(0));
+            outcome(patch(pass, workload, None, &body).await, "stamped and scaled to 0")
+        }
+        ScalePath::ScaleSubresource => {
+            let body = conditional(workload, version, annotations, None);
+            let stamped = match patch(pass, workload, None, &body).await {
+                Ok(object) => object,
+                Err(error) => return outcome::<()>(Err(error), ""),
+            };
+            let version = ResourceVersion::from(stamped.metadata.resource_version.unwrap_or_default());
+            let body = conditional(workload, &version, Value::Null, Some(0));
+            outcome(patch(pass, workload, Some("scale"), &body).await, "stamped, then scaled to 0")
+        }
+        ScalePath::None => Outcome::NotApplied { why: format!("{workload} cannot be scaled"), retry: false },
+    }
+}
+
+/// Sets the replicas (if given) and removes the stamp.
+pub async fn restore(
+    pass: &EffectPass,
+    workload: &WorkloadRef,
+    version: &ResourceVersion,
+    path: ScalePath,
+    replicas: Option<i32>,
+) -> Outcome {
+    let no_stamp = json!({ STAMP_ANNOTATION: null });
+    let detail = replicas.map_or("stamp removed".to_owned(), |n| format!("scaled to {n}, stamp removed"));
+    match (path, replicas) {
+        (ScalePath::ScaleSubresource, Some(n)) => {
+            let body = conditional(workload, version, Value::Null, Some(n));
+            if let Err(error) = patch(pass, workload, Some("scale"), &body).await {
+                return outcome::<()>(Err(error), "");
+            }
+            // The count is back; the stamp goes in a write of its own. A crash in between leaves a stamp on a running
+            // workload, which is removed the same way.
+            let body = json!({ "metadata": { "uid": workload.uid, "annotations": no_stamp } });
+            outcome(patch(pass, workload, None, &body).await, &detail)
+        }
+        _ => {
+            let body = conditional(workload, version, no_stamp, replicas);
+            outcome(patch(pass, workload, None, &body).await, &detail)
+        }
+    }
+}
+
+/// Touches a VolumeAttachment so that external-attacher looks at it at once (any change but its own error fields does).
+pub async fn requeue(pass: &EffectPass, name: &str, uid: &Uid, version: &ResourceVersion, at: jiff::Timestamp) -> Outcome {
+    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
+    let body = json!({
+        "metadata": { "uid": uid, "resourceVersion": version, "annotations": { REQUEUE_ANNOTATION: at.to_string() } }
+    });
+    outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
+}
+
+fn conditional(workload: &WorkloadRef, version: &ResourceVersion, annotations: Value, replicas: Option<i32>) -> Value {
+    let mut body = json!({ "metadata": { "uid": workload.uid, "resourceVersion": version } });
+    if !annotations.is_null() {
+        body["metadata"]["annotations"] = annotations;
+    }
+    if let Some(n) = replicas {
+        body["spec"] = json!({ "replicas": n });
+    }
+    body
+}
+
+async fn patch(
+    pass: &EffectPass,
+    workload: &WorkloadRef,
+    subresource: Option<&str>,
+    body: &Value,
+) -> Result<DynamicObject, kube::Error> {
+    let resource = api_resource(workload);
+    let api: Api<DynamicObject> = Api::namespaced_with(pass.client().clone(), &workload.name.namespace, &resource);
+    let (name, params, patch) = (workload.name.name.as_str(), PatchParams::default(), Patch::Merge(body));
+    let call = async {
+        match subresource {
+            Some(sub) => api.patch_subresource(sub, name, &params, &patch).await,
+            None => api.patch(name, &params, &patch).await,
+        }
+    };
+    call.await
+}
+
+/// What is known of a write from its reply.
+fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
+    match reply {
+        Ok(_) => Outcome::Applied { detail: detail.to_owned() },
+        Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {
+            why: format!("the API server answered {} {}: {}", status.code, status.reason, status.message),
+            // 409: someone else wrote; look again. 429: the API server is busy or a budget is spent.
+            retry: matches!(status.code, 409 | 429),
+        },
+        Err(error) => Outcome::Unknown { why: format!("no definite answer from the API server: {error}") },
+    }
+}

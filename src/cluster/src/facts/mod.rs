@@ -1,0 +1,110 @@
+//! From Kubernetes objects to facts. Pure.
+
+mod objects;
+
+use crate::view::View;
+use jiff::Timestamp;
+use reattach_api::OPT_OUT_ANNOTATION;
+use reattach_core::evidence::{ClaimFacts, Evidence, NodeFacts};
+use reattach_core::fact::{Fact, Source};
+use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
+use std::collections::BTreeMap;
+
+pub use objects::{claim, pod};
+
+/// How a provider reads `spec.providerID`.
+pub type ResolveInstance<'a> = &'a dyn Fn(&str) -> Option<InstanceId>;
+
+/// Fills the Kubernetes part of the evidence; the workload and the cloud are still unknown afterwards.
+pub fn evidence(
+    name: &ObjectName,
+    view: &View,
+    asked: Option<(Uid, u64)>,
+    resolve: ResolveInstance<'_>,
+    at: Timestamp,
+) -> Evidence {
+    let api = |what: &str| Source::Kubernetes(what.to_owned());
+    let optional = |value: Option<ClaimFacts>, what: &str| match value {
+        Some(v) => Fact::present(v, api(what), at),
+        None => Fact::absent(api(what), at),
+    };
+    let opted_out = view.namespace.as_ref().and_then(|n| opt_out(n.metadata.annotations.as_ref(), "the namespace"));
+    let claim = view.claim.as_ref().map(|c| {
+        let mut facts = objects::claim(c);
+        facts.opted_out = facts.opted_out.or(opted_out.clone());
+        facts
+    });
+    let volume = view.volume.as_ref().map(|v| objects::volume(v, view.driver.as_deref()));
+    let pods: Vec<_> = view.pods_of(&name.name).into_iter().map(|p| objects::pod(p)).collect();
+    let mut attachments: Vec<_> = view.attachments.iter().map(|a| objects::attachment(a)).collect();
+    attachments.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut events: Vec<_> =
+        view.events.iter().filter_map(|e| objects::event(e)).filter(|e| pods.iter().any(|p| p.name == e.pod)).collect();
+    events.sort_by_key(|e| e.last_seen);
+    let unknown_cloud = || Source::Cloud("none".to_owned());
+    Evidence {
+        collected_at: at,
+        claim_name: name.clone(),
+        claim: optional(claim, "PersistentVolumeClaim"),
+        volume: match volume {
+            Some(v) => Fact::present(v, api("PersistentVolume"), at),
+            None => Fact::absent(api("PersistentVolume"), at),
+        },
+        attachments: Fact::present(attachments, api("VolumeAttachments"), at),
+        pods: Fact::present(pods, api("Pods"), at),
+        workload: Fact::unknown("it was not read", api("workload"), at),
+        nodes: nodes(view, resolve, at),
+        guests: guests(view, at),
+        answers: answers(view, asked.as_ref()),
+        asked,
+        cloud_id: None,
+        cloud_volume: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
+        instances: BTreeMap::new(),
+        jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
+        events,
+    }
+}
+
+/// The opt-out annotation, in words.
+pub(crate) fn opt_out(annotations: Option<&BTreeMap<String, String>>, what: &str) -> Option<String> {
+    let value = annotations?.get(OPT_OUT_ANNOTATION)?;
+    (value != "false").then(|| what.to_owned())
+}
+
+fn nodes(view: &View, resolve: ResolveInstance<'_>, at: Timestamp) -> BTreeMap<NodeName, Fact<NodeFacts>> {
+    let one = |(name, node): (&String, &Option<std::sync::Arc<k8s_openapi::api::core::v1::Node>>)| {
+        let source = Source::Kubernetes(format!("Node {name}"));
+        let fact = match node {
+            Some(node) => {
+                let facts = objects::node(node, view.leases.get(name).map(AsRef::as_ref), view.csi_nodes.get(name).map(AsRef::as_ref), resolve);
+                Fact::present(facts, source, at)
+            }
+            None => Fact::absent(source, at),
+        };
+        (NodeName::from(name.as_str()), fact)
+    };
+    view.nodes.iter().map(one).collect()
+}
+
+fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<reattach_core::guest::GuestInventory>> {
+    let one = |name: &String| {
+        let source = Source::Agent(name.clone());
+        let inventory = view.reports.get(name).and_then(|r| r.status.as_ref()?.inventory.clone());
+        let fact = match inventory {
+            Some(inventory) => Fact::present(inventory.0, source, at),
+            None => Fact::absent(source, at),
+        };
+        (NodeName::from(name.as_str()), fact)
+    };
+    view.nodes.keys().map(one).collect()
+}
+
+fn answers(view: &View, asked: Option<&(Uid, u64)>) -> BTreeMap<NodeName, reattach_core::guest::Answer> {
+    let Some((recovery, epoch)) = asked else { return BTreeMap::new() };
+    let find = |(name, report): (&String, &std::sync::Arc<reattach_api::NodeVolumeReport>)| {
+        let answers = &report.status.as_ref()?.answers;
+        let own = answers.iter().find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
+        Some((NodeName::from(name.as_str()), own.0.clone()))
+    };
+    view.reports.iter().filter_map(find).collect()
+}

@@ -1,0 +1,143 @@
+//! One conversion per kind.
+
+use super::{ResolveInstance, opt_out};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::ResourceExt;
+use reattach_core::evidence::{
+    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts, VolumeFacts,
+};
+use reattach_core::ids::{BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle};
+
+/// A PersistentVolumeClaim.
+pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
+    let spec = c.spec.clone().unwrap_or_default();
+    ClaimFacts {
+        uid: Uid::from(c.uid().unwrap_or_default()),
+        access_modes: spec.access_modes.unwrap_or_default().iter().filter_map(|m| access_mode(m)).collect(),
+        volume_name: spec.volume_name.filter(|n| !n.is_empty()).map(PvName::from),
+        deleting: c.metadata.deletion_timestamp.is_some(),
+        owners: c.owner_references().iter().map(owner).collect(),
+        opted_out: opt_out(c.metadata.annotations.as_ref(), &format!("claim {}", c.name_any())),
+        storage_class: spec.storage_class_name,
+        labels: c.metadata.labels.clone().unwrap_or_default(),
+    }
+}
+
+fn access_mode(word: &str) -> Option<AccessMode> {
+    Some(match word {
+        "ReadWriteOnce" => AccessMode::ReadWriteOnce,
+        "ReadWriteOncePod" => AccessMode::ReadWriteOncePod,
+        "ReadOnlyMany" => AccessMode::ReadOnlyMany,
+        // A word of a later Kubernetes version is treated as the least safe one.
+        _ => AccessMode::ReadWriteMany,
+    })
+}
+
+pub(crate) fn owner(o: &OwnerReference) -> OwnerFacts {
+    OwnerFacts {
+        api_version: o.api_version.clone(),
+        kind: o.kind.clone(),
+        name: o.name.clone(),
+        uid: Uid::from(o.uid.as_str()),
+    }
+}
+
+/// A PersistentVolume with its CSIDriver.
+pub(super) fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
+    let csi = v.spec.as_ref().and_then(|s| s.csi.as_ref());
+    VolumeFacts {
+        name: PvName::from(v.name_any()),
+        uid: Uid::from(v.uid().unwrap_or_default()),
+        csi: csi.map(|c| CsiSource {
+            driver: DriverName::from(c.driver.as_str()),
+            handle: VolumeHandle::from(c.volume_handle.as_str()),
+        }),
+        deleting: v.metadata.deletion_timestamp.is_some(),
+        attach_required: driver.and_then(|d| d.spec.attach_required),
+    }
+}
+
+/// A VolumeAttachment.
+pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
+    let status = a.status.clone().unwrap_or_default();
+    let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| e.map(|e| e.message.unwrap_or_else(|| "no message".into()));
+    AttachmentFacts {
+        name: a.name_any(),
+        uid: Uid::from(a.uid().unwrap_or_default()),
+        resource_version: ResourceVersion::from(a.resource_version().unwrap_or_default()),
+        node: NodeName::from(a.spec.node_name.as_str()),
+        created: a.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        deleting_since: a.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        attached: status.attached,
+        attach_error: said(status.attach_error),
+        detach_error: said(status.detach_error),
+    }
+}
+
+/// A Pod.
+pub fn pod(p: &Pod) -> PodFacts {
+    let status = p.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+    let containers: Vec<&ContainerStatus> = [&status.container_statuses, &status.init_container_statuses]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect();
+    let waiting = containers.iter().find_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone());
+    PodFacts {
+        name: ObjectName::new(p.namespace().unwrap_or_default(), p.name_any()),
+        uid: Uid::from(p.uid().unwrap_or_default()),
+        node: p.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty()).map(NodeName::from),
+        phase: status.phase.unwrap_or_else(|| "Pending".to_owned()),
+        ready: ready.is_some_and(|c| c.status == "True"),
+        ready_since: ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
+        containers_running: containers.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())),
+        deleting_since: p.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        created: p.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        // ContainerCreating is how every wait for a volume looks.
+        waiting_reason: waiting.filter(|r| r != "ContainerCreating" && r != "PodInitializing"),
+    }
+}
+
+/// A Node with its Lease and CSINode.
+pub(super) fn node(n: &Node, lease: Option<&Lease>, csi: Option<&CSINode>, resolve: ResolveInstance<'_>) -> NodeFacts {
+    let status = n.status.clone().unwrap_or_default();
+    let spec = n.spec.clone().unwrap_or_default();
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+    NodeFacts {
+        name: NodeName::from(n.name_any()),
+        uid: Uid::from(n.uid().unwrap_or_default()),
+        instance: spec.provider_id.as_deref().and_then(resolve),
+        ready: ready.is_some_and(|c| c.status == "True"),
+        boot_id: BootId::from(status.node_info.map(|i| i.boot_id).unwrap_or_default()),
+        volumes_in_use: status.volumes_in_use.unwrap_or_default(),
+        volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
+        taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),
+        lease_renewed: lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0)),
+        csi_drivers: csi.map(|c| c.spec.drivers.iter().map(|d| DriverName::from(d.name.as_str())).collect()).unwrap_or_default(),
+    }
+}
+
+/// An Event about a pod.
+pub(super) fn event(e: &Event) -> Option<EventFacts> {
+    if e.involved_object.kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    let series = e.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
+    let last = series
+        .or(e.last_timestamp.as_ref().map(|t| t.0))
+        .or(e.event_time.as_ref().map(|t| t.0))
+        .or(e.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    let component = e.source.as_ref().and_then(|s| s.component.clone()).filter(|c| !c.is_empty());
+    Some(EventFacts {
+        pod: ObjectName::new(e.metadata.namespace.clone().unwrap_or_default(), e.involved_object.name.clone().unwrap_or_default()),
+        reason: e.reason.clone().unwrap_or_default(),
+        component: component.or(e.reporting_component.clone()).unwrap_or_default(),
+        message: e.message.clone().unwrap_or_default(),
+        last_seen: last.unwrap_or(Timestamp::UNIX_EPOCH),
+    })
+}

@@ -1,0 +1,103 @@
+//! The one gate that every effect passes: leadership and time left, mode, approval, deadline, log and count.
+
+use crate::client::Clients;
+use crate::lease::Leadership;
+use kube::Client;
+use reattach_core::plan::Plan;
+use reattach_core::policy::Mode;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// No effect may take longer: an API write is a matter of milliseconds, a cloud call of seconds.
+pub const EFFECT_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Why the gate stayed shut. Nothing was issued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shut {
+    /// Not leader, or not for long enough.
+    #[error("this process is not leader, or not for long enough to finish the effect")]
+    NotLeader,
+    /// The term changed since the journal was written.
+    #[error("the leader's term changed from {expected} to {now}")]
+    Term {
+        /// The term in the journal line.
+        expected: u64,
+        /// The term now.
+        now: u64,
+    },
+    /// The mode forbids effects.
+    #[error("mode {0} changes nothing but reattach's own records")]
+    Mode(Mode),
+    /// The plan was not approved.
+    #[error("plan {plan} is not approved")]
+    NotApproved {
+        /// Its hash.
+        plan: String,
+    },
+}
+
+/// The permission to issue one effect now. Made by [`Gate::pass`] only.
+pub struct EffectPass {
+    client: Client,
+    deadline: Instant,
+}
+
+impl EffectPass {
+    /// The client for Kubernetes effects.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// When the effect must be over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+/// Checks everything that must hold for any effect.
+#[derive(Clone)]
+pub struct Gate {
+    clients: Clients,
+    leadership: watch::Receiver<Option<Leadership>>,
+}
+
+/// Who allowed a plan to run.
+#[derive(Clone, Debug)]
+pub struct Authority<'a> {
+    /// The recovery's mode.
+    pub mode: Mode,
+    /// The approved plan hash, if a person approved one.
+    pub approved: Option<&'a str>,
+}
+
+impl Gate {
+    /// A gate over these clients, open while `leadership` says so.
+    pub fn new(clients: Clients, leadership: watch::Receiver<Option<Leadership>>) -> Self {
+        Self { clients, leadership }
+    }
+
+    /// The leadership as it stands.
+    pub fn leadership(&self) -> Option<Leadership> {
+        self.leadership.borrow().filter(|l| Instant::now() < l.until)
+    }
+
+    /// Lets one effect through.
+    ///
+    /// # Errors
+    /// [`Shut`]: nothing may be issued.
+    pub fn pass(&self, plan: &Plan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
+        let deadline = Instant::now() + EFFECT_TIMEOUT;
+        let leadership = self.leadership().filter(|l| deadline < l.until).ok_or(Shut::NotLeader)?;
+        if leadership.term != term {
+            return Err(Shut::Term { expected: term, now: leadership.term });
+        }
+        if !authority.mode.may_act() {
+            return Err(Shut::Mode(authority.mode));
+        }
+        if authority.mode == Mode::Approve && authority.approved != Some(plan.hash.as_str()) {
+            return Err(Shut::NotApproved { plan: plan.hash.to_string() });
+        }
+        Ok(EffectPass { client: self.clients.effects().clone(), deadline })
+    }
+}

@@ -1,0 +1,17 @@
+//! Everything that talks to a Kubernetes API server: reading (live or from watches), the two writing clients, the leader
+//! Lease, the journal's store, and the effects.
+
+pub mod cache;
+pub mod client;
+pub mod clock;
+pub mod effects;
+pub mod facts;
+pub mod gate;
+pub mod lease;
+pub mod reports;
+pub mod store;
+pub mod view;
+pub mod workloads;
+
+pub use client::{Clients, ConnectError};
+pub use clock::Clock;

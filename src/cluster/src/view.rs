@@ -1,0 +1,167 @@
+//! The Kubernetes objects that matter for one claim, read live or taken from the watches.
+
+use crate::cache::Cache;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use reattach_api::NodeVolumeReport;
+use reattach_core::ids::ObjectName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The namespace of the nodes' Leases (Kubernetes `pkg/controller/nodelifecycle`, KEP-589).
+pub const NODE_LEASES: &str = "kube-node-lease";
+
+/// The objects around one claim. `None` and empty mean that the API server said so.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The claim.
+    pub claim: Option<Arc<PersistentVolumeClaim>>,
+    /// All claims of its namespace.
+    pub claims: Vec<Arc<PersistentVolumeClaim>>,
+    /// Its PersistentVolume.
+    pub volume: Option<Arc<PersistentVolume>>,
+    /// The driver's CSIDriver.
+    pub driver: Option<Arc<CSIDriver>>,
+    /// VolumeAttachments of the PersistentVolume.
+    pub attachments: Vec<Arc<VolumeAttachment>>,
+    /// All pods of the namespace.
+    pub pods: Vec<Arc<Pod>>,
+    /// The Nodes that attachments or pods of the claim name; `None`: no such Node.
+    pub nodes: BTreeMap<String, Option<Arc<Node>>>,
+    /// Their Leases; read live only.
+    pub leases: BTreeMap<String, Arc<Lease>>,
+    /// Their CSINodes.
+    pub csi_nodes: BTreeMap<String, Arc<CSINode>>,
+    /// Their agents' reports.
+    pub reports: BTreeMap<String, Arc<NodeVolumeReport>>,
+    /// The namespace.
+    pub namespace: Option<Arc<Namespace>>,
+    /// Warning events of the namespace.
+    pub events: Vec<Arc<Event>>,
+}
+
+/// The claims that a pod names, generic ephemeral volumes included (claim `<pod>-<volume>`).
+pub fn claims_of(pod: &Pod) -> Vec<String> {
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
+    let mut names: Vec<String> = volumes
+        .into_iter()
+        .flatten()
+        .filter_map(|v| {
+            let claim = v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone());
+            claim.or_else(|| v.ephemeral.as_ref().map(|_| format!("{}-{}", pod.name_any(), v.name)))
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+impl View {
+    /// From the watches. Leases are not watched and stay empty.
+    pub fn cached(cache: &Cache, claim: &ObjectName) -> Self {
+        let mut view = Self {
+            claim: cache.claims.get(&claim.namespace, &claim.name),
+            claims: cache.claims.filter(|c| c.namespace().as_deref() == Some(&claim.namespace)),
+            namespace: cache.namespaces.get("", &claim.namespace),
+            pods: cache.pods.filter(|p| p.namespace().as_deref() == Some(&claim.namespace)),
+            events: cache.events.filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
+            ..Self::default()
+        };
+        if let Some(pv) = view.volume_name() {
+            view.volume = cache.volumes.get("", &pv);
+            view.attachments = cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
+        }
+        view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
+        for node in view.node_names(claim) {
+            view.nodes.insert(node.clone(), cache.nodes.get("", &node));
+            view.csi_nodes.extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
+            view.reports.extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
+        }
+        view
+    }
+
+    /// By live reads.
+    ///
+    /// # Errors
+    /// The first read that failed: nothing may be concluded then.
+    pub async fn live(client: &Client, claim: &ObjectName) -> Result<Self, kube::Error> {
+        let ns = claim.namespace.as_str();
+        let all = ListParams::default();
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), ns);
+        let warnings = ListParams::default().fields("type=Warning");
+        let claims = arcs(claims.list(&all).await?.items);
+        let mut view = Self {
+            claim: claims.iter().find(|c| c.name_any() == claim.name).cloned(),
+            claims,
+            namespace: Api::<Namespace>::all(client.clone()).get_opt(ns).await?.map(Arc::new),
+            pods: arcs(pods.list(&all).await?.items),
+            events: arcs(Api::<Event>::namespaced(client.clone(), ns).list(&warnings).await?.items),
+            ..Self::default()
+        };
+        view.read_cluster_scoped(client, claim).await?;
+        Ok(view)
+    }
+
+    async fn read_cluster_scoped(&mut self, client: &Client, claim: &ObjectName) -> Result<(), kube::Error> {
+        if let Some(pv) = self.volume_name() {
+            self.volume = Api::<PersistentVolume>::all(client.clone()).get_opt(&pv).await?.map(Arc::new);
+            let all = Api::<VolumeAttachment>::all(client.clone()).list(&ListParams::default()).await?.items;
+            let own = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_ref() == Some(&pv);
+            self.attachments = arcs(all.into_iter().filter(own).collect());
+        }
+        if let Some(driver) = self.driver_name() {
+            self.driver = Api::<CSIDriver>::all(client.clone()).get_opt(&driver).await?.map(Arc::new);
+        }
+        for name in self.node_names(claim) {
+            let node = Api::<Node>::all(client.clone()).get_opt(&name).await?;
+            let csi = Api::<CSINode>::all(client.clone()).get_opt(&name).await?;
+            let report = Api::<NodeVolumeReport>::all(client.clone()).get_opt(&name).await?;
+            self.nodes.insert(name.clone(), node.map(Arc::new));
+            self.csi_nodes.extend(csi.map(|n| (name.clone(), Arc::new(n))));
+            self.reports.extend(report.map(|r| (name.clone(), Arc::new(r))));
+        }
+        self.read_leases(client).await
+    }
+
+    /// Reads the Leases of the view's nodes.
+    ///
+    /// # Errors
+    /// The first read that failed.
+    pub async fn read_leases(&mut self, client: &Client) -> Result<(), kube::Error> {
+        let api: Api<Lease> = Api::namespaced(client.clone(), NODE_LEASES);
+        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            self.leases.extend(api.get_opt(&name).await?.map(|l| (name, Arc::new(l))));
+        }
+        Ok(())
+    }
+
+    /// Pods of the namespace that name the claim, sorted by name.
+    pub fn pods_of(&self, claim: &str) -> Vec<&Arc<Pod>> {
+        let mut pods: Vec<_> = self.pods.iter().filter(|p| claims_of(p).iter().any(|c| c == claim)).collect();
+        pods.sort_by_key(|p| p.name_any());
+        pods
+    }
+
+    fn volume_name(&self) -> Option<String> {
+        self.claim.as_ref()?.spec.as_ref()?.volume_name.clone().filter(|n| !n.is_empty())
+    }
+
+    fn driver_name(&self) -> Option<String> {
+        Some(self.volume.as_ref()?.spec.as_ref()?.csi.as_ref()?.driver.clone())
+    }
+
+    fn node_names(&self, claim: &ObjectName) -> BTreeSet<String> {
+        let attached = self.attachments.iter().map(|a| a.spec.node_name.clone());
+        let bound = self.pods_of(&claim.name).into_iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
+        attached.chain(bound).filter(|n| !n.is_empty()).collect()
+    }
+}
+
+fn arcs<K>(items: Vec<K>) -> Vec<Arc<K>> {
+    items.into_iter().map(Arc::new).collect()
+}

@@ -1,0 +1,376 @@
+//! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
+
+use crate::facts;
+use crate::view::{View, claims_of};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PostParams};
+use kube::{Api, Client, ResourceExt};
+use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
+use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
+use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
+use reattach_core::workload::{
+    AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef,
+};
+use serde_json::Value;
+
+/// A chain of owners is never followed further: a loop of references would be a broken cluster.
+const MAX_OWNERS: usize = 8;
+/// KEDA's pause (keda.sh, "Pausing autoscaling").
+const KEDA_PAUSE: [&str; 2] = ["autoscaling.keda.sh/paused", "autoscaling.keda.sh/paused-replicas"];
+/// Flux's pause for one object (fluxcd.io, kustomize-controller "Controlling the apply behavior").
+const FLUX_PAUSE: &str = "kustomize.toolkit.fluxcd.io/reconcile";
+
+/// The `kube` description of a workload's resource.
+pub(crate) fn api_resource(w: &WorkloadRef) -> ApiResource {
+    resource(&w.api_version, &w.kind, &w.plural)
+}
+
+fn resource(api_version: &str, kind: &str, plural: &str) -> ApiResource {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+}
+
+/// How much of a workload is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Everything that a decision to scale depends on.
+    Full,
+    /// Count, stamp and pods: enough once it is at zero.
+    Count,
+}
+
+/// Follows the owners of the claim's pods to the workload whose count is to be changed, and reads it. `remembered` is
+/// the workload that a plan has pinned: with it at zero no pod leads there any more.
+///
+/// # Errors
+/// A read that failed. `Ok(None)`: no pod has a controlling owner, or the owner is gone.
+pub async fn read(
+    client: &Client,
+    view: &View,
+    claim: &ObjectName,
+    remembered: Option<&WorkloadRef>,
+    detail: Detail,
+) -> Result<Option<WorkloadFacts>, kube::Error> {
+    let (object, reference, manager) = match remembered {
+        Some(w) => {
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &w.name.namespace, &api_resource(w));
+            match api.get_opt(&w.name.name).await? {
+                Some(object) if object.uid().as_deref() == Some(w.uid.as_str()) => {
+                    let above = controller_of(&object.metadata).cloned();
+                    (object, w.clone(), above)
+                }
+                _ => return Ok(None),
+            }
+        }
+        None => match climb(client, view, claim).await? {
+            Some(found) => found,
+            None => return Ok(None),
+        },
+    };
+    describe(client, view, object, reference, manager, detail).await.map(Some)
+}
+
+/// Climbs from a pod to the topmost owner that can be scaled; what stands above it is returned as its manager.
+async fn climb(
+    client: &Client,
+    view: &View,
+    claim: &ObjectName,
+) -> Result<Option<(DynamicObject, WorkloadRef, Option<OwnerReference>)>, kube::Error> {
+    let pods = view.pods_of(&claim.name);
+    let Some(mut owner) = pods.iter().find_map(|p| controller_of(&p.metadata)).cloned() else { return Ok(None) };
+    let mut best: Option<(DynamicObject, WorkloadRef)> = None;
+    for _ in 0..MAX_OWNERS {
+        // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
+        let Some((object, reference)) = get_owner(client, &claim.namespace, &owner).await? else {
+            return Ok(best.map(|(o, r)| (o, r, Some(owner))));
+        };
+        if best.is_some() && !is_built_in(&reference) {
+            return Ok(best.map(|(o, r)| (o, r, Some(owner))));
+        }
+        let above = controller_of(&object.metadata).cloned();
+        best = Some((object, reference));
+        match above {
+            Some(next) => owner = next,
+            None => break,
+        }
+    }
+    Ok(best.map(|(o, r)| (o, r, None)))
+}
+
+fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+}
+
+fn is_built_in(w: &WorkloadRef) -> bool {
+    matches!(w.api_version.as_str(), "apps/v1" | "batch/v1" | "v1")
+}
+
+async fn get_owner(
+    client: &Client,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<Option<(DynamicObject, WorkloadRef)>, kube::Error> {
+    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
+    let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
+    let resource = match owner.api_version.as_str() {
+        // The plural of the built-in kinds is known without asking.
+        "apps/v1" | "batch/v1" | "v1" => ApiResource::from_gvk(&gvk),
+        _ => match kube::discovery::pinned_kind(client, &gvk).await {
+            Ok((resource, _)) => resource,
+            Err(_) => return Ok(None),
+        },
+    };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let object = match api.get_opt(&owner.name).await {
+        Ok(Some(object)) => object,
+        Ok(None) => return Ok(None),
+        Err(kube::Error::Api(s)) if s.is_forbidden() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if object.uid().as_deref() != Some(owner.uid.as_str()) {
+        return Ok(None);
+    }
+    let reference = WorkloadRef {
+        api_version: owner.api_version.clone(),
+        kind: owner.kind.clone(),
+        plural: resource.plural,
+        name: ObjectName::new(namespace, owner.name.as_str()),
+        uid: Uid::from(owner.uid.as_str()),
+    };
+    Ok(Some((object, reference)))
+}
+
+async fn describe(
+    client: &Client,
+    view: &View,
+    object: DynamicObject,
+    workload: WorkloadRef,
+    manager: Option<OwnerReference>,
+    detail: Detail,
+) -> Result<WorkloadFacts, kube::Error> {
+    let ns = workload.name.namespace.clone();
+    let own_uids = owned_replica_sets(client, &ns, &workload).await?;
+    let pods: Vec<&Pod> = view
+        .pods
+        .iter()
+        .filter(|p| controller_of(&p.metadata).is_some_and(|o| own_uids.contains(&o.uid)))
+        .map(AsRef::as_ref)
+        .collect();
+    let template = template_of(&object);
+    let mut claim_names: Vec<String> = pods.iter().flat_map(|p| claims_of(p)).collect();
+    claim_names.sort();
+    claim_names.dedup();
+    let claims = claim_names.into_iter().map(|name| {
+        let found = view.claims.iter().find(|c| c.name_any() == name).map(|c| facts::claim(c));
+        (name, found)
+    });
+    let annotations = object.metadata.annotations.clone().unwrap_or_default();
+    let stamp = annotations.get(STAMP_ANNOTATION).map(|v| Stamp::from_annotation(v));
+    let set: Option<StatefulSet> = (workload.kind == "StatefulSet").then(|| parse(&object)).flatten();
+    let mut managers = managers(&object, manager);
+    let mut scalers = Vec::new();
+    if detail == Detail::Full {
+        managers.extend(keda(client, &workload).await?);
+        scalers = autoscalers(client, &workload).await?;
+    }
+    let mut claims: Vec<_> = claims.collect();
+    if let Some(what) = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string()) {
+        for (_, claim) in &mut claims {
+            if let Some(claim) = claim {
+                claim.opted_out.get_or_insert_with(|| what.clone());
+            }
+        }
+    }
+    Ok(WorkloadFacts {
+        resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
+        generation: object.metadata.generation.unwrap_or(0),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        replicas: object.data.pointer("/spec/replicas").and_then(Value::as_i64).map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        scaling: scaling(&object, &workload),
+        stamp,
+        rollout: rollout(&object, &workload),
+        deletes_claims_when_scaled: set.as_ref().is_some_and(deletes_claims),
+        ordered: set.as_ref().is_some_and(|s| {
+            s.spec.as_ref().and_then(|s| s.pod_management_policy.as_deref()).unwrap_or("OrderedReady") == "OrderedReady"
+        }),
+        autoscalers: scalers,
+        managers,
+        pods: pods.iter().map(|p| facts::pod(p)).collect(),
+        claims,
+        template: template.as_ref().and_then(|t| t.spec.as_ref()).map(template_facts).unwrap_or_default(),
+        pod_dry_run: None,
+        emptydirs_expendable: annotations.get(EXPENDABLE_EMPTYDIRS_ANNOTATION).is_some_and(|v| v == "true"),
+        workload,
+    })
+}
+
+fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> Option<K> {
+    serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+}
+
+/// The UIDs by which pods name this workload as their owner: its own, and those of a Deployment's ReplicaSets.
+async fn owned_replica_sets(client: &Client, ns: &str, w: &WorkloadRef) -> Result<Vec<String>, kube::Error> {
+    let mut uids = vec![w.uid.to_string()];
+    if w.kind == "Deployment" {
+        let sets = Api::<ReplicaSet>::namespaced(client.clone(), ns).list(&ListParams::default()).await?;
+        let own = |s: &&ReplicaSet| controller_of(&s.metadata).is_some_and(|o| o.uid == w.uid.as_str());
+        uids.extend(sets.items.iter().filter(own).filter_map(ResourceExt::uid));
+    }
+    Ok(uids)
+}
+
+fn scaling(object: &DynamicObject, w: &WorkloadRef) -> ScalePath {
+    match (w.api_version.as_str(), w.kind.as_str()) {
+        ("apps/v1", "Deployment" | "StatefulSet" | "ReplicaSet") => ScalePath::Replicas,
+        ("apps/v1" | "batch/v1", _) => ScalePath::None,
+        // A custom resource that counts in spec.replicas is changed through /scale, which its owner chose to offer.
+        _ if object.data.pointer("/spec/replicas").is_some() => ScalePath::ScaleSubresource,
+        _ => ScalePath::None,
+    }
+}
+
+fn deletes_claims(set: &StatefulSet) -> bool {
+    let policy = set.spec.as_ref().and_then(|s| s.persistent_volume_claim_retention_policy.as_ref());
+    policy.and_then(|p| p.when_scaled.as_deref()) == Some("Delete")
+}
+
+/// A rollout in progress, in words.
+fn rollout(object: &DynamicObject, w: &WorkloadRef) -> Option<String> {
+    let generation = object.metadata.generation.unwrap_or(0);
+    match w.kind.as_str() {
+        "Deployment" => {
+            let deployment: Deployment = parse(object)?;
+            let status = deployment.status.clone().unwrap_or_default();
+            let want = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+            if status.observed_generation.unwrap_or(0) < generation {
+                return Some("its controller has not seen the newest generation".to_owned());
+            }
+            let (total, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+            (want > 0 && (updated < want || total > want)).then(|| format!("{updated} of {want} pods are of the new version, {total} in all"))
+        }
+        "StatefulSet" => {
+            let set: StatefulSet = parse(object)?;
+            let status = set.status.clone().unwrap_or_default();
+            if status.observed_generation.unwrap_or(0) < generation {
+                return Some("its controller has not seen the newest generation".to_owned());
+            }
+            match (status.current_revision, status.update_revision) {
+                (Some(current), Some(update)) if current != update => Some(format!("from {current} to {update}")),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+fn template_of(object: &DynamicObject) -> Option<PodTemplateSpec> {
+    serde_json::from_value(object.data.pointer("/spec/template")?.clone()).ok()
+}
+
+fn template_facts(spec: &PodSpec) -> TemplateFacts {
+    let volumes = spec.volumes.iter().flatten();
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    TemplateFacts {
+        empty_dirs: volumes.clone().filter(|v| v.empty_dir.is_some()).map(|v| v.name.clone()).collect(),
+        ephemeral_volumes: volumes.filter(|v| v.ephemeral.is_some()).map(|v| v.name.clone()).collect(),
+        pre_stop: containers
+            .filter(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))
+            .map(|c| c.name.clone())
+            .collect(),
+    }
+}
+
+async fn autoscalers(client: &Client, w: &WorkloadRef) -> Result<Vec<AutoscalerFacts>, kube::Error> {
+    let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &w.name.namespace);
+    let targets = |h: &&HorizontalPodAutoscaler| {
+        h.spec.as_ref().is_some_and(|s| s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name)
+    };
+    let list = api.list(&ListParams::default()).await?;
+    Ok(list
+        .items
+        .iter()
+        .filter(targets)
+        .map(|h| AutoscalerFacts {
+            name: h.name_any(),
+            min_replicas: h.spec.as_ref().and_then(|s| s.min_replicas).unwrap_or(1),
+        })
+        .collect())
+}
+
+fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<ManagerFacts> {
+    let mut found = Vec::new();
+    let empty = Default::default();
+    let labels = object.metadata.labels.as_ref().unwrap_or(&empty);
+    let annotations = object.metadata.annotations.as_ref().unwrap_or(&empty);
+    if let Some(owner) = above {
+        found.push(ManagerFacts { kind: ManagerKind::Operator, evidence: format!("owned by {} {}", owner.kind, owner.name), paused: false });
+    }
+    for key in ["kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name"] {
+        if labels.contains_key(key) {
+            let paused = annotations.get(FLUX_PAUSE).is_some_and(|v| v == "disabled");
+            found.push(ManagerFacts { kind: ManagerKind::Flux, evidence: format!("label {key}"), paused });
+        }
+    }
+    let argo = annotations.contains_key("argocd.argoproj.io/tracking-id") || labels.contains_key("argocd.argoproj.io/instance");
+    if argo {
+        let evidence = "its tracking annotation or label".to_owned();
+        found.push(ManagerFacts { kind: ManagerKind::ArgoCd, evidence, paused: false });
+    }
+    found
+}
+
+/// KEDA's ScaledObjects that target the workload; a cluster without KEDA has none.
+async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kube::Error> {
+    let resource = resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects");
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &w.name.namespace, &resource);
+    let list = match api.list(&ListParams::default()).await {
+        Ok(list) => list,
+        Err(kube::Error::Api(s)) if s.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let targets = |o: &&DynamicObject| {
+        let target = |key: &str| o.data.pointer(&format!("/spec/scaleTargetRef/{key}")).and_then(Value::as_str);
+        target("name") == Some(w.name.name.as_str()) && target("kind").unwrap_or("Deployment") == w.kind
+    };
+    Ok(list
+        .items
+        .iter()
+        .filter(targets)
+        .map(|o| ManagerFacts {
+            kind: ManagerKind::Keda,
+            evidence: format!("ScaledObject {}", o.name_any()),
+            paused: KEDA_PAUSE.iter().any(|k| o.annotations().contains_key(*k)),
+        })
+        .collect())
+}
+
+/// Asks the API server whether it would accept one more pod of the workload now (quota, admission, service account).
+/// Nothing is created: the request carries `dryRun=All`.
+///
+/// # Errors
+/// The request got no definite answer.
+pub async fn dry_run_pod(records: &Client, read: &Client, w: &WorkloadRef) -> Result<Result<(), String>, kube::Error> {
+    let api: Api<DynamicObject> = Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
+    let template = api.get(&w.name.name).await.ok().as_ref().and_then(template_of);
+    let Some(template) = template else { return Ok(Err("it has no pod template".to_owned())) };
+    let metadata = template.metadata.unwrap_or_default();
+    let pod = Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-dry-run-", w.name.name)),
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            ..ObjectMeta::default()
+        },
+        spec: template.spec,
+        status: None,
+    };
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    match Api::<Pod>::namespaced(records.clone(), &w.name.namespace).create(&params, &pod).await {
+        Ok(_) => Ok(Ok(())),
+        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(Err(s.message.clone())),
+        Err(error) => Err(error),
+    }
+}

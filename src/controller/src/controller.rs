@@ -1,0 +1,286 @@
+//! The controller: nominate claims, create recoveries under policies, drive every recovery while leader.
+
+use crate::collect::{Collector, Depth};
+use crate::metrics::Metrics;
+use crate::nominate::{Nominee, nominees};
+use crate::policies::ruling;
+use crate::providers::Providers;
+use crate::recovery::{Executor, Limits};
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, VolumeRecovery, VolumeRecoverySpec};
+use reattach_cluster::cache::Cache;
+use reattach_cluster::gate::Gate;
+use reattach_cluster::lease::{Elector, Leadership};
+use reattach_cluster::{Clients, Clock};
+use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason, diagnose};
+use reattach_core::evidence::Evidence;
+use reattach_core::ids::ObjectName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Signals are looked through at least this often.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Finished recoveries that are kept per claim; older ones are deleted.
+const KEEP_PER_CLAIM: usize = 5;
+
+/// How a controller process is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The namespace of the leader Lease.
+    pub namespace: String,
+    /// The leader Lease's name.
+    pub lease: String,
+    /// Unique per process: pod name and UID.
+    pub identity: String,
+    /// The user name that the API server knows this process by: the requester of automatic recoveries.
+    pub username: String,
+}
+
+/// The controller.
+pub struct Controller {
+    clients: Clients,
+    providers: Providers,
+    clock: Clock,
+    settings: Settings,
+    metrics: Metrics,
+}
+
+impl Controller {
+    /// A controller over these clients and providers.
+    pub fn new(clients: Clients, providers: Providers, clock: Clock, settings: Settings, metrics: Metrics) -> Self {
+        Self { clients, providers, clock, settings, metrics }
+    }
+
+    /// Runs until `stop` turns true; then effects under way end, are journaled, and the Lease is released.
+    pub async fn run(self, ready: watch::Sender<bool>, stop: watch::Receiver<bool>) {
+        let mut watches = JoinSet::new();
+        let cache = Cache::start(&self.clients.read, self.clock.clone(), &mut watches);
+        let mut stopping = stop.clone();
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|s| *s) => return,
+            () = cache.ready() => {}
+        }
+        ready.send_replace(true);
+        let (publish, leadership) = watch::channel(None);
+        let Settings { namespace, lease, identity, .. } = &self.settings;
+        let elector = Elector::new(self.clients.records.clone(), namespace, lease, identity, self.clock.clone());
+        // The elector outlives the drivers: an effect under way must end inside our lease.
+        let (end_election, election_ended) = watch::channel(false);
+        let election = tokio::spawn(elector.run(publish, election_ended));
+        let executor = Executor {
+            collector: Collector {
+                clients: self.clients.clone(),
+                cache: Some(cache.clone()),
+                providers: self.providers.clone(),
+                clock: self.clock.clone(),
+            },
+            gate: Gate::new(self.clients.clone(), leadership.clone()),
+            identity: self.settings.identity.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Leader { executor, cache, settings: self.settings, leadership, driven: BTreeMap::new(), drivers: JoinSet::new() }
+            .run(stop)
+            .await;
+        end_election.send_replace(true);
+        // The election task ends by itself once told to; a panic in it has nothing left to lose here.
+        let _ = election.await;
+    }
+}
+
+struct Leader {
+    executor: Executor,
+    cache: Cache,
+    settings: Settings,
+    leadership: watch::Receiver<Option<Leadership>>,
+    driven: BTreeMap<ObjectName, tokio::task::Id>,
+    drivers: JoinSet<ObjectName>,
+}
+
+impl Leader {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.cache.changes();
+        loop {
+            let leading = self.executor.gate.leadership().is_some();
+            self.executor.metrics.leader.set(leading.into());
+            if leading {
+                self.sweep(&stop).await;
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => break,
+                Some(ended) = self.drivers.join_next_with_id() => self.forget(ended),
+                _ = self.leadership.changed() => {}
+                _ = changes.changed() => tokio::time::sleep(Duration::from_millis(20)).await,
+                () = tokio::time::sleep(SWEEP) => {}
+            }
+            changes.mark_unchanged();
+        }
+        while let Some(ended) = self.drivers.join_next_with_id().await {
+            self.forget(ended);
+        }
+    }
+
+    fn forget(&mut self, ended: Result<(tokio::task::Id, ObjectName), tokio::task::JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => {
+                tracing::error!(%error, "a recovery's driver failed; it is started again");
+                error.id()
+            }
+        };
+        self.driven.retain(|_, other| *other != id);
+    }
+
+    /// Looks at everything that is there now.
+    async fn sweep(&mut self, stop: &watch::Receiver<bool>) {
+        self.drive_all(stop);
+        let busy: BTreeSet<ObjectName> = self
+            .cache
+            .recoveries
+            .filter(|r| !phase(r).is_final())
+            .iter()
+            .map(|r| Executor::claim_of(r))
+            .collect();
+        for nominee in nominees(&self.cache).into_iter().filter(|n| !busy.contains(&n.claim)) {
+            if let Err(error) = self.consider(&nominee).await {
+                tracing::warn!(claim = %nominee.claim, %error, "the claim could not be looked at");
+            }
+        }
+        if let Err(error) = self.prune().await {
+            tracing::debug!(%error, "old recoveries could not be deleted");
+        }
+    }
+
+    fn drive_all(&mut self, stop: &watch::Receiver<bool>) {
+        let pending = self.cache.recoveries.filter(|r| {
+            !phase(r).is_final() || !r.finalizers().is_empty()
+        });
+        self.executor.metrics.running.set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
+        for recovery in pending {
+            let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+            if self.driven.contains_key(&name) {
+                continue;
+            }
+            let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
+            let task_name = name.clone();
+            let handle = self.drivers.spawn(async move {
+                executor.drive(&task_name, |n| limits(&cache, n), stop).await;
+                task_name
+            });
+            self.driven.insert(name, handle.id());
+        }
+    }
+
+    /// Diagnoses a nominated claim and, where there is something to say, creates its recovery.
+    async fn consider(&self, nominee: &Nominee) -> Result<(), kube::Error> {
+        let evidence = self.executor.collector.collect(&nominee.claim, None, Depth::Diagnose).await?;
+        let policies = self.cache.policies.filter(|_| true);
+        let Some(policy) = ruling(&policies, &evidence) else { return Ok(()) };
+        let diagnosis = diagnose(&evidence, self.executor.collector.clock.now());
+        if !worth_a_record(&diagnosis) {
+            return Ok(());
+        }
+        let name = recovery_name(&evidence);
+        let recovery = VolumeRecovery {
+            metadata: ObjectMeta {
+                name: Some(name),
+                namespace: Some(nominee.claim.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: VolumeRecoverySpec {
+                claim_name: nominee.claim.name.clone(),
+                mode: policy.spec.mode,
+                runbook: policy.spec.runbook.clone(),
+                reason: Some(format!("policy {}; {}", policy.name_any(), nominee.why).chars().take(1000).collect()),
+                requester: self.settings.username.clone(),
+                confirm_workload: None,
+                abort: None,
+                approval: None,
+            },
+            status: None,
+        };
+        let records = self.executor.collector.clients.records.clone();
+        let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
+        match api.create(&PostParams::default(), &recovery).await {
+            Ok(_) => Ok(()),
+            // The same trouble has a record already: the cache has not seen it yet, or it is over.
+            Err(kube::Error::Api(s)) if s.is_already_exists() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn prune(&self) -> Result<(), kube::Error> {
+        let mut per_claim: BTreeMap<ObjectName, Vec<Arc<VolumeRecovery>>> = BTreeMap::new();
+        for recovery in self.cache.recoveries.filter(|r| phase(r).is_final() && r.finalizers().is_empty()) {
+            per_claim.entry(Executor::claim_of(&recovery)).or_default().push(recovery);
+        }
+        for (claim, mut old) in per_claim {
+            old.sort_by_key(|r| std::cmp::Reverse(r.creation_timestamp()));
+            for recovery in old.into_iter().skip(KEEP_PER_CLAIM) {
+                let records = self.executor.collector.clients.records.clone();
+                let api: Api<VolumeRecovery> = Api::namespaced(records, &claim.namespace);
+                match api.delete(&recovery.name_any(), &DeleteParams::default()).await {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(s)) if s.is_not_found() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn phase(recovery: &VolumeRecovery) -> Phase {
+    recovery.status.as_ref().map(|s| s.phase).unwrap_or_default()
+}
+
+/// Recoveries with a run under way, and their nodes.
+fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
+    let runs = |r: &VolumeRecovery| !phase(r).is_final() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    let node = |r: &VolumeRecovery| {
+        r.status.as_ref().and_then(|s| s.plan.as_ref()).map(|p| p.pins.node.to_string()).unwrap_or_default()
+    };
+    let name = |r: &VolumeRecovery| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any());
+    cache.recoveries.filter(runs).iter().map(|r| (name(r), node(r))).collect()
+}
+
+/// What limits the recovery `name` now.
+pub(crate) fn limits(cache: &Cache, name: &ObjectName) -> Limits {
+    let own = cache.recoveries.get(&name.namespace, &name.name);
+    let claim = own.as_ref().map(|r| Executor::claim_of(r));
+    let running: Vec<_> = running(cache).into_iter().filter(|(n, _)| n != name).collect();
+    let rival = cache
+        .recoveries
+        .filter(|r| Some(Executor::claim_of(r)) == claim && r.name_any() != name.name)
+        .iter()
+        .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
+        .find(|n| running.iter().any(|(r, _)| r == n));
+    let policies = cache.policies.filter(|_| true);
+    let budgets = policies.iter().max_by_key(|p| p.spec.precedence).map(|p| p.spec.budgets.clone()).unwrap_or_default();
+    Limits { budgets, running, rival }
+}
+
+/// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.
+fn worth_a_record(diagnosis: &Diagnosis) -> bool {
+    match &diagnosis.verdict {
+        Verdict::Ours { .. } | Verdict::NotOurs { .. } | Verdict::Unclassified { .. } => true,
+        Verdict::Wait { reason } => matches!(reason, WaitReason::ProviderLock { .. }),
+        Verdict::Healthy { .. } => false,
+    }
+}
+
+/// The same trouble has the same name: claim, VolumeAttachments and boots. So two sweeps never make two recoveries.
+fn recovery_name(evidence: &Evidence) -> String {
+    let mut parts = vec![evidence.claim.shown().map(|c| c.uid.to_string()).unwrap_or_default()];
+    parts.extend(evidence.attachments.shown().into_iter().flatten().map(|a| a.uid.to_string()));
+    parts.extend(evidence.nodes.values().filter_map(|n| n.shown()).map(|n| n.boot_id.to_string()));
+    parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
+    let mut claim = evidence.claim_name.name.clone();
+    claim.truncate(200);
+    format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
+}

@@ -1,0 +1,22 @@
+//! From signals to recoveries: nominate claims, collect evidence, plan, and perform plans through the one gate.
+//!
+//! The binary `reattach-controller` runs it in a cluster; `kubectl reattach recover --break-glass` runs the same
+//! executor for one recovery; the simulation runs all of it in virtual time.
+
+pub mod collect;
+pub mod controller;
+mod finish;
+pub mod http;
+pub mod metrics;
+mod nominate;
+mod perform;
+pub mod policies;
+pub mod providers;
+pub mod recovery;
+mod status;
+
+pub use collect::{Collector, Depth};
+pub use controller::{Controller, Settings};
+pub use nominate::{Nominee, nominees};
+pub use providers::Providers;
+pub use recovery::{Executor, Turn};

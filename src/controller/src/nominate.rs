@@ -1,0 +1,84 @@
+//! Which claims are looked at: what events, pods and agents' reports hint at. A hint nominates and decides nothing.
+
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::ResourceExt;
+use reattach_api::NodeVolumeReport;
+use reattach_cluster::cache::Cache;
+use reattach_cluster::view::claims_of;
+use reattach_core::ids::ObjectName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A claim to look at, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Nominee {
+    /// The claim.
+    pub claim: ObjectName,
+    /// The pod that led to it.
+    pub pod: ObjectName,
+    /// The hint in words.
+    pub why: String,
+}
+
+/// Event reasons that a volume that cannot be attached or mounted leaves (Kubernetes `pkg/kubelet/events/event.go`).
+const REASONS: [&str; 3] = ["FailedMount", "FailedAttachVolume", "FailedMapVolume"];
+
+/// Every claim that a hint points at, once, sorted.
+pub fn nominees(cache: &Cache) -> Vec<Nominee> {
+    let pods = cache.pods.filter(|p| !claims_of(p).is_empty() && !finished(p));
+    let events = cache.events.filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
+    let by_pod: BTreeMap<String, Arc<Event>> =
+        events.into_iter().filter_map(|e| Some((e.involved_object.uid.clone()?, e))).collect();
+    let dead = dead_handles(&cache.reports.filter(|_| true));
+    let mut found = BTreeMap::new();
+    for pod in pods {
+        let Some(why) = hint(cache, &pod, &by_pod, &dead) else { continue };
+        let namespace = pod.namespace().unwrap_or_default();
+        for claim in claims_of(&pod) {
+            let claim = ObjectName::new(namespace.as_str(), claim);
+            let pod = ObjectName::new(namespace.as_str(), pod.name_any());
+            found.entry(claim.clone()).or_insert(Nominee { claim, pod, why: why.clone() });
+        }
+    }
+    found.into_values().collect()
+}
+
+fn hint(
+    cache: &Cache,
+    pod: &Pod,
+    events: &BTreeMap<String, Arc<Event>>,
+    dead: &BTreeSet<(String, String)>,
+) -> Option<String> {
+    let ready = pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True");
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+    if ready {
+        // Kubernetes is content with such a pod and emits nothing: only the agent sees that its mount is dead.
+        let on_dead_mount = dead.iter().any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
+        return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
+    }
+    if let Some(event) = pod.uid().and_then(|u| events.get(&u)) {
+        return Some(format!("{}: {}", event.reason.as_deref().unwrap_or("event"), event.message.as_deref().unwrap_or("")));
+    }
+    let node_ready = cache.nodes.get("", &node).map(|n| {
+        n.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
+    });
+    (!node.is_empty() && node_ready != Some(true)).then(|| format!("node {node} is not Ready or does not exist"))
+}
+
+fn finished(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed")
+}
+
+/// Node and pod UID of every dead mount that an agent reports.
+fn dead_handles(reports: &[Arc<NodeVolumeReport>]) -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    for report in reports {
+        let inventory = report.status.as_ref().and_then(|s| s.inventory.as_ref());
+        for volume in inventory.iter().flat_map(|i| &i.csi_volumes) {
+            if volume.mounts.iter().any(|m| m.dead) {
+                found.extend(volume.pods.iter().map(|uid| (report.name_any(), uid.to_string())));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,54 @@
+//! Performing one effect that passed the gate, and saying what is known of it.
+
+use crate::providers::Located;
+use reattach_cluster::gate::EffectPass;
+use reattach_cluster::{Clock, effects};
+use reattach_core::journal::Outcome;
+use reattach_core::machine::Effect;
+use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
+
+/// Issues the effect within the pass's deadline. A reply that does not come in time leaves the outcome unknown.
+pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: &Located, clock: &Clock) -> Outcome {
+    let issue = async {
+        match effect {
+            Effect::ScaleToZero { workload, resource_version, path, stamp } => {
+                effects::scale_to_zero(pass, workload, resource_version, *path, stamp).await
+            }
+            Effect::Restore { workload, resource_version, path, replicas } => {
+                effects::restore(pass, workload, resource_version, *path, *replicas).await
+            }
+            Effect::Requeue { name, uid, resource_version } => {
+                effects::requeue(pass, name, uid, resource_version, clock.now()).await
+            }
+            Effect::CloudDetach { proof } => {
+                if *proof.volume() != volume.id {
+                    let why = format!("the proof is for volume {}, not {}", proof.volume(), volume.id);
+                    return Outcome::NotApplied { why, retry: false };
+                }
+                let left = pass.deadline().duration_since(tokio::time::Instant::now());
+                let reply = volume.provider().detach(DetachRequest::plain(proof.clone(), left)).await;
+                detached(reply)
+            }
+        }
+    };
+    match tokio::time::timeout_at(pass.deadline(), issue).await {
+        Ok(outcome) => outcome,
+        Err(_) => Outcome::Unknown { why: "no answer before the effect's deadline".to_owned() },
+    }
+}
+
+/// What a provider's answer to a detach says about the effect.
+fn detached(reply: Result<DetachOutcome, ProviderError>) -> Outcome {
+    let not_applied = |why: String, retry| Outcome::NotApplied { why, retry };
+    match reply {
+        Ok(DetachOutcome::Accepted) => Outcome::Applied { detail: "the cloud accepted the detach".to_owned() },
+        Ok(DetachOutcome::AlreadyDetached) => Outcome::Applied { detail: "the volume was detached already".to_owned() },
+        Ok(DetachOutcome::Detaching) => Outcome::Applied { detail: "a detach was under way already".to_owned() },
+        Ok(DetachOutcome::AttachedElsewhere(other)) => not_applied(format!("instance {other} has the volume now"), false),
+        Ok(DetachOutcome::Busy { detail }) => not_applied(format!("busy: {detail}"), true),
+        Ok(DetachOutcome::Locked { reason }) => not_applied(format!("locked by the provider: {reason}"), true),
+        Err(error @ ProviderError::Unknown { .. }) => Outcome::Unknown { why: error.to_string() },
+        Err(error @ ProviderError::Throttled { .. }) => not_applied(error.to_string(), true),
+        Err(error) => not_applied(error.to_string(), false),
+    }
+}

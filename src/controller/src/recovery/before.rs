@@ -1,0 +1,265 @@
+//! Before a run: challenge, diagnose, plan, check, and wait for the right to act.
+
+use super::{Executor, Limits, Memory, Turn, TurnError};
+use crate::collect::Depth;
+use crate::{finish, status};
+use jiff::SignedDuration;
+use kube::ResourceExt;
+use reattach_api::{Opaque, Phase, VolumeRecovery};
+use reattach_cluster::{reports, store};
+use reattach_core::check::check;
+use reattach_core::diagnosis::{Diagnosis, StuckPod, Trouble, Verdict, diagnose};
+use reattach_core::evidence::Evidence;
+use reattach_core::guest::Challenge;
+use reattach_core::journal::Mark;
+use reattach_core::plan::{Plan, Request, make};
+use reattach_core::policy::Mode;
+use reattach_core::runbook::Runbook;
+use reattach_core::safety::Refusal;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An answer to a challenge is asked for anew when a run begins later than this after the question.
+const ANSWER_GOOD_FOR: Duration = Duration::from_secs(60);
+/// Without a change the diagnosis is made anew after so long.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+
+impl Executor {
+    /// One turn of a recovery whose journal is empty.
+    pub(super) async fn before_the_run(
+        &self,
+        mut recovery: VolumeRecovery,
+        limits: &Limits,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let now = self.collector.clock.now();
+        if let Some(end) = self.ended_by_people(&recovery) {
+            return self.settle(recovery, Phase::Aborted, end, memory).await;
+        }
+        let claim = Self::claim_of(&recovery);
+        let epoch = recovery.status.as_ref().map_or(0, |s| s.epoch);
+        let asked = u64::try_from(epoch).ok().filter(|e| *e > 0).map(|e| (Self::uid_of(&recovery), e));
+        let evidence = self.collector.collect(&claim, asked, Depth::Plan).await?;
+        let diagnosis = diagnose(&evidence, now);
+        recovery.status.get_or_insert_default().diagnosis = Some(Opaque(diagnosis.clone()));
+        recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
+        match &diagnosis.verdict {
+            Verdict::Healthy { .. } => {
+                return self.settle(recovery, Phase::Resolved, diagnosis.verdict.to_string(), memory).await;
+            }
+            Verdict::NotOurs { .. } => return self.rest(recovery, Phase::NotOurs, &diagnosis, memory).await,
+            Verdict::Wait { .. } => return self.rest(recovery, Phase::Waiting, &diagnosis, memory).await,
+            Verdict::Unclassified { .. } => return self.rest(recovery, Phase::Diagnosing, &diagnosis, memory).await,
+            Verdict::Ours { trouble } => {
+                if let Some(turn) = self.challenge(&mut recovery, trouble, &evidence, memory).await? {
+                    return Ok(turn);
+                }
+            }
+        }
+        match self.plan(&recovery, &evidence, &diagnosis) {
+            Err(refusals) => self.refuse(recovery, &refusals, memory).await,
+            Ok(plan) => self.offer(recovery, plan, limits, memory).await,
+        }
+    }
+
+    /// Asks the node's agent, if its answer is missing or too old to begin on. `Some`: wait for the answer.
+    async fn challenge(
+        &self,
+        recovery: &mut VolumeRecovery,
+        trouble: &Trouble,
+        evidence: &Evidence,
+        memory: &mut Memory,
+    ) -> Result<Option<Turn>, TurnError> {
+        let Trouble::Phantom { at, confirmed, .. } = trouble else { return Ok(None) };
+        let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now())) else {
+            return Ok(None);
+        };
+        let fresh = memory.asked.is_some_and(|(_, when)| when.elapsed() < ANSWER_GOOD_FOR);
+        let may_begin = recovery.spec.mode == Mode::Auto
+            || recovery.spec.mode == Mode::Approve && recovery.spec.approval.is_some();
+        if *confirmed && (fresh || !may_begin) {
+            return Ok(None);
+        }
+        if !*confirmed && fresh {
+            let message = format!("waiting for the agent on {} to look at the machine anew", at.node);
+            if status::set(recovery, Phase::Diagnosing, message, self.collector.clock.now()) {
+                store::save(&self.collector.clients.records, recovery).await?;
+            }
+            return Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }));
+        }
+        // A restarted process does not know when the last question was asked: it asks a new one.
+        let status = recovery.status.get_or_insert_default();
+        status.epoch += 1;
+        let epoch = u64::try_from(status.epoch).unwrap_or(0);
+        status::set(recovery, Phase::Diagnosing, format!("asking the agent on {} to look at the machine anew", at.node), self.collector.clock.now());
+        let stored = store::save(&self.collector.clients.records, recovery).await?;
+        let challenge = Challenge {
+            recovery: Self::uid_of(&stored),
+            epoch,
+            identity: cloud.identity.clone(),
+            driver: csi.driver.clone(),
+            handle: csi.handle.clone(),
+        };
+        reports::ask(&self.collector.clients.records, &at.node, &challenge).await?;
+        memory.asked = Some((epoch, Instant::now()));
+        Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }))
+    }
+
+    fn plan(&self, recovery: &VolumeRecovery, evidence: &Evidence, diagnosis: &Diagnosis) -> Result<Plan, Vec<Refusal>> {
+        let runbook = Runbook::built_in(&recovery.spec.runbook)
+            .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
+        let detach_command = self.collector.providers.detach_command(evidence);
+        let request = Request {
+            runbook: &runbook,
+            confirm_workload: recovery.spec.confirm_workload.as_deref(),
+            detach_command: &detach_command,
+            for_show: false,
+        };
+        let now = self.collector.clock.now();
+        let plan = make(evidence, diagnosis, &request, now)?;
+        let objections = check(&plan, evidence, recovery.spec.confirm_workload.as_deref(), now);
+        if objections.is_empty() {
+            return Ok(plan);
+        }
+        Err(objections
+            .into_iter()
+            .map(|v| Refusal::Missing { what: "the independent checker's consent".to_owned(), why: v.to_string() })
+            .collect())
+    }
+
+    async fn refuse(
+        &self,
+        mut recovery: VolumeRecovery,
+        refusals: &[Refusal],
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let passing = refusals.iter().all(Refusal::may_pass);
+        let status = recovery.status.get_or_insert_default();
+        status.refusals = refusals.iter().map(ToString::to_string).collect();
+        status.plan = None;
+        status.plan_hash = None;
+        let message = status.refusals.join("; ");
+        let phase = if passing { Phase::Waiting } else { Phase::Refused };
+        self.keep(recovery, phase, message, memory).await?;
+        Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })
+    }
+
+    /// There is a plan: show it, wait for approval, or begin.
+    async fn offer(
+        &self,
+        mut recovery: VolumeRecovery,
+        plan: Plan,
+        limits: &Limits,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let status = recovery.status.get_or_insert_default();
+        status.refusals.clear();
+        let Trouble::Phantom { at: StuckPod { node, .. }, .. } = &plan.trouble else {
+            return Ok(Turn::Pause { until: self.later(LOOK_AGAIN) });
+        };
+        let node = node.to_string();
+        let summary = format!("{}; plan {}", plan.trouble, plan.hash);
+        status.plan_hash = Some(plan.hash.to_string());
+        status.plan = (recovery.spec.mode != Mode::Observe).then(|| Opaque(plan.clone()));
+        let pause = Turn::Pause { until: self.later(LOOK_AGAIN) };
+        let authority = match recovery.spec.mode {
+            Mode::Observe | Mode::DryRun => {
+                self.keep(recovery, Phase::Planned, summary, memory).await?;
+                return Ok(pause);
+            }
+            Mode::Approve => match &recovery.spec.approval {
+                Some(a) if a.plan_hash == plan.hash.as_str() => format!("approved by {}", a.approver),
+                Some(a) => {
+                    let message = format!("{summary}; the approval is for plan {} and does not hold for this one", a.plan_hash);
+                    self.keep(recovery, Phase::AwaitingApproval, message, memory).await?;
+                    return Ok(pause);
+                }
+                None => {
+                    self.keep(recovery, Phase::AwaitingApproval, summary, memory).await?;
+                    return Ok(pause);
+                }
+            },
+            Mode::Auto => format!("mode Auto, asked for by {}", recovery.spec.requester),
+        };
+        if let Some(refusal) = budget(limits, &node) {
+            self.keep(recovery, Phase::Waiting, refusal.to_string(), memory).await?;
+            return Ok(pause);
+        }
+        if let Some(rival) = &limits.rival {
+            self.keep(recovery, Phase::Waiting, format!("recovery {rival} of the same claim goes first"), memory).await?;
+            return Ok(pause);
+        }
+        let recovery = finish::hold(self, recovery).await?;
+        let mark = Mark::Accepted { plan_hash: plan.hash.to_string(), authority };
+        self.append(recovery, &plan, mark, memory).await?;
+        Ok(Turn::Again)
+    }
+
+    /// Stores a verdict that asks for patience.
+    async fn rest(
+        &self,
+        mut recovery: VolumeRecovery,
+        phase: Phase,
+        diagnosis: &Diagnosis,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let status = recovery.status.get_or_insert_default();
+        status.plan = None;
+        status.plan_hash = None;
+        status.refusals.clear();
+        self.keep(recovery, phase, diagnosis.verdict.to_string(), memory).await?;
+        Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })
+    }
+
+    /// Stores the last phase of a recovery that never ran.
+    async fn settle(
+        &self,
+        recovery: VolumeRecovery,
+        phase: Phase,
+        message: String,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let stored = self.keep(recovery, phase, message, memory).await?;
+        finish::release(self, stored).await
+    }
+
+    /// Stores phase and message if they changed.
+    pub(super) async fn keep(
+        &self,
+        mut recovery: VolumeRecovery,
+        phase: Phase,
+        message: String,
+        memory: &mut Memory,
+    ) -> Result<VolumeRecovery, TurnError> {
+        let unchanged = {
+            let before = self.collector.cache.as_ref().and_then(|c| {
+                c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())
+            });
+            status::set(&mut recovery, phase, message, self.collector.clock.now());
+            before.is_some_and(|b| b.resource_version() == recovery.resource_version() && b.status == recovery.status)
+        };
+        let stored = if unchanged { recovery } else { store::save(&self.collector.clients.records, &recovery).await? };
+        finish::tell(self, &stored, memory).await;
+        Ok(stored)
+    }
+
+    /// A person's abort, or the deletion of the object, which is one too.
+    pub(super) fn ended_by_people(&self, recovery: &VolumeRecovery) -> Option<String> {
+        if let Some(abort) = &recovery.spec.abort {
+            return Some(format!("aborted by {}", abort.by));
+        }
+        recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
+    }
+}
+
+/// S7: how much may be under way at once.
+fn budget(limits: &Limits, node: &str) -> Option<Refusal> {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let running = count(limits.running.len());
+    if running >= limits.budgets.cluster {
+        return Some(Refusal::Budget { scope: "in the cluster".to_owned(), running, limit: limits.budgets.cluster });
+    }
+    let here = count(limits.running.iter().filter(|(_, n)| n == node).count());
+    (here >= limits.budgets.node)
+        .then(|| Refusal::Budget { scope: format!("on node {node}"), running: here, limit: limits.budgets.node })
+}

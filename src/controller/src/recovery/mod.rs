@@ -1,0 +1,218 @@
+//! One recovery from its first look to its end.
+//!
+//! # Expected flow
+//! [`Executor::drive`] reads the VolumeRecovery, takes one [`Turn`], and waits for a change or for the moment that the
+//! turn named. Before a plan is accepted a turn diagnoses and plans ([`before`]); afterwards it asks
+//! [`reattach_core::machine::next`] for the one next thing and does it ([`run`]).
+//!
+//! # Guarantees
+//! Every effect is journaled before it is issued and its outcome after, by compare-and-swap. Every effect passes the
+//! gate. A lost compare-and-swap means: read again; stop if someone else wrote a journal line.
+//!
+//! # Assumptions
+//! One driver per recovery and process; across processes the leader Lease and the journal keep order.
+//!
+//! # Caveats
+//! A turn that fails (API server or cloud away) changes nothing and is taken again.
+//!
+//! # Errors
+//! [`TurnError`].
+
+mod before;
+mod journal;
+mod run;
+
+use crate::collect::Collector;
+use crate::finish;
+use crate::metrics::Metrics;
+use jiff::{SignedDuration, Timestamp};
+use kube::{Api, ResourceExt};
+use reattach_api::{Budgets, Phase, VolumeRecovery};
+use reattach_cluster::gate::Gate;
+use reattach_cluster::store::SaveError;
+use reattach_cluster::view::View;
+use reattach_core::ids::{ObjectName, Uid};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A turn is taken at least this often, whatever happens: level-triggered means not to depend on a wake-up.
+const AT_LEAST_EVERY: SignedDuration = SignedDuration::from_secs(10);
+/// Changes that come in bursts are looked at together.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Drives recoveries.
+#[derive(Clone)]
+pub struct Executor {
+    /// Collects evidence.
+    pub collector: Collector,
+    /// Every effect passes it.
+    pub gate: Gate,
+    /// Who writes the journal: pod name and UID, or user and host.
+    pub identity: String,
+    /// Metrics of the process.
+    pub metrics: Metrics,
+}
+
+/// What a turn leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Look again at once.
+    Again,
+    /// Look again on a change, or then.
+    Pause {
+        /// The latest moment.
+        until: Timestamp,
+    },
+    /// The recovery is over.
+    Final(Phase),
+}
+
+/// Why a turn could not be taken. Nothing was changed by it, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum TurnError {
+    /// A Kubernetes read or write failed.
+    #[error("the API server could not be used: {0}")]
+    Kubernetes(#[from] Box<kube::Error>),
+    /// The status could not be stored.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// Someone else works on it.
+    #[error("another process wrote to the journal: this one stops")]
+    Lost,
+    /// Not leader.
+    #[error("not leader")]
+    NotLeader,
+}
+
+impl From<kube::Error> for TurnError {
+    fn from(error: kube::Error) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
+/// What a driver remembers between turns. Losing it costs a new challenge, nothing else.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The epoch that was asked, and when.
+    pub(crate) asked: Option<(u64, Instant)>,
+    /// The phase that was last told to people.
+    pub(crate) told: Option<Phase>,
+}
+
+/// What limits a recovery besides its own plan.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// The policy's budgets.
+    pub budgets: Budgets,
+    /// Recoveries with a run under way: name and node.
+    pub running: Vec<(ObjectName, String)>,
+    /// Another recovery of the same claim that has a run under way, or came first.
+    pub rival: Option<ObjectName>,
+}
+
+impl Executor {
+    /// Drives one recovery until it is over, it is gone, `stop` turns true, or leadership is lost.
+    pub async fn drive(
+        &self,
+        name: &ObjectName,
+        limits: impl Fn(&ObjectName) -> Limits,
+        mut stop: watch::Receiver<bool>,
+    ) -> Option<Phase> {
+        let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
+        let mut memory = Memory::default();
+        let mut changes = self.collector.cache.as_ref().map(reattach_cluster::cache::Cache::changes);
+        loop {
+            if *stop.borrow() || self.gate.leadership().is_none() {
+                return None;
+            }
+            let turn = match api.get_opt(&name.name).await {
+                Ok(None) => return None,
+                Ok(Some(recovery)) => self.turn(recovery, &limits(name), &mut memory).await,
+                Err(error) => Err(error.into()),
+            };
+            let until = match turn {
+                Ok(Turn::Again) => continue,
+                Ok(Turn::Final(phase)) => return Some(phase),
+                Ok(Turn::Pause { until }) => until,
+                Err(TurnError::Lost | TurnError::NotLeader) => return None,
+                Err(TurnError::Save(SaveError::Conflict)) => continue,
+                Err(TurnError::Save(SaveError::Gone)) => return None,
+                Err(error) => {
+                    tracing::warn!(recovery = %name, %error, "the turn is taken again");
+                    self.later(SignedDuration::from_secs(1))
+                }
+            };
+            let until = until.min(self.later(AT_LEAST_EVERY));
+            let seen = self.fingerprint(name);
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => return None,
+                () = self.collector.clock.sleep_until(until) => {}
+                () = self.changed(name, &mut changes, &seen) => {}
+            }
+        }
+    }
+
+    /// Waits until something that matters for this recovery changes. Never returns without a cache.
+    async fn changed(&self, name: &ObjectName, changes: &mut Option<watch::Receiver<u64>>, seen: &[String]) {
+        let Some(changes) = changes else { return std::future::pending().await };
+        loop {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(SETTLE).await;
+            changes.mark_unchanged();
+            if self.fingerprint(name) != seen {
+                return;
+            }
+        }
+    }
+
+    /// The versions of everything in the cache that a turn looks at.
+    fn fingerprint(&self, name: &ObjectName) -> Vec<String> {
+        let Some(cache) = &self.collector.cache else { return Vec::new() };
+        let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else { return Vec::new() };
+        let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
+        let view = View::cached(cache, &claim);
+        let version = |m: Option<String>| m.unwrap_or_default();
+        let mut all = vec![version(recovery.resource_version())];
+        all.extend(view.claim.iter().map(|o| version(o.resource_version())));
+        all.extend(view.volume.iter().map(|o| version(o.resource_version())));
+        all.extend(view.attachments.iter().map(|o| version(o.resource_version())));
+        all.extend(view.pods.iter().map(|o| version(o.resource_version())));
+        all.extend(view.nodes.values().flatten().map(|o| version(o.resource_version())));
+        all.extend(view.reports.values().map(|o| version(o.resource_version())));
+        all.extend(view.csi_nodes.values().map(|o| version(o.resource_version())));
+        all
+    }
+
+    /// One turn of one recovery.
+    ///
+    /// # Errors
+    /// [`TurnError`].
+    pub async fn turn(&self, recovery: VolumeRecovery, limits: &Limits, memory: &mut Memory) -> Result<Turn, TurnError> {
+        let status = recovery.status.clone().unwrap_or_default();
+        if status.phase.is_final() {
+            return finish::release(self, recovery).await;
+        }
+        let turn = if status.journal.is_empty() {
+            self.before_the_run(recovery, limits, memory).await
+        } else {
+            self.one_step(recovery, memory).await
+        };
+        turn
+    }
+
+    pub(crate) fn later(&self, by: SignedDuration) -> Timestamp {
+        self.collector.clock.now().saturating_add(by).unwrap_or(Timestamp::MAX)
+    }
+
+    pub(crate) fn claim_of(recovery: &VolumeRecovery) -> ObjectName {
+        ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.spec.claim_name.as_str())
+    }
+
+    pub(crate) fn uid_of(recovery: &VolumeRecovery) -> Uid {
+        Uid::from(recovery.uid().unwrap_or_default())
+    }
+}

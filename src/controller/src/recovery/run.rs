@@ -1,0 +1,145 @@
+//! The run itself: the machine says the one next thing, this does it.
+
+use super::{Executor, Memory, Turn, TurnError};
+use crate::collect::Depth;
+use crate::metrics::EffectLabels;
+use crate::perform::perform;
+use crate::providers::Located;
+use jiff::SignedDuration;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cluster::gate::Authority;
+use reattach_core::evidence::Evidence;
+use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next};
+use reattach_core::plan::Plan;
+use reattach_core::runbook::StepKind;
+use std::mem::discriminant;
+
+/// After the gate stayed shut the turn is taken again so much later.
+const SHUT: SignedDuration = SignedDuration::from_secs(1);
+
+impl Executor {
+    /// One turn of a recovery with a journal.
+    pub(super) async fn one_step(&self, recovery: VolumeRecovery, memory: &mut Memory) -> Result<Turn, TurnError> {
+        if self.gate.leadership().is_none() {
+            return Err(TurnError::NotLeader);
+        }
+        let status = recovery.status.clone().unwrap_or_default();
+        let Some(plan) = status.plan.map(|p| p.0) else {
+            return self.page(recovery, "the journal has no plan to go with it".to_owned(), memory).await;
+        };
+        let journal: Vec<Entry> = status.journal.into_iter().map(|e| e.0).collect();
+        let state = match State::replay(&plan, &journal) {
+            Ok(state) => state,
+            Err(illegal) => return self.page(recovery, illegal.to_string(), memory).await,
+        };
+        if self.gate.leadership().is_some_and(|l| l.term < state.term()) {
+            return Err(TurnError::NotLeader);
+        }
+        let evidence = self.look(&recovery, &plan, &state, false).await?;
+        match self.ask(&recovery, &plan, &state, &evidence) {
+            Next::Record(mark) => {
+                self.append(recovery, &plan, mark, memory).await?;
+                Ok(Turn::Again)
+            }
+            Next::Wait { until, .. } => Ok(Turn::Pause { until }),
+            Next::Done(_) => crate::finish::release(self, recovery).await,
+            Next::Act(action) => self.confirm(recovery, &plan, &state, action, memory).await,
+        }
+    }
+
+    /// Right before an effect everything is read live, and the machine must still say the same.
+    async fn confirm(
+        &self,
+        recovery: VolumeRecovery,
+        plan: &Plan,
+        state: &State,
+        proposed: Action,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let live = self.look(&recovery, plan, state, true).await?;
+        let action = match self.ask(&recovery, plan, state, &live) {
+            Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
+            Next::Record(mark) => {
+                self.append(recovery, plan, mark, memory).await?;
+                return Ok(Turn::Again);
+            }
+            Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
+            _ => return Ok(Turn::Again),
+        };
+        let located = live.csi(self.collector.clock.now()).and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
+        match located {
+            Some(volume) => self.act(recovery, plan, action, &volume, memory).await,
+            None => Ok(Turn::Pause { until: self.later(SHUT) }),
+        }
+    }
+
+    /// S3: journal, gate, effect, outcome.
+    async fn act(
+        &self,
+        recovery: VolumeRecovery,
+        plan: &Plan,
+        action: Action,
+        volume: &Located,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let proof = match &action.effect {
+            Effect::CloudDetach { proof } => Some(proof.kind().clone()),
+            _ => None,
+        };
+        let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof };
+        let recovery = self.append(recovery, plan, started, memory).await?;
+        let term = recovery.status.as_ref().and_then(|s| s.journal.last()).map_or(0, |e| e.term);
+        let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
+        let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
+        let outcome = match self.gate.pass(plan, &authority, term) {
+            Ok(pass) => perform(&pass, &action.effect, volume, &self.collector.clock).await,
+            Err(shut) => Outcome::NotApplied { why: format!("not issued: {shut}"), retry: true },
+        };
+        let shut = matches!(&outcome, Outcome::NotApplied { why, .. } if why.starts_with("not issued"));
+        let step = plan.steps.get(action.step.index()).map(|s| s.kind);
+        self.count(step, &outcome, shut);
+        tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
+        self.append(recovery, plan, Mark::Outcome { step: action.step, outcome }, memory).await?;
+        if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
+    }
+
+    async fn look(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, live: bool) -> Result<Evidence, TurnError> {
+        let asked = recovery.status.as_ref().and_then(|s| u64::try_from(s.epoch).ok()).map(|e| (Self::uid_of(recovery), e));
+        let scale = plan.find(StepKind::ScaleToZero);
+        let scaling = scale.is_some_and(|ix| match state.step(ix) {
+            StepState::Pending | StepState::Started { .. } => true,
+            StepState::Issued { outcome, .. } => !outcome.applied(),
+            StepState::Closed { .. } => false,
+        }) && state.turned_back().is_none();
+        let depth = Depth::Execute { plan, scaling, live };
+        Ok(self.collector.collect(&Self::claim_of(recovery), asked, depth).await?)
+    }
+
+    fn ask(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, evidence: &Evidence) -> Next {
+        let uid = Self::uid_of(recovery);
+        let deleted = recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
+        let aborted_by = recovery.spec.abort.as_ref().map(|a| a.by.as_str()).or(deleted);
+        let confirm_workload = recovery.spec.confirm_workload.as_deref();
+        let cx = Context { recovery: &uid, aborted_by, confirm_workload, now: self.collector.clock.now() };
+        next(plan, state, evidence, &cx)
+    }
+
+    /// A state that no executor could have written: stop, and say so.
+    async fn page(&self, recovery: VolumeRecovery, why: String, memory: &mut Memory) -> Result<Turn, TurnError> {
+        tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
+        self.keep(recovery, Phase::Stuck, why, memory).await?;
+        Ok(Turn::Pause { until: self.later(SignedDuration::from_mins(5)) })
+    }
+
+    fn count(&self, step: Option<StepKind>, outcome: &Outcome, shut: bool) {
+        let word = match outcome {
+            _ if shut => "shut",
+            o if o.applied() => "applied",
+            Outcome::Unknown { .. } => "unknown",
+            _ => "not_applied",
+        };
+        let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
+        self.metrics.effects.get_or_create(&EffectLabels { step, outcome: word.to_owned() }).inc();
+    }
+}

@@ -1,0 +1,137 @@
+//! What a cloud says about volumes, instances and jobs, in one vocabulary for all providers.
+
+use crate::ids::{InstanceId, VolumeId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How a guest kernel names a cloud volume: the identity that the device itself carries (SCSI page 0x83 or NVMe
+/// serial), never a by-id link or a filesystem UUID, which can be stale or copied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceIdentity {
+    /// What the device reports as its serial or vendor-specific designator. Linode: the volume's label. EBS: the
+    /// volume ID without its dash.
+    pub serial: String,
+}
+
+impl fmt::Display for DeviceIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.serial)
+    }
+}
+
+/// The state of a cloud volume apart from who holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VolumeState {
+    /// Usable: attach and detach are accepted.
+    Active,
+    /// A job of the cloud's own runs on it (creating, resizing, migrating); it ends by itself.
+    Busy {
+        /// The cloud's own word for what it does.
+        doing: String,
+    },
+    /// The provider refuses changes until its staff or a policy lifts the lock. It may last for hours.
+    Locked {
+        /// The cloud's own word for why.
+        reason: String,
+    },
+    /// A detach was accepted and has not finished.
+    Detaching,
+    /// A word that this build does not know. Treated as "do nothing".
+    Other(String),
+}
+
+/// One cloud volume as the provider described it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudVolume {
+    /// The cloud's identifier.
+    pub id: VolumeId,
+    /// The name people see in the cloud's console.
+    pub label: String,
+    /// Region or zone, as the cloud spells it.
+    pub region: String,
+    /// Size in GiB.
+    pub size_gib: u64,
+    /// Every instance that the cloud says has it. More than one is never touched.
+    pub holders: Vec<InstanceId>,
+    /// What else the cloud says about it.
+    pub state: VolumeState,
+    /// How a guest would recognise it.
+    pub identity: DeviceIdentity,
+}
+
+/// The power state of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InstanceState {
+    /// Powered on.
+    Running,
+    /// On its way to off: it may still write.
+    Stopping,
+    /// Powered off. By itself no proof of anything: a watchdog may boot it again (Linode's Lassie).
+    Off,
+    /// Booting, rebooting, migrating and the like, in the cloud's own word.
+    Transitional(String),
+    /// The cloud reports it as deleted or terminated.
+    Gone,
+    /// A word that this build does not know.
+    Unknown(String),
+}
+
+/// One instance as the provider described it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudInstance {
+    /// The cloud's identifier.
+    pub id: InstanceId,
+    /// The name people see in the cloud's console.
+    pub label: String,
+    /// Power state.
+    pub state: InstanceState,
+    /// Whether the cloud boots it again by itself after an unclean stop (Linode `watchdog_enabled`).
+    pub auto_restart: bool,
+}
+
+/// How a job of the cloud's own history ended, if it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum JobStatus {
+    /// Accepted, not begun.
+    Scheduled,
+    /// Running.
+    Started,
+    /// Finished well.
+    Finished,
+    /// Failed.
+    Failed,
+    /// A notification or a word that this build does not know.
+    Other(String),
+}
+
+/// One entry of the provider's job history (Linode: account events).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudJob {
+    /// The provider's identifier of the job.
+    pub id: String,
+    /// The provider's word for it, such as `volume_detach`.
+    pub action: String,
+    /// How it stands.
+    pub status: JobStatus,
+    /// The volume it concerns, if any.
+    pub volume: Option<VolumeId>,
+    /// The instance it concerns, if any.
+    pub instance: Option<InstanceId>,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+impl CloudJob {
+    /// Whether the job can still change something.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.status, JobStatus::Scheduled | JobStatus::Started)
+    }
+}

@@ -1,0 +1,345 @@
+//! What is wrong, by the truth table over VolumeAttachments, cloud holder, nodes, pods and the guest's view.
+//!
+//! The text of an event only nominates a claim; the facts decide together. What matches no row is
+//! [`Verdict::Unclassified`]: it is explained and nothing is touched.
+
+mod sight;
+mod table;
+
+use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+pub use sight::{Sight, sight};
+pub use table::diagnose;
+
+/// A problem class of the design.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Class {
+    /// Held by a dead node.
+    A,
+    /// Phantom attachment: both APIs say attached, the guest has no device.
+    B,
+    /// Lost attachment: Kubernetes says attached, the cloud does not.
+    C,
+    /// Stuck record: a VolumeAttachment that does not finish.
+    D,
+    /// Orphan attachment: the cloud's holder has no VolumeAttachment.
+    E,
+}
+
+impl Class {
+    /// The class in a few words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::A => "held by a dead node",
+            Self::B => "phantom attachment",
+            Self::C => "lost attachment",
+            Self::D => "stuck record",
+            Self::E => "orphan attachment",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// A diagnosis: the verdict, and the facts it rests on as sentences for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnosis {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What was looked at and what it said, in the order of looking.
+    pub facts: Vec<String>,
+}
+
+impl Diagnosis {
+    /// The class, where the verdict has one.
+    pub fn class(&self) -> Option<Class> {
+        match &self.verdict {
+            Verdict::Ours { trouble } => Some(trouble.class()),
+            Verdict::Wait { reason } => reason.class(),
+            _ => None,
+        }
+    }
+}
+
+/// What the truth table says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Verdict {
+    /// The claim's pods are as they should be, or nobody wants the volume.
+    #[error("nothing is wrong: {why}")]
+    Healthy {
+        /// What was found.
+        why: String,
+    },
+    /// One of the five classes.
+    #[error("{trouble}")]
+    Ours {
+        /// Which, with its data.
+        trouble: Trouble,
+    },
+    /// It is being dealt with, or something must happen first.
+    #[error("{reason}")]
+    Wait {
+        /// What is waited for.
+        reason: WaitReason,
+    },
+    /// The trouble is real and not one of attachments.
+    #[error("not ours: {reason}")]
+    NotOurs {
+        /// What it is.
+        reason: NotOurs,
+    },
+    /// No row of the table matches.
+    #[error("not classified, because {}", missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Unclassified {
+        /// What would have to be known.
+        missing: Vec<Missing>,
+    },
+}
+
+/// A fact that is missing, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{what}: {why}")]
+pub struct Missing {
+    /// Which fact.
+    pub what: String,
+    /// Why it is no answer.
+    pub why: String,
+}
+
+/// Who wants the volume and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StuckPod {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its UID.
+    pub uid: Uid,
+    /// The node it is bound to.
+    pub node: NodeName,
+    /// The instance behind that node.
+    pub instance: InstanceId,
+}
+
+/// Trouble of one of the five classes, with what a remedy needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "trouble", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Trouble {
+    /// Class A.
+    #[error("class A: node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it")]
+    DeadNode {
+        /// The dead node.
+        node: NodeName,
+        /// Its instance.
+        instance: InstanceId,
+    },
+    /// Class B.
+    #[error("class B: Kubernetes and the cloud say the volume is attached to {} (instance {}), and that machine has {}", at.node, at.instance, if *dead_mount { "only a dead mount of it" } else { "no such device" })]
+    Phantom {
+        /// The pod that cannot start, or runs on a dead mount.
+        at: StuckPod,
+        /// The VolumeAttachment.
+        attachment: Uid,
+        /// A mount of the vanished device remains.
+        dead_mount: bool,
+        /// The agent said so in answer to this recovery's challenge; otherwise it is its last unasked report.
+        confirmed: bool,
+    },
+    /// Class C.
+    #[error("class C: Kubernetes says the volume is attached to {}, and the cloud says it is attached nowhere", at.node)]
+    Lost {
+        /// The pod that cannot start.
+        at: StuckPod,
+        /// The VolumeAttachment.
+        attachment: Uid,
+    },
+    /// Class D.
+    #[error("class D: {cause}")]
+    StuckRecord {
+        /// The VolumeAttachment.
+        attachment: Uid,
+        /// The node it names.
+        node: NodeName,
+        /// What keeps it from finishing.
+        cause: StuckCause,
+    },
+    /// Class E.
+    #[error("class E: the cloud says instance {holder} has the volume, and no VolumeAttachment speaks for that instance")]
+    Orphan {
+        /// The cloud's holder.
+        holder: InstanceId,
+        /// The node that wants the volume.
+        wanted_by: NodeName,
+    },
+}
+
+impl Trouble {
+    /// Its class.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::DeadNode { .. } => Class::A,
+            Self::Phantom { .. } => Class::B,
+            Self::Lost { .. } => Class::C,
+            Self::StuckRecord { .. } => Class::D,
+            Self::Orphan { .. } => Class::E,
+        }
+    }
+}
+
+/// What keeps a VolumeAttachment from finishing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "cause", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum StuckCause {
+    /// The driver refused or failed the detach.
+    #[error("the detach from {node} keeps failing: {error}")]
+    DetachError {
+        /// The node.
+        node: NodeName,
+        /// `status.detachError`.
+        error: String,
+    },
+    /// It names a Node that does not exist.
+    #[error("a VolumeAttachment names node {node}, which does not exist")]
+    NodeMissing {
+        /// The node.
+        node: NodeName,
+    },
+    /// The driver refused or failed the attach.
+    #[error("the attach to {node} keeps failing: {error}")]
+    AttachError {
+        /// The node.
+        node: NodeName,
+        /// `status.attachError`.
+        error: String,
+    },
+}
+
+/// What is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "wait", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum WaitReason {
+    /// The provider has locked the volume. Escalate.
+    #[error("the provider has locked the volume ({reason}); nothing can be detached until it lifts the lock{}", class.map(|c| format!(" (class {c} until then)")).unwrap_or_default())]
+    ProviderLock {
+        /// The provider's word.
+        reason: String,
+        /// What it will be once the lock is gone.
+        class: Option<Class>,
+    },
+    /// A job of the cloud runs on the volume.
+    #[error("the cloud is busy with the volume ({doing})")]
+    CloudBusy {
+        /// The cloud's word.
+        doing: String,
+    },
+    /// A detach is under way and has not failed.
+    #[error("a detach from {node} is under way")]
+    Detaching {
+        /// The node.
+        node: NodeName,
+    },
+    /// An attach is under way and has not failed.
+    #[error("an attach to {node} is under way")]
+    Attaching {
+        /// The node.
+        node: NodeName,
+    },
+    /// A pod on a Ready node ends.
+    #[error("pod {pod} on Ready node {node} is still terminating")]
+    PodTerminating {
+        /// The pod.
+        pod: ObjectName,
+        /// The node.
+        node: NodeName,
+    },
+    /// No pod is bound to a node yet.
+    #[error("pod {pod} has not been bound to a node")]
+    Unscheduled {
+        /// The pod.
+        pod: ObjectName,
+    },
+    /// The CSI node plugin has not registered with kubelet.
+    #[error("driver {driver} has not registered with kubelet on {node} yet")]
+    DriverNotRegistered {
+        /// The driver.
+        driver: String,
+        /// The node.
+        node: NodeName,
+    },
+}
+
+impl WaitReason {
+    /// The class that it waits under.
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Self::ProviderLock { class, .. } => *class,
+            _ => None,
+        }
+    }
+}
+
+/// Trouble that no detach heals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "notOurs", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum NotOurs {
+    /// The claim does not exist.
+    #[error("the claim does not exist")]
+    NoClaim,
+    /// The claim is not bound.
+    #[error("the claim is not bound to a PersistentVolume")]
+    Unbound,
+    /// Its PersistentVolume is gone.
+    #[error("the claim's PersistentVolume {pv} does not exist")]
+    VolumeMissing {
+        /// Its name.
+        pv: String,
+    },
+    /// In-tree, local or host path.
+    #[error("PersistentVolume {pv} is not a CSI volume")]
+    NotCsi {
+        /// Its name.
+        pv: String,
+    },
+    /// The driver attaches nothing.
+    #[error("driver {driver} needs no attachment (attachRequired is false)")]
+    AttachNotRequired {
+        /// The driver.
+        driver: String,
+    },
+    /// No provider of this build knows the driver or the handle.
+    #[error("no cloud provider of this installation knows volume {handle} of driver {driver}")]
+    UnknownProvider {
+        /// The driver.
+        driver: String,
+        /// The handle.
+        handle: String,
+    },
+    /// A running pod on a Ready node holds it: a rollout of an RWO workload, or two workloads with one claim.
+    #[error("pod {pod} runs healthily on {node} and holds the volume; a second node must wait for it")]
+    HeldByLivePod {
+        /// The pod.
+        pod: ObjectName,
+        /// The node.
+        node: NodeName,
+    },
+    /// The volume is where it should be; what the pod waits for is something else.
+    #[error("the volume is attached and the machine has the device; the pod waits for something else: {what}")]
+    Other {
+        /// The newest message about it.
+        what: String,
+    },
+    /// The cloud does not have the volume any more.
+    #[error("the cloud does not know volume {volume} any more")]
+    CloudVolumeGone {
+        /// Its ID.
+        volume: String,
+    },
+}

@@ -1,0 +1,68 @@
+//! What the guest shows of one volume, from the answer to a challenge where there is one.
+
+use crate::evidence::Evidence;
+use crate::fact::Reading;
+use crate::guest::Seen;
+use crate::ids::NodeName;
+use jiff::Timestamp;
+
+/// What the guest shows of the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// No device, and no mount of it.
+    NoDevice {
+        /// By an answer to this recovery's challenge.
+        confirmed: bool,
+    },
+    /// No device, and mounts of it remain.
+    DeadMount {
+        /// By an answer to this recovery's challenge.
+        confirmed: bool,
+    },
+    /// The device is there.
+    Device,
+    /// Not known.
+    Unknown {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Judges the guest's view of the volume on one node. An answer to the open challenge beats the unasked report; an
+/// answer from another boot than the Node's is none.
+pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
+    if let Some(answer) = evidence.answers.get(node) {
+        let same_boot = evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id);
+        let ours = evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
+        if same_boot && ours {
+            return match &answer.seen {
+                Seen::NoDevice => Sight::NoDevice { confirmed: true },
+                Seen::DeadMount { .. } => Sight::DeadMount { confirmed: true },
+                Seen::InUse { .. } | Seen::Idle => Sight::Device,
+                Seen::Unreadable { items } => Sight::Unknown { why: format!("unreadable: {}", items.join(", ")) },
+            };
+        }
+    }
+    let guest = match evidence.guest(node, now) {
+        Reading::Present(guest) => guest,
+        Reading::Absent => return Sight::Unknown { why: format!("no agent has reported from {node}") },
+        Reading::Stale { age_secs } => return Sight::Unknown { why: format!("the report is {age_secs} s old") },
+        Reading::Unknown { why } => return Sight::Unknown { why: why.to_owned() },
+    };
+    let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(now)) else {
+        return Sight::Unknown { why: "the device's identity is not known without the cloud's answer".to_owned() };
+    };
+    if guest.devices.iter().any(|d| d.identity == cloud.identity) {
+        return Sight::Device;
+    }
+    if !guest.unreadable.is_empty() {
+        return Sight::Unknown { why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")) };
+    }
+    let mounts = guest
+        .csi_volumes
+        .iter()
+        .filter(|v| v.driver == csi.driver && v.handle == csi.handle)
+        .flat_map(|v| &v.mounts)
+        .count();
+    if mounts > 0 { Sight::DeadMount { confirmed: false } } else { Sight::NoDevice { confirmed: false } }
+}

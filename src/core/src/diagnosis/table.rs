@@ -1,0 +1,319 @@
+//! The truth table itself.
+
+use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckCause, StuckPod, Trouble, Verdict, WaitReason, sight};
+use crate::cloud::{CloudVolume, VolumeState};
+use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
+use crate::fact::{Fact, Reading};
+use crate::ids::NodeName;
+use crate::recognise::{Message, Nomination, nominate};
+use jiff::Timestamp;
+
+/// Diagnoses one claim from its evidence at `now`.
+pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
+    let mut facts = Vec::new();
+    let verdict = match judge(evidence, now, &mut facts) {
+        Ok(verdict) => verdict,
+        Err(missing) => Verdict::Unclassified { missing: vec![missing] },
+    };
+    Diagnosis { verdict, facts }
+}
+
+fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result<Verdict, Missing> {
+    let not_ours = |reason| Ok(Verdict::NotOurs { reason });
+    let Some(claim) = known(&evidence.claim, now, "the claim")? else { return not_ours(NotOurs::NoClaim) };
+    let Some(pv_name) = &claim.volume_name else { return not_ours(NotOurs::Unbound) };
+    let Some(volume) = known(&evidence.volume, now, "the PersistentVolume")? else {
+        return not_ours(NotOurs::VolumeMissing { pv: pv_name.to_string() });
+    };
+    let Some(csi) = &volume.csi else { return not_ours(NotOurs::NotCsi { pv: pv_name.to_string() }) };
+    if volume.attach_required == Some(false) {
+        return not_ours(NotOurs::AttachNotRequired { driver: csi.driver.to_string() });
+    }
+    let Some(cloud_id) = &evidence.cloud_id else {
+        return not_ours(NotOurs::UnknownProvider { driver: csi.driver.to_string(), handle: csi.handle.to_string() });
+    };
+    let pods = known(&evidence.pods, now, "the list of pods")?.map_or(&[][..], Vec::as_slice);
+    let attachments = known(&evidence.attachments, now, "the list of VolumeAttachments")?.map_or(&[][..], Vec::as_slice);
+    for a in attachments {
+        facts.push(attachment_sentence(a));
+    }
+    let Some(cloud) = known(&evidence.cloud_volume, now, "the cloud volume")? else {
+        facts.push(format!("the cloud does not know volume {cloud_id}"));
+        return not_ours(NotOurs::CloudVolumeGone { volume: cloud_id.to_string() });
+    };
+    facts.push(cloud_sentence(cloud));
+    let table = Table { evidence, now, attachments, cloud };
+    let verdict = table.judge_pods(pods, facts)?;
+    Ok(table.behind_the_cloud(verdict))
+}
+
+/// The inputs of the table once each is known.
+struct Table<'a> {
+    evidence: &'a Evidence,
+    now: Timestamp,
+    attachments: &'a [AttachmentFacts],
+    cloud: &'a CloudVolume,
+}
+
+impl Table<'_> {
+    fn judge_pods(&self, pods: &[PodFacts], facts: &mut Vec<String>) -> Result<Verdict, Missing> {
+        let live: Vec<&PodFacts> = pods.iter().filter(|p| !p.is_finished() || p.deleting_since.is_some()).collect();
+        // A pod that is Ready may still sit on a dead mount: look at the guest before calling it healthy.
+        for pod in &live {
+            let Some(node) = &pod.node else { continue };
+            facts.push(pod_sentence(pod));
+            if let Some(verdict) = self.judge_bound(pod, node, facts)? {
+                return Ok(verdict);
+            }
+        }
+        if let Some(pod) = live.iter().find(|p| p.node.is_none()) {
+            return self.judge_unbound(pod);
+        }
+        if let Some(verdict) = self.stuck_records() {
+            return Ok(verdict);
+        }
+        let why = if live.is_empty() { "no pod wants the volume" } else { "every pod that wants the volume is Ready" };
+        Ok(Verdict::Healthy { why: why.to_owned() })
+    }
+
+    /// A pod bound to a node. `None`: nothing is wrong with it.
+    fn judge_bound(&self, pod: &PodFacts, node: &NodeName, facts: &mut Vec<String>) -> Result<Option<Verdict>, Missing> {
+        let Some(fact) = self.evidence.nodes.get(node) else {
+            return Err(Missing { what: format!("Node {node}"), why: "it was not read".to_owned() });
+        };
+        let Some(node_facts) = known(fact, self.now, &format!("Node {node}"))? else {
+            return Ok(self.missing_node(node));
+        };
+        facts.push(node_sentence(node_facts));
+        let Some(instance) = node_facts.instance.clone() else {
+            return Err(Missing { what: format!("the instance behind Node {node}"), why: "its providerID names none that a provider knows".to_owned() });
+        };
+        let here = self.attachments.iter().find(|a| a.node == *node);
+        let held_here = self.cloud.holders.contains(&instance);
+        if !node_facts.ready {
+            let holds = held_here && here.is_some();
+            return Ok(holds.then(|| ours(Trouble::DeadNode { node: node.clone(), instance })));
+        }
+        let at = StuckPod { pod: pod.name.clone(), uid: pod.uid.clone(), node: node.clone(), instance: instance.clone() };
+        let seen = sight(self.evidence, node, self.now);
+        facts.push(sight_sentence(node, &seen));
+        let Some(va) = here else {
+            return Ok(if pod.ready { None } else { Some(self.no_attachment_here(node)?) });
+        };
+        if pod.ready && !matches!(seen, Sight::DeadMount { .. }) {
+            return Ok(None);
+        }
+        if pod.deleting_since.is_some() && !matches!(seen, Sight::DeadMount { .. }) {
+            return Ok(Some(wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: node.clone() })));
+        }
+        // An attach that fails because another instance has the volume is about that instance, not about this record.
+        let elsewhere = !held_here && !self.cloud.holders.is_empty();
+        if !va.attached && va.deleting_since.is_none() && elsewhere {
+            return Ok(Some(self.held_elsewhere(node)?));
+        }
+        if let Some(verdict) = record_in_motion(va) {
+            return Ok(Some(verdict));
+        }
+        if !held_here {
+            return Ok(Some(match self.cloud.holders.first() {
+                None => ours(Trouble::Lost { at, attachment: va.uid.clone() }),
+                Some(_) => self.held_elsewhere(node)?,
+            }));
+        }
+        let csi_registered = self.evidence.csi(self.now).is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
+        match seen {
+            Sight::NoDevice { .. } | Sight::DeadMount { .. } if !csi_registered => {
+                let driver = self.evidence.csi(self.now).map(|c| c.driver.to_string()).unwrap_or_default();
+                Ok(Some(wait(WaitReason::DriverNotRegistered { driver, node: node.clone() })))
+            }
+            Sight::NoDevice { confirmed } => {
+                Ok(Some(ours(Trouble::Phantom { at, attachment: va.uid.clone(), dead_mount: false, confirmed })))
+            }
+            Sight::DeadMount { confirmed } => {
+                Ok(Some(ours(Trouble::Phantom { at, attachment: va.uid.clone(), dead_mount: true, confirmed })))
+            }
+            Sight::Device => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what: self.newest_message(pod) } })),
+            Sight::Unknown { why } => match self.not_ours_event(pod) {
+                Some(what) => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what } })),
+                None => Err(Missing { what: format!("what the machine behind {node} sees of the volume"), why }),
+            },
+        }
+    }
+
+    /// A pod without a node: something may hold the volume where the scheduler cannot or will not go.
+    fn judge_unbound(&self, pod: &PodFacts) -> Result<Verdict, Missing> {
+        if let Some(verdict) = self.stuck_records() {
+            return Ok(verdict);
+        }
+        Ok(wait(WaitReason::Unscheduled { pod: pod.name.clone() }))
+    }
+
+    /// The pod's node has no VolumeAttachment: who has the volume?
+    fn no_attachment_here(&self, node: &NodeName) -> Result<Verdict, Missing> {
+        if !self.attachments.is_empty() || !self.cloud.holders.is_empty() {
+            return self.held_elsewhere(node);
+        }
+        Ok(wait(WaitReason::Attaching { node: node.clone() }))
+    }
+
+    /// The volume is with another instance than the one behind `node`, or a VolumeAttachment names another node.
+    fn held_elsewhere(&self, node: &NodeName) -> Result<Verdict, Missing> {
+        if let Some(verdict) = self.stuck_records() {
+            return Ok(verdict);
+        }
+        for va in self.attachments.iter().filter(|a| a.node != *node) {
+            if let Some(pod) = self.live_pod_on(&va.node) {
+                return Ok(match pod.deleting_since {
+                    None => Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod: pod.name.clone(), node: va.node.clone() } },
+                    Some(_) => wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: va.node.clone() }),
+                });
+            }
+            return Ok(wait(WaitReason::Detaching { node: va.node.clone() }));
+        }
+        let spoken_for = |holder| {
+            self.attachments.iter().any(|a| self.evidence.node(&a.node, self.now).is_some_and(|n| n.instance.as_ref() == Some(holder)))
+        };
+        match self.cloud.holders.iter().find(|h| !spoken_for(h)) {
+            Some(holder) => Ok(ours(Trouble::Orphan { holder: holder.clone(), wanted_by: node.clone() })),
+            None => Ok(wait(WaitReason::Attaching { node: node.clone() })),
+        }
+    }
+
+    /// A VolumeAttachment in error, of a dead or of a missing node.
+    fn stuck_records(&self) -> Option<Verdict> {
+        self.attachments.iter().find_map(|va| {
+            let fact = self.evidence.nodes.get(&va.node)?;
+            match fact.read(self.now, MAX_AGE) {
+                Reading::Absent => self.missing_node(&va.node),
+                Reading::Present(node) if !node.ready => {
+                    let instance = node.instance.clone()?;
+                    self.cloud.holders.contains(&instance).then(|| ours(Trouble::DeadNode { node: va.node.clone(), instance }))
+                }
+                _ => va.detach_error.as_ref().filter(|_| va.deleting_since.is_some()).map(|error| {
+                    stuck(va, StuckCause::DetachError { node: va.node.clone(), error: error.clone() })
+                }),
+            }
+        })
+    }
+
+    fn missing_node(&self, node: &NodeName) -> Option<Verdict> {
+        let va = self.attachments.iter().find(|a| a.node == *node)?;
+        Some(stuck(va, StuckCause::NodeMissing { node: node.clone() }))
+    }
+
+    fn live_pod_on(&self, node: &NodeName) -> Option<&PodFacts> {
+        let pods = self.evidence.pods.read(self.now, MAX_AGE).present()?;
+        pods.iter().find(|p| p.node.as_ref() == Some(node) && !p.is_finished())
+    }
+
+    /// A lock or a job at the cloud turns what we could heal into a wait.
+    fn behind_the_cloud(&self, verdict: Verdict) -> Verdict {
+        let class = match &verdict {
+            Verdict::Ours { trouble } => Some(trouble.class()),
+            Verdict::Wait { reason: WaitReason::Detaching { .. } } => Some(Class::D),
+            _ => return verdict,
+        };
+        match &self.cloud.state {
+            VolumeState::Locked { reason } => wait(WaitReason::ProviderLock { reason: reason.clone(), class }),
+            VolumeState::Busy { doing } => wait(WaitReason::CloudBusy { doing: doing.clone() }),
+            VolumeState::Detaching => wait(WaitReason::CloudBusy { doing: "detaching".to_owned() }),
+            VolumeState::Other(word) => wait(WaitReason::CloudBusy { doing: word.clone() }),
+            VolumeState::Active => verdict,
+        }
+    }
+
+    fn newest_message(&self, pod: &PodFacts) -> String {
+        let event = self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"));
+        match (event, &pod.waiting_reason) {
+            (Some(event), _) => event.message.clone(),
+            (None, Some(reason)) => format!("a container is {reason}"),
+            (None, None) => "no event says what".to_owned(),
+        }
+    }
+
+    /// An event whose text alone shows trouble that no detach heals.
+    fn not_ours_event(&self, pod: &PodFacts) -> Option<String> {
+        let event = self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"))?;
+        let message = Message {
+            reason: Some(event.reason.clone()),
+            source_component: Some(event.component.clone()),
+            message: event.message.clone(),
+            driver: self.evidence.csi(self.now).map(|c| c.driver.to_string()),
+        };
+        matches!(nominate(&message), Nomination::NotOurs { .. }).then(|| event.message.clone())
+    }
+}
+
+/// A VolumeAttachment that is being attached or detached.
+fn record_in_motion(va: &AttachmentFacts) -> Option<Verdict> {
+    let node = va.node.clone();
+    match (va.deleting_since.is_some(), va.attached) {
+        (true, _) => Some(match &va.detach_error {
+            Some(error) => stuck(va, StuckCause::DetachError { node, error: error.clone() }),
+            None => wait(WaitReason::Detaching { node }),
+        }),
+        (false, false) => Some(match &va.attach_error {
+            Some(error) => stuck(va, StuckCause::AttachError { node, error: error.clone() }),
+            None => wait(WaitReason::Attaching { node }),
+        }),
+        (false, true) => None,
+    }
+}
+
+fn ours(trouble: Trouble) -> Verdict {
+    Verdict::Ours { trouble }
+}
+
+fn wait(reason: WaitReason) -> Verdict {
+    Verdict::Wait { reason }
+}
+
+fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {
+    ours(Trouble::StuckRecord { attachment: va.uid.clone(), node: va.node.clone(), cause })
+}
+
+fn known<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str) -> Result<Option<&'a T>, Missing> {
+    let reading = fact.read(now, MAX_AGE);
+    match reading.gap() {
+        Some(why) => Err(Missing { what: what.to_owned(), why }),
+        None => Ok(reading.present()),
+    }
+}
+
+fn attachment_sentence(a: &AttachmentFacts) -> String {
+    let mut text = format!("VolumeAttachment {} on {}: attached {}", a.name, a.node, a.attached);
+    if a.deleting_since.is_some() {
+        text.push_str(", being deleted");
+    }
+    for error in a.attach_error.iter().chain(&a.detach_error) {
+        text.push_str(&format!(", error: {error}"));
+    }
+    text
+}
+
+fn cloud_sentence(c: &CloudVolume) -> String {
+    let holders = c.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let holders = if holders.is_empty() { "nobody".to_owned() } else { format!("instance {holders}") };
+    format!("the cloud says volume {} ({}) is held by {holders}, state {:?}", c.id, c.label, c.state)
+}
+
+fn pod_sentence(p: &PodFacts) -> String {
+    let node = p.node.as_ref().map_or("no node", NodeName::as_str);
+    let ending = if p.deleting_since.is_some() { ", terminating" } else { "" };
+    format!("pod {} on {node}: {}, {}{ending}", p.name, p.phase, if p.ready { "Ready" } else { "not Ready" })
+}
+
+fn node_sentence(n: &NodeFacts) -> String {
+    let instance = n.instance.as_ref().map_or("unknown".to_owned(), ToString::to_string);
+    format!("Node {} is {} (instance {instance})", n.name, if n.ready { "Ready" } else { "not Ready" })
+}
+
+fn sight_sentence(node: &NodeName, seen: &Sight) -> String {
+    let by = |confirmed: &bool| if *confirmed { "answered" } else { "last reported" };
+    match seen {
+        Sight::NoDevice { confirmed } => format!("the agent on {node} {}: no device", by(confirmed)),
+        Sight::DeadMount { confirmed } => format!("the agent on {node} {}: no device, a dead mount remains", by(confirmed)),
+        Sight::Device => format!("the agent on {node} sees the device"),
+        Sight::Unknown { why } => format!("what {node} sees is not known: {why}"),
+    }
+}

@@ -1,0 +1,277 @@
+//! Everything that is known about one claim's volume at one moment, as a value. Each fact carries source and age.
+//!
+//! A collector fills it (from watch caches, live reads and the cloud); diagnosis, planning, checking and the
+//! executor's next step read it. It serialises, so a fixture is a file that a person can read.
+
+use crate::cloud::{CloudInstance, CloudJob, CloudVolume};
+use crate::fact::{Fact, Reading};
+use crate::guest::{Answer, GuestInventory};
+use crate::ids::{
+    BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle, VolumeId,
+};
+use crate::workload::WorkloadFacts;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How old a fact may be for a decision. Kubernetes' own status tick is 10 s; the cloud is polled every few seconds.
+pub const MAX_AGE: SignedDuration = SignedDuration::from_secs(30);
+
+/// All evidence about one claim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Evidence {
+    /// When the collection ended.
+    pub collected_at: Timestamp,
+    /// The claim asked about.
+    pub claim_name: ObjectName,
+    /// The PersistentVolumeClaim.
+    pub claim: Fact<ClaimFacts>,
+    /// The PersistentVolume it is bound to.
+    pub volume: Fact<VolumeFacts>,
+    /// Every VolumeAttachment of that PersistentVolume, sorted by name.
+    pub attachments: Fact<Vec<AttachmentFacts>>,
+    /// Every pod that names the claim, sorted by name.
+    pub pods: Fact<Vec<PodFacts>>,
+    /// The root owner of those pods. Absent: no pod has one.
+    pub workload: Fact<WorkloadFacts>,
+    /// The Nodes that an attachment or a pod names.
+    pub nodes: BTreeMap<NodeName, Fact<NodeFacts>>,
+    /// What the agents of those nodes reported.
+    pub guests: BTreeMap<NodeName, Fact<GuestInventory>>,
+    /// The challenge that is open, if this collection belongs to a recovery: its UID and epoch.
+    pub asked: Option<(Uid, u64)>,
+    /// Answers to that challenge, per node. Answers to other recoveries or epochs are left out by the collector and
+    /// ignored by the readers.
+    pub answers: BTreeMap<NodeName, Answer>,
+    /// The cloud's volume ID, where a provider recognised the handle.
+    pub cloud_id: Option<VolumeId>,
+    /// The cloud's view of the volume.
+    pub cloud_volume: Fact<CloudVolume>,
+    /// The cloud's view of each instance that a node or the volume names.
+    pub instances: BTreeMap<InstanceId, Fact<CloudInstance>>,
+    /// Recent jobs of the volume at the provider.
+    pub jobs: Fact<Vec<CloudJob>>,
+    /// Events that name one of the pods, newest last.
+    pub events: Vec<EventFacts>,
+}
+
+/// A PersistentVolumeClaim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimFacts {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.accessModes`.
+    pub access_modes: Vec<AccessMode>,
+    /// `spec.volumeName`, once bound.
+    pub volume_name: Option<PvName>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// Controllers that own it (kind, name, UID).
+    pub owners: Vec<OwnerFacts>,
+    /// The opt-out annotation is on the claim, its namespace or its workload.
+    pub opted_out: Option<String>,
+    /// `spec.storageClassName`.
+    pub storage_class: Option<String>,
+    /// `metadata.labels`, for policy selectors.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An owner reference.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerFacts {
+    /// The owner's `apiVersion`.
+    pub api_version: String,
+    /// The owner's kind.
+    pub kind: String,
+    /// The owner's name.
+    pub name: String,
+    /// The owner's UID.
+    pub uid: Uid,
+}
+
+/// An access mode of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AccessMode {
+    /// One node.
+    ReadWriteOnce,
+    /// One pod.
+    ReadWriteOncePod,
+    /// Many nodes, reading.
+    ReadOnlyMany,
+    /// Many nodes, writing.
+    ReadWriteMany,
+}
+
+/// A PersistentVolume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeFacts {
+    /// `metadata.name`.
+    pub name: PvName,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.csi`; none for in-tree and local volumes.
+    pub csi: Option<CsiSource>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// `CSIDriver.spec.attachRequired`; `None` when no CSIDriver object exists (Kubernetes then attaches).
+    pub attach_required: Option<bool>,
+}
+
+/// `spec.csi` of a PersistentVolume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CsiSource {
+    /// The driver.
+    pub driver: DriverName,
+    /// The handle.
+    pub handle: VolumeHandle,
+}
+
+impl CsiSource {
+    /// The name under which kubelet and the attach/detach controller list the volume in Node status:
+    /// `kubernetes.io/csi/<driver>^<handle>` (Kubernetes `pkg/volume/util/util.go`, `GetUniqueVolumeName`).
+    pub fn unique_name(&self) -> String {
+        format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
+    }
+}
+
+/// A VolumeAttachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentFacts {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `metadata.resourceVersion`.
+    pub resource_version: ResourceVersion,
+    /// `spec.nodeName`.
+    pub node: NodeName,
+    /// `metadata.creationTimestamp`.
+    pub created: Timestamp,
+    /// `metadata.deletionTimestamp`.
+    pub deleting_since: Option<Timestamp>,
+    /// `status.attached`.
+    pub attached: bool,
+    /// `status.attachError`.
+    pub attach_error: Option<String>,
+    /// `status.detachError`.
+    pub detach_error: Option<String>,
+}
+
+/// A pod that names the claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodFacts {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.nodeName`, once bound.
+    pub node: Option<NodeName>,
+    /// `status.phase`. After a reboot a stuck pod's phase is `Running`.
+    pub phase: String,
+    /// Condition `Ready`.
+    pub ready: bool,
+    /// When `Ready` last changed.
+    pub ready_since: Option<Timestamp>,
+    /// Some container runs, by the kubelet's last word. Says nothing when the node is unreachable.
+    pub containers_running: bool,
+    /// `metadata.deletionTimestamp`.
+    pub deleting_since: Option<Timestamp>,
+    /// `metadata.creationTimestamp`.
+    pub created: Timestamp,
+    /// A container waits on something that is not a volume (`ImagePullBackOff`, `CrashLoopBackOff`): its reason.
+    pub waiting_reason: Option<String>,
+}
+
+impl PodFacts {
+    /// Whether the pod has ended for good (its containers will not run again).
+    pub fn is_finished(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+/// A Node with its Lease and CSINode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFacts {
+    /// `metadata.name`.
+    pub name: NodeName,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.providerID`, as the provider reads it.
+    pub instance: Option<InstanceId>,
+    /// Condition `Ready` is `True`.
+    pub ready: bool,
+    /// `status.nodeInfo.bootID`.
+    pub boot_id: BootId,
+    /// `status.volumesInUse`.
+    pub volumes_in_use: Vec<String>,
+    /// Names in `status.volumesAttached`.
+    pub volumes_attached: Vec<String>,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<String>,
+    /// `spec.renewTime` of the node's Lease in `kube-node-lease`, on the kubelet's clock: compare for change only.
+    pub lease_renewed: Option<Timestamp>,
+    /// Drivers in the CSINode, by name.
+    pub csi_drivers: Vec<DriverName>,
+}
+
+/// An Event that names one of the pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventFacts {
+    /// The pod's name.
+    pub pod: ObjectName,
+    /// `reason`.
+    pub reason: String,
+    /// `source.component` or `reportingComponent`.
+    pub component: String,
+    /// `message` or `note`.
+    pub message: String,
+    /// The last time it was seen.
+    pub last_seen: Timestamp,
+}
+
+impl Evidence {
+    /// The fresh PersistentVolume's CSI source.
+    pub fn csi(&self, now: Timestamp) -> Option<&CsiSource> {
+        self.volume.read(now, MAX_AGE).present().and_then(|v| v.csi.as_ref())
+    }
+
+    /// The fresh Node of that name.
+    pub fn node(&self, name: &NodeName, now: Timestamp) -> Option<&NodeFacts> {
+        self.nodes.get(name).and_then(|f| f.read(now, MAX_AGE).present())
+    }
+
+    /// The name of the node that a providerID maps to this instance.
+    pub fn node_of_instance(&self, instance: &InstanceId) -> Option<&NodeName> {
+        self.nodes
+            .iter()
+            .find(|(_, f)| f.shown().is_some_and(|n| n.instance.as_ref() == Some(instance)))
+            .map(|(name, _)| name)
+    }
+
+    /// What the agent of that node says. Agents report on change only, so age does not spoil a report; a boot ID that
+    /// differs from the Node's does.
+    pub fn guest(&self, name: &NodeName, now: Timestamp) -> Reading<'_, GuestInventory> {
+        let Some(fact) = self.guests.get(name) else {
+            return Reading::Unknown { why: "no agent report was collected for this node" };
+        };
+        let reading = match &fact.value {
+            crate::fact::Known::Present(report) => Reading::Present(report),
+            _ => fact.read(now, SignedDuration::MAX),
+        };
+        match (reading, self.node(name, now)) {
+            (Reading::Present(report), Some(node)) if report.boot_id != node.boot_id => {
+                Reading::Unknown { why: "the agent's report is from another boot than the Node's" }
+            }
+            (reading, _) => reading,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a node's agent sees of block devices and mounts: the guest's side of the story.
+
+use crate::cloud::DeviceIdentity;
+use crate::ids::{BootId, DriverName, PvName, Uid, VolumeHandle};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// How much the agent is allowed to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Level {
+    /// Reads /proc and /sys: can say "no device" or "dirty", never "clean" of a device that is there.
+    Basic,
+    /// May also open devices.
+    Full,
+}
+
+/// Everything an agent reports without being asked, about one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestInventory {
+    /// The running kernel's boot ID.
+    pub boot_id: BootId,
+    /// When that kernel booted (`btime` of /proc/stat).
+    pub booted_at: Timestamp,
+    /// What the agent was allowed to look at.
+    pub level: Level,
+    /// Block devices that carry an identity, sorted by kernel name. Partitions and virtual devices are left out.
+    pub devices: Vec<GuestDevice>,
+    /// CSI volumes that kubelet's folders or a mount table know of, sorted.
+    pub csi_volumes: Vec<GuestCsiVolume>,
+    /// Items that could not be read. Not empty means: nothing may be concluded from what is missing above.
+    pub unreadable: Vec<String>,
+}
+
+/// One block device by kernel data.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestDevice {
+    /// Kernel name, such as `sda`.
+    pub kernel_name: String,
+    /// `major:minor`.
+    pub dev: String,
+    /// The identity the device itself reports.
+    pub identity: DeviceIdentity,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// What uses it, as far as the agent may see.
+    pub users: DeviceUsers,
+}
+
+/// What uses a device. All lists are sorted and short (at most 16 entries each).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceUsers {
+    /// Mount points of it in any mount namespace.
+    pub mounts: Vec<String>,
+    /// Devices stacked on it (dm-crypt, LVM, md, multipath), recursively.
+    pub holders: Vec<String>,
+    /// Loop devices whose backing file is this device.
+    pub loops: Vec<String>,
+    /// Processes with the device open, as `pid comm`.
+    pub openers: Vec<String>,
+    /// Whether it is a swap device.
+    pub swap: bool,
+}
+
+impl DeviceUsers {
+    /// Whether nothing at all was seen to use the device.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One CSI volume as kubelet's folders and the mount tables know it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestCsiVolume {
+    /// The PersistentVolume, where a `vol_data.json` names it.
+    pub pv: Option<PvName>,
+    /// The CSI driver.
+    pub driver: DriverName,
+    /// The CSI volume handle.
+    pub handle: VolumeHandle,
+    /// Pods (by UID) with a publish folder for it.
+    pub pods: Vec<Uid>,
+    /// Mount points of it that a mount table shows, staging or publish.
+    pub mounts: Vec<GuestMount>,
+}
+
+/// A mount of a CSI volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestMount {
+    /// Where it is mounted, below the host's root.
+    pub path: String,
+    /// `major:minor` of the mounted device.
+    pub dev: String,
+    /// The mounted device is no longer in /sys: a dead mount, every I/O on it fails.
+    pub dead: bool,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+}
+
+/// A question to one agent about one volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Challenge {
+    /// The VolumeRecovery that asks.
+    pub recovery: Uid,
+    /// Grows with every question of that recovery.
+    pub epoch: u64,
+    /// What to look for.
+    pub identity: DeviceIdentity,
+    /// The CSI volume, so that mounts of a vanished device are found too.
+    pub driver: DriverName,
+    /// The CSI volume handle.
+    pub handle: VolumeHandle,
+}
+
+/// What a scan made for one challenge saw.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Seen {
+    /// No device with that identity in /sys/block, and no mount of the volume.
+    NoDevice,
+    /// The device is gone, yet mounts of the volume remain.
+    DeadMount {
+        /// Their mount points.
+        paths: Vec<String>,
+    },
+    /// The device is there and this uses it.
+    InUse {
+        /// Who and what.
+        users: DeviceUsers,
+    },
+    /// The device is there and no user was seen; at the basic level this is not "clean".
+    Idle,
+    /// Something could not be read: no answer.
+    Unreadable {
+        /// What could not be read.
+        items: Vec<String>,
+    },
+}
+
+/// An agent's answer to one [`Challenge`]. Valid for that recovery, epoch and identity only.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// The VolumeRecovery that asked.
+    pub recovery: Uid,
+    /// The question's number.
+    pub epoch: u64,
+    /// What was looked for.
+    pub identity: DeviceIdentity,
+    /// The boot in which the scan ran.
+    pub boot_id: BootId,
+    /// When the scan began, on the node's clock. The scan began after the challenge was read.
+    pub scanned_at: Timestamp,
+    /// What was seen.
+    pub seen: Seen,
+}

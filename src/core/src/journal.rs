@@ -1,0 +1,200 @@
+//! The journal: what was intended, before it was done, and what came of it (safety rule S3).
+//!
+//! # Expected flow
+//! The executor appends `Started` (compare-and-swap on the recovery's status), issues the effect, appends `Outcome`.
+//! Between the two a crash leaves a started step without an outcome, which the next executor *observes*.
+//!
+//! # Guarantees
+//! Sequence numbers are dense and terms never shrink; [`crate::machine::State::replay`] refuses a journal that breaks
+//! this, and the executor then stops and pages a human.
+//!
+//! # Assumptions
+//! One object holds the whole journal, and its store refuses a write against an old `resourceVersion`.
+//!
+//! # Caveats
+//! Times are the writer's clock; order comes from the sequence alone.
+
+use crate::plan::StepIx;
+use crate::proof::{NoUser, ProofKind};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// 0, 1, 2, …
+    pub seq: u32,
+    /// When it was written, on the writer's clock.
+    pub at: Timestamp,
+    /// The leader's term (break-glass: the term it took).
+    pub term: u64,
+    /// Who wrote it: pod name and UID, or user and host.
+    pub by: String,
+    /// What happened.
+    pub mark: Mark,
+}
+
+/// What a journal line says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mark", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Mark {
+    /// The plan with this hash was taken up.
+    Accepted {
+        /// The plan's hash.
+        plan_hash: String,
+        /// Who allowed it: a policy's mode or a person.
+        authority: String,
+    },
+    /// A step began. For effects: nothing was issued before this line was stored.
+    Started {
+        /// Which step.
+        step: StepIx,
+        /// The effect in words, as it will be issued.
+        intent: String,
+        /// The proof that a freeing effect rests on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<ProofKind>,
+    },
+    /// What came of a started effect.
+    Outcome {
+        /// Which step.
+        step: StepIx,
+        /// What is known.
+        outcome: Outcome,
+    },
+    /// A step's own condition holds: it is finished.
+    Completed {
+        /// Which step.
+        step: StepIx,
+        /// What was seen.
+        seen: String,
+    },
+    /// A step was not needed.
+    Skipped {
+        /// Which step.
+        step: StepIx,
+        /// Why.
+        why: String,
+    },
+    /// No pod of the claim was seen any more: the start of the kubelet handshake.
+    NoUser {
+        /// The moment and the Lease as it stood.
+        #[serde(flatten)]
+        seen: NoUser,
+    },
+    /// The run turned back: from here on only restoring happens.
+    TurnedBack {
+        /// Why.
+        why: TurnBack,
+    },
+    /// The run ended.
+    Ended {
+        /// How.
+        end: End,
+    },
+}
+
+/// What is known of an issued effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Outcome {
+    /// The target said yes.
+    Applied {
+        /// Its answer in words.
+        detail: String,
+    },
+    /// It was definitely not applied.
+    NotApplied {
+        /// Why.
+        why: String,
+        /// Whether it may be issued again after another look (a conflict, a throttle, a busy cloud).
+        retry: bool,
+    },
+    /// Nobody knows: the reply was lost. Only observation can tell.
+    Unknown {
+        /// What happened.
+        why: String,
+    },
+    /// An effect without an outcome was observed to have been applied.
+    ObservedApplied {
+        /// What was seen.
+        seen: String,
+    },
+    /// An effect without an outcome was observed not to have been applied.
+    ObservedNotApplied {
+        /// What was seen.
+        seen: String,
+    },
+}
+
+impl Outcome {
+    /// Whether the effect is known to be in force.
+    pub fn applied(&self) -> bool {
+        matches!(self, Self::Applied { .. } | Self::ObservedApplied { .. })
+    }
+}
+
+/// Why a run turned back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum TurnBack {
+    /// A person aborted it.
+    #[error("aborted by {by}")]
+    Aborted {
+        /// Who.
+        by: String,
+    },
+    /// A step did not finish in time.
+    #[error("step {step} did not finish within {seconds} s: {waiting_for}")]
+    Deadline {
+        /// Which step.
+        step: StepIx,
+        /// Its deadline.
+        seconds: i64,
+        /// What it waited for.
+        waiting_for: String,
+    },
+    /// A precondition no longer holds.
+    #[error("step {step} is refused: {why}")]
+    Refused {
+        /// Which step.
+        step: StepIx,
+        /// The refusal's sentence.
+        why: String,
+    },
+    /// The target refused the effect for good.
+    #[error("step {step} failed: {why}")]
+    Failed {
+        /// Which step.
+        step: StepIx,
+        /// The target's words.
+        why: String,
+    },
+    /// Someone else changed what we had changed; theirs stands.
+    #[error("someone else took over: {what}")]
+    TakenOver {
+        /// What they did.
+        what: String,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "end", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum End {
+    /// The pod runs with its volume.
+    Recovered,
+    /// A person ended it; everything was put back.
+    Aborted,
+    /// It failed; everything was put back.
+    Failed {
+        /// Why.
+        why: String,
+    },
+    /// A human is needed.
+    Stuck {
+        /// What is known.
+        why: String,
+    },
+}

@@ -1,0 +1,26 @@
+//! The specification of reattach as code: what a stuck volume is, what may be done about it, and in which order.
+//!
+//! Everything here is a function of values. Nothing in this crate reads a clock, draws randomness, or does input or
+//! output: `now` is always an argument. The crates around it gather [`evidence::Evidence`], perform
+//! [`plan::Action`]s and store the [`journal::Journal`].
+
+pub mod check;
+pub mod cloud;
+pub mod diagnosis;
+pub mod evidence;
+pub mod fact;
+pub mod guest;
+pub mod ids;
+pub mod journal;
+pub mod machine;
+pub mod plan;
+pub mod policy;
+pub mod proof;
+pub mod recognise;
+pub mod report;
+pub mod runbook;
+pub mod safety;
+pub mod stamp;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+pub mod workload;

@@ -1,0 +1,137 @@
+//! The executor's brain: the state that a journal adds up to, and the one next thing to do.
+//!
+//! # Expected flow
+//! The shell reads the journal ([`State::replay`]), gathers evidence, asks [`next`], does exactly that one thing, and
+//! starts again. It chooses nothing.
+//!
+//! # Guarantees
+//! Both functions are total and pure. An effect is only ever proposed from a state in which the journal shows no
+//! outstanding effect (S3). After [`Mark::TurnedBack`] only restoring effects are proposed. While a cloud mutation's
+//! outcome is unknown nothing is restored. Every wait carries a deadline (S5).
+//!
+//! # Assumptions
+//! The evidence was collected after the journal was read. The shell stores an entry before it acts on it.
+//!
+//! # Caveats
+//! `next` may propose the same effect again when the journal could not be written; the effect was not issued then.
+//!
+//! # Errors
+//! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
+
+mod forward;
+mod observe;
+mod state;
+mod unwind;
+
+use crate::evidence::Evidence;
+use crate::ids::{ResourceVersion, Uid};
+use crate::journal::{End, Mark};
+use crate::plan::{Plan, StepIx};
+use crate::proof::FenceProof;
+use crate::stamp::Stamp;
+use crate::workload::{ScalePath, WorkloadRef};
+use jiff::Timestamp;
+
+pub use state::{Illegal, State, StepState};
+
+/// The one next thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Append this line and look again.
+    Record(Mark),
+    /// Journal `Started`, pass the gate, issue the effect, journal its outcome.
+    Act(Action),
+    /// Look again when something changes, or at `until` at the latest.
+    Wait {
+        /// What is waited for, as one sentence.
+        why: String,
+        /// The latest moment to look again.
+        until: Timestamp,
+    },
+    /// The run is over.
+    Done(End),
+}
+
+/// An effect with the step it belongs to and the intent to be journaled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Action {
+    /// The step.
+    pub step: StepIx,
+    /// The effect in words.
+    pub intent: String,
+    /// The effect.
+    pub effect: Effect,
+}
+
+/// An effect as it will be issued. Every Kubernetes mutation carries UID and resourceVersion.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Stamp the workload and set its replicas to zero.
+    ScaleToZero {
+        /// Which.
+        workload: WorkloadRef,
+        /// The version that the decision was made on.
+        resource_version: ResourceVersion,
+        /// How.
+        path: ScalePath,
+        /// The stamp.
+        stamp: Stamp,
+    },
+    /// Set the replicas (if given) and remove the stamp.
+    Restore {
+        /// Which.
+        workload: WorkloadRef,
+        /// The version that the decision was made on.
+        resource_version: ResourceVersion,
+        /// How.
+        path: ScalePath,
+        /// The count to set; `None` when someone else has set one already, which stands.
+        replicas: Option<i32>,
+    },
+    /// Detach at the cloud. Cannot be made without a proof.
+    CloudDetach {
+        /// The proof, which names volume and holder.
+        proof: FenceProof,
+    },
+    /// Touch a VolumeAttachment so that external-attacher retries at once.
+    Requeue {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: Uid,
+        /// Its version.
+        resource_version: ResourceVersion,
+    },
+}
+
+/// What the machine has to know besides plan, journal and evidence.
+#[derive(Clone, Debug)]
+pub struct Context<'a> {
+    /// The VolumeRecovery's UID, which the stamp carries.
+    pub recovery: &'a Uid,
+    /// Who aborted it, if anyone.
+    pub aborted_by: Option<&'a str>,
+    /// The workload that a person named, as `Kind/name`.
+    pub confirm_workload: Option<&'a str>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// The one next thing to do for a recovery in this state.
+pub fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+    if let Some(end) = state.ended() {
+        return Next::Done(end.clone());
+    }
+    if let Some(pending) = observe::outstanding(plan, state, evidence, cx) {
+        return pending;
+    }
+    if state.turned_back().is_none()
+        && let Some(by) = cx.aborted_by
+    {
+        return Next::Record(Mark::TurnedBack { why: crate::journal::TurnBack::Aborted { by: by.to_owned() } });
+    }
+    match state.turned_back() {
+        Some(why) => unwind::next(plan, state, evidence, cx, why),
+        None => forward::next(plan, state, evidence, cx),
+    }
+}

@@ -1,0 +1,77 @@
+//! Effects that were started and whose outcome nobody recorded: they are observed, never repeated (S3).
+
+use super::{Context, Next, State, StepState};
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Reading;
+use crate::journal::{Mark, Outcome};
+use crate::plan::{Plan, StepIx};
+use crate::runbook::StepKind;
+use jiff::{SignedDuration, Timestamp};
+
+/// A request in flight is given up for lost this long after it was started: the provider client's own limit (30 s) and
+/// as much again for proxies. Used only together with the provider's job history.
+const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(60);
+/// How often the cloud is looked at while waiting for it.
+pub(super) const CLOUD_POLL: SignedDuration = SignedDuration::from_secs(1);
+
+/// What to do about an outstanding effect. `None`: there is none.
+pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let step = state.outstanding()?;
+    let started = match state.step(step) {
+        StepState::Started { at } | StepState::Issued { started: at, .. } => *at,
+        _ => return None,
+    };
+    Some(match plan.steps.get(step.index()).map(|s| s.kind) {
+        Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, true),
+        Some(StepKind::Restore) => scaled(step, evidence, cx, false),
+        Some(StepKind::CloudDetach) => detached(step, plan, evidence, cx, started),
+        // Touching an annotation again is harmless: say that it did not happen, and it is issued again.
+        _ => observed(step, false, "a repeatable effect"),
+    })
+}
+
+/// The workload itself tells: our stamp is on it or not.
+fn scaled(step: StepIx, evidence: &Evidence, cx: &Context<'_>, to_zero: bool) -> Next {
+    match evidence.workload.read(cx.now, MAX_AGE) {
+        Reading::Present(w) => {
+            let stamped = matches!(&w.stamp, Some(Ok(s)) if s.recovery == *cx.recovery);
+            let seen = format!("{} has {} replicas, stamp of ours: {stamped}", w.workload, w.replicas);
+            // A stamp without the zero (a crash between the two writes of the /scale path) counts as not applied; the
+            // effect is then issued again on the stamp that is there.
+            let applied = if to_zero { stamped && w.replicas == 0 } else { !stamped };
+            observed(step, applied, &seen)
+        }
+        Reading::Absent => observed(step, !to_zero, "the workload is gone"),
+        _ => wait(cx.now, "the workload must be read to know whether the last write was applied"),
+    }
+}
+
+/// The cloud tells: the holder is gone, or the job history shows what became of the request.
+fn detached(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, started: Timestamp) -> Next {
+    let Some(cloud) = evidence.cloud_volume.read(cx.now, MAX_AGE).present() else {
+        return wait(cx.now, "the cloud must be read to know whether the detach was applied");
+    };
+    let Some(jobs) = evidence.jobs.read(cx.now, MAX_AGE).present() else {
+        return wait(cx.now, "the provider's job history must be read to know what became of the detach");
+    };
+    if jobs.iter().any(|j| j.is_pending()) {
+        return wait(cx.now, "a job of the volume is pending at the provider");
+    }
+    if !cloud.holders.contains(&plan.pins.holder) {
+        return observed(step, true, "the cloud no longer names the holder and no job is pending");
+    }
+    if cx.now.duration_since(started) > IN_FLIGHT && evidence.collected_at.duration_since(started) > IN_FLIGHT {
+        return observed(step, false, "the holder is unchanged, no job is pending, and the request's time is over");
+    }
+    wait(cx.now, "the detach request may still be on its way")
+}
+
+fn observed(step: StepIx, applied: bool, seen: &str) -> Next {
+    let seen = seen.to_owned();
+    let outcome = if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
+    Next::Record(Mark::Outcome { step, outcome })
+}
+
+fn wait(now: Timestamp, why: &str) -> Next {
+    Next::Wait { why: why.to_owned(), until: now.saturating_add(CLOUD_POLL).unwrap_or(now) }
+}

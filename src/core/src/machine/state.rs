@@ -1,0 +1,259 @@
+//! The state that a journal adds up to: a total transition function over its lines.
+
+use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
+use crate::plan::{Plan, StepIx};
+use crate::proof::NoUser;
+use jiff::Timestamp;
+
+/// How one step stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepState {
+    /// Not begun.
+    Pending,
+    /// Its effect was journaled and no outcome is known.
+    Started {
+        /// When it was journaled.
+        at: Timestamp,
+    },
+    /// Its effect has an outcome.
+    Issued {
+        /// The outcome.
+        outcome: Outcome,
+        /// When the effect was journaled.
+        started: Timestamp,
+        /// When the outcome was journaled.
+        at: Timestamp,
+    },
+    /// Finished or not needed.
+    Closed {
+        /// Whether it was skipped.
+        skipped: bool,
+    },
+}
+
+/// Why a journal line cannot follow the lines before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Illegal {
+    /// A gap or repetition.
+    #[error("journal line {found} stands where line {expected} should")]
+    Sequence {
+        /// What should stand there.
+        expected: u32,
+        /// What does.
+        found: u32,
+    },
+    /// An older leader wrote after a newer one.
+    #[error("journal line {seq} is of term {term}, after term {after}")]
+    Term {
+        /// The line.
+        seq: u32,
+        /// Its term.
+        term: u64,
+        /// The term before it.
+        after: u64,
+    },
+    /// The line does not fit the state.
+    #[error("journal line {seq} ({mark}) cannot follow what stands before it: {why}")]
+    Transition {
+        /// The line.
+        seq: u32,
+        /// Its kind.
+        mark: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The state of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    accepted: bool,
+    steps: Vec<StepState>,
+    /// When the current step could begin: the time of the line that closed the step before it.
+    entered_at: Option<Timestamp>,
+    no_user: Option<NoUser>,
+    turned_back: Option<(TurnBack, Timestamp)>,
+    ended: Option<End>,
+    next_seq: u32,
+    term: u64,
+}
+
+impl State {
+    /// The state before the first line.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            accepted: false,
+            steps: vec![StepState::Pending; plan.steps.len()],
+            entered_at: None,
+            no_user: None,
+            turned_back: None,
+            ended: None,
+            next_seq: 0,
+            term: 0,
+        }
+    }
+
+    /// Adds up a whole journal.
+    ///
+    /// # Errors
+    /// The first line that no executor could have written.
+    pub fn replay<'a>(plan: &Plan, journal: impl IntoIterator<Item = &'a Entry>) -> Result<Self, Illegal> {
+        let mut state = Self::new(plan);
+        for entry in journal {
+            state.apply(plan, entry)?;
+        }
+        Ok(state)
+    }
+
+    /// Adds one line.
+    ///
+    /// # Errors
+    /// When the line does not fit; the state is then unchanged.
+    pub fn apply(&mut self, plan: &Plan, entry: &Entry) -> Result<(), Illegal> {
+        if entry.seq != self.next_seq {
+            return Err(Illegal::Sequence { expected: self.next_seq, found: entry.seq });
+        }
+        if entry.term < self.term {
+            return Err(Illegal::Term { seq: entry.seq, term: entry.term, after: self.term });
+        }
+        self.step_over(plan, entry).map_err(|why| Illegal::Transition {
+            seq: entry.seq,
+            mark: format!("{:?}", entry.mark),
+            why: why.to_owned(),
+        })?;
+        self.next_seq += 1;
+        self.term = entry.term;
+        Ok(())
+    }
+
+    fn step_over(&mut self, plan: &Plan, entry: &Entry) -> Result<(), &'static str> {
+        if self.ended.is_some() {
+            return Err("the run has ended");
+        }
+        if !self.accepted && !matches!(entry.mark, Mark::Accepted { .. }) {
+            return Err("no plan was accepted");
+        }
+        match &entry.mark {
+            Mark::Accepted { plan_hash, .. } => {
+                if self.accepted {
+                    return Err("a plan was accepted already");
+                }
+                if *plan_hash != plan.hash.as_str() {
+                    return Err("another plan was accepted");
+                }
+                self.accepted = true;
+                self.entered_at = Some(entry.at);
+            }
+            Mark::Started { step, .. } => {
+                if self.outstanding().is_some() {
+                    return Err("an effect is outstanding");
+                }
+                if self.turned_back.is_none() && self.current() != Some(*step) {
+                    return Err("it is not the current step");
+                }
+                *self.slot(*step)? = StepState::Started { at: entry.at };
+            }
+            Mark::Outcome { step, outcome } => {
+                let slot = self.slot(*step)?;
+                let started = match slot {
+                    StepState::Started { at } => *at,
+                    StepState::Issued { started, outcome: Outcome::Unknown { .. }, .. } => *started,
+                    _ => return Err("no effect is outstanding"),
+                };
+                *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
+            }
+            Mark::Completed { step, .. } => self.close(*step, false, entry.at)?,
+            Mark::Skipped { step, .. } => self.close(*step, true, entry.at)?,
+            Mark::NoUser { seen } => self.no_user = Some(seen.clone()),
+            Mark::TurnedBack { why } => {
+                if self.turned_back.is_some() {
+                    return Err("it turned back already");
+                }
+                self.turned_back = Some((why.clone(), entry.at));
+            }
+            Mark::Ended { end } => {
+                if self.outstanding().is_some() {
+                    return Err("an effect is outstanding");
+                }
+                self.ended = Some(end.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, step: StepIx) -> Result<&mut StepState, &'static str> {
+        self.steps.get_mut(step.index()).ok_or("the plan has no such step")
+    }
+
+    fn close(&mut self, step: StepIx, skipped: bool, at: Timestamp) -> Result<(), &'static str> {
+        if self.outstanding().is_some() {
+            return Err("an effect is outstanding");
+        }
+        if self.turned_back.is_none() && self.current() != Some(step) {
+            return Err("it is not the current step");
+        }
+        *self.slot(step)? = StepState::Closed { skipped };
+        self.entered_at = Some(at);
+        Ok(())
+    }
+
+    /// Whether a plan was taken up.
+    pub fn accepted(&self) -> bool {
+        self.accepted
+    }
+
+    /// The first step that is not closed.
+    pub fn current(&self) -> Option<StepIx> {
+        let at = self.steps.iter().position(|s| !matches!(s, StepState::Closed { .. }))?;
+        u32::try_from(at).ok().map(StepIx)
+    }
+
+    /// How a step stands.
+    pub fn step(&self, step: StepIx) -> &StepState {
+        self.steps.get(step.index()).unwrap_or(&StepState::Pending)
+    }
+
+    /// The step whose effect was started and has no known outcome.
+    pub fn outstanding(&self) -> Option<StepIx> {
+        let unknown = |s: &StepState| {
+            matches!(s, StepState::Started { .. } | StepState::Issued { outcome: Outcome::Unknown { .. }, .. })
+        };
+        let at = self.steps.iter().position(unknown)?;
+        u32::try_from(at).ok().map(StepIx)
+    }
+
+    /// When the current step could begin.
+    pub fn entered_at(&self) -> Option<Timestamp> {
+        self.entered_at
+    }
+
+    /// The start of the kubelet handshake.
+    pub fn no_user(&self) -> Option<&NoUser> {
+        self.no_user.as_ref()
+    }
+
+    /// Why the run turned back, if it did.
+    pub fn turned_back(&self) -> Option<&TurnBack> {
+        self.turned_back.as_ref().map(|(why, _)| why)
+    }
+
+    /// When the run turned back, if it did.
+    pub fn turned_back_at(&self) -> Option<Timestamp> {
+        self.turned_back.as_ref().map(|(_, at)| *at)
+    }
+
+    /// How the run ended, if it did.
+    pub fn ended(&self) -> Option<&End> {
+        self.ended.as_ref()
+    }
+
+    /// The number of the next line.
+    pub fn next_seq(&self) -> u32 {
+        self.next_seq
+    }
+
+    /// The highest term so far.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+}

@@ -1,0 +1,168 @@
+//! A closed plan: everything that will be touched, in order, with nothing left to choose.
+
+mod build;
+mod refusals;
+
+use crate::cloud::DeviceIdentity;
+use crate::diagnosis::{Class, Trouble};
+use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, Uid, VolumeId};
+use crate::runbook::{StepKind, hash16};
+use crate::workload::WorkloadRef;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+pub use build::{Request, make};
+pub use refusals::{before_scaling, general};
+
+/// The version of the plan's shape. An executor runs plans of its own version only.
+pub const PLAN_VERSION: u32 = 1;
+
+/// The number of a step in a plan, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepIx(pub u32);
+
+impl StepIx {
+    /// As an index into [`Plan::steps`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for StepIx {
+    /// People count from 1.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0 + 1)
+    }
+}
+
+/// What may happen to an effect that was started and not seen to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EffectClass {
+    /// R: may be repeated.
+    Repeatable,
+    /// C: a conditional write; a repetition against the old version is refused by the API server.
+    Conditional,
+    /// O: issued once, then observed.
+    Once,
+}
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// The claim.
+    pub claim: ObjectName,
+    /// What is wrong.
+    pub trouble: Trouble,
+    /// The runbook's name.
+    pub runbook: String,
+    /// The runbook's content hash.
+    pub runbook_hash: String,
+    /// Everything that the plan touches or relies on, by identity.
+    pub pins: Pins,
+    /// The steps in order.
+    pub steps: Vec<PlannedStep>,
+    /// How long the workload will be down from the first step.
+    pub downtime: Downtime,
+    /// The hash of all the above.
+    pub hash: PlanHash,
+}
+
+/// Identities that are fixed before the first effect (safety rule S8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pins {
+    /// The claim's UID.
+    pub claim: Uid,
+    /// The PersistentVolume's UID.
+    pub pv: Uid,
+    /// The cloud volume.
+    pub volume: VolumeId,
+    /// What the device calls itself.
+    pub identity: DeviceIdentity,
+    /// Its size.
+    pub size_gib: u64,
+    /// The instance that holds it.
+    pub holder: InstanceId,
+    /// The node of that instance.
+    pub node: NodeName,
+    /// That node's boot.
+    pub boot_id: BootId,
+    /// The VolumeAttachment's name.
+    pub attachment_name: String,
+    /// The VolumeAttachment's UID.
+    pub attachment: Uid,
+    /// The workload.
+    pub workload: WorkloadRef,
+    /// Its count before.
+    pub replicas: i32,
+    /// Every pod of it, by name and UID.
+    pub pods: Vec<(ObjectName, Uid)>,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedStep {
+    /// Its kind.
+    pub kind: StepKind,
+    /// What will happen, for people.
+    pub what: String,
+    /// What must hold before.
+    pub precondition: String,
+    /// What a person would type instead.
+    pub command: String,
+    /// What could go wrong.
+    pub risk: String,
+    /// How its end is seen.
+    pub observed_by: String,
+    /// What may happen after a crash in the middle.
+    pub effect_class: EffectClass,
+    /// It fails after so many seconds.
+    pub deadline_seconds: u32,
+    /// For waits: the next step takes over after so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience_seconds: Option<u32>,
+}
+
+/// Expected downtime in seconds, counted from the first step. The pod is down already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Downtime {
+    /// When Kubernetes' own detach works.
+    pub typical_seconds: u32,
+    /// When the cloud detach is needed.
+    pub with_cloud_detach_seconds: u32,
+}
+
+impl Plan {
+    /// The problem class.
+    pub fn class(&self) -> Class {
+        self.trouble.class()
+    }
+
+    /// The position of the only step of a kind, if there is one.
+    pub fn find(&self, kind: StepKind) -> Option<StepIx> {
+        let at = self.steps.iter().position(|s| s.kind == kind)?;
+        u32::try_from(at).ok().map(StepIx)
+    }
+
+    /// The hash that the content has, to compare with [`Plan::hash`].
+    pub fn computed_hash(&self) -> PlanHash {
+        let mut content = self.clone();
+        content.hash = PlanHash::from("");
+        // How the agent came to say it is no part of what will be done.
+        if let Trouble::Phantom { confirmed, .. } = &mut content.trouble {
+            *confirmed = true;
+        }
+        PlanHash::from(hash16(&content))
+    }
+}
+
+/// Eight hexadecimal digits that name a list of strings: for object names.
+pub fn short_hash(parts: &[String]) -> String {
+    hash16(&parts).chars().take(8).collect()
+}

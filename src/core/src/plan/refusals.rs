@@ -1,0 +1,210 @@
+//! What stands against acting: the general refusals (S1, S7, S9) and those of scaling to zero (S2).
+
+use crate::cloud::VolumeState;
+use crate::evidence::{AccessMode, Evidence, MAX_AGE};
+use crate::fact::{Fact, Reading};
+use crate::ids::NodeName;
+use crate::safety::Refusal;
+use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
+use jiff::Timestamp;
+
+/// Taints by which other remediators or people say that they are at work on a node.
+/// Sources: KEP-2268 (out-of-service), medik8s self-node-remediation and node maintenance, Karpenter's disruption taint.
+const OTHERS_TAINTS: [&str; 5] = [
+    "node.kubernetes.io/out-of-service",
+    "medik8s.io/remediation",
+    "medik8s.io/drain",
+    "remediation.medik8s.io/self-node-remediation",
+    "karpenter.sh/disrupted",
+];
+
+/// Refusals that hold for every remedy.
+pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refusal> {
+    let mut out = Vec::new();
+    match present(&evidence.claim, now, "the claim", &mut out) {
+        Some(claim) => {
+            if let Some(what) = &claim.opted_out {
+                out.push(Refusal::OptedOut { what: what.clone() });
+            }
+            let shared: Vec<_> = claim
+                .access_modes
+                .iter()
+                .copied()
+                .filter(|m| matches!(m, AccessMode::ReadWriteMany | AccessMode::ReadOnlyMany))
+                .collect();
+            if claim.access_modes.is_empty() {
+                out.push(Refusal::NoAccessMode);
+            } else if !shared.is_empty() {
+                out.push(Refusal::SharedAccess { modes: shared });
+            }
+            if claim.deleting {
+                out.push(Refusal::ClaimDeleting { claim: evidence.claim_name.to_string() });
+            }
+        }
+        None => return out,
+    }
+    match evidence.cloud_volume.read(now, MAX_AGE) {
+        Reading::Present(cloud) => {
+            if cloud.holders.len() > 1 {
+                out.push(Refusal::ManyHolders { holders: cloud.holders.clone() });
+            }
+            if !matches!(cloud.state, VolumeState::Active | VolumeState::Detaching) {
+                out.push(Refusal::Missing { what: "a usable state of the cloud volume".into(), why: format!("it is {:?}", cloud.state) });
+            }
+        }
+        Reading::Absent => out.push(Refusal::Missing { what: "the cloud volume".into(), why: "the cloud does not know it".into() }),
+        Reading::Stale { age_secs } => out.push(Refusal::ProviderOutage { why: format!("its last answer is {age_secs} s old") }),
+        Reading::Unknown { why } => out.push(Refusal::ProviderOutage { why: why.to_owned() }),
+    }
+    match evidence.node(node, now) {
+        Some(facts) => {
+            for taint in facts.taints.iter().filter(|t| OTHERS_TAINTS.contains(&t.as_str())) {
+                out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
+            }
+        }
+        None => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
+    }
+    out
+}
+
+/// Every refusal of scaling the workload to zero (S2). `confirmed` is the workload that a person named, as `Kind/name`.
+pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Refusal> {
+    let mut out = Vec::new();
+    match evidence.workload.read(now, MAX_AGE) {
+        Reading::Present(w) => {
+            identity(w, &mut out);
+            shape(w, confirmed, &mut out);
+            claims(w, &mut out);
+            template(w, &mut out);
+            owners_of_the_count(w, &mut out);
+            foreign_pods(evidence, w, now, &mut out);
+        }
+        Reading::Absent => {
+            let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
+            match pods.first() {
+                Some(pod) => out.push(Refusal::BarePod { pod: pod.name.to_string() }),
+                None => out.push(Refusal::Missing { what: "the workload".into(), why: "no pod leads to one".into() }),
+            }
+        }
+        Reading::Stale { age_secs } => {
+            out.push(Refusal::Missing { what: "the workload".into(), why: format!("{age_secs} s old") });
+        }
+        Reading::Unknown { why } => out.push(Refusal::Missing { what: "the workload".into(), why: why.to_owned() }),
+    }
+    out
+}
+
+fn identity(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    let workload = w.workload.to_string();
+    if w.deleting {
+        out.push(Refusal::WorkloadDeleting { workload: workload.clone() });
+    }
+    if w.scaling == ScalePath::None {
+        out.push(Refusal::NotScalable { workload: workload.clone() });
+    }
+    match &w.stamp {
+        Some(Ok(stamp)) => {
+            out.push(Refusal::StampedByOther { workload, recovery: stamp.recovery.to_string() });
+        }
+        Some(Err(why)) => out.push(Refusal::StampUnreadable { workload, why: why.clone() }),
+        None if w.replicas == 0 => out.push(Refusal::AtZero { workload }),
+        None => {}
+    }
+}
+
+fn shape(w: &WorkloadFacts, confirmed: Option<&str>, out: &mut Vec<Refusal>) {
+    let workload = w.workload.to_string();
+    if w.deletes_claims_when_scaled {
+        out.push(Refusal::ScaleDeletesClaims { workload: workload.clone() });
+    }
+    let short = format!("{}/{}", w.workload.kind, w.workload.name.name);
+    if w.replicas > 1 && !confirmed.is_some_and(|c| c.eq_ignore_ascii_case(&short)) {
+        out.push(Refusal::ManyReplicas { workload: workload.clone(), short, replicas: w.replicas });
+    }
+    let unready: Vec<String> = w
+        .pods
+        .iter()
+        .filter(|p| !p.ready || p.deleting_since.is_some())
+        .map(|p| p.name.name.clone())
+        .collect();
+    let terminating = w.pods.iter().any(|p| p.deleting_since.is_some());
+    if w.ordered && (unready.len() > 1 || terminating) {
+        out.push(Refusal::OrderedStuck { workload: workload.clone(), pods: unready });
+    }
+    if let Some(what) = &w.rollout {
+        out.push(Refusal::RolloutInProgress { workload, what: what.clone() });
+    }
+}
+
+fn claims(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    for (name, claim) in &w.claims {
+        let Some(claim) = claim else {
+            out.push(Refusal::ClaimMissing { workload: w.workload.to_string(), claim: name.clone() });
+            continue;
+        };
+        if claim.deleting {
+            out.push(Refusal::ClaimDeleting { claim: name.clone() });
+        }
+        let own = |o: &&crate::evidence::OwnerFacts| o.kind == "StatefulSet" && o.uid == w.workload.uid;
+        if let Some(owner) = claim.owners.iter().find(|o| !own(o)) {
+            out.push(Refusal::ClaimForeignOwner { claim: name.clone(), owner: format!("{} {}", owner.kind, owner.name) });
+        }
+        if let Some(what) = &claim.opted_out {
+            out.push(Refusal::OptedOut { what: what.clone() });
+        }
+    }
+}
+
+fn template(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    let workload = w.workload.to_string();
+    for volume in &w.template.ephemeral_volumes {
+        out.push(Refusal::EphemeralVolume { workload: workload.clone(), volume: volume.clone() });
+    }
+    if !w.emptydirs_expendable {
+        for volume in &w.template.empty_dirs {
+            out.push(Refusal::EmptyDir { workload: workload.clone(), volume: volume.clone() });
+        }
+    }
+    if let (Some(container), Some(pod)) = (w.template.pre_stop.first(), w.pods.iter().find(|p| p.ready)) {
+        out.push(Refusal::PreStopHook { pod: pod.name.to_string(), container: container.clone() });
+    }
+    match &w.pod_dry_run {
+        Some(Ok(())) => {}
+        Some(Err(why)) => out.push(Refusal::PodWouldBeRefused { workload, why: why.clone() }),
+        None => out.push(Refusal::PodDryRunMissing { workload }),
+    }
+}
+
+fn owners_of_the_count(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    for hpa in w.autoscalers.iter().filter(|h| h.min_replicas == 0) {
+        out.push(Refusal::AutoscalerMinZero { name: hpa.name.clone() });
+    }
+    // Argo CD's self-heal cannot be paused per object; the others need a pause that was verified.
+    for manager in w.managers.iter().filter(|m| !m.paused || m.kind == ManagerKind::ArgoCd) {
+        out.push(Refusal::CountManaged {
+            workload: w.workload.to_string(),
+            manager: manager.kind.to_string(),
+            evidence: manager.evidence.clone(),
+        });
+    }
+}
+
+fn foreign_pods(evidence: &Evidence, w: &WorkloadFacts, now: Timestamp, out: &mut Vec<Refusal>) {
+    let Some(pods) = present(&evidence.pods, now, "the list of pods", out) else { return };
+    for pod in pods.iter().filter(|p| !p.is_finished() && !w.pods.iter().any(|own| own.uid == p.uid)) {
+        out.push(Refusal::ForeignPod { pod: pod.name.to_string(), workload: w.workload.to_string() });
+    }
+}
+
+fn present<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str, out: &mut Vec<Refusal>) -> Option<&'a T> {
+    let reading = fact.read(now, MAX_AGE);
+    if let Some(why) = reading.gap() {
+        out.push(Refusal::Missing { what: what.to_owned(), why });
+        return None;
+    }
+    let value = reading.present();
+    if value.is_none() {
+        out.push(Refusal::Missing { what: what.to_owned(), why: "it does not exist".to_owned() });
+    }
+    value
+}

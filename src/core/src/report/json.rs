@@ -1,0 +1,106 @@
+//! The post-mortem for scripts.
+
+use super::story::{CloudDetach, Fate, Story};
+use super::timing::{Timing, own_share, timings};
+use super::words::clean;
+use super::{Incident, Record, postmortem, support_ticket};
+use crate::diagnosis::Class;
+use crate::ids::ObjectName;
+use jiff::Timestamp;
+use serde::Serialize;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    title: &'a str,
+    from: Timestamp,
+    to: Timestamp,
+    volumes: Vec<Volume<'a>>,
+    timeline: Vec<Line>,
+    records: &'a [Record],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Volume<'a> {
+    claim: &'a ObjectName,
+    recovery: &'a ObjectName,
+    class: Option<Class>,
+    #[serde(flatten)]
+    fate: Fate,
+    down_from: Timestamp,
+    down_to: Option<Timestamp>,
+    accepted_at: Option<Timestamp>,
+    authority: Option<&'a str>,
+    heal_millis: Option<i64>,
+    own_share_millis: Option<i64>,
+    cloud_detach: CloudDetach,
+    touched: bool,
+    timings: Vec<Timing>,
+    needs_human: Option<String>,
+    support_ticket: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    at: Timestamp,
+    claim: Option<String>,
+    by: Option<String>,
+    text: String,
+}
+
+/// The post-mortem as JSON: what is derived (`volumes`, `timeline`) and the records that it is derived from. Durations
+/// are in milliseconds, times in RFC 3339; `downTo` is null while the pod is not known to run again.
+pub fn json(incident: &Incident) -> String {
+    let volumes = incident.records.iter().map(volume).collect();
+    let timeline = postmortem::timeline(incident)
+        .into_iter()
+        .map(|item| Line {
+            at: item.at,
+            claim: item.story.map(|s| s.to_string()),
+            by: item.by.map(clean),
+            text: item.text,
+        })
+        .collect();
+    let Incident { title, from, to, records, .. } = incident;
+    let report = Report { title, from: *from, to: *to, volumes, timeline, records };
+    // Strings, numbers and maps with string keys always serialise.
+    serde_json::to_string_pretty(&report).unwrap_or_default()
+}
+
+fn volume(record: &Record) -> Volume<'_> {
+    let story = Story::of(record);
+    let plan = record.plan.as_ref();
+    Volume {
+        claim: &record.claim,
+        recovery: &record.recovery,
+        class: story.class(),
+        down_from: record.created,
+        down_to: story.healed_at(),
+        accepted_at: story.accepted.map(|(at, _)| at),
+        authority: story.accepted.map(|(_, who)| who),
+        heal_millis: story.heal_millis(),
+        own_share_millis: plan.filter(|_| story.accepted.is_some()).map(|p| own_share(p, &record.journal)),
+        cloud_detach: story.cloud_detach,
+        touched: story.touched(),
+        timings: plan.map(|p| timings(p, &record.journal)).unwrap_or_default(),
+        needs_human: postmortem::needs_human(&story),
+        support_ticket: support_ticket(record),
+        fate: story.fate,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_incident_is_valid_json() {
+        let at: Timestamp = "2021-07-11T01:13:00Z".parse().unwrap();
+        let empty = Incident { title: "<none>".into(), from: at, to: at, records: Vec::new(), notes: Vec::new() };
+        let value: serde_json::Value = serde_json::from_str(&json(&empty)).unwrap();
+        assert_eq!(value["title"], "<none>");
+        assert_eq!(value["volumes"], serde_json::json!([]));
+    }
+}

@@ -1,0 +1,264 @@
+//! The timeline as SVG: the whole incident, one lane per volume, and each healing in detail.
+
+use super::Incident;
+use super::html::escape;
+use super::scale::Axis;
+use super::story::{Fate, StepFate, Story};
+use super::words::{clean, clock, date_clock, millis, relative, same_day, span, step_title};
+use crate::runbook::StepKind;
+use jiff::Timestamp;
+use std::fmt::Write;
+
+const WIDTH: f64 = 1000.0;
+const LEFT: f64 = 250.0;
+const RIGHT: f64 = 985.0;
+const LANE: f64 = 26.0;
+const TOP: f64 = 40.0;
+/// Something that was is never drawn narrower than this.
+const THINNEST: f64 = 3.0;
+/// Characters of a claim's name that fit left of the lanes.
+const LABEL: usize = 34;
+
+/// A bar in a lane.
+struct Bar {
+    from: i64,
+    to: i64,
+    class: &'static str,
+    title: String,
+    inside: String,
+}
+
+/// A lane.
+struct Lane {
+    label: String,
+    summary: String,
+    bars: Vec<Bar>,
+}
+
+/// A picture's frame.
+struct Frame<'a> {
+    id: &'a str,
+    title: &'a str,
+    caption: String,
+    axis: Axis,
+    ticks: Vec<(i64, String)>,
+    notes: Vec<(i64, String)>,
+    legend: Vec<(&'static str, &'static str)>,
+}
+
+/// Both pictures; nothing when there is nothing to draw.
+pub(super) fn pictures(incident: &Incident) -> String {
+    let stories: Vec<Story<'_>> = incident.records.iter().map(Story::of).collect();
+    if stories.is_empty() {
+        return String::new();
+    }
+    let mut out = whole(incident, &stories);
+    out.push_str(&healings(&stories));
+    out
+}
+
+/// The whole incident in absolute time.
+fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
+    let moments = stories.iter().flat_map(|s| [Some(s.record.created), s.record.journal.last().map(|e| e.at)]).flatten();
+    let noted = incident.notes.iter().map(|n| n.at);
+    let (mut from, mut to) = (incident.from, incident.to);
+    for at in moments.chain(noted) {
+        (from, to) = (from.min(at), to.max(at));
+    }
+    let axis = Axis::new(from.as_millisecond(), to.as_millisecond(), LEFT, RIGHT);
+    let lanes: Vec<Lane> = stories.iter().map(|s| lane(s, to)).collect();
+    let seconds = axis.step(7) < 60_000;
+    let ticks = axis.ticks(7).into_iter().filter_map(|t| {
+        let at = Timestamp::from_millisecond(t).ok()?;
+        let long = if same_day(from, to) { clock(at) } else { date_clock(at).chars().skip(5).collect() };
+        Some((t, if seconds { long } else { long.chars().take(long.chars().count() - 3).collect() }))
+    });
+    let mut used: Vec<(&str, &str)> = vec![
+        ("down", "down: being diagnosed or waiting"),
+        ("heal", "being healed"),
+        ("up", "running with its volume"),
+        ("lock", "locked by the provider"),
+        ("human", "needs a person"),
+        ("rest", "left alone"),
+    ];
+    used.retain(|(class, _)| lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == *class));
+    let notes: Vec<_> = incident.notes.iter().map(|n| (n.at.as_millisecond(), clean(&n.text))).collect();
+    let hint = if notes.is_empty() { "" } else { " Dashed lines are notes; the timeline below has their text." };
+    Frame {
+        id: "whole",
+        title: "The incident, one lane per volume",
+        caption: format!("The incident, one lane per volume, times in UTC.{hint}"),
+        ticks: ticks.collect(),
+        axis,
+        notes,
+        legend: used,
+    }
+    .draw(&lanes)
+}
+
+/// How one volume fared, up to the end of the picture.
+fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
+    let mut bars = Vec::new();
+    let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
+        let title = format!("{what}: {} to {} UTC ({})", clock(from), clock(to), span(millis(from, to)));
+        bars.push(Bar { from: from.as_millisecond(), to: to.as_millisecond(), class, title, inside: String::new() });
+    };
+    let created = story.record.created;
+    let Some((accepted, _)) = story.accepted else {
+        let (class, what) = match &story.fate {
+            Fate::Waiting { provider_lock: true, .. } => ("lock", "locked by the provider"),
+            Fate::Stuck { .. } | Fate::Failed { .. } => ("human", "needs a person"),
+            Fate::Resolved | Fate::Healthy => ("up", "nothing to do"),
+            Fate::NotOurs { .. } | Fate::Planned | Fate::Refused { .. } | Fate::Unclassified { .. } | Fate::Diagnosed | Fate::Aborted => {
+                ("rest", "left alone")
+            }
+            _ => ("down", "waiting"),
+        };
+        bar(created, end, class, what);
+        return Lane { label: story.claim(), summary: story.fate.title().to_owned(), bars };
+    };
+    if accepted > created {
+        bar(created, accepted, "down", "down, being diagnosed or waiting");
+    }
+    let over = story.ended.unwrap_or(end);
+    if story.ended.is_some() {
+        let (class, what) = match &story.fate {
+            Fate::Recovered => ("up", "running with its volume"),
+            Fate::Aborted => ("rest", "put back after an abort"),
+            _ => ("human", "needs a person"),
+        };
+        bar(over, end, class, what);
+    }
+    // Drawn last: a healing of seconds in an incident of hours must not disappear under what follows it.
+    bar(accepted, over, "heal", "being healed");
+    let summary = match story.heal_millis() {
+        Some(took) => format!("{} in {}", story.fate.title(), span(took)),
+        None => story.fate.title().to_owned(),
+    };
+    Lane { label: story.claim(), summary, bars }
+}
+
+/// Each run in seconds since its plan was taken up.
+fn healings(stories: &[Story<'_>]) -> String {
+    let runs: Vec<(&Story<'_>, Timestamp)> = stories.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
+    let longest = runs.iter().flat_map(|(s, from)| s.stretches.iter().map(|p| millis(*from, p.to))).max();
+    let Some(longest) = longest else { return String::new() };
+    let lanes: Vec<Lane> = runs.iter().map(|(story, from)| steps(story, *from)).collect();
+    let axis = Axis::new(0, longest, LEFT, RIGHT);
+    let zero = Timestamp::UNIX_EPOCH;
+    let ticks = axis.ticks(8).into_iter().filter_map(|t| {
+        let label = relative(zero, Timestamp::from_millisecond(t).ok()?);
+        Some((t, label.replace(".0 s", " s")))
+    });
+    let mut legend: Vec<(&str, &str)> = KINDS.iter().map(|k| (colour(*k), step_title(*k))).collect();
+    legend.push(("back", "put back"));
+    legend.retain(|(class, _)| lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == *class));
+    Frame {
+        id: "steps",
+        title: "Each run, step by step",
+        caption: "Each run, in seconds since its plan was taken up. Numbers are those of the steps.".to_owned(),
+        ticks: ticks.collect(),
+        axis,
+        notes: Vec::new(),
+        legend,
+    }
+    .draw(&lanes)
+}
+
+fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
+    let bars = story.stretches.iter().map(|stretch| {
+        let took = span(millis(stretch.from, stretch.to));
+        let kind = stretch.step.and_then(|s| story.record.plan.as_ref()?.steps.get(s.index())).map(|s| s.kind);
+        let (class, title, inside) = match (stretch.step, kind) {
+            (Some(step), Some(kind)) => {
+                let how = match story.step(step).0 {
+                    StepFate::PassedOver(_) => ", passed over",
+                    StepFate::Unfinished => ", not finished",
+                    StepFate::Done(_) | StepFate::NotBegun => "",
+                };
+                (colour(kind), format!("step {step}, {}{how}: {took}", step_title(kind)), step.to_string())
+            }
+            _ => ("back", format!("put back: {took}"), "↩".to_owned()),
+        };
+        Bar { from: millis(from, stretch.from), to: millis(from, stretch.to), class, title, inside }
+    });
+    Lane { label: story.claim(), summary: story.fate.title().to_owned(), bars: bars.collect() }
+}
+
+/// The kinds in the order in which the legend names them.
+const KINDS: [StepKind; 6] = [
+    StepKind::ScaleToZero,
+    StepKind::AwaitDetached,
+    StepKind::CloudDetach,
+    StepKind::Requeue,
+    StepKind::Restore,
+    StepKind::Verify,
+];
+
+fn colour(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::ScaleToZero => "scale",
+        StepKind::AwaitDetached => "await",
+        StepKind::CloudDetach => "cloud",
+        StepKind::Requeue => "nudge",
+        StepKind::Restore => "restore",
+        StepKind::Verify => "verify",
+    }
+}
+
+impl Frame<'_> {
+    /// Draws the lanes. Writing to a String cannot fail.
+    fn draw(&self, lanes: &[Lane]) -> String {
+        let bottom = TOP + LANE * lanes.len() as f64;
+        let height = bottom + 14.0;
+        let mut out = String::new();
+        let _ = writeln!(out, "<figure>\n<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-labelledby=\"{0}-title {0}-desc\">", self.id);
+        let _ = writeln!(out, "<title id=\"{}-title\">{}</title>", self.id, escape(self.title));
+        let told: Vec<String> = lanes.iter().map(|l| format!("{}: {}.", l.label, l.summary)).collect();
+        let _ = writeln!(out, "<desc id=\"{}-desc\">{}</desc>", self.id, escape(&told.join(" ")));
+        for (at, label) in &self.ticks {
+            let x = self.axis.at(*at);
+            // A label at the edge is pulled inside.
+            let anchor = if x > RIGHT - 30.0 { "end" } else { "middle" };
+            let _ = writeln!(out, "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><text class=\"tick\" x=\"{x:.1}\" y=\"14\" text-anchor=\"{anchor}\">{}</text>", TOP - 20.0, escape(label));
+        }
+        for (at, note) in &self.notes {
+            let x = self.axis.at(*at);
+            let _ = writeln!(out, "<g><title>{}</title><line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><circle class=\"note\" cx=\"{x:.1}\" cy=\"{:.0}\" r=\"4\"/></g>", escape(note), TOP - 12.0, TOP - 12.0);
+        }
+        for (i, lane) in lanes.iter().enumerate() {
+            self.lane(lane, TOP + LANE * i as f64, &mut out);
+        }
+        let _ = write!(out, "</svg>\n<figcaption>{}", escape(&self.caption));
+        for (class, what) in &self.legend {
+            let _ = write!(out, " <span class=\"key\"><svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><rect class=\"{class}\" width=\"10\" height=\"10\" rx=\"2\"/></svg>{}</span>", escape(what));
+        }
+        out.push_str("</figcaption>\n</figure>\n");
+        out
+    }
+
+    fn lane(&self, lane: &Lane, y: f64, out: &mut String) {
+        let mid = y + LANE / 2.0;
+        let full = format!("{}: {}", lane.label, lane.summary);
+        let _ = writeln!(out, "<g><title>{}</title><text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text></g>", escape(&full), LEFT - 10.0, mid + 4.0, escape(&short(&lane.label)));
+        for bar in &lane.bars {
+            let (from, to) = (self.axis.at(bar.from), self.axis.at(bar.to));
+            let width = (to - from).max(THINNEST);
+            let x = from.min(RIGHT - width);
+            let _ = write!(out, "<g><title>{}</title><rect class=\"{}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"16\" rx=\"2\"/>", escape(&bar.title), bar.class, mid - 8.0);
+            if !bar.inside.is_empty() && width >= 14.0 {
+                let _ = write!(out, "<text class=\"inbar\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + width / 2.0, mid + 4.0, escape(&bar.inside));
+            }
+            out.push_str("</g>\n");
+        }
+    }
+}
+
+fn short(label: &str) -> String {
+    if label.chars().count() <= LABEL {
+        return label.to_owned();
+    }
+    let mut cut: String = label.chars().take(LABEL - 1).collect();
+    cut.push('…');
+    cut
+}

@@ -1,0 +1,269 @@
+//! Plain text for terminals: no colours, lines of at most [`TEXT_WIDTH`] columns.
+
+use super::Record;
+use super::story::{Story, fate};
+use super::words::{
+    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words, relative,
+    same_day, sentence, span,
+};
+use crate::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
+use crate::journal::Entry;
+use crate::plan::{Plan, PlannedStep};
+
+/// The width of plain text in columns. A single word that is longer (a handle, a path) is not broken: it is there to be
+/// copied.
+pub const TEXT_WIDTH: usize = 110;
+
+/// A diagnosis for people: what it is, what that means, what it rests on, what happens next.
+pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
+    let mut out = Page::default();
+    out.line(&headline(&diagnosis.verdict));
+    out.para("  ", &sentence(&clean(&diagnosis.verdict.to_string())));
+    if let Some(class) = diagnosis.class() {
+        out.para("  ", &format!("In words: {}.", class_in_words(class)));
+    }
+    if let Verdict::Unclassified { missing } = &diagnosis.verdict {
+        out.gap("Missing");
+        for m in missing {
+            out.para("  - ", &clean(&m.to_string()));
+        }
+    }
+    if !diagnosis.facts.is_empty() {
+        out.gap("Seen");
+        for fact in &diagnosis.facts {
+            out.para("  - ", &clean(fact));
+        }
+    }
+    out.gap("Next");
+    out.para("  ", &next_step(&diagnosis.verdict));
+    out.text
+}
+
+/// What a person can expect or do, by verdict.
+pub(super) fn next_step(verdict: &Verdict) -> String {
+    let text = match verdict {
+        Verdict::Healthy { .. } => "Nothing to do.",
+        Verdict::Ours { trouble } if trouble.class() == Class::B => "A plan can be made: kubectl reattach plan shows it and changes nothing.",
+        Verdict::Ours { .. } => "kubectl reattach plan says what can be done by hand; this class is recognised, not every runbook heals it.",
+        Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => {
+            "Send the support ticket to the provider: only the provider can lift the lock. reattach goes on by itself once it is gone."
+        }
+        Verdict::Wait { .. } => "Nothing to do yet: reattach looks again when something changes.",
+        Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod, node } } => {
+            return format!("Let pod {pod} on {node} go (a rollout of a single-node volume needs the strategy Recreate); a healthy writer is never cut off.");
+        }
+        Verdict::NotOurs { .. } => "Fix what is named above; detaching the volume would not help, so nothing is touched.",
+        Verdict::Unclassified { .. } => "Make the missing facts readable (agent running? rights? cloud token?) and look again; until then nothing is touched.",
+    };
+    text.to_owned()
+}
+
+/// A plan for people: what is wrong, everything that will be touched, and for each step what will happen, what a human
+/// would type instead, and what could go wrong.
+pub fn plan_text(plan: &Plan) -> String {
+    let mut out = Page::default();
+    let pins = &plan.pins;
+    out.line(&format!("Plan {} for claim {}", plan.hash, clean(&plan.claim.to_string())));
+    out.para("  ", &format!("{}, by runbook {} ({}).", count(plan.steps.len(), "step"), clean(&plan.runbook), plan.runbook_hash));
+    out.gap("What is wrong");
+    out.para("  ", &sentence(&clean(&plan.trouble.to_string())));
+    out.para("  ", &format!("In words: {}.", class_in_words(plan.class())));
+    out.gap("What it touches or relies on; if one of these changes, it stops");
+    out.row("workload", &format!("{}, {}, uid {}", pins.workload, count(pins.replicas.unsigned_abs() as usize, "replica"), pins.workload.uid));
+    for (name, uid) in &pins.pods {
+        out.row("pod", &format!("{name}, uid {uid}"));
+    }
+    out.row("claim", &format!("{}, uid {}", plan.claim, pins.claim));
+    out.row("volume", &format!("{} at the cloud, {} GiB, calls itself {}; PersistentVolume uid {}", pins.volume, pins.size_gib, pins.identity, pins.pv));
+    out.row("holder", &format!("instance {}, node {}, boot {}", pins.holder, pins.node, pins.boot_id));
+    out.row("attachment", &format!("VolumeAttachment {}, uid {}", pins.attachment_name, pins.attachment));
+    out.gap("Expected downtime");
+    let (typical, long) = (plan.downtime.typical_seconds, plan.downtime.with_cloud_detach_seconds);
+    out.para("  ", &format!("About {typical} s from the first step; about {long} s if Kubernetes cannot detach and the cloud has to. The pod is down already."));
+    out.gap("Steps");
+    for (i, step) in plan.steps.iter().enumerate() {
+        planned(&mut out, i + 1, step);
+    }
+    out.text
+}
+
+fn planned(out: &mut Page, number: usize, step: &PlannedStep) {
+    out.para(&format!("{number:>3}. "), &sentence(&clean(&step.what)));
+    out.detail("by hand", Content::Command(&clean(&step.command)));
+    if !step.precondition.is_empty() && step.precondition != "none" {
+        out.detail("only if", Content::Words(&clean(&step.precondition)));
+    }
+    out.detail("could go wrong", Content::Words(&clean(&step.risk)));
+    out.detail("done when", Content::Words(&clean(&step.observed_by)));
+    let patience = step.patience_seconds.map(|p| format!("; if stuck, the next step takes over after {p} s")).unwrap_or_default();
+    out.detail("time limit", Content::Words(&format!("{} s{patience}", step.deadline_seconds)));
+    out.detail("kind of effect", Content::Words(effect_in_words(step.kind, step.effect_class)));
+}
+
+/// The journal as a timeline: UTC time, seconds since the first line, what happened.
+pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
+    let mut out = Page::default();
+    out.line(&format!("Run of plan {} for claim {}", plan.hash, clean(&plan.claim.to_string())));
+    let Some(first) = journal.first() else {
+        out.para("  ", "Nothing has been done yet.");
+        return out.text;
+    };
+    out.para("  ", &format!("Began {} UTC. Times are UTC.", date_clock(first.at)));
+    let mut by = "";
+    for entry in journal {
+        if entry.by != by {
+            by = &entry.by;
+            out.para("  ", &format!("Written by {} (leader term {}):", clean(by), entry.term));
+        }
+        let time = if same_day(first.at, entry.at) { clock(entry.at) } else { date_clock(entry.at) };
+        out.para(&format!("  {time} {:>10}  ", relative(first.at, entry.at)), &mark_in_words(Some(plan), &entry.mark));
+    }
+    out.text
+}
+
+/// A recovery in one line of at most [`TEXT_WIDTH`] columns, cut with `…` where its sentence is longer.
+pub fn status_line(record: &Record) -> String {
+    let story = Story::of(record);
+    let class = story.class().map(|c| format!(" ({})", class_name(c))).unwrap_or_default();
+    let took = story.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
+    let fate = fate(record);
+    let why = fate.why().map(|w| format!(": {w}")).unwrap_or_default();
+    let line = format!("{}: {}{took}{class}{why}", story.claim(), fate.title());
+    if line.chars().count() <= TEXT_WIDTH {
+        return line;
+    }
+    let mut cut: String = line.chars().take(TEXT_WIDTH - 1).collect();
+    cut.push('…');
+    cut
+}
+
+enum Content<'a> {
+    Words(&'a str),
+    Command(&'a str),
+}
+
+/// Text under construction.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line.trim_end());
+        self.text.push('\n');
+    }
+
+    /// An empty line and a heading.
+    fn gap(&mut self, heading: &str) {
+        self.text.push('\n');
+        self.line(heading);
+    }
+
+    /// A paragraph behind a prefix; its further lines are indented by the prefix's width.
+    fn para(&mut self, prefix: &str, words: &str) {
+        let indent = prefix.chars().count();
+        for (i, line) in wrap(words, TEXT_WIDTH - indent).into_iter().enumerate() {
+            let lead = if i == 0 { prefix.to_owned() } else { " ".repeat(indent) };
+            self.line(&format!("{lead}{line}"));
+        }
+    }
+
+    fn row(&mut self, label: &str, words: &str) {
+        self.para(&format!("  {label:<11} "), &clean(words));
+    }
+
+    fn detail(&mut self, label: &str, content: Content<'_>) {
+        let prefix = format!("     {label:<15} ");
+        match content {
+            Content::Words(words) => self.para(&prefix, words),
+            Content::Command(command) => {
+                let indent = prefix.chars().count();
+                for (i, line) in wrap_command(command, TEXT_WIDTH - indent).into_iter().enumerate() {
+                    let lead = if i == 0 { prefix.clone() } else { " ".repeat(indent + 2) };
+                    self.line(&format!("{lead}{line}"));
+                }
+            }
+        }
+    }
+}
+
+/// Breaks text at spaces into lines of at most `width` characters; longer words stay whole.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let Some(line) = lines.last_mut() else { continue };
+        let used = line.chars().count();
+        if used == 0 {
+            line.push_str(word);
+        } else if used + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// Breaks a shell command with backslashes at spaces outside quotes and brackets, so that it can still be pasted.
+/// Further lines get two columns of indent, which the width allows for.
+fn wrap_command(command: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut line = String::new();
+    for word in shell_words(command) {
+        let room = width.saturating_sub(if lines.is_empty() { 2 } else { 4 });
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > room {
+            lines.push(format!("{} \\", std::mem::take(&mut line)));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&word);
+    }
+    lines.push(line);
+    lines
+}
+
+/// Splits at spaces that are outside quotes and brackets.
+fn shell_words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let (mut quote, mut depth) = (None, 0_u32);
+    for c in command.chars() {
+        match (c, quote) {
+            ('\'' | '"', None) => quote = Some(c),
+            (_, Some(q)) if c == q => quote = None,
+            ('(' | '{', None) => depth += 1,
+            (')' | '}', None) => depth = depth.saturating_sub(1),
+            (' ', None) if depth == 0 => {
+                words.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(word) = words.last_mut() {
+            word.push(c);
+        }
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_wrap_and_long_words_stay_whole() {
+        assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
+        assert_eq!(wrap("a verylongword b", 6), ["a", "verylongword", "b"]);
+        assert_eq!(wrap("", 6), [""]);
+    }
+
+    #[test]
+    fn commands_break_only_where_a_shell_joins_them_again() {
+        let lines = wrap_command("kubectl annotate va x a=$(date +%s 'now here') --overwrite", 24);
+        assert_eq!(lines, ["kubectl annotate va x \\", "a=$(date +%s 'now here') \\", "--overwrite"]);
+        assert_eq!(wrap_command("kubectl get pods", 80), ["kubectl get pods"]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Runbooks: ordered typed steps as data. No conditions, loops or templates; a runbook may add caution and never remove
+//! a safety rule.
+
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The runbook that policies name by default.
+pub const DEFAULT_RUNBOOK: &str = "scale-to-zero";
+
+/// The runbooks that are compiled in, as name and YAML.
+pub const BUILT_IN: [(&str, &str); 1] = [(DEFAULT_RUNBOOK, include_str!("../../../runbooks/scale-to-zero.yaml"))];
+
+/// An ordered list of typed steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Runbook {
+    /// Its name, as a policy or a person gives it.
+    pub name: String,
+    /// One sentence on what it does.
+    pub summary: String,
+    /// The steps in order.
+    pub steps: Vec<RunbookStep>,
+}
+
+/// One step of a runbook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunbookStep {
+    /// What to do.
+    pub step: StepKind,
+    /// The step fails when it has not finished by then, in seconds from its start.
+    pub deadline_seconds: u32,
+    /// For waits: after so many seconds the next step takes over instead of failing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience_seconds: Option<u32>,
+}
+
+impl RunbookStep {
+    /// The deadline as a duration.
+    pub fn deadline(&self) -> SignedDuration {
+        SignedDuration::from_secs(self.deadline_seconds.into())
+    }
+
+    /// The patience as a duration.
+    pub fn patience(&self) -> Option<SignedDuration> {
+        self.patience_seconds.map(|s| SignedDuration::from_secs(s.into()))
+    }
+}
+
+/// The steps that this build can perform. DESIGN 7 names more; a runbook that uses one of them is refused with its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum StepKind {
+    /// Stamp the workload and set its replicas to zero, in one write; then wait until no pod of it is left.
+    ScaleToZero,
+    /// Wait until kubelet, the attach/detach controller, the cloud and the VolumeAttachment have let go.
+    AwaitDetached,
+    /// Detach at the cloud, with a proof, when Kubernetes' own detach is stuck.
+    CloudDetach,
+    /// Touch a VolumeAttachment whose detach failed, so that external-attacher retries at once.
+    Requeue,
+    /// Set the stamped replicas again and remove the stamp, in one write.
+    Restore,
+    /// Wait until the pod is Ready with its volume and exactly one holder.
+    Verify,
+}
+
+/// Why a runbook was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunbookError {
+    /// The YAML does not fit the shape.
+    #[error("runbook {name}: {why}")]
+    Malformed {
+        /// The runbook's file or name.
+        name: String,
+        /// The parser's words, with line and column.
+        why: String,
+    },
+    /// No such runbook.
+    #[error("runbook {name:?} is not known; this build has: {known}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The order of steps breaks a safety rule.
+    #[error("runbook {name}: {why}")]
+    Unsafe {
+        /// The runbook's name.
+        name: String,
+        /// Which rule, and the fix.
+        why: String,
+    },
+}
+
+impl Runbook {
+    /// Parses and checks a runbook.
+    ///
+    /// # Errors
+    /// [`RunbookError::Malformed`] with line and column, or [`RunbookError::Unsafe`] naming the rule.
+    pub fn parse(name: &str, yaml: &str) -> Result<Self, RunbookError> {
+        let runbook: Self = serde_saphyr::from_str(yaml).map_err(|e| RunbookError::Malformed {
+            name: name.to_owned(),
+            why: e.to_string().lines().next().unwrap_or("not valid YAML").to_owned(),
+        })?;
+        runbook.check()?;
+        Ok(runbook)
+    }
+
+    /// One of the compiled-in runbooks.
+    ///
+    /// # Errors
+    /// [`RunbookError::Unknown`] when there is none of that name.
+    pub fn built_in(name: &str) -> Result<Self, RunbookError> {
+        match BUILT_IN.iter().find(|(n, _)| *n == name) {
+            Some((n, yaml)) => Self::parse(n, yaml),
+            None => Err(RunbookError::Unknown {
+                name: name.to_owned(),
+                known: BUILT_IN.map(|(n, _)| n).join(", "),
+            }),
+        }
+    }
+
+    /// A hash of the content: 16 hexadecimal digits.
+    pub fn hash(&self) -> String {
+        hash16(self)
+    }
+
+    fn check(&self) -> Result<(), RunbookError> {
+        let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: self.name.clone(), why: why.to_owned() });
+        let at = |kind| self.steps.iter().position(|s| s.step == kind);
+        let Some(scale) = at(StepKind::ScaleToZero) else {
+            return unsafe_("steps has no ScaleToZero; every runbook of this build holds the claim by it, add it first");
+        };
+        let Some(restore) = at(StepKind::Restore) else {
+            return unsafe_("steps has ScaleToZero and no Restore: nothing may be left at zero, add Restore");
+        };
+        if scale != 0 {
+            return unsafe_("ScaleToZero must be the first step: no later step is safe while pods can come");
+        }
+        for kind in [StepKind::ScaleToZero, StepKind::Restore, StepKind::CloudDetach, StepKind::Verify] {
+            if self.steps.iter().filter(|s| s.step == kind).count() > 1 {
+                return unsafe_(&format!("{kind:?} may stand only once"));
+            }
+        }
+        if self.steps[..restore].last().map(|s| s.step) != Some(StepKind::AwaitDetached)
+            || self.steps[restore - 1].patience_seconds.is_some()
+        {
+            return unsafe_("the step before Restore must be AwaitDetached without patienceSeconds: scaling back before the VolumeAttachment is gone heals nothing");
+        }
+        if at(StepKind::CloudDetach).is_some_and(|c| c > restore) {
+            return unsafe_("CloudDetach must stand before Restore: later the volume is in use");
+        }
+        if self.steps.last().map(|s| s.step) != Some(StepKind::Verify) {
+            return unsafe_("the last step must be Verify");
+        }
+        for step in &self.steps {
+            if step.deadline_seconds == 0 || step.deadline_seconds > 86_400 {
+                return unsafe_(&format!("deadlineSeconds of {:?} must be 1 to 86400", step.step));
+            }
+            if step.patience_seconds.is_some() && step.step != StepKind::AwaitDetached {
+                return unsafe_(&format!("patienceSeconds is for AwaitDetached only, not for {:?}", step.step));
+            }
+            if step.patience_seconds.is_some_and(|p| p == 0 || p > step.deadline_seconds) {
+                return unsafe_("patienceSeconds must be 1 to deadlineSeconds");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON.
+pub(crate) fn hash16(value: &impl Serialize) -> String {
+    // serde_json writes struct fields in declaration order and BTreeMaps sorted: the same value, the same bytes.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    Sha256::digest(&bytes).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,127 @@
+//! Every refusal: why a plan may not be made or may not go on (safety rules S1, S2, S7, S9). Data, printed as sentences.
+
+use crate::diagnosis::Class;
+use crate::evidence::AccessMode;
+use crate::ids::InstanceId;
+use serde::{Deserialize, Serialize};
+
+/// Why reattach will not act. The fields are what the sentences name. Each variant carries what the sentence needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "refusal", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs)] // The sentences above the variants name the fields.
+pub enum Refusal {
+    /// S2: claims would be deleted by the scale to zero.
+    #[error("{workload} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first")]
+    ScaleDeletesClaims { workload: String },
+    /// S2: a claim of the workload is being deleted.
+    #[error("claim {claim} is being deleted; it would go for good once its pod is gone")]
+    ClaimDeleting { claim: String },
+    /// S2: something other than the StatefulSet owns the claim.
+    #[error("claim {claim} is owned by {owner}, which may delete it while no pod uses it")]
+    ClaimForeignOwner { claim: String, owner: String },
+    /// S2: a claim that the pods name does not exist.
+    #[error("claim {claim} of {workload} does not exist, so its pods would not come back")]
+    ClaimMissing { workload: String, claim: String },
+    /// S2: a generic ephemeral volume dies with its pod.
+    #[error("{workload} has the generic ephemeral volume {volume}, whose data is deleted with its pod")]
+    EphemeralVolume { workload: String, volume: String },
+    /// S2: an emptyDir dies with its pod.
+    #[error("{workload} has the emptyDir {volume}, whose data is deleted with its pod; annotate the workload with reattach.dev/expendable-emptydirs=true if it may be lost")]
+    EmptyDir { workload: String, volume: String },
+    /// S2: more than one replica would stop.
+    #[error("{workload} has {replicas} replicas and all of them would stop; a person may accept that by naming the workload (--confirm-workload {short})")]
+    ManyReplicas { workload: String, short: String, replicas: i32 },
+    /// S2: an OrderedReady StatefulSet with several stuck pods never reaches zero.
+    #[error("{workload} stops its pods in order and waits for each to be Ready, and {count} of them are not: scaling to zero would never finish", count = pods.len())]
+    OrderedStuck { workload: String, pods: Vec<String> },
+    /// S2: a rollout or a partition.
+    #[error("{workload} is being rolled out ({what}); scaling to zero would complete the rollout")]
+    RolloutInProgress { workload: String, what: String },
+    /// S2: a preStop hook of a healthy pod would run.
+    #[error("pod {pod} is Ready and has a preStop hook (container {container}), which may do anything")]
+    PreStopHook { pod: String, container: String },
+    /// S2: an autoscaler that may keep the workload at zero.
+    #[error("HorizontalPodAutoscaler {name} has minReplicas 0, so a count of zero would not be ours alone")]
+    AutoscalerMinZero { name: String },
+    /// S2: something else owns the count.
+    #[error("{manager} owns the replica count of {workload} ({evidence}) and would scale it back at once; pause it first")]
+    CountManaged { workload: String, manager: String, evidence: String },
+    /// S2: pods could not come back.
+    #[error("a pod made from the template of {workload} would be refused now ({why}), so the workload would not come back")]
+    PodWouldBeRefused { workload: String, why: String },
+    /// S2: the dry-run create was not made.
+    #[error("whether a new pod of {workload} would be accepted is not known yet")]
+    PodDryRunMissing { workload: String },
+    /// The workload is at zero already, and not by us.
+    #[error("{workload} has 0 replicas already and carries no stamp of ours: someone else decided that")]
+    AtZero { workload: String },
+    /// Another recovery works on the same workload.
+    #[error("{workload} is at zero by another recovery ({recovery}); wait for it")]
+    StampedByOther { workload: String, recovery: String },
+    /// The stamp cannot be read.
+    #[error("{workload}: {why}; look at it and remove the annotation by hand")]
+    StampUnreadable { workload: String, why: String },
+    /// The workload is being deleted.
+    #[error("{workload} is being deleted")]
+    WorkloadDeleting { workload: String },
+    /// Bare pods are not recreated.
+    #[error("pod {pod} has no owner that would make a new one; reattach never deletes or recreates a bare pod")]
+    BarePod { pod: String },
+    /// Jobs, DaemonSets and the like.
+    #[error("{workload} cannot be scaled to zero and back")]
+    NotScalable { workload: String },
+    /// Another pod uses the claim.
+    #[error("pod {pod} uses the claim too and does not belong to {workload}")]
+    ForeignPod { pod: String, workload: String },
+    /// S1: shared volumes.
+    #[error("the claim allows {modes:?}: a volume that several nodes may use is never detached")]
+    SharedAccess { modes: Vec<AccessMode> },
+    /// S1: no access mode.
+    #[error("the claim names no access mode, so it is not known whether one writer is all there may be")]
+    NoAccessMode,
+    /// S1: several cloud holders.
+    #[error("the cloud names {count} holders of the volume ({holders:?}); with more than one nothing is touched", count = holders.len())]
+    ManyHolders { holders: Vec<InstanceId> },
+    /// A fact is not known well enough.
+    #[error("{what} is not known well enough ({why}), and what is not known is never safe")]
+    Missing { what: String, why: String },
+    /// The agent has not answered this recovery's challenge.
+    #[error("the agent on {node} has not yet answered this recovery's challenge")]
+    Unchallenged { node: String },
+    /// This build or runbook has no remedy for the class.
+    #[error("class {class} is recognised, and runbook {runbook} does not heal it: {advice}")]
+    NoRemedy { class: Class, runbook: String, advice: String },
+    /// S7: too much under way.
+    #[error("{running} recoveries are under way {scope} and the budget is {limit}; this one waits")]
+    Budget { scope: String, running: u32, limit: u32 },
+    /// S7: the cloud's API does not answer.
+    #[error("the cloud's API does not answer ({why}); nothing is done without it")]
+    ProviderOutage { why: String },
+    /// The opt-out annotation.
+    #[error("{what} carries reattach.dev/opt-out")]
+    OptedOut { what: String },
+    /// S8: something that the plan pinned has changed.
+    #[error("{what} changed since the plan was made (was {was}, is {is}); a new plan is needed")]
+    PinChanged { what: String, was: String, is: String },
+    /// S9: someone else is at work on the node.
+    #[error("node {node} carries the taint {taint}: another remediator or a person is at work there")]
+    OthersAtWork { node: String, taint: String },
+}
+
+impl Refusal {
+    /// Whether waiting may remove the refusal without anyone's help.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Budget { .. }
+                | Self::ProviderOutage { .. }
+                | Self::Missing { .. }
+                | Self::Unchallenged { .. }
+                | Self::PodDryRunMissing { .. }
+                | Self::StampedByOther { .. }
+                | Self::RolloutInProgress { .. }
+                | Self::PodWouldBeRefused { .. }
+        )
+    }
+}
+

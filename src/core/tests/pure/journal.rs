@@ -1,0 +1,198 @@
+//! The journal: legal sequences add up, illegal ones are refused by name, and lines survive serialisation.
+
+use jiff::SignedDuration;
+use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
+use reattach_core::machine::{Illegal, State, StepState};
+use reattach_core::plan::{Plan, StepIx};
+use reattach_core::proof::{NoUser, ProofKind};
+use reattach_core::testkit::{Case, NODE, start};
+
+fn plan() -> Plan {
+    Case::deployment().plan().unwrap()
+}
+
+fn accepted(plan: &Plan) -> Mark {
+    Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy".into() }
+}
+
+fn started(step: u32) -> Mark {
+    Mark::Started { step: StepIx(step), intent: "x".into(), proof: None }
+}
+
+fn outcome(step: u32, outcome: Outcome) -> Mark {
+    Mark::Outcome { step: StepIx(step), outcome }
+}
+
+fn applied() -> Outcome {
+    Outcome::Applied { detail: "200".into() }
+}
+
+fn unknown() -> Outcome {
+    Outcome::Unknown { why: "timeout".into() }
+}
+
+fn not_applied() -> Outcome {
+    Outcome::NotApplied { why: "409".into(), retry: true }
+}
+
+fn completed(step: u32) -> Mark {
+    Mark::Completed { step: StepIx(step), seen: "x".into() }
+}
+
+fn skipped(step: u32) -> Mark {
+    Mark::Skipped { step: StepIx(step), why: "x".into() }
+}
+
+fn turned() -> Mark {
+    Mark::TurnedBack { why: TurnBack::Aborted { by: "ada".into() } }
+}
+
+fn ended(end: End) -> Mark {
+    Mark::Ended { end }
+}
+
+fn lines(marks: Vec<Mark>) -> Vec<Entry> {
+    let line = |(n, mark): (usize, Mark)| Entry {
+        seq: u32::try_from(n).unwrap(),
+        at: start() + SignedDuration::from_secs(i64::try_from(n).unwrap()),
+        term: 1,
+        by: "controller-0".into(),
+        mark,
+    };
+    marks.into_iter().enumerate().map(line).collect()
+}
+
+fn replay(marks: Vec<Mark>) -> Result<State, Illegal> {
+    let plan = plan();
+    let all = std::iter::once(accepted(&plan)).chain(marks).collect();
+    State::replay(&plan, &lines(all))
+}
+
+fn whole_run() -> Vec<Mark> {
+    vec![
+        started(0), outcome(0, applied()), Mark::NoUser { seen: NoUser { at: start(), lease: Some(start()) } }, completed(0),
+        skipped(1), started(2), outcome(2, unknown()), outcome(2, Outcome::ObservedApplied { seen: "x".into() }), completed(2),
+        started(3), outcome(3, applied()), completed(3), completed(4),
+        started(5), outcome(5, not_applied()), started(5), outcome(5, applied()), completed(5),
+        completed(6), ended(End::Recovered),
+    ]
+}
+
+#[test]
+fn a_whole_run_adds_up() {
+    let state = replay(whole_run()).unwrap();
+    assert_eq!(state.ended(), Some(&End::Recovered));
+    assert_eq!((state.current(), state.outstanding(), state.next_seq(), state.term()), (None, None, 21, 1));
+    for prefix in 0..whole_run().len() {
+        assert!(replay(whole_run()[..prefix].to_vec()).is_ok(), "prefix of {prefix}");
+    }
+}
+
+#[test]
+fn outstanding_is_what_was_started_and_is_not_known() {
+    let state = replay(vec![started(0)]).unwrap();
+    assert_eq!(state.outstanding(), Some(StepIx(0)));
+    let state = replay(vec![started(0), outcome(0, unknown())]).unwrap();
+    assert_eq!(state.outstanding(), Some(StepIx(0)));
+    for known in [applied(), not_applied(), Outcome::ObservedApplied { seen: "x".into() }, Outcome::ObservedNotApplied { seen: "x".into() }] {
+        let state = replay(vec![started(0), outcome(0, known)]).unwrap();
+        assert_eq!(state.outstanding(), None);
+        assert!(matches!(state.step(StepIx(0)), StepState::Issued { started: s, .. } if *s == start() + SignedDuration::from_secs(1)));
+    }
+}
+
+#[test]
+fn illegal_lines_are_refused_with_the_reason() {
+    let scaled = || vec![started(0), outcome(0, applied()), completed(0), skipped(1)];
+    let then = |more: Vec<Mark>| [scaled(), more].concat();
+    let table: Vec<(&str, Vec<Mark>, &str)> = vec![
+        ("accepted twice", vec![accepted(&plan())], "accepted already"),
+        ("outcome without a start", vec![outcome(0, applied())], "no effect is outstanding"),
+        ("two outcomes", vec![started(0), outcome(0, applied()), outcome(0, applied())], "no effect is outstanding"),
+        ("outcome of another step", vec![started(0), outcome(1, applied())], "no effect is outstanding"),
+        ("two starts", vec![started(0), started(0)], "an effect is outstanding"),
+        ("a start while unknown", vec![started(0), outcome(0, unknown()), started(0)], "an effect is outstanding"),
+        ("a start ahead", vec![started(2)], "not the current step"),
+        ("a start of a step that closed", then(vec![started(0)]), "not the current step"),
+        ("completed ahead", vec![completed(1)], "not the current step"),
+        ("completed while outstanding", vec![started(0), completed(0)], "an effect is outstanding"),
+        ("skipped while unknown", vec![started(0), outcome(0, unknown()), skipped(0)], "an effect is outstanding"),
+        ("a step that is not there", vec![turned(), started(99)], "no such step"),
+        ("turned back twice", vec![turned(), turned()], "turned back already"),
+        ("turned back while outstanding", vec![started(0), turned()], "an effect is outstanding"),
+        ("scaling after turning back", vec![turned(), started(0)], "only restoring"),
+        ("detaching after turning back", then(vec![turned(), started(2)]), "only restoring"),
+        ("going on after turning back", vec![turned(), completed(0)], "turned back"),
+        ("a second detach after an applied one", then(vec![started(2), outcome(2, applied()), started(2)]), "in force"),
+        ("a second scale after an applied one", vec![started(0), outcome(0, applied()), started(0)], "in force"),
+        ("ended while outstanding", vec![started(0), ended(End::Aborted)], "an effect is outstanding"),
+        ("ended while unknown", vec![started(0), outcome(0, unknown()), ended(End::Failed { why: "x".into() })], "an effect is outstanding"),
+        ("recovered half way", then(vec![ended(End::Recovered)]), "not finished"),
+        ("recovered after turning back", vec![turned(), ended(End::Recovered)], "not finished"),
+        ("aborted and never turned back", vec![ended(End::Aborted)], "turned back"),
+        ("anything after the end", [whole_run(), vec![turned()]].concat(), "has ended"),
+        ("ended twice", [whole_run(), vec![ended(End::Recovered)]].concat(), "has ended"),
+    ];
+    for (what, marks, expected) in table {
+        let error = replay(marks).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, Illegal::Transition { why, .. } if why.contains(expected)), "{what}: {error}");
+    }
+}
+
+#[test]
+fn sequence_term_and_plan_are_watched() {
+    let plan = plan();
+    let good = lines(vec![accepted(&plan), started(0)]);
+    let with = |change: fn(&mut Entry)| {
+        let mut journal = good.clone();
+        change(&mut journal[1]);
+        State::replay(&plan, &journal).map(|_| ()).unwrap_err()
+    };
+    assert_eq!(with(|e| e.seq = 2), Illegal::Sequence { expected: 1, found: 2 });
+    assert_eq!(with(|e| e.seq = 0), Illegal::Sequence { expected: 1, found: 0 });
+    assert_eq!(with(|e| e.term = 0), Illegal::Term { seq: 1, term: 0, after: 1 });
+    let newer = lines(vec![accepted(&plan), started(0)]).into_iter().map(|mut e| { e.term += u64::from(e.seq); e });
+    assert_eq!(State::replay(&plan, &newer.collect::<Vec<_>>()).unwrap().term(), 2);
+    let first = State::replay(&plan, &lines(vec![started(0)])).map(|_| ()).unwrap_err();
+    assert!(matches!(first, Illegal::Transition { why, .. } if why.contains("no plan was accepted")));
+    let other = Mark::Accepted { plan_hash: "0000000000000000".into(), authority: "policy".into() };
+    let first = State::replay(&plan, &lines(vec![other])).map(|_| ()).unwrap_err();
+    assert!(matches!(first, Illegal::Transition { why, .. } if why.contains("another plan")));
+}
+
+#[test]
+fn a_refused_line_leaves_the_state_unchanged() {
+    let plan = plan();
+    let mut state = State::replay(&plan, &lines(vec![accepted(&plan), started(0)])).unwrap();
+    let before = state.clone();
+    for mark in [started(0), completed(0), accepted(&plan), ended(End::Recovered), turned()] {
+        let entry = Entry { seq: 2, at: start(), term: 1, by: "x".into(), mark };
+        assert!(state.apply(&plan, &entry).is_err());
+        assert_eq!(state, before);
+    }
+}
+
+#[test]
+fn every_mark_survives_serialisation() {
+    let plan = plan();
+    let proof = ProofKind::KubeletHandshake { node: NODE.into(), no_user_since: start(), lease_renewed: start() };
+    let mut marks = whole_run();
+    marks.extend([
+        accepted(&plan),
+        Mark::Started { step: StepIx(2), intent: "detach".into(), proof: Some(proof) },
+        Mark::NoUser { seen: NoUser { at: start(), lease: None } },
+        outcome(1, Outcome::ObservedNotApplied { seen: "x".into() }),
+        turned(),
+        Mark::TurnedBack { why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() } },
+        Mark::TurnedBack { why: TurnBack::Refused { step: StepIx(1), why: "x".into() } },
+        Mark::TurnedBack { why: TurnBack::Failed { step: StepIx(1), why: "x".into() } },
+        Mark::TurnedBack { why: TurnBack::TakenOver { what: "x".into() } },
+        ended(End::Aborted),
+        ended(End::Failed { why: "x".into() }),
+        ended(End::Stuck { why: "x".into() }),
+    ]);
+    for entry in lines(marks) {
+        let text = serde_json::to_string(&entry).unwrap();
+        assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry, "{text}");
+    }
+}

@@ -1,0 +1,242 @@
+//! What people read, against golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-core --test report` writes them.
+
+mod sample;
+
+use reattach_core::ids::ObjectName;
+use reattach_core::policy::Mode;
+use reattach_core::report::{
+    Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share, plan_text,
+    status_line, support_ticket, timings,
+};
+use sample::*;
+use std::path::PathBuf;
+
+/// Compares with a golden file, or writes it.
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {e}; write it with UPDATE_GOLDEN=1"));
+    if let Some((i, (got, want))) = text.lines().zip(want.lines()).enumerate().find(|(_, (a, b))| a != b) {
+        panic!("{name}, line {}:\n  got  {got}\n  want {want}\nUPDATE_GOLDEN=1 accepts the new text", i + 1);
+    }
+    assert_eq!(text.lines().count(), want.lines().count(), "{name}: another number of lines");
+}
+
+/// The founding incident in small: one of each fate.
+fn mixed() -> Incident {
+    let notes = vec![(0, "the node is back and Ready"), (95_000, "provider's support answered: the lock is being looked at")];
+    let records = vec![
+        recovered("redis", 30_000),
+        recovered_by_cloud("postgres", 30_500),
+        aborted("bot"),
+        failed("shop"),
+        stuck("queue"),
+        locked("hastebin"),
+        not_ours("site"),
+        refused_record("search"),
+        unclassified("wiki"),
+        dry_run("metrics"),
+    ];
+    incident("2021-07-11: volumes gone after a node was recycled", 10, records, notes)
+}
+
+fn hostile() -> Incident {
+    let mut bad = not_ours("x");
+    bad.claim = ObjectName::new("a|b", "<script>alert('1')</script>`|\u{1b}[31m");
+    bad.requester = "**root** & <b>co</b>".into();
+    bad.reason = Some("line one\nline | two".into());
+    let title = "</title><script>alert(1)</script> # *all* | down";
+    incident(title, 1, vec![bad], vec![(5_000, "<img src=x onerror=alert(2)> \u{202e}evil")])
+}
+
+#[test]
+fn the_post_mortem_in_markdown() {
+    golden("mixed.md", &markdown(&mixed()));
+    golden("dry-run.md", &markdown(&incident("Dry-run", 2, vec![dry_run("redis")], Vec::new())));
+    golden("empty.md", &markdown(&incident("Nothing", 1, Vec::new(), Vec::new())));
+    golden("hostile.md", &markdown(&hostile()));
+}
+
+#[test]
+fn the_post_mortem_in_html() {
+    golden("mixed.html", &html(&mixed()));
+    golden("hostile.html", &html(&hostile()));
+    golden("empty.html", &html(&incident("Nothing", 1, Vec::new(), Vec::new())));
+}
+
+#[test]
+fn the_post_mortem_in_json() {
+    let text = json(&mixed());
+    golden("mixed.json", &text);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let records: Vec<Record> = serde_json::from_value(value["records"].clone()).unwrap();
+    assert_eq!(records, mixed().records, "the records can be read back");
+    assert_eq!(value["volumes"][0]["fate"], "recovered");
+    assert_eq!(value["volumes"][0]["healMillis"], 11_915 + 5_310);
+    assert_eq!(value["volumes"][1]["cloudDetach"], "used");
+    assert!(value["volumes"][5]["supportTicket"].as_str().unwrap().contains("77001"));
+}
+
+#[test]
+fn terminal_texts() {
+    golden("plan.txt", &plan_text(&plan("redis")));
+    let cloud = recovered_by_cloud("postgres", 30_000);
+    golden("journal.txt", &journal_text(cloud.plan.as_ref().unwrap(), &cloud.journal));
+    let all: Vec<String> = mixed().records.iter().map(|r| diagnosis_text(r.diagnosis.as_ref().unwrap())).collect();
+    golden("diagnoses.txt", &all.join("\n---\n\n"));
+    let lines: Vec<String> = mixed().records.iter().map(status_line).collect();
+    golden("status.txt", &format!("{}\n", lines.join("\n")));
+    golden("ticket.txt", &support_ticket(&locked("hastebin")).unwrap());
+    golden("ticket-refused-detach.txt", &support_ticket(&failed("shop")).unwrap());
+}
+
+#[test]
+fn terminal_texts_keep_to_their_width() {
+    let mut texts = vec![plan_text(&plan("redis"))];
+    for record in mixed().records {
+        texts.extend(record.plan.as_ref().map(|p| journal_text(p, &record.journal)));
+        texts.extend(record.diagnosis.as_ref().map(diagnosis_text));
+        texts.push(status_line(&record));
+    }
+    for line in texts.iter().flat_map(|t| t.lines()) {
+        assert!(line.chars().count() <= TEXT_WIDTH, "{} columns: {line}", line.chars().count());
+        assert_eq!(line, line.trim_end(), "trailing space");
+    }
+}
+
+#[test]
+fn markup_in_names_stays_text() {
+    let page = html(&hostile());
+    for evil in ["<script", "<img", "<b>"] {
+        assert!(!page.contains(evil), "{evil} got through");
+    }
+    assert_eq!(page.matches("</title>").count(), page.matches("<title").count(), "the title does not end early");
+    assert!(!page.contains("http://") && !page.contains("https://"), "no link to anything outside");
+    let text = markdown(&hostile());
+    assert!(!text.contains("<script") || text.lines().filter(|l| l.contains("<script")).all(|l| l.contains('`')), "only inside code");
+    let table: Vec<&str> = text.lines().filter(|l| l.starts_with("| ")).collect();
+    // A pipe of the data must not make another cell: every table has as many unescaped pipes per row as its head.
+    let pipes = |l: &str| l.replace("\\|", "").matches('|').count();
+    let volumes = table.iter().position(|l| l.starts_with("| Claim |")).unwrap();
+    assert_eq!(pipes(table[volumes]), pipes(table[volumes + 1]));
+    for text in [&page, &text] {
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "control characters are gone");
+    }
+    assert!(!json(&hostile()).contains('\u{1b}'), "JSON escapes them");
+}
+
+#[test]
+fn every_html_tag_is_closed_in_order() {
+    // A little parser: enough to see that the renderer nests well, since escaped text cannot contain tags.
+    for page in [html(&mixed()), html(&hostile()), html(&incident("Nothing", 1, Vec::new(), Vec::new()))] {
+        let body = &page[page.find("<body>").unwrap()..];
+        let mut open: Vec<&str> = Vec::new();
+        for tag in body.split('<').skip(1).map(|t| &t[..t.find('>').unwrap()]) {
+            match tag.strip_prefix('/') {
+                Some(name) if name == "html" => break,
+                Some(name) => assert_eq!(open.pop(), Some(name)),
+                None if tag.ends_with('/') => {}
+                None => open.push(tag.split_whitespace().next().unwrap()),
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+}
+
+#[test]
+fn fates() {
+    let of = |r: &Record| fate(r);
+    assert_eq!(of(&recovered("a", 0)), Fate::Recovered);
+    assert_eq!(of(&aborted("a")), Fate::Aborted);
+    assert!(matches!(of(&failed("a")), Fate::Failed { why } if why.contains("300 s")));
+    assert!(matches!(of(&stuck("a")), Fate::Stuck { why } if why.contains("not known")));
+    assert!(matches!(of(&locked("a")), Fate::Waiting { provider_lock: true, .. }));
+    assert!(matches!(of(&not_ours("a")), Fate::NotOurs { .. }));
+    assert!(matches!(of(&refused_record("a")), Fate::Refused { .. }));
+    assert!(matches!(of(&unclassified("a")), Fate::Unclassified { .. }));
+    assert_eq!(of(&dry_run("a")), Fate::Planned);
+    assert_eq!(of(&Record { mode: Mode::Approve, ..dry_run("a") }), Fate::AwaitingApproval);
+    assert_eq!(of(&record("a", None)), Fate::Diagnosing);
+    assert_eq!(of(&record("a", Some(diagnosis("a")))), Fate::Diagnosed);
+    assert_eq!(of(&Record { phase: "Resolved".into(), ..record("a", Some(diagnosis("a"))) }), Fate::Resolved);
+    let mut going = recovered("a", 0);
+    going.phase = "Running".into();
+    going.journal.truncate(5);
+    assert_eq!(of(&going), Fate::Running { step: "step 2, wait for the detach".into() });
+    let mut back = aborted("a");
+    back.phase = "Restoring".into();
+    back.journal.pop();
+    assert!(matches!(of(&back), Fate::PuttingBack { why } if why.contains("joe@example.org")));
+}
+
+#[test]
+fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
+    let record = recovered_by_cloud("postgres", 0);
+    let plan = record.plan.as_ref().unwrap();
+    let got = timings(plan, &record.journal);
+    let told: Vec<(&str, i64, i64)> = got.iter().map(|t| (t.name.as_str(), t.millis, t.ours_millis)).collect();
+    assert_eq!(
+        told,
+        [
+            ("ScaleToZero", 2_110, 40 + 25),
+            ("AwaitDetached (step 2)", 60_090, 0),
+            // The first attempt's lead and call, and of the repetition only the call.
+            ("CloudDetach", 12_800, 800 + 300 + 500),
+            ("Requeue", 45, 20 + 20),
+            ("AwaitDetached (step 5)", 1_955, 0),
+            ("Restore", 50, 20 + 25),
+            ("Verify", 5_250, 0),
+        ]
+    );
+    assert_eq!(own_share(plan, &record.journal), told.iter().map(|t| t.2).sum::<i64>());
+    assert_eq!(got[0].started, record.journal[0].at);
+    let whole: i64 = got.iter().map(|t| t.millis).sum();
+    assert_eq!(whole, 77_000 + 5_300, "the steps leave no gap");
+}
+
+#[test]
+fn putting_back_and_unfinished_steps_are_timed() {
+    let record = aborted("bot");
+    let told: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal).into_iter().map(|t| (t.name, t.millis, t.ours_millis)).collect();
+    let want = [("ScaleToZero", 2_110, 65), ("AwaitDetached (step 2)", 5_890, 0), ("PutBack", 70, 60)];
+    assert_eq!(told, want.map(|(n, m, o)| (n.to_owned(), m, o)));
+    let record = stuck("queue");
+    let last = timings(record.plan.as_ref().unwrap(), &record.journal).pop().unwrap();
+    assert_eq!((last.name.as_str(), last.millis, last.ours_millis), ("CloudDetach", 30_800, 800 + 30_000));
+    assert!(timings(record.plan.as_ref().unwrap(), &[]).is_empty());
+}
+
+#[test]
+fn clocks_that_disagree_never_count_negative() {
+    let mut record = recovered("redis", 0);
+    record.journal[2].at = at(0);
+    let plan = record.plan.as_ref().unwrap();
+    assert!(timings(plan, &record.journal).iter().all(|t| t.millis >= 0 && t.ours_millis >= 0));
+    let lines = journal_text(plan, &record.journal);
+    assert!(lines.contains("-1.5 s"), "the writer's own time is shown: {lines}");
+}
+
+#[test]
+fn tickets_only_for_what_the_provider_can_lift_and_without_secrets() {
+    let ticket = support_ticket(&failed("shop")).unwrap();
+    assert!(ticket.contains("Volume ID:    1042") && ticket.contains("Instance:     28871423"));
+    assert!(!ticket.contains("abcdef0123"), "the token in the quoted error is masked");
+    assert!(!ticket.contains("serviceaccount") && !ticket.contains("policy"));
+    for other in [recovered("a", 0), aborted("a"), not_ours("a"), dry_run("a"), stuck("a"), refused_record("a")] {
+        assert_eq!(support_ticket(&other), None, "{}", other.phase);
+    }
+    // A lock that was lifted and healed needs no ticket, even if the record still carries the old cloud view.
+    let healed = Record { cloud_volume: locked("a").cloud_volume, ..recovered("a", 0) };
+    assert_eq!(support_ticket(&healed), None);
+}
+
+#[test]
+fn a_record_survives_json() {
+    for record in mixed().records {
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
+}

@@ -1,0 +1,91 @@
+//! What the API server fills in when an object is created.
+
+use serde_json::{Value, json};
+
+use super::resource::ResourceType;
+
+fn default(object: &mut Value, key: &str, value: Value) {
+    if object[key].is_null() {
+        object[key] = value;
+    }
+}
+
+/// Defaults and initial status of a new object.
+pub(super) fn on_create(rt: &ResourceType, object: &mut Value) {
+    // A Node's registration carries its status; everything else starts without one.
+    if rt.status
+        && !rt.is("", "nodes")
+        && let Some(map) = object.as_object_mut()
+    {
+        map.remove("status");
+    }
+    match (rt.group.as_str(), rt.plural.as_str()) {
+        ("", "pods") => pod(object),
+        ("", "namespaces") => object["status"] = json!({"phase": "Active"}),
+        ("", "persistentvolumes" | "persistentvolumeclaims") => {
+            object["status"] = json!({"phase": "Pending"});
+            default(&mut object["spec"], "volumeMode", json!("Filesystem"));
+        }
+        ("apps", "deployments") => {
+            default(&mut object["spec"], "replicas", json!(1));
+            default(&mut object["spec"], "revisionHistoryLimit", json!(10));
+            default(&mut object["spec"], "progressDeadlineSeconds", json!(600));
+            default(&mut object["spec"], "strategy", json!({"type": "RollingUpdate"}));
+            if object["spec"]["strategy"]["type"] == "RollingUpdate" {
+                let rolling = json!({"maxSurge": "25%", "maxUnavailable": "25%"});
+                default(&mut object["spec"]["strategy"], "rollingUpdate", rolling);
+            }
+            object["status"] = json!({});
+        }
+        ("apps", "replicasets") => {
+            default(&mut object["spec"], "replicas", json!(1));
+            object["status"] = json!({"replicas": 0});
+        }
+        ("apps", "statefulsets") => {
+            let spec = &mut object["spec"];
+            default(spec, "replicas", json!(1));
+            default(spec, "podManagementPolicy", json!("OrderedReady"));
+            default(spec, "updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
+            default(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
+            default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenDeleted", json!("Retain"));
+            default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenScaled", json!("Retain"));
+            object["status"] = json!({"replicas": 0, "availableReplicas": 0});
+        }
+        _ => {}
+    }
+    if matches!((rt.group.as_str(), rt.plural.as_str()), ("apps", "deployments" | "replicasets" | "statefulsets")) {
+        pod_spec(&mut object["spec"]["template"]["spec"]);
+    }
+}
+
+fn pod_spec(spec: &mut Value) {
+    default(spec, "restartPolicy", json!("Always"));
+    default(spec, "terminationGracePeriodSeconds", json!(30));
+    default(spec, "dnsPolicy", json!("ClusterFirst"));
+    default(spec, "schedulerName", json!("default-scheduler"));
+}
+
+fn pod(object: &mut Value) {
+    pod_spec(&mut object["spec"]);
+    default(&mut object["spec"], "tolerations", json!([]));
+    default(&mut object["spec"], "enableServiceLinks", json!(true));
+    // The DefaultTolerationSeconds admission plugin.
+    if let Some(list) = object["spec"]["tolerations"].as_array_mut() {
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            let tolerated = list.iter().any(|t| {
+                (t["key"] == key || (t["key"].as_str().unwrap_or_default().is_empty() && t["operator"] == "Exists"))
+                    && (t["effect"].as_str().unwrap_or_default().is_empty() || t["effect"] == "NoExecute")
+            });
+            if !tolerated {
+                list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            }
+        }
+    }
+    object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"});
+    if object["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+        object["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+}

@@ -1,0 +1,266 @@
+//! The HTTP face.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use serde_json::{Value, json};
+use tower::{BoxError, Service};
+
+use super::hooks::{AuditEntry, Fault};
+use super::request::{ApiRequest, Target, Verb, parse_path, verb_of};
+use super::selector::Selector;
+use super::state::State;
+use super::status::ApiStatus;
+use super::store::{metadata_only, outward};
+use super::{ApiServer, discovery, lock, watch};
+
+/// Body of a response.
+pub type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// The server for one client identity.
+#[derive(Debug, Clone)]
+pub struct ApiService {
+    server: ApiServer,
+    user: Arc<str>,
+}
+
+impl ApiService {
+    pub(super) fn new(server: ApiServer, user: &str) -> Self {
+        Self { server, user: user.into() }
+    }
+}
+
+impl<B> Service<http::Request<B>> for ApiService
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = http::Response<ReplyBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let (server, user) = (self.server.clone(), self.user.clone());
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map_err(Into::into)?.to_bytes();
+            server.answer(&head, &body, &user).await
+        })
+    }
+}
+
+fn reply(code: u16, body: &Value) -> Result<http::Response<ReplyBody>, BoxError> {
+    let bytes = Bytes::from(serde_json::to_vec(body)?);
+    let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+    Ok(http::Response::builder().status(code).header("content-type", "application/json").body(body)?)
+}
+
+impl ApiServer {
+    async fn answer(&self, head: &http::request::Parts, body: &Bytes, user: &str) -> Result<http::Response<ReplyBody>, BoxError> {
+        let target = match parse_path(head.uri.path()) {
+            Ok(Target::Meta(segments)) => {
+                let types = lock(&self.inner.state).types.clone();
+                return match discovery::answer(&types, &segments) {
+                    Ok(found) => reply(200, &found),
+                    Err(e) => reply(e.code, &e.body()),
+                };
+            }
+            Ok(target) => target,
+            Err(e) => return reply(e.code, &e.body()),
+        };
+        let req = match self.resource_request(head, target, user) {
+            Ok(req) => req,
+            Err(e) => return reply(e.code, &e.body()),
+        };
+        let parsed: Value = if body.is_empty() {
+            Value::Null
+        } else {
+            match serde_json::from_slice(body) {
+                Ok(v) => v,
+                Err(e) => {
+                    let e = ApiStatus::bad_request(format!("the body of the request is not JSON: {e}"));
+                    return reply(e.code, &e.body());
+                }
+            }
+        };
+
+        let faults = lock(&self.inner.state).faults_for(&req);
+        let mut after = None;
+        for fault in faults {
+            match fault {
+                Fault::Latency(d) => tokio::time::sleep(d).await,
+                Fault::Hang => std::future::pending::<()>().await,
+                Fault::Status { after_effect: false, .. } | Fault::Disconnect { after_effect: false } => {
+                    return self.fail(&req, &parsed, &fault);
+                }
+                Fault::Status { .. } | Fault::Disconnect { .. } => after = Some(fault),
+            }
+        }
+        if req.verb == Verb::Watch {
+            return match watch::open(self, req.clone()) {
+                Ok(stream) => {
+                    self.record(&req, &Value::Null, 200, "");
+                    let body = StreamBody::new(stream).boxed_unsync();
+                    Ok(http::Response::builder().status(200).header("content-type", "application/json").body(body)?)
+                }
+                Err(e) => {
+                    self.record(&req, &Value::Null, e.code, "");
+                    reply(e.code, &e.body())
+                }
+            };
+        }
+        let (code, answer) = {
+            let mut state = lock(&self.inner.state);
+            let before = state.store.rv();
+            let result = dispatch(&mut state, &req, &parsed, self.inner.clock.now());
+            let changed = state.store.rv() != before;
+            drop(state);
+            if changed {
+                self.inner.changed.notify_waiters();
+            }
+            match result {
+                Ok((code, answer)) => (code, answer),
+                Err(e) => (e.code, e.body()),
+            }
+        };
+        if let Some(fault) = after {
+            return self.fail(&req, &parsed, &fault);
+        }
+        self.record(&req, &parsed, code, answer["metadata"]["name"].as_str().unwrap_or_default());
+        reply(code, &answer)
+    }
+
+    fn fail(&self, req: &ApiRequest, body: &Value, fault: &Fault) -> Result<http::Response<ReplyBody>, BoxError> {
+        match fault {
+            Fault::Status { status, retry_after, .. } => {
+                self.record(req, body, status.code, "");
+                let mut response = reply(status.code, &status.body())?;
+                if let Some(seconds) = retry_after {
+                    response.headers_mut().insert("retry-after", (*seconds).into());
+                }
+                Ok(response)
+            }
+            _ => {
+                self.record(req, body, 0, "");
+                Err("connection reset by peer".into())
+            }
+        }
+    }
+
+    fn resource_request(&self, head: &http::request::Parts, target: Target, user: &str) -> Result<ApiRequest, ApiStatus> {
+        let Target::Resource { group, version, plural, namespace, name, subresource } = target else {
+            return Err(ApiStatus::no_such_path());
+        };
+        let query: BTreeMap<String, String> = head
+            .uri
+            .query()
+            .map(|q| form_urlencoded::parse(q.as_bytes()).into_owned().collect())
+            .unwrap_or_default();
+        let verb = verb_of(&head.method, name.is_some(), &query)?;
+        let rt = lock(&self.inner.state)
+            .types
+            .iter()
+            .find(|t| t.is(&group, &plural) && t.version == version)
+            .cloned()
+            .ok_or_else(ApiStatus::no_such_path)?;
+        if rt.namespaced && namespace.is_none() && (name.is_some() || verb == Verb::Create) {
+            return Err(ApiStatus::new(405, "the server does not allow this method on the requested resource"));
+        }
+        let header = |key: &str| head.headers.get(key).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let user_agent = Some(header("user-agent")).filter(|a| !a.is_empty()).unwrap_or_else(|| user.to_owned());
+        Ok(ApiRequest {
+            verb,
+            namespace: if rt.namespaced { namespace } else { None },
+            rt,
+            name,
+            subresource,
+            dry_run: query.get("dryRun").is_some_and(|d| d == "All"),
+            query,
+            content_type: header("content-type"),
+            metadata_only: header("accept").contains("as=PartialObjectMetadata"),
+            user: user.to_owned(),
+            user_agent,
+        })
+    }
+
+    fn record(&self, req: &ApiRequest, body: &Value, code: u16, created: &str) {
+        let named = if req.name().is_empty() && req.verb == Verb::Create { created } else { req.name() };
+        let entry = AuditEntry {
+            at: self.inner.clock.now(),
+            verb: req.verb,
+            group: req.rt.group.clone(),
+            resource: req.rt.plural.clone(),
+            subresource: req.subresource.clone(),
+            namespace: req.ns().to_owned(),
+            name: named.to_owned(),
+            user: req.user.clone(),
+            user_agent: req.user_agent.clone(),
+            dry_run: req.dry_run || (req.verb.mutates() && body["dryRun"].as_array().is_some_and(|d| d.iter().any(|x| x == "All"))),
+            code,
+            body: (req.verb.mutates() && !body.is_null()).then(|| Arc::new(body.clone())),
+        };
+        lock(&self.inner.state).audit.push(entry);
+    }
+}
+
+fn dispatch(state: &mut State, req: &ApiRequest, body: &Value, now: jiff::Timestamp) -> Result<(u16, Value), ApiStatus> {
+    let shown = |object: &Value| {
+        let out = outward(&req.rt, object);
+        if req.metadata_only { metadata_only(&out) } else { out }
+    };
+    match (req.verb, req.subresource.as_deref()) {
+        (Verb::Create, Some("eviction")) if req.rt.is_pod() => Ok((201, state.evict(req, body, now)?)),
+        (Verb::Create, Some("binding")) if req.rt.is_pod() => Ok((201, state.bind(req, body, now)?)),
+        (_, Some("scale")) => Ok((200, state.scale(req, body, now)?)),
+        (Verb::Get, None | Some("status")) => Ok((200, shown(&*state.existing(req)?))),
+        (Verb::List, None) => {
+            let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
+            let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
+            let items: Vec<Value> = objects.iter().filter(|o| selector.matches(o)).map(|o| shown(o)).collect();
+            let (kind, version) = if req.metadata_only {
+                ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
+            } else {
+                (format!("{}List", req.rt.kind), req.rt.api_version())
+            };
+            let rv = state.store.rv().to_string();
+            Ok((200, json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": rv}, "items": items})))
+        }
+        (Verb::Create, None) => {
+            if let Some(answer) = state.review(req, body) {
+                return Ok((201, answer));
+            }
+            Ok((201, shown(&*state.create(req, body.clone(), now)?)))
+        }
+        (Verb::Update, None | Some("status")) => Ok((200, shown(&*state.update(req, body.clone(), now)?))),
+        (Verb::Patch, None | Some("status")) => {
+            let (code, object) = state.patch(req, body, now)?;
+            Ok((code, shown(&object)))
+        }
+        (Verb::Delete, None) => Ok((200, state.delete_request(req, body, now)?)),
+        (Verb::DeleteCollection, None) => {
+            let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
+            let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
+            let mut items = Vec::new();
+            for object in objects.iter().filter(|o| selector.matches(o)) {
+                let mut one = req.clone();
+                one.verb = Verb::Delete;
+                one.name = object["metadata"]["name"].as_str().map(Into::into);
+                one.namespace = object["metadata"]["namespace"].as_str().map(Into::into);
+                state.delete_request(&one, body, now)?;
+                items.push(shown(object));
+            }
+            Ok((200, json!({"kind": format!("{}List", req.rt.kind), "apiVersion": req.rt.api_version(), "metadata": {}, "items": items})))
+        }
+        _ => Err(ApiStatus::no_such_path()),
+    }
+}

@@ -1,0 +1,183 @@
+//! `scale`, `eviction`, `binding`, and the reviews that are answered without being stored.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::patch;
+use super::request::{ApiRequest, Verb};
+use super::resource::ScalePaths;
+use super::selector::{label_selector_matches, selector_string};
+use super::state::State;
+use super::status::{self, ApiStatus};
+use super::write::DeleteOptions;
+use crate::clock::rfc3339;
+
+/// Writes `value` at a JSON pointer, making objects on the way.
+fn set_pointer(object: &mut Value, pointer: &str, value: Value) {
+    let mut at = object;
+    for key in pointer.split('/').skip(1) {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[key];
+    }
+    *at = value;
+}
+
+fn scale_of(paths: &ScalePaths, object: &Value) -> Value {
+    let number = |p: &str| object.pointer(p).and_then(Value::as_i64).unwrap_or(0);
+    let meta = &object["metadata"];
+    let mut scale = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"],
+            "resourceVersion": meta["resourceVersion"], "creationTimestamp": meta["creationTimestamp"]},
+        "spec": {"replicas": number(&paths.spec)},
+        "status": {"replicas": number(&paths.status)},
+    });
+    if let Some(selector) = paths.selector.as_deref().and_then(|p| object.pointer(p)) {
+        scale["status"]["selector"] = json!(selector_string(selector));
+    }
+    scale
+}
+
+impl State {
+    /// GET, PUT or PATCH of `scale`. Metadata that is sent along is dropped; its resourceVersion and UID count.
+    pub fn scale(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+        let paths = req.rt.scale.clone().ok_or_else(ApiStatus::no_such_path)?;
+        let old = self.existing(req)?;
+        let mut scale = scale_of(&paths, &old);
+        match req.verb {
+            Verb::Get => return Ok(scale),
+            Verb::Update => scale = body.clone(),
+            Verb::Patch => patch::apply(patch::kind_of(req)?, &mut scale, body)?,
+            _ => return Err(ApiStatus::new(405, "the server does not allow this method on the requested resource")),
+        }
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            return Err(ApiStatus::invalid(&req.rt, req.name(), "spec.replicas: must be greater than or equal to 0"));
+        }
+        let mut next = (*old).clone();
+        for field in ["resourceVersion", "uid"] {
+            next["metadata"][field] = scale["metadata"][field].clone();
+        }
+        set_pointer(&mut next, &paths.spec, json!(replicas));
+        let mut main = req.clone();
+        main.subresource = None;
+        let stored = self.replace(&main, old, next, now)?;
+        Ok(scale_of(&paths, &stored))
+    }
+
+    /// POST to a pod's `eviction`: deletes it unless a disruption budget objects.
+    pub fn evict(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+        let pod = self.existing(req)?;
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        let exempt = matches!(phase, "Pending" | "Succeeded" | "Failed") || pod["metadata"]["deletionTimestamp"].is_string();
+        if !exempt {
+            self.check_budgets(&pod)?;
+        }
+        let mut options = DeleteOptions::parse(&body["deleteOptions"], req);
+        options.dry_run |= req.dry_run;
+        self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
+        Ok(status::success(&req.rt, req.name(), pod["metadata"]["uid"].as_str().unwrap_or_default(), 201))
+    }
+
+    fn check_budgets(&self, pod: &Value) -> Result<(), ApiStatus> {
+        let ns = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let budgets = self.store.list(&("policy".into(), "poddisruptionbudgets".into()), Some(ns));
+        let covers = |b: &&Arc<Value>| label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"]);
+        let budgets: Vec<_> = budgets.iter().filter(covers).collect();
+        let budget = match budgets.as_slice() {
+            [] => return Ok(()),
+            [one] => one,
+            _ => return Err(ApiStatus::new(500, "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+        };
+        let pods = self.store.list(&(String::new(), "pods".into()), Some(ns));
+        let covered: Vec<_> = pods
+            .iter()
+            .filter(|p| label_selector_matches(&budget["spec"]["selector"], &p["metadata"]["labels"]))
+            .collect();
+        let expected = covered.len() as i64;
+        let healthy = covered
+            .iter()
+            .filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p))
+            .count() as i64;
+        let needed = if budget["spec"]["maxUnavailable"].is_null() {
+            scaled(&budget["spec"]["minAvailable"], expected, 1)
+        } else {
+            expected - scaled(&budget["spec"]["maxUnavailable"], expected, 0)
+        };
+        let unready = !is_ready(pod);
+        let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+        if unready && (always || (needed > 0 && healthy >= needed)) {
+            return Ok(());
+        }
+        if healthy > needed {
+            return Ok(());
+        }
+        let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+        let mut refusal = ApiStatus::new(429, "Cannot evict pod as it would violate the pod's disruption budget.");
+        refusal.details = json!({"causes": [{"reason": "DisruptionBudget",
+            "message": format!("The disruption budget {name} needs {needed} healthy pods and has {healthy} currently")}]});
+        Err(refusal)
+    }
+
+    /// POST to a pod's `binding`.
+    pub fn bind(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+        let pod = self.existing(req)?;
+        let refuse = |why: &str| Err(ApiStatus::conflict(&req.rt, req.name(), why));
+        if pod["metadata"]["deletionTimestamp"].is_string() {
+            return refuse(&format!("pod {} is being deleted, cannot be assigned to a host", req.name()));
+        }
+        if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+            return refuse(&format!("pod {} is already assigned to node \"{node}\"", req.name()));
+        }
+        if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+            return refuse(&format!("pod {} has non-empty .spec.schedulingGates", req.name()));
+        }
+        let mut next = (*pod).clone();
+        next["spec"]["nodeName"] = body["target"]["name"].clone();
+        next["status"]["conditions"] =
+            json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": rfc3339(now)}]);
+        if !req.dry_run {
+            self.store.put(&req.rt.store(), req.ns(), req.name(), next);
+        }
+        Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
+    }
+
+    /// POST of a review: answered, not stored.
+    pub fn review(&self, req: &ApiRequest, body: &Value) -> Option<Value> {
+        let mut answer = body.clone();
+        answer["apiVersion"] = json!(req.rt.api_version());
+        answer["kind"] = json!(req.rt.kind);
+        match req.rt.plural.as_str() {
+            "selfsubjectaccessreviews" | "subjectaccessreviews" => {
+                let user = body["spec"]["user"].as_str().unwrap_or(&req.user);
+                let allowed = self.access.as_ref().is_none_or(|f| f(user, &body["spec"]["resourceAttributes"]));
+                answer["status"] = json!({"allowed": allowed});
+            }
+            "selfsubjectreviews" => {
+                answer["status"] = json!({"userInfo": {"username": req.user, "groups": ["system:authenticated"]}});
+            }
+            _ => return None,
+        }
+        Some(answer)
+    }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+/// An int-or-percent of `total`, rounded up.
+fn scaled(value: &Value, total: i64, default: i64) -> i64 {
+    match value {
+        Value::String(s) => {
+            let percent: i64 = s.trim_end_matches('%').parse().unwrap_or(0);
+            (total * percent + 99) / 100
+        }
+        other => other.as_i64().unwrap_or(default),
+    }
+}

@@ -1,0 +1,283 @@
+//! external-attacher, driving a CSI controller.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::Context;
+use crate::clock::rfc3339;
+use crate::cloud::{CloudVolumes, CsiCode, CsiError};
+use crate::kapi::{Informer, Kapi, MERGE, Tasks, items, name, terminating, text, uid};
+
+/// `--retry-interval-start` and `--retry-interval-max`.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// `--reconcile-sync`.
+const RECONCILE: Duration = Duration::from_secs(60);
+const NODE_ID: &str = "csi.alpha.kubernetes.io/node-id";
+
+/// What the attacher remembers of one VolumeAttachment (by UID).
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    busy: bool,
+    wait: Duration,
+    retry_at: Option<Instant>,
+    /// The object at the last failure, without its errors: any other change retries at once.
+    print: Value,
+    forced: bool,
+}
+
+struct Done {
+    uid: String,
+    name: String,
+    ok: bool,
+}
+
+struct Attacher {
+    ctx: Context,
+    kapi: Kapi,
+    csi: Arc<dyn CloudVolumes>,
+    driver: String,
+    timeout: Duration,
+    attachments: Informer,
+    memory: BTreeMap<String, Memory>,
+    running: FuturesUnordered<BoxFuture<'static, Done>>,
+    next_reconcile: Instant,
+}
+
+/// Runs the attacher of `driver` until the task is aborted; `timeout` bounds one call of the CSI controller.
+pub(super) async fn run(ctx: Context, csi: Arc<dyn CloudVolumes>, driver: String, timeout: Duration) {
+    let client = ctx.client("system:serviceaccount:kube-system:csi-attacher");
+    let (tasks, wake) = (Tasks::default(), Arc::new(Notify::new()));
+    let path = "/apis/storage.k8s.io/v1/volumeattachments";
+    let mut attacher = Attacher {
+        attachments: Informer::spawn(&tasks, client.clone(), path, wake.clone()),
+        kapi: Kapi::new(client.clone()),
+        ctx,
+        csi,
+        driver,
+        timeout,
+        memory: BTreeMap::new(),
+        running: FuturesUnordered::new(),
+        next_reconcile: Instant::now() + RECONCILE,
+    };
+    loop {
+        let now = Instant::now();
+        if now >= attacher.next_reconcile {
+            attacher.next_reconcile = now + RECONCILE;
+            attacher.reconcile().await;
+        }
+        attacher.look();
+        let until = attacher.deadline();
+        tokio::select! {
+            biased;
+            Some(done) = attacher.running.next(), if !attacher.running.is_empty() => attacher.finish(&done).await,
+            () = wake.notified() => {}
+            () = sleep_until(until) => {}
+        }
+    }
+}
+
+/// A VolumeAttachment without what the attacher itself writes on a failure.
+fn print_of(va: &Value) -> Value {
+    let mut print = va.clone();
+    for (parent, key) in [("status", "attachError"), ("status", "detachError"), ("metadata", "resourceVersion"), ("metadata", "managedFields")] {
+        if let Some(map) = print[parent].as_object_mut() {
+            map.remove(key);
+        }
+    }
+    print
+}
+
+/// `external-attacher/DRIVER`, with the dots of the driver's name replaced.
+fn finalizer(driver: &str) -> String {
+    format!("external-attacher/{}", driver.replace('.', "-"))
+}
+
+impl Attacher {
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        let retries = self.memory.values().filter_map(|m| m.retry_at).filter(|at| *at > now);
+        retries.fold(self.next_reconcile, Instant::min)
+    }
+
+    /// Starts what is due.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let all = self.attachments.all();
+        self.memory.retain(|u, m| m.busy || all.iter().any(|va| uid(va) == u));
+        for va in all.iter().filter(|va| text(va, "/spec/attacher") == self.driver) {
+            let memory = self.memory.entry(uid(va).to_owned()).or_default();
+            if memory.busy {
+                continue;
+            }
+            let ours = items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver));
+            let attached = va["status"]["attached"] == true;
+            let due = if terminating(va) { ours } else { !attached || memory.forced };
+            if !due {
+                continue;
+            }
+            let changed = !memory.print.is_null() && memory.print != print_of(va);
+            if changed {
+                (memory.wait, memory.retry_at) = (Duration::ZERO, None);
+            }
+            if !memory.forced && memory.retry_at.is_some_and(|at| at > now) {
+                continue;
+            }
+            (memory.busy, memory.forced) = (true, false);
+            let attempt = Attempt {
+                kapi: self.kapi.clone(),
+                csi: self.csi.clone(),
+                driver: self.driver.clone(),
+                timeout: self.timeout,
+                now: self.ctx.now.clone(),
+            };
+            let va = va.clone();
+            self.running.push(Box::pin(async move {
+                let ok = attempt.run(&va).await;
+                Done { uid: uid(&va).to_owned(), name: name(&va).to_owned(), ok }
+            }));
+        }
+    }
+
+    async fn finish(&mut self, done: &Done) {
+        // Our own writes must not look like someone else's: remember the object as it is now.
+        let live = self.kapi.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{}", done.name)).await.ok().flatten();
+        if let Some(live) = &live {
+            self.attachments.saw(live).await;
+        }
+        let Some(memory) = self.memory.get_mut(&done.uid) else { return };
+        memory.busy = false;
+        if done.ok {
+            *memory = Memory::default();
+            return;
+        }
+        memory.wait = if memory.wait.is_zero() { BACKOFF.0 } else { (memory.wait * 2).min(BACKOFF.1) };
+        memory.retry_at = Some(Instant::now() + memory.wait);
+        // A deletion that came while the call ran counts as a change.
+        memory.print = live.filter(|l| uid(l) == done.uid).map_or(Value::Null, |l| print_of(&l));
+    }
+
+    /// Compares every VolumeAttachment with what the driver publishes and forces a look at each mismatch.
+    async fn reconcile(&mut self) {
+        let published = match tokio::time::timeout(self.timeout, self.csi.list_published()).await {
+            Ok(Ok(Some(list))) => list,
+            Ok(Ok(None)) => return,
+            Ok(Err(e)) => {
+                tracing::debug!(error = %e, "volumes were not listed");
+                return;
+            }
+            Err(_) => return,
+        };
+        for va in self.attachments.all().iter().filter(|va| text(va, "/spec/attacher") == self.driver) {
+            let Ok(Some(pv)) = self.kapi.get(&format!("/api/v1/persistentvolumes/{}", text(va, "/spec/source/persistentVolumeName"))).await else {
+                continue;
+            };
+            let Some(node_id) = node_id(&self.kapi, va, &self.driver).await else { continue };
+            let handle = text(&pv, "/spec/csi/volumeHandle");
+            let is = published.iter().any(|(h, n)| h == handle && *n == node_id);
+            if is != (va["status"]["attached"] == true) {
+                let memory = self.memory.entry(uid(va).to_owned()).or_default();
+                memory.forced = true;
+            }
+        }
+    }
+}
+
+/// The node's ID: from CSINode first, then from the VolumeAttachment's annotation.
+async fn node_id(kapi: &Kapi, va: &Value, driver: &str) -> Option<String> {
+    let node = text(va, "/spec/nodeName");
+    let csi_node = kapi.get(&format!("/apis/storage.k8s.io/v1/csinodes/{node}")).await.ok().flatten();
+    let from_node = csi_node.and_then(|n| {
+        let driver = items(&n, "/spec/drivers").find(|d| d["name"] == driver)?;
+        Some(text(driver, "/nodeID").to_owned())
+    });
+    from_node.or_else(|| va["metadata"]["annotations"][NODE_ID].as_str().map(Into::into))
+}
+
+struct Attempt {
+    kapi: Kapi,
+    csi: Arc<dyn CloudVolumes>,
+    driver: String,
+    timeout: Duration,
+    now: crate::clock::NowFn,
+}
+
+impl Attempt {
+    /// One look at a VolumeAttachment; true when it needs no more work for now.
+    async fn run(&self, va: &Value) -> bool {
+        let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{}", name(va));
+        let deleting = terminating(va);
+        let (field, result) = if deleting {
+            ("detachError", self.detach(va).await)
+        } else {
+            ("attachError", self.attach(va, &path).await)
+        };
+        let written = match result {
+            Ok(()) if deleting => {
+                let keep: Vec<&Value> =
+                    items(va, "/metadata/finalizers").filter(|f| **f != finalizer(&self.driver)).collect();
+                let body = json!({"metadata": {"uid": uid(va), "finalizers": keep}});
+                self.kapi.patch(&path, MERGE, &body).await
+            }
+            Ok(()) => {
+                let body = json!({"metadata": {"uid": uid(va)}, "status": {"attached": true, "attachError": null}});
+                self.kapi.patch(&format!("{path}/status"), MERGE, &body).await
+            }
+            Err(message) => {
+                let error = json!({"message": message, "time": rfc3339((self.now)())});
+                let mut body = json!({"metadata": {"uid": uid(va)}, "status": {field: error}});
+                if va["status"]["attached"].is_null() {
+                    body["status"]["attached"] = json!(false);
+                }
+                if let Err(e) = self.kapi.patch(&format!("{path}/status"), MERGE, &body).await {
+                    tracing::debug!(error = %e, "an attach or detach error was not recorded");
+                }
+                return false;
+            }
+        };
+        written.is_ok()
+    }
+
+    async fn handle(&self, va: &Value) -> Result<String, String> {
+        let pv = text(va, "/spec/source/persistentVolumeName");
+        match self.kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await {
+            Ok(Some(pv)) => Ok(text(&pv, "/spec/csi/volumeHandle").to_owned()),
+            Ok(None) => Err(format!("persistentvolume \"{pv}\" not found")),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    async fn attach(&self, va: &Value, path: &str) -> Result<(), String> {
+        let handle = self.handle(va).await?;
+        let node = text(va, "/spec/nodeName");
+        let id = node_id(&self.kapi, va, &self.driver).await;
+        let id = id.ok_or_else(|| format!("CSINode {node} does not contain driver {}", self.driver))?;
+        if !items(va, "/metadata/finalizers").any(|f| *f == finalizer(&self.driver)) {
+            let body = json!({"metadata": {"uid": uid(va), "resourceVersion": va["metadata"]["resourceVersion"],
+                "finalizers": [finalizer(&self.driver)], "annotations": {NODE_ID: id}}});
+            self.kapi.patch(path, MERGE, &body).await.map_err(|e| e.to_string())?;
+        }
+        self.bounded(self.csi.publish(&handle, &id)).await.map_err(|e| e.to_string())
+    }
+
+    async fn detach(&self, va: &Value) -> Result<(), String> {
+        let handle = self.handle(va).await?;
+        let id = node_id(&self.kapi, va, &self.driver).await;
+        let id = id.ok_or_else(|| format!("node ID of {} is not known", text(va, "/spec/nodeName")))?;
+        self.bounded(self.csi.unpublish(&handle, &id)).await.map_err(|e| e.to_string())
+    }
+
+    async fn bounded(&self, call: BoxFuture<'_, Result<(), CsiError>>) -> Result<(), CsiError> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(CsiError::new(CsiCode::DeadlineExceeded, "context deadline exceeded")),
+        }
+    }
+}

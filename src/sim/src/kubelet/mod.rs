@@ -1,0 +1,231 @@
+//! A simulated kubelet: what a kubelet does for attachable volumes, over any `kube::Client`.
+//!
+//! It registers its Node, CSINode and Lease, publishes `volumesInUse` at its 10 s status tick, keeps kubelet's side of
+//! the attach/detach handshake, mounts with kubelet's back-off, unmounts before a pod's object goes, and shows on disk
+//! what an agent on that host would see. Containers are a state and a pid, no more.
+//!
+//! Under a paused tokio clock it runs in virtual time; against a real API server it runs in real time.
+
+mod gate;
+mod host;
+mod node;
+mod ops;
+mod pods;
+mod volumes;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::watch;
+
+use crate::clock::NowFn;
+use crate::cloud::{Hardware, Power};
+use crate::kapi::{Tasks, lock};
+use crate::rng::Rng;
+use volumes::VolumeSpec;
+
+/// What a simulated node is.
+#[derive(Debug, Clone)]
+pub struct KubeletConfig {
+    /// Name of the Node.
+    pub node: String,
+    /// Instance ID at the cloud; also the CSI node ID.
+    pub instance: String,
+    /// `spec.providerID`.
+    pub provider_id: String,
+    /// CSI driver whose node plugin runs here.
+    pub driver: String,
+    /// Labels of the Node, besides the host name.
+    pub labels: BTreeMap<String, String>,
+    /// Attachable volumes, as CSINode reports it.
+    pub max_volumes: u32,
+    /// Where the host's files are shown; `None`: nowhere.
+    pub host_root: Option<PathBuf>,
+    /// Seed of boot IDs, durations and the phase of the status tick.
+    pub seed: u64,
+}
+
+impl KubeletConfig {
+    /// A Linode instance with Linode's driver.
+    #[must_use]
+    pub fn linode(node: &str, instance: u64, seed: u64) -> Self {
+        Self {
+            node: node.into(),
+            instance: instance.to_string(),
+            provider_id: format!("linode://{instance}"),
+            driver: "linodebs.csi.linode.com".into(),
+            labels: BTreeMap::new(),
+            max_volumes: 8,
+            host_root: None,
+            seed,
+        }
+    }
+}
+
+/// What a reboot leaves on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskAfter {
+    /// Kubelet's state directory is kept.
+    Kept,
+    /// The disk was re-imaged.
+    ReImaged,
+}
+
+/// What goes wrong in `NodeStageVolume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StageFault {
+    /// It answers `DeadlineExceeded`: kubelet counts the device as perhaps mounted.
+    DeadlineExceeded,
+    /// It never answers; kubelet's CSI time-out of 2 min ends it.
+    Hang,
+    /// A final error with this text.
+    Internal(String),
+}
+
+/// Faults of the CSI node plugin.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodePluginFaults {
+    /// Fault of `NodeStageVolume`.
+    pub stage: Option<StageFault>,
+    /// `NodeUnstageVolume` fails.
+    pub unstage_fails: bool,
+    /// The plugin is not registered with kubelet.
+    pub unregistered: bool,
+}
+
+/// What survives a reboot unless the disk is re-imaged.
+#[derive(Debug, Clone, Default)]
+struct Disk {
+    /// Staging directories by volume handle.
+    staged: BTreeMap<String, VolumeSpec>,
+    /// Volume directories of pods: pod UID and volume handle.
+    pod_dirs: BTreeMap<(String, String), VolumeSpec>,
+    /// Pods that had a container: restart counts by UID.
+    containers: BTreeMap<String, i64>,
+}
+
+struct Shared {
+    config: KubeletConfig,
+    client: Client,
+    hardware: Arc<dyn Hardware>,
+    now: NowFn,
+    disk: Mutex<Disk>,
+    faults: Mutex<NodePluginFaults>,
+    /// Devices that udev gave a link, and whose link was lost over a live device.
+    hidden: Mutex<BTreeSet<String>>,
+    cut: watch::Sender<bool>,
+    rng: Mutex<Rng>,
+    boot: Mutex<String>,
+    host: Mutex<Option<host::HostTree>>,
+}
+
+/// A node that can be switched off, recycled and partitioned. Dropping the last clone ends it.
+#[derive(Clone)]
+pub struct SimKubelet {
+    shared: Arc<Shared>,
+    /// Not in `Shared`, which the tasks themselves hold.
+    tasks: Arc<Tasks>,
+}
+
+impl SimKubelet {
+    /// A node that is off.
+    #[must_use]
+    pub fn new(config: KubeletConfig, client: Client, hardware: Arc<dyn Hardware>, now: NowFn) -> Self {
+        let (cut, is_cut) = watch::channel(false);
+        let rng = Rng::new(config.seed, &config.node);
+        let host = config.host_root.clone().map(host::HostTree::new);
+        let shared = Shared {
+            client: gate::gated(client, is_cut),
+            config,
+            hardware,
+            now,
+            disk: Mutex::default(),
+            faults: Mutex::default(),
+            hidden: Mutex::default(),
+            cut,
+            rng: Mutex::new(rng),
+            boot: Mutex::default(),
+            host: Mutex::new(host),
+        };
+        Self { shared: Arc::new(shared), tasks: Arc::default() }
+    }
+
+    /// Name of the Node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.shared.config.node
+    }
+
+    /// Instance ID at the cloud.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.shared.config.instance
+    }
+
+    /// The present boot ID; empty before the first boot.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
+        lock(&self.shared.boot).clone()
+    }
+
+    /// Boots the machine: a new boot ID, then kubelet. Does nothing while it runs.
+    pub async fn power_on(&self) {
+        self.power_on_with(DiskAfter::Kept).await;
+    }
+
+    async fn power_on_with(&self, disk: DiskAfter) {
+        if !self.boot_id().is_empty() && self.is_on() {
+            return;
+        }
+        if disk == DiskAfter::ReImaged {
+            *lock(&self.shared.disk) = Disk::default();
+        }
+        let first = self.boot_id().is_empty();
+        let boot = lock(&self.shared.rng).uuid();
+        *lock(&self.shared.boot) = boot;
+        self.shared.hardware.power(&self.shared.config.instance, Power::On).await;
+        self.tasks.spawn(worker::run(self.shared.clone(), first));
+    }
+
+    /// Whether the machine is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// Cuts the power: everything in memory is gone, the disk stays. A hang of the kernel looks the same from outside.
+    pub async fn power_off(&self) {
+        self.tasks.abort_all();
+        self.shared.hardware.power(&self.shared.config.instance, Power::Off).await;
+        if let Some(host) = lock(&self.shared.host).as_mut() {
+            host.clear();
+        }
+    }
+
+    /// Power off, `off_for` later on again, with the disk kept or re-imaged.
+    pub async fn recycle(&self, disk: DiskAfter, off_for: Duration) {
+        self.power_off().await;
+        tokio::time::sleep(off_for).await;
+        self.power_on_with(disk).await;
+    }
+
+    /// Cuts (true) or restores the connection to the API server; pods run on.
+    pub fn partition(&self, cut: bool) {
+        self.shared.cut.send_replace(cut);
+    }
+
+    /// Sets the faults of the CSI node plugin.
+    pub fn set_plugin_faults(&self, faults: NodePluginFaults) {
+        *lock(&self.shared.faults) = faults;
+    }
+
+    /// Hides (or shows again) the udev link of a volume: the device is there, NodeStage does not find it.
+    pub fn hide_device(&self, handle: &str, hidden: bool) {
+        let mut set = lock(&self.shared.hidden);
+        if hidden { set.insert(handle.to_owned()) } else { set.remove(handle) };
+    }
+}

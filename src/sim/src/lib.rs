@@ -1,0 +1,20 @@
+//! A Kubernetes cluster in memory and in virtual time: API server, toy controllers and kubelets.
+//!
+//! It behaves as a stock cluster was measured to behave where volumes are concerned, so that the shipped controller,
+//! executor and agents can be run against failures that take hours on real machines, repeatably, from a seed.
+
+pub mod apiserver;
+pub mod clock;
+pub mod cluster;
+pub mod cloud;
+pub mod controllers;
+mod events;
+mod kapi;
+pub mod kubelet;
+pub mod manifests;
+pub mod names;
+pub mod rng;
+
+pub use apiserver::ApiServer;
+pub use clock::Clock;
+pub use cluster::SimCluster;

@@ -1,0 +1,140 @@
+//! A stage for the tests: one StatefulSet with one volume, two nodes, a small cloud.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reattach_sim::cloud::{CloudApi, LinodeCsi, TestCloud};
+use reattach_sim::kubelet::{DiskAfter, SimKubelet};
+use reattach_sim::{SimCluster, manifests, names};
+use serde_json::{Value, json};
+
+pub const DRIVER: &str = "linodebs.csi.linode.com";
+pub const HANDLE: &str = "7001-pvc1";
+pub const NS: &str = "default";
+pub const POD: &str = "redis-0";
+
+pub struct Stage {
+    pub cluster: SimCluster,
+    pub cloud: TestCloud,
+    pub csi: LinodeCsi,
+    pub client: kube::Client,
+}
+
+pub fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// Nodes `n0`… on the instances 100…, and `redis-0` Ready with its volume.
+pub async fn stage(seed: u64, nodes: u64) -> Stage {
+    stage_with(seed, nodes, None, None).await
+}
+
+pub async fn stage_with(seed: u64, nodes: u64, host: Option<PathBuf>, workload: Option<Value>) -> Stage {
+    let cloud = TestCloud::new(secs(2));
+    let csi = LinodeCsi::new(Arc::new(cloud.clone()) as Arc<dyn CloudApi>);
+    let mut builder = SimCluster::builder()
+        .seed(seed)
+        .start_at("2021-07-11T00:00:00Z".parse().unwrap())
+        .cloud(Arc::new(csi.clone()), Arc::new(cloud.clone()));
+    for n in 0..nodes {
+        cloud.add_instance(&(100 + n).to_string());
+        builder = builder.node(&format!("n{n}"), 100 + n, host.as_ref().map(|h| h.join(format!("n{n}"))));
+    }
+    let cluster = builder.build().await.unwrap();
+    let client = cluster.server().client_as("test");
+    cloud.add_volume(HANDLE, 10 << 30);
+    cluster.server().insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, "data-redis-0"));
+    cluster.server().insert(&manifests::claim(NS, "data-redis-0", "pvc-1"));
+    let s = Stage { cluster, cloud, csi, client };
+    s.create(&workload.unwrap_or_else(|| manifests::stateful_set(NS, "redis", 1))).await;
+    s
+}
+
+impl Stage {
+    pub async fn request(&self, method: &str, path: &str, content: &str, body: &Value) -> Result<Value, kube::Error> {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content)
+            .body(body.to_string().into_bytes())
+            .unwrap();
+        self.client.request(request).await
+    }
+
+    pub async fn create(&self, object: &Value) {
+        let plural = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
+        let group = object["apiVersion"].as_str().unwrap();
+        let root = if group == "v1" { "/api/v1".to_owned() } else { format!("/apis/{group}") };
+        let path = format!("{root}/namespaces/{NS}/{plural}");
+        self.request("POST", &path, "application/json", object).await.unwrap();
+    }
+
+    pub async fn ready(&self) {
+        self.cluster.until(secs(120), |c| c.pod_ready(NS, POD)).await.expect("the stage is set");
+    }
+
+    pub fn pod(&self) -> Option<Arc<Value>> {
+        self.cluster.pod(NS, POD)
+    }
+
+    pub fn node_name(&self) -> String {
+        self.pod().unwrap()["spec"]["nodeName"].as_str().unwrap().to_owned()
+    }
+
+    pub fn kubelet(&self) -> &SimKubelet {
+        self.cluster.node(&self.node_name()).unwrap()
+    }
+
+    pub fn attachment(&self, node: &str) -> Option<Arc<Value>> {
+        self.cluster.server().read("storage.k8s.io", "volumeattachments", "", &names::attachment_name(HANDLE, DRIVER, node))
+    }
+
+    pub fn in_use(&self, node: &str) -> bool {
+        self.node_list(node, "volumesInUse")
+    }
+
+    pub fn attached(&self, node: &str) -> bool {
+        self.node_list(node, "volumesAttached")
+    }
+
+    fn node_list(&self, node: &str, field: &str) -> bool {
+        let volume = names::unique_volume_name(HANDLE, DRIVER);
+        let node = self.cluster.server().read("", "nodes", "", node).unwrap();
+        let list = node["status"][field].as_array().cloned().unwrap_or_default();
+        list.iter().any(|v| v == volume.as_str() || v["name"] == volume.as_str())
+    }
+
+    /// The node is recycled uncleanly and comes back with its pod stuck: class B.
+    pub async fn class_b(&self, disk: DiskAfter) {
+        self.kubelet().recycle(disk, secs(5)).await;
+        let stuck = self.cluster.until(secs(60), |c| {
+            let failed = c.events(NS, POD, "FailedMount");
+            failed.iter().any(|(m, _)| m.contains("Unable to find device path")) && !c.pod_ready(NS, POD)
+        });
+        stuck.await.expect("FailedMount after the recycle");
+    }
+
+    pub async fn scale(&self, replicas: i64) {
+        let body = json!({"spec": {"replicas": replicas}});
+        let path = format!("/apis/apps/v1/namespaces/{NS}/statefulsets/redis/scale");
+        self.request("PATCH", &path, "application/merge-patch+json", &body).await.unwrap();
+    }
+
+    pub async fn delete_pod(&self) {
+        let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
+        self.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
+    }
+
+    /// Waits until the pod is Ready.
+    pub async fn healed(&self, limit: u64) -> Option<Duration> {
+        self.cluster.until(secs(limit), |c| c.pod_ready(NS, POD)).await
+    }
+}
+
+/// Median of durations in seconds.
+pub fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,52 @@
+//! What `deploy/` installs: rendered, applied to a real API server with strict validation, and tried out by the people
+//! and ServiceAccounts that it speaks about.
+
+mod admission;
+mod bounds;
+mod cluster;
+mod rendered;
+mod rights;
+mod schema;
+
+use cluster::Installed;
+use reattach_tests_controlplane::{ControlPlane, Options};
+
+/// One control plane for all of it: starting one costs more than any of these.
+#[tokio::test]
+async fn installed_on_a_real_control_plane() {
+    let options = Options {
+        // No kubelet renews a Lease here, and these Nodes must stay Ready.
+        controller_manager_flags: vec!["--node-monitor-grace-period=1h".to_owned()],
+        ..Options::default()
+    };
+    let options = ["alice", "olga", "paul", "erin", "adam", "vera"]
+        .into_iter()
+        .fold(options, |o, who| o.user(who, &[]));
+    let plane = ControlPlane::start(options).await.expect("a control plane");
+    let installed = Installed::install(&plane).await;
+
+    installed.settles().await;
+    installed.a_second_apply_changes_nothing().await;
+    installed.strict_validation_is_in_force().await;
+    installed.pods_are_admitted_and_placed().await;
+
+    schema::creation(&installed).await;
+    schema::immutable_fields(&installed).await;
+    schema::nothing_written_counts_as_nothing(&installed).await;
+    schema::policies(&installed).await;
+
+    rights::of_the_controller(&installed).await;
+    rights::of_the_agent(&installed).await;
+    rights::of_people(&installed).await;
+
+    admission::requesters(&installed).await;
+    admission::modes(&installed).await;
+    admission::approvals(&installed).await;
+    admission::aborts(&installed).await;
+    admission::status_of_recoveries(&installed).await;
+    admission::reports(&installed).await;
+
+    bounds::pods_as_dry_run_only(&installed).await;
+    bounds::volume_attachments(&installed).await;
+    bounds::workloads(&installed).await;
+}
