@@ -87,9 +87,10 @@ impl ProviderError {
     pub fn effect(&self) -> EffectKnowledge {
         match self {
             Self::Unknown { .. } => EffectKnowledge::Unknown,
-            Self::NotApplied { .. } | Self::Throttled { .. } | Self::Denied { .. } | Self::NotFound { .. } => {
-                EffectKnowledge::NotApplied
-            }
+            Self::NotApplied { .. }
+            | Self::Throttled { .. }
+            | Self::Denied { .. }
+            | Self::NotFound { .. } => EffectKnowledge::NotApplied,
         }
     }
 }

@@ -54,7 +54,9 @@ pub(crate) fn refusal(operation: &str, kind: Kind, answer: &Response<Bytes>) -> 
             ProviderError::Throttled { operation, retry_after: retry_after(answer.headers()) }
         }
         // 408 comes from whoever waited for the request's end; whether the API saw it is open.
-        _ if kind == Kind::Mutation && (status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()) => {
+        _ if kind == Kind::Mutation
+            && (status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()) =>
+        {
             ProviderError::Unknown { operation, reason }
         }
         _ => ProviderError::NotApplied { operation, reason },
@@ -230,7 +232,10 @@ mod tests {
             "could not read: the provider limits the rate of calls, try again in 17 s"
         );
         assert_eq!(error(&[]), "could not read: the provider limits the rate of calls");
-        assert_eq!(error(&[("retry-after", "soon")]), "could not read: the provider limits the rate of calls");
+        assert_eq!(
+            error(&[("retry-after", "soon")]),
+            "could not read: the provider limits the rate of calls"
+        );
     }
 
     #[test]

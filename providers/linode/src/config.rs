@@ -16,8 +16,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// `LINODE_TOKEN` is not set or empty.
-    #[error("LINODE_TOKEN is not set: create a personal access token with the scopes volumes:read_write, \
-             linodes:read_write and events:read_only, and pass it in LINODE_TOKEN")]
+    #[error(
+        "LINODE_TOKEN is not set: create a personal access token with the scopes volumes:read_write, \
+             linodes:read_write and events:read_only, and pass it in LINODE_TOKEN"
+    )]
     NoToken,
     /// The token has characters that an HTTP header cannot carry. The token itself is not shown.
     #[error("LINODE_TOKEN contains characters that a token cannot have (a line break or a space inside?)")]
@@ -130,7 +132,9 @@ fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
     }
     let loopback = is_loopback(authority.host());
     if *scheme != Scheme::HTTPS && !(*scheme == Scheme::HTTP && loopback) {
-        return Err(bad("only https is allowed, and http to this machine itself: the token must not travel in the clear"));
+        return Err(bad(
+            "only https is allowed, and http to this machine itself: the token must not travel in the clear",
+        ));
     }
     let path = uri.path().trim_end_matches('/');
     let version = if path.ends_with("/v4") || path.ends_with("/v4beta") { "" } else { "/v4" };

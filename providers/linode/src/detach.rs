@@ -98,15 +98,14 @@ async fn explain(
         return None;
     }
     let reasons = classify::own_reasons(answer)?;
-    let text = reasons.to_lowercase();
-    if text.contains("busy") {
+    if says(&reasons, "busy") {
         return Some(if detach_pending(client, volume).await {
             DetachOutcome::Detaching
         } else {
             DetachOutcome::Busy { detail: reasons }
         });
     }
-    if text.contains("locked") {
+    if says(&reasons, "locked") {
         return Some(DetachOutcome::Locked { reason: reasons });
     }
     // What Linode answers to detaching a volume that nobody holds is not documented: read who holds it.
@@ -116,6 +115,11 @@ async fn explain(
         Some(other) if other != expected => Some(DetachOutcome::AttachedElsewhere(other.clone())),
         Some(_) => None,
     }
+}
+
+/// Whether a text has this word: "blocked" does not say "locked".
+fn says(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
 /// Whether the job history shows a detach of this volume under way. Not being able to read it counts as no.

@@ -59,7 +59,19 @@ mod tests {
         {
             assert_eq!(volume(&ours, &handle.into()), Some(Ok(id.into())), "{handle}");
         }
-        for handle in ["", "-", "17", "17-", "-17", "pvc-17", "+17-a", "017-a", "0-a", "1e3-a", "99999999999999999999-a"] {
+        for handle in [
+            "",
+            "-",
+            "17",
+            "17-",
+            "-17",
+            "pvc-17",
+            "+17-a",
+            "017-a",
+            "0-a",
+            "1e3-a",
+            "99999999999999999999-a",
+        ] {
             let error = volume(&ours, &handle.into()).expect("ours").expect_err(handle);
             assert!(error.to_string().starts_with(&format!("volume handle {handle:?} cannot be used: ")));
         }

@@ -14,8 +14,8 @@ use reattach_core::{
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, HandleError, HttpTransport, Lookup, PreflightReport, Provider,
-    ProviderError,
+    Capabilities, DetachOutcome, DetachRequest, HandleError, HttpTransport, Lookup, PreflightReport,
+    Provider, ProviderError,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -60,7 +60,10 @@ impl LinodeProvider {
     ///
     /// The list is not filtered: the API description marks a volume's `label` and `tags` as filterable but not its
     /// `id`. An object can slip from one page to another while the list is read, so "not in the list" is asked again.
-    async fn volumes_from_list(&self, wanted: &BTreeSet<u64>) -> Result<BTreeMap<u64, Volume>, ProviderError> {
+    async fn volumes_from_list(
+        &self,
+        wanted: &BTreeSet<u64>,
+    ) -> Result<BTreeMap<u64, Volume>, ProviderError> {
         let mut found = BTreeMap::new();
         self.client
             .get_pages("list volumes", "/volumes", PAGE, None, |rows, pages_left| {
@@ -115,7 +118,8 @@ impl LinodeProvider {
             None => BTreeMap::new(),
         };
         let rest: Vec<_> = wanted.into_iter().filter(|id| !listed.contains_key(id)).collect();
-        let mut all: BTreeMap<_, _> = listed.into_iter().map(|(id, item)| (id, Lookup::Found(item))).collect();
+        let mut all: BTreeMap<_, _> =
+            listed.into_iter().map(|(id, item)| (id, Lookup::Found(item))).collect();
         for some in rest.chunks(SINGLE_READS) {
             let looks = some.iter().map(|id| self.look_up(what, path, *id).map(move |look| (*id, look)));
             all.extend(join_all(looks).await);
@@ -182,7 +186,8 @@ pub(crate) async fn read_jobs(
 ) -> Result<Vec<CloudJob>, ProviderError> {
     let operation = format!("read the job history of volume {volume}");
     let failed = |reason: String| ProviderError::NotApplied { operation: operation.clone(), reason };
-    let number = handle::number(volume.as_str()).ok_or_else(|| failed("it is not a number of Linode's".into()))?;
+    let number =
+        handle::number(volume.as_str()).ok_or_else(|| failed("it is not a number of Linode's".into()))?;
     let filter = json!({
         "entity.type": "volume", "entity.id": number, "+order_by": "created", "+order": "desc",
     });
@@ -242,11 +247,8 @@ impl Provider for LinodeProvider {
     ) -> BoxFuture<'a, BTreeMap<VolumeId, Lookup<CloudVolume>>> {
         async move {
             let (wanted, mut all) = numbers(ids, "volume");
-            let listed = if wanted.len() > SINGLE_READS {
-                Some(self.volumes_from_list(&wanted).await)
-            } else {
-                None
-            };
+            let listed =
+                if wanted.len() > SINGLE_READS { Some(self.volumes_from_list(&wanted).await) } else { None };
             for (id, look) in self.complete::<Volume>("volume", "/volumes", wanted, listed).await {
                 all.insert(VolumeId::new(id.to_string()), convert(look, Volume::into_cloud));
             }

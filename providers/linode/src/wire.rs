@@ -94,7 +94,9 @@ impl Volume {
         }
         match self.status.as_str() {
             "active" => VolumeState::Active,
-            doing @ ("creating" | "resizing" | "key_rotating") => VolumeState::Busy { doing: doing.to_owned() },
+            doing @ ("creating" | "resizing" | "key_rotating") => {
+                VolumeState::Busy { doing: doing.to_owned() }
+            }
             // Known to linodego: "a support ticket must be opened to resolve the issue".
             reason @ "contact_support" => VolumeState::Locked { reason: reason.to_owned() },
             other => VolumeState::Other(other.to_owned()),
@@ -270,7 +272,8 @@ mod tests {
         let job = event.into_cloud().expect("a job");
         assert_eq!(job.instance, Some("42".into()));
         assert!(job.is_pending());
-        let odd = json!({"id": 1, "action": "a", "status": "s", "created": "2026-01-01T00:00:00", "entity": null});
+        let odd =
+            json!({"id": 1, "action": "a", "status": "s", "created": "2026-01-01T00:00:00", "entity": null});
         let job = serde_json::from_value::<Event>(odd).expect("an event").into_cloud().expect("a job");
         assert_eq!((job.volume, job.instance, job.status), (None, None, JobStatus::Other("s".into())));
     }

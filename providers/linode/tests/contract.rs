@@ -60,7 +60,12 @@ async fn every_call_of_the_simulated_cloud_keeps_to_the_description() {
     contract.assert_kept();
     let actions: Vec<_> = last["data"].as_array().expect("events").iter().map(|e| &e["action"]).collect();
     let expected = [
-        "linode_reboot", "linode_boot", "linode_shutdown", "volume_attach", "volume_detach", "volume_attach",
+        "linode_reboot",
+        "linode_boot",
+        "linode_shutdown",
+        "volume_attach",
+        "volume_detach",
+        "volume_attach",
     ];
     assert_eq!(actions, expected);
 }
@@ -79,7 +84,8 @@ async fn what_the_description_forbids_is_refused_by_the_simulated_cloud() {
         assert_eq!((status, answer["errors"][0]["field"].as_str()), (400, Some(field)), "{path}");
     }
     for body in [json!({}), json!({"linode_id": "43"}), json!({"linode_id": 43, "force": true})] {
-        let (status, _) = send(&transport, request(Method::POST, "/volumes/17/attach", None, Some(&body))).await;
+        let (status, _) =
+            send(&transport, request(Method::POST, "/volumes/17/attach", None, Some(&body))).await;
         assert_eq!(status, 400, "{body}");
     }
     let mut bare = request(Method::GET, "/volumes/17", None, None);

@@ -2,7 +2,9 @@
 
 mod support;
 
-use reattach_cloud_simulator::{DetachBehaviour, ErrorBody, Fault, FaultRule, Operation, UnattachedDetach, When};
+use reattach_cloud_simulator::{
+    DetachBehaviour, ErrorBody, Fault, FaultRule, Operation, UnattachedDetach, When,
+};
 use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, EffectKnowledge, Grant, Provider, ProviderError, RightUse,
@@ -39,17 +41,24 @@ async fn errors_of_a_detach_by_what_is_known() {
     };
     let json = ErrorBody::Json;
     let table = [
-        (error(400, "Something else", json), "could not detach volume 17 from instance 42: Something else (HTTP 400)"),
+        (
+            error(400, "Blocked by a policy", json),
+            "could not detach volume 17 from instance 42: Blocked by a policy (HTTP 400)",
+        ),
+        (
+            error(400, "Something else", json),
+            "could not detach volume 17 from instance 42: Something else (HTTP 400)",
+        ),
         (
             error(400, "", ErrorBody::Html),
             "could not detach volume 17 from instance 42: HTTP 400 Bad Request with a body of type text/html, not \
              in the API's own form",
         ),
+        (error(404, "Not found", json), "could not detach volume 17 from instance 42: Not found (HTTP 404)"),
         (
-            error(404, "Not found", json),
-            "could not detach volume 17 from instance 42: Not found (HTTP 404)",
+            error(403, "Unauthorized", json),
+            "not allowed to detach volume 17 from instance 42: Unauthorized (HTTP 403)",
         ),
-        (error(403, "Unauthorized", json), "not allowed to detach volume 17 from instance 42: Unauthorized (HTTP 403)"),
         (
             error(408, "Timed out", json),
             "tried to detach volume 17 from instance 42, and whether that happened is not known: Timed out (HTTP 408)",
@@ -117,7 +126,10 @@ async fn a_refusal_is_explained_by_reading_again() {
     linode.sim.add_fault(FaultRule::new([Operation::DetachVolume], slow));
     let elsewhere = DetachOutcome::AttachedElsewhere(InstanceId::new(OTHER.to_string()));
     assert_eq!(detach(&linode).await, Ok(elsewhere));
-    assert_eq!(linode.sim.holder_intervals(VOLUME).last().map(|i| (i.instance, i.until)), Some((OTHER, None)));
+    assert_eq!(
+        linode.sim.holder_intervals(VOLUME).last().map(|i| (i.instance, i.until)),
+        Some((OTHER, None))
+    );
 
     // Detached meanwhile, in each of the ways in which the API may answer.
     for (answer, expected) in [
@@ -136,7 +148,8 @@ async fn a_refusal_is_explained_by_reading_again() {
 async fn busy_counts_as_busy_when_the_history_cannot_be_read() {
     let linode = Linode::new();
     assert_eq!(detach(&linode).await, Ok(DetachOutcome::Accepted));
-    let lost = Fault::Error { status: 500, reason: String::new(), when: When::BeforeEffect, body: ErrorBody::Html };
+    let lost =
+        Fault::Error { status: 500, reason: String::new(), when: When::BeforeEffect, body: ErrorBody::Html };
     linode.sim.add_fault(FaultRule::new([Operation::ListJobs], lost));
     let again = detach(&linode).await;
     assert_eq!(again, Ok(DetachOutcome::Busy { detail: "Linode busy.".to_owned() }));
@@ -168,8 +181,12 @@ async fn preflight_names_each_missing_right() {
     };
     assert_eq!(missing(&["*"]).await, "");
     assert_eq!(missing(&["volumes:read_write", "linodes:read_write", "events:read_only"]).await, "");
-    assert_eq!(missing(&["volumes:read_write", "events:read_write"]).await, "linodes:read_only linodes:read_write");
-    let nothing = "events:read_only linodes:read_only linodes:read_write volumes:read_only volumes:read_write";
+    assert_eq!(
+        missing(&["volumes:read_write", "events:read_write"]).await,
+        "linodes:read_only linodes:read_write"
+    );
+    let nothing =
+        "events:read_only linodes:read_only linodes:read_write volumes:read_only volumes:read_write";
     assert_eq!(missing(&[]).await, nothing, "the refusal's own headers tell");
 }
 

@@ -65,8 +65,7 @@ async fn a_connection_cut_after_the_request_leaves_the_outcome_open() {
         let provider = LinodeProvider::connect(config(&url)).expect("a provider");
         let outcome = detach(&provider, LONG).await;
         assert!(matches!(outcome, Err(ProviderError::Unknown { .. })), "{outcome:?}");
-        let detaches =
-            sim.requests().iter().filter(|r| r.operation == Some(Operation::DetachVolume)).count();
+        let detaches = sim.requests().iter().filter(|r| r.operation == Some(Operation::DetachVolume)).count();
         assert_eq!(detaches, 1, "nothing repeats a mutation");
         let freed = sim.volume(VOLUME).expect("a volume").holder.is_none();
         assert_eq!(freed, when == When::AfterEffect);

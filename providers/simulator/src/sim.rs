@@ -342,6 +342,17 @@ impl CloudSim {
         })
     }
 
+    /// A guest gets the device although the API names another holder or none: what no cloud should do, for testing
+    /// that the record notices.
+    pub fn leak_device(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            state.volume(volume)?;
+            state.instance(instance)?;
+            state.plug(volume, instance, now);
+            Ok(())
+        })
+    }
+
     /// Tells that a guest has the device mounted or open, or no longer. A device taken from a running guest in use
     /// is recorded in [`CloudSim::pulled`]. Does nothing when the guest does not have the device.
     pub fn set_in_use(&self, instance: InstanceNo, volume: VolumeNo, in_use: bool) {

@@ -192,9 +192,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             Known::Object(object) => {
                 let status = status_of(object).unwrap_or_default();
                 status.observed_generation != object.metadata.generation
-                    || challenges_of(object)
-                        .iter()
-                        .any(|challenge| given(&status, challenge, None).is_none())
+                    || challenges_of(object).iter().any(|challenge| given(&status, challenge, None).is_none())
             }
         }
     }

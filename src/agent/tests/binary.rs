@@ -1,5 +1,8 @@
 //! The binary as a person or a DaemonSet starts it.
 
+// Helpers outside of test functions fail tests by panicking too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{BOOT, LABEL, Tree};

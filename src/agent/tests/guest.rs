@@ -1,5 +1,8 @@
 //! What the agent sees in host trees that show one situation each.
 
+// Helpers outside of test functions fail tests by panicking too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;
@@ -110,6 +113,9 @@ fn containers_of_a_mounted_volume_do_not_change_the_unasked_report() {
     tree.csi_mounts("8:0", "/dev/sda");
     let before = tree.scan();
     tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
+    // A DaemonSet's pod that sees the host's / below /host.
+    let below = format!("6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw", staging());
+    tree.process(78, "reattach-agent", &[&below]);
     assert_eq!(tree.scan(), before);
     let asked = in_use(&tree).mounts;
     assert!(asked.contains(&"/data (mount namespace of 77 redis-server)".to_owned()), "{asked:?}");
@@ -159,6 +165,18 @@ fn dead_mount() {
     tree.dir("sys/dev/block/8:0");
     assert!(tree.scan().csi_volumes[0].mounts.iter().all(|mount| !mount.dead));
     assert_eq!(in_use(&tree).mounts.len(), 2);
+}
+
+#[test]
+fn a_dead_mount_that_only_another_namespace_still_has() {
+    let tree = Tree::host();
+    tree.csi_folders();
+    let below = format!("6 4 8:0 / /host{}/globalmount rw - ext4 /dev/sda rw", staging());
+    tree.process(78, "exporter", &[&below]);
+    let path = format!("/host{}/globalmount (mount namespace of 78 exporter)", staging());
+    let mount = GuestMount { path: path.clone(), dev: "8:0".to_owned(), dead: true, read_only: false };
+    assert_eq!(tree.scan().csi_volumes[0].mounts, [mount]);
+    assert_eq!(seen(&tree), Seen::DeadMount { paths: vec![path] });
 }
 
 #[test]

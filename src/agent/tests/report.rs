@@ -1,5 +1,8 @@
 //! The agent's loop against an API server in memory, under virtual time.
 
+// Helpers outside of test functions fail tests by panicking too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{BOOT, LABEL, Tree, challenge};
@@ -284,6 +287,21 @@ async fn errors_slow_it_down_and_never_end_it() {
         sleep(Duration::from_secs(120)).await;
         assert_eq!(world.answers()[0].epoch, epoch, "{fault:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_questions_do_not_shorten_the_pause_after_an_error() {
+    let world = World::running(Tree::with_volume()).await;
+    world.writes();
+    world.server.add_fault(FaultRule::always(on(Verb::Patch), refusal(503)));
+    for epoch in 1..=50 {
+        world.ask("n1", &[challenge("recovery-1", epoch)]).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.writes().len(), 1);
+    world.server.clear_faults();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.answers()[0].epoch, 50);
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,6 +104,74 @@ pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
     }
 }
 
+/// Loads the configuration: the given kubeconfig file and context, or what the environment offers.
+///
+/// # Errors
+/// [`ConnectError::Config`] in one sentence.
+pub async fn load(kubeconfig: Option<&std::path::Path>, context: Option<&str>) -> Result<Config, ConnectError> {
+    use kube::config::{KubeConfigOptions, Kubeconfig};
+    let bad = |e: &dyn std::fmt::Display| ConnectError::Config(e.to_string());
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|e| bad(&format!("{}: {e}", path.display())))?;
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(&e))
+        }
+        None if context.is_some() => Config::from_kubeconfig(&options).await.map_err(|e| bad(&e)),
+        None => Config::infer().await.map_err(|e| bad(&e)),
+    }
+}
+
+/// Makes sure that the custom resources are installed.
+///
+/// # Errors
+/// One sentence that names the missing one and the fix.
+pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
+    let group = client.list_api_group_resources("reattach.dev/v1alpha1").await;
+    let missing = |what: &str| {
+        Err(ConnectError::Config(format!("{what} is not installed in this cluster; apply deploy/crds first")))
+    };
+    match group {
+        Ok(list) => {
+            for plural in ["volumerecoveries", "recoverypolicies", "nodevolumereports"] {
+                if !list.resources.iter().any(|r| r.name == plural) {
+                    return missing(&format!("custom resource {plural}.reattach.dev"));
+                }
+            }
+            Ok(())
+        }
+        // An unknown group is answered in plain text, which has a code and no reason.
+        Err(kube::Error::Api(s)) if s.code == 404 => missing("API group reattach.dev/v1alpha1"),
+        Err(error) => Err(ConnectError::Config(format!("the API server does not answer ({error})"))),
+    }
+}
+
+/// The user name that the API server knows this client by.
+///
+/// # Errors
+/// The API server's error.
+pub async fn whoami(records: &Client) -> Result<String, kube::Error> {
+    use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+    let api: kube::Api<SelfSubjectReview> = kube::Api::all(records.clone());
+    let review = api.create(&kube::api::PostParams::default(), &SelfSubjectReview::default()).await?;
+    Ok(review.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default())
+}
+
+/// Returns when the process is told to end (SIGTERM or SIGINT).
+pub async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        // Without handlers the default action ends the process.
+        _ => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,8 +61,9 @@ pub fn claims_of(pod: &Pod) -> Vec<String> {
 }
 
 impl View {
-    /// From the watches. Leases are not watched and stay empty.
-    pub fn cached(cache: &Cache, claim: &ObjectName) -> Self {
+    /// From the watches. Leases are not watched and stay empty. `pinned` is the node of a plan that runs: once pods and
+    /// VolumeAttachments are gone nothing else leads to it.
+    pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&str>) -> Self {
         let mut view = Self {
             claim: cache.claims.get(&claim.namespace, &claim.name),
             claims: cache.claims.filter(|c| c.namespace().as_deref() == Some(&claim.namespace)),
@@ -76,7 +77,7 @@ impl View {
             view.attachments = cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
         }
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
-        for node in view.node_names(claim) {
+        for node in view.node_names(claim, pinned) {
             view.nodes.insert(node.clone(), cache.nodes.get("", &node));
             view.csi_nodes.extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
             view.reports.extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
@@ -84,11 +85,11 @@ impl View {
         view
     }
 
-    /// By live reads.
+    /// By live reads. `pinned` as for [`View::cached`].
     ///
     /// # Errors
     /// The first read that failed: nothing may be concluded then.
-    pub async fn live(client: &Client, claim: &ObjectName) -> Result<Self, kube::Error> {
+    pub async fn live(client: &Client, claim: &ObjectName, pinned: Option<&str>) -> Result<Self, kube::Error> {
         let ns = claim.namespace.as_str();
         let all = ListParams::default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
@@ -103,11 +104,16 @@ impl View {
             events: arcs(Api::<Event>::namespaced(client.clone(), ns).list(&warnings).await?.items),
             ..Self::default()
         };
-        view.read_cluster_scoped(client, claim).await?;
+        view.read_cluster_scoped(client, claim, pinned).await?;
         Ok(view)
     }
 
-    async fn read_cluster_scoped(&mut self, client: &Client, claim: &ObjectName) -> Result<(), kube::Error> {
+    async fn read_cluster_scoped(
+        &mut self,
+        client: &Client,
+        claim: &ObjectName,
+        pinned: Option<&str>,
+    ) -> Result<(), kube::Error> {
         if let Some(pv) = self.volume_name() {
             self.volume = Api::<PersistentVolume>::all(client.clone()).get_opt(&pv).await?.map(Arc::new);
             let all = Api::<VolumeAttachment>::all(client.clone()).list(&ListParams::default()).await?.items;
@@ -117,7 +123,7 @@ impl View {
         if let Some(driver) = self.driver_name() {
             self.driver = Api::<CSIDriver>::all(client.clone()).get_opt(&driver).await?.map(Arc::new);
         }
-        for name in self.node_names(claim) {
+        for name in self.node_names(claim, pinned) {
             let node = Api::<Node>::all(client.clone()).get_opt(&name).await?;
             let csi = Api::<CSINode>::all(client.clone()).get_opt(&name).await?;
             let report = Api::<NodeVolumeReport>::all(client.clone()).get_opt(&name).await?;
@@ -155,10 +161,10 @@ impl View {
         Some(self.volume.as_ref()?.spec.as_ref()?.csi.as_ref()?.driver.clone())
     }
 
-    fn node_names(&self, claim: &ObjectName) -> BTreeSet<String> {
+    fn node_names(&self, claim: &ObjectName, pinned: Option<&str>) -> BTreeSet<String> {
         let attached = self.attachments.iter().map(|a| a.spec.node_name.clone());
         let bound = self.pods_of(&claim.name).into_iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
-        attached.chain(bound).filter(|n| !n.is_empty()).collect()
+        attached.chain(bound).chain(pinned.map(str::to_owned)).filter(|n| !n.is_empty()).collect()
     }
 }
 

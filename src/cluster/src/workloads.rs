@@ -328,7 +328,8 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &w.name.namespace, &resource);
     let list = match api.list(&ListParams::default()).await {
         Ok(list) => list,
-        Err(kube::Error::Api(s)) if s.is_not_found() => return Ok(Vec::new()),
+        // A cluster without KEDA answers in plain text, which has a code and no reason.
+        Err(kube::Error::Api(s)) if s.code == 404 => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let targets = |o: &&DynamicObject| {

@@ -57,11 +57,15 @@ impl Collector {
         depth: Depth<'_>,
     ) -> Result<Evidence, kube::Error> {
         let live = matches!(depth, Depth::Execute { live: true, .. });
+        let pinned = match depth {
+            Depth::Execute { plan, .. } => Some(plan.pins.node.as_str()),
+            Depth::Diagnose | Depth::Plan => None,
+        };
         let (mut view, at) = match &self.cache {
-            Some(cache) if !live => (View::cached(cache, claim), cache.as_of()),
+            Some(cache) if !live => (View::cached(cache, claim, pinned), cache.as_of()),
             _ => {
                 let at = self.clock.now();
-                (View::live(&self.clients.read, claim).await?, at)
+                (View::live(&self.clients.read, claim, pinned).await?, at)
             }
         };
         if matches!(depth, Depth::Execute { .. }) && view.leases.is_empty() {

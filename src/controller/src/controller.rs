@@ -3,19 +3,20 @@
 use crate::collect::{Collector, Depth};
 use crate::metrics::Metrics;
 use crate::nominate::{Nominee, nominees};
-use crate::policies::ruling;
+use crate::policies::{Subject, ruling};
 use crate::providers::Providers;
 use crate::recovery::{Executor, Limits};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
-use reattach_cluster::{Clients, Clock};
+use reattach_cluster::{Clients, Clock, facts};
 use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
+use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +72,9 @@ impl Controller {
         let elector = Elector::new(self.clients.records.clone(), namespace, lease, identity, self.clock.clone());
         // The elector outlives the drivers: an effect under way must end inside our lease.
         let (end_election, election_ended) = watch::channel(false);
-        let election = tokio::spawn(elector.run(publish, election_ended));
+        // In a set, so that a run that is dropped stops renewing the Lease.
+        let mut election = JoinSet::new();
+        election.spawn(elector.run(publish, election_ended));
         let executor = Executor {
             collector: Collector {
                 clients: self.clients.clone(),
@@ -88,7 +91,7 @@ impl Controller {
             .await;
         end_election.send_replace(true);
         // The election task ends by itself once told to; a panic in it has nothing left to lose here.
-        let _ = election.await;
+        let _ = election.join_next().await;
     }
 }
 
@@ -112,7 +115,7 @@ impl Leader {
             }
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|s| *s) => break,
+                () = told(&mut stop) => break,
                 Some(ended) = self.drivers.join_next_with_id() => self.forget(ended),
                 _ = self.leadership.changed() => {}
                 _ = changes.changed() => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -167,9 +170,10 @@ impl Leader {
                 continue;
             }
             let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
-            let task_name = name.clone();
+            let (task_name, username) = (name.clone(), self.settings.username.clone());
             let handle = self.drivers.spawn(async move {
-                executor.drive(&task_name, |n| limits(&cache, n), stop).await;
+                let limits = |n: &ObjectName| Limits { policy_mode: policy_mode(&cache, n, &username), ..limits(&cache, n) };
+                executor.drive(&task_name, limits, stop).await;
                 task_name
             });
             self.driven.insert(name, handle.id());
@@ -180,12 +184,16 @@ impl Leader {
     async fn consider(&self, nominee: &Nominee) -> Result<(), kube::Error> {
         let evidence = self.executor.collector.collect(&nominee.claim, None, Depth::Diagnose).await?;
         let policies = self.cache.policies.filter(|_| true);
-        let Some(policy) = ruling(&policies, &evidence) else { return Ok(()) };
+        let Some(policy) = Subject::of(&evidence).and_then(|s| ruling(&policies, &s)) else { return Ok(()) };
         let diagnosis = diagnose(&evidence, self.executor.collector.clock.now());
         if !worth_a_record(&diagnosis) {
             return Ok(());
         }
-        let name = recovery_name(&evidence);
+        let trouble = trouble_name(&evidence);
+        if self.given_up(&nominee.claim, &trouble) {
+            return Ok(());
+        }
+        let name = format!("{trouble}-{}", occasion(&evidence, policy));
         let recovery = VolumeRecovery {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -214,6 +222,16 @@ impl Leader {
         }
     }
 
+    /// Whether a person ended a recovery of this very trouble, or it failed: it is not begun again until someone asks.
+    fn given_up(&self, claim: &ObjectName, trouble: &str) -> bool {
+        let over = |r: &VolumeRecovery| {
+            (phase(r) == Phase::Failed || phase(r) == Phase::Aborted && r.spec.abort.is_some())
+                && Executor::claim_of(r) == *claim
+                && r.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+        };
+        !self.cache.recoveries.filter(over).is_empty()
+    }
+
     async fn prune(&self) -> Result<(), kube::Error> {
         let mut per_claim: BTreeMap<ObjectName, Vec<Arc<VolumeRecovery>>> = BTreeMap::new();
         for recovery in self.cache.recoveries.filter(|r| phase(r).is_final() && r.finalizers().is_empty()) {
@@ -235,6 +253,11 @@ impl Leader {
     }
 }
 
+/// Returns once `stop` says so, without keeping its guard: a run must be able to move between threads.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|s| *s).await;
+}
+
 fn phase(recovery: &VolumeRecovery) -> Phase {
     recovery.status.as_ref().map(|s| s.phase).unwrap_or_default()
 }
@@ -250,7 +273,7 @@ fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
 }
 
 /// What limits the recovery `name` now.
-pub(crate) fn limits(cache: &Cache, name: &ObjectName) -> Limits {
+pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
     let own = cache.recoveries.get(&name.namespace, &name.name);
     let claim = own.as_ref().map(|r| Executor::claim_of(r));
     let running: Vec<_> = running(cache).into_iter().filter(|(n, _)| n != name).collect();
@@ -262,7 +285,17 @@ pub(crate) fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         .find(|n| running.iter().any(|(r, _)| r == n));
     let policies = cache.policies.filter(|_| true);
     let budgets = policies.iter().max_by_key(|p| p.spec.precedence).map(|p| p.spec.budgets.clone()).unwrap_or_default();
-    Limits { budgets, running, rival }
+    Limits { budgets, running, rival, policy_mode: None }
+}
+
+/// How far the policy that rules the claim goes now, for a recovery that was made under a policy by `username`.
+fn policy_mode(cache: &Cache, name: &ObjectName, username: &str) -> Option<Mode> {
+    let own = cache.recoveries.get(&name.namespace, &name.name).filter(|r| r.spec.requester == username)?;
+    let claim = cache.claims.get(&name.namespace, &own.spec.claim_name)?;
+    let pv = claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
+    let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
+    let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
+    ruling(&cache.policies.filter(|_| true), &subject).map(|p| p.spec.mode)
 }
 
 /// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.
@@ -274,13 +307,20 @@ fn worth_a_record(diagnosis: &Diagnosis) -> bool {
     }
 }
 
-/// The same trouble has the same name: claim, VolumeAttachments and boots. So two sweeps never make two recoveries.
-fn recovery_name(evidence: &Evidence) -> String {
+/// The same trouble has the same name: claim, VolumeAttachments and boots.
+fn trouble_name(evidence: &Evidence) -> String {
     let mut parts = vec![evidence.claim.shown().map(|c| c.uid.to_string()).unwrap_or_default()];
     parts.extend(evidence.attachments.shown().into_iter().flatten().map(|a| a.uid.to_string()));
     parts.extend(evidence.nodes.values().filter_map(|n| n.shown()).map(|n| n.boot_id.to_string()));
-    parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
     let mut claim = evidence.claim_name.name.clone();
     claim.truncate(200);
     format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
+}
+
+/// Tells apart recoveries of the same trouble under another policy, or of trouble that went away and came back with
+/// other pods. The same occasion has the same name, so two sweeps never make two recoveries of it.
+fn occasion(evidence: &Evidence, policy: &RecoveryPolicy) -> String {
+    let mut parts = vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
+    parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
+    reattach_core::plan::short_hash(&parts)
 }

@@ -16,7 +16,7 @@ pub mod recovery;
 mod status;
 
 pub use collect::{Collector, Depth};
-pub use controller::{Controller, Settings};
+pub use controller::{Controller, Settings, limits};
 pub use nominate::{Nominee, nominees};
 pub use providers::Providers;
 pub use recovery::{Executor, Turn};

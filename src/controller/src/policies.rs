@@ -2,24 +2,40 @@
 
 use kube::ResourceExt;
 use reattach_api::{RecoveryPolicy, RecoveryPolicySpec};
-use reattach_core::evidence::Evidence;
+use reattach_core::evidence::{ClaimFacts, Evidence};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+/// What policies look at.
+pub struct Subject<'a> {
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The claim.
+    pub claim: &'a ClaimFacts,
+    /// The CSI driver, where the volume has one.
+    pub driver: Option<&'a str>,
+}
+
+impl<'a> Subject<'a> {
+    /// From evidence; `None` without a claim.
+    pub fn of(evidence: &'a Evidence) -> Option<Self> {
+        let driver = evidence.volume.shown().and_then(|v| v.csi.as_ref()).map(|c| c.driver.as_str());
+        Some(Self { namespace: &evidence.claim_name.namespace, claim: evidence.claim.shown()?, driver })
+    }
+}
+
 /// The policy that rules this claim, with its name: the highest precedence; among equals the most cautious mode, then
 /// the name. None: no policy selects it, and nothing is done.
-pub fn ruling<'a>(policies: &'a [Arc<RecoveryPolicy>], evidence: &Evidence) -> Option<&'a RecoveryPolicy> {
-    let matching = policies.iter().filter(|p| selects(&p.spec, evidence));
+pub fn ruling<'a>(policies: &'a [Arc<RecoveryPolicy>], subject: &Subject<'_>) -> Option<&'a RecoveryPolicy> {
+    let matching = policies.iter().filter(|p| selects(&p.spec, subject));
     matching.map(AsRef::as_ref).min_by_key(|p| (Reverse(p.spec.precedence), p.spec.mode, p.name_any()))
 }
 
-fn selects(spec: &RecoveryPolicySpec, evidence: &Evidence) -> bool {
+fn selects(spec: &RecoveryPolicySpec, subject: &Subject<'_>) -> bool {
     let s = &spec.selector;
-    let Some(claim) = evidence.claim.shown() else { return false };
-    let driver = evidence.volume.shown().and_then(|v| v.csi.as_ref()).map(|c| c.driver.as_str());
     let listed = |list: &[String], value: Option<&str>| list.is_empty() || value.is_some_and(|v| list.iter().any(|l| l == v));
-    listed(&s.namespaces, Some(&evidence.claim_name.namespace))
-        && listed(&s.storage_classes, claim.storage_class.as_deref())
-        && listed(&s.drivers, driver)
-        && s.claim_labels.iter().all(|(k, v)| claim.labels.get(k) == Some(v))
+    listed(&s.namespaces, Some(subject.namespace))
+        && listed(&s.storage_classes, subject.claim.storage_class.as_deref())
+        && listed(&s.drivers, subject.driver)
+        && s.claim_labels.iter().all(|(k, v)| subject.claim.labels.get(k) == Some(v))
 }

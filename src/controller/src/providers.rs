@@ -118,3 +118,38 @@ impl Providers {
         }
     }
 }
+
+/// A provider that could not be set up, as one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// No such provider in this build.
+    #[error("provider {name:?} is not compiled in; this build has: linode")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+    },
+    /// Its settings are missing or wrong.
+    #[error("provider {name}: {why}")]
+    Settings {
+        /// The provider.
+        name: String,
+        /// Which setting, and the fix.
+        why: String,
+    },
+}
+
+/// Sets a provider up from its environment variables.
+///
+/// # Errors
+/// [`SetupError`].
+pub fn from_env(name: &str) -> Result<Arc<dyn Provider>, SetupError> {
+    let bad = |why: String| SetupError::Settings { name: name.to_owned(), why };
+    match name {
+        "linode" => {
+            let config = reattach_linode::LinodeConfig::from_vars(|key| std::env::var(key).ok());
+            let config = config.map_err(|e| bad(e.to_string()))?;
+            Ok(Arc::new(reattach_linode::LinodeProvider::connect(config).map_err(|e| bad(e.to_string()))?))
+        }
+        _ => Err(SetupError::Unknown { name: name.to_owned() }),
+    }
+}

@@ -77,7 +77,8 @@ pub enum Mark {
         /// Why.
         why: String,
     },
-    /// No pod of the claim was seen any more: the start of the kubelet handshake.
+    /// No pod of the claim was seen any more: the start of the kubelet handshake. A later line replaces it; one without
+    /// a Lease voids it.
     NoUser {
         /// The moment and the Lease as it stood.
         #[serde(flatten)]

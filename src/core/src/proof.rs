@@ -5,6 +5,7 @@
 
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
+use crate::guest::Seen;
 use crate::ids::{InstanceId, NodeName, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,8 @@ impl FenceProof {
 pub struct NoUser {
     /// When it was seen.
     pub at: Timestamp,
-    /// The node's Lease `renewTime` at that moment.
+    /// The node's Lease `renewTime` at that moment. None: it could not be read, or a pod of the claim was seen again;
+    /// no proof can rest on this line then.
     pub lease: Option<Timestamp>,
 }
 
@@ -152,11 +154,12 @@ pub fn kubelet_handshake(
     let csi = evidence
         .csi(now)
         .ok_or_else(|| NoProof::Missing { what: "the PersistentVolume".into(), why: "no fresh CSI source".into() })?;
-    let facts = match evidence.nodes.get(node) {
+    let fact = evidence.nodes.get(node);
+    let facts = match fact {
         Some(fact) => fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?,
         None => None,
     };
-    let Some(facts) = facts else {
+    let (Some(facts), Some(fact)) = (facts, fact) else {
         return Err(NoProof::Missing { what: format!("Node {node}"), why: "no such Node was read".into() });
     };
     if !facts.ready {
@@ -171,8 +174,10 @@ pub fn kubelet_handshake(
     if facts.volumes_in_use.contains(&csi.unique_name()) {
         return Err(NoProof::InUse { node: node.clone() });
     }
+    // volumesInUse counts only as read after the last pod was gone (P3 after P2).
+    let read_after = evidence.collected_at > no_user.at && fact.at >= no_user.at && evidence.pods.at >= no_user.at;
     let lease_renewed = match (facts.lease_renewed, no_user.lease) {
-        (Some(new), Some(old)) if new > old && evidence.collected_at > no_user.at => new,
+        (Some(new), Some(old)) if new > old && read_after => new,
         _ => return Err(NoProof::LeaseNotRenewed { node: node.clone() }),
     };
     veto(evidence, node, now)?;
@@ -202,8 +207,15 @@ fn held_at_zero(evidence: &Evidence, recovery: &crate::ids::Uid, now: Timestamp)
         return Err(NoProof::NoHold { why: "the workload is not there".into() });
     };
     match &workload.stamp {
-        Some(Ok(stamp)) if stamp.recovery == *recovery && workload.replicas == 0 => Ok(()),
-        Some(Ok(_)) if workload.replicas == 0 => Err(NoProof::NoHold { why: "the stamp is another recovery's".into() }),
+        Some(Ok(stamp)) if workload.replicas == 0 => {
+            if stamp.recovery != *recovery {
+                return Err(NoProof::NoHold { why: "the stamp is another recovery's".into() });
+            }
+            if stamp.workload != workload.workload.uid {
+                return Err(NoProof::NoHold { why: "the stamp is another object's".into() });
+            }
+            Ok(())
+        }
         Some(Err(why)) => Err(NoProof::NoHold { why: why.clone() }),
         _ => Err(NoProof::NoHold { why: format!("{} has {} replicas", workload.workload, workload.replicas) }),
     }
@@ -211,6 +223,13 @@ fn held_at_zero(evidence: &Evidence, recovery: &crate::ids::Uid, now: Timestamp)
 
 /// An agent that sees a user of the device, or a live mount of the volume, vetoes.
 fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+    if let Some(answer) = evidence.answers.get(node)
+        && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
+        && evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id)
+        && let Seen::InUse { users } = &answer.seen
+    {
+        return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
+    }
     let (Reading::Present(guest), Some(csi)) = (evidence.guest(node, now), evidence.csi(now)) else {
         // No agent is no veto: the handshake itself is the proof (DESIGN 6, P5).
         return Ok(());

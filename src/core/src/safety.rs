@@ -80,8 +80,11 @@ pub enum Refusal {
     #[error("the claim names no access mode, so it is not known whether one writer is all there may be")]
     NoAccessMode,
     /// S1: several cloud holders.
-    #[error("the cloud names {count} holders of the volume ({holders:?}); with more than one nothing is touched", count = holders.len())]
+    #[error("the cloud names {count} holders of the volume ({list}); with more than one nothing is touched", count = holders.len(), list = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     ManyHolders { holders: Vec<InstanceId> },
+    /// S7: another node has a VolumeAttachment of the volume too.
+    #[error("VolumeAttachment {attachment} of node {node} names the volume too; with two of them nothing is touched")]
+    OtherAttachment { attachment: String, node: String },
     /// A fact is not known well enough.
     #[error("{what} is not known well enough ({why}), and what is not known is never safe")]
     Missing { what: String, why: String },

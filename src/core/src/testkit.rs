@@ -10,11 +10,13 @@
 use crate::cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
 use crate::diagnosis::{Diagnosis, diagnose};
 use crate::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeFacts, OwnerFacts, PodFacts,
-    VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeFacts, OwnerFacts,
+    PodFacts, VolumeFacts,
 };
 use crate::fact::{Fact, Known, Source};
-use crate::guest::{Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen};
+use crate::guest::{
+    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
+};
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
 use crate::plan::{Plan, Request, make};
 use crate::runbook::{DEFAULT_RUNBOOK, Runbook};
@@ -118,7 +120,11 @@ impl Case {
             claim_name: claim_name.clone(),
             claim: Fact::present(claim.clone(), kubernetes("PersistentVolumeClaim default/redis-data"), at),
             volume: Fact::present(volume(), kubernetes("PersistentVolume pvc-redis"), at),
-            attachments: Fact::present(vec![attachment(ATTACHMENT, NODE)], kubernetes("VolumeAttachments"), at),
+            attachments: Fact::present(
+                vec![attachment(ATTACHMENT, NODE)],
+                kubernetes("VolumeAttachments"),
+                at,
+            ),
             pods: Fact::present(vec![pod.clone()], kubernetes("Pods of default"), at),
             workload: Fact::present(
                 WorkloadFacts {
@@ -162,8 +168,8 @@ impl Case {
         let mut case = Self { evidence, now: at };
         case.evidence.events[0].pod = value(&mut case.evidence.pods)[0].name.clone();
         let mut case = case.with_node(NODE, INSTANCE);
-        value(case.evidence.nodes.get_mut(&node).unwrap_or_else(|| panic!("testkit: no such node"))).volumes_attached =
-            vec![volume_name()];
+        value(case.evidence.nodes.get_mut(&node).unwrap_or_else(|| panic!("testkit: no such node")))
+            .volumes_attached = vec![volume_name()];
         case.node(|n| n.volumes_in_use = vec![volume_name()]).answer(Seen::NoDevice)
     }
 
@@ -196,8 +202,12 @@ impl Case {
             state: InstanceState::Running,
             auto_restart: true,
         };
-        self.evidence.nodes.insert(name.into(), Fact::present(facts, kubernetes(&format!("Node {name}")), at));
-        self.evidence.guests.insert(name.into(), Fact::present(guest, Source::Agent(name.to_owned()), ago(200)));
+        self.evidence
+            .nodes
+            .insert(name.into(), Fact::present(facts, kubernetes(&format!("Node {name}")), at));
+        self.evidence
+            .guests
+            .insert(name.into(), Fact::present(guest, Source::Agent(name.to_owned()), ago(200)));
         self.evidence
             .instances
             .insert(instance.into(), Fact::present(cloud, Source::Cloud("linode".to_owned()), at));
@@ -222,7 +232,9 @@ impl Case {
 
     /// Changes the VolumeAttachment of [`NODE`].
     pub fn attachment(self, change: impl FnOnce(&mut AttachmentFacts)) -> Self {
-        self.attachments(|all| all.first_mut().map(change).unwrap_or_else(|| panic!("testkit: no VolumeAttachment")))
+        self.attachments(|all| {
+            all.first_mut().map(change).unwrap_or_else(|| panic!("testkit: no VolumeAttachment"))
+        })
     }
 
     /// Changes the list of VolumeAttachments.
@@ -303,7 +315,10 @@ impl Case {
 
     /// The device is there and its file system is mounted.
     pub fn device_in_use(self) -> Self {
-        let users = DeviceUsers { mounts: vec!["/var/lib/kubelet/plugins/globalmount".to_owned()], ..DeviceUsers::default() };
+        let users = DeviceUsers {
+            mounts: vec!["/var/lib/kubelet/plugins/globalmount".to_owned()],
+            ..DeviceUsers::default()
+        };
         let seen = Seen::InUse { users: users.clone() };
         self.guest(|g| g.devices = vec![GuestDevice { users, ..device() }]).with_mount(false).answer(seen)
     }
@@ -373,7 +388,12 @@ impl Case {
 
     /// An owner reference of the kind and UID.
     pub fn owner(kind: &str, uid: &str) -> OwnerFacts {
-        OwnerFacts { api_version: "apps/v1".to_owned(), kind: kind.to_owned(), name: "redis".to_owned(), uid: uid.into() }
+        OwnerFacts {
+            api_version: "apps/v1".to_owned(),
+            kind: kind.to_owned(),
+            name: "redis".to_owned(),
+            uid: uid.into(),
+        }
     }
 
     /// The diagnosis.

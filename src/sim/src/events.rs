@@ -28,8 +28,16 @@ impl Recorder {
         Self { component: component.into(), host: host.into(), seen: BTreeMap::new() }
     }
 
-    /// Writes or counts up one event about `object` (of the core group's `kind`). A lost event is not repeated.
-    pub async fn record(&mut self, kapi: &Kapi, kind: &str, object: &Value, warning: bool, reason: &str, message: &str, now: Timestamp) {
+    /// Writes or counts up one event about a pod. A lost event is not repeated.
+    pub async fn record(
+        &mut self,
+        kapi: &Kapi,
+        object: &Value,
+        warning: bool,
+        reason: &str,
+        message: &str,
+        now: Timestamp,
+    ) {
         let key = (uid(object).to_owned(), reason.to_owned(), message.to_owned());
         let at = rfc3339(now);
         if let Some(seen) = self.seen.get_mut(&key) {
@@ -50,7 +58,7 @@ impl Recorder {
         let body = json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": event, "namespace": ns},
-            "involvedObject": {"kind": kind, "apiVersion": "v1", "name": name(object), "namespace": object["metadata"]["namespace"],
+            "involvedObject": {"kind": "Pod", "apiVersion": "v1", "name": name(object), "namespace": object["metadata"]["namespace"],
                 "uid": uid(object), "resourceVersion": object["metadata"]["resourceVersion"]},
             "reason": reason, "message": message, "type": if warning { "Warning" } else { "Normal" },
             "source": {"component": self.component, "host": self.host},

@@ -42,7 +42,13 @@ impl Kapi {
         Self { client }
     }
 
-    async fn send(&self, method: &str, path: &str, content: &str, body: Option<&Value>) -> Result<Value, kube::Error> {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, kube::Error> {
         let bytes = match body {
             Some(v) => serde_json::to_vec(v).map_err(kube::Error::SerdeError)?,
             None => Vec::new(),
@@ -197,7 +203,9 @@ async fn follow(cache: &Cache, client: &Client, path: &str, wake: &Notify) -> Re
     let mut rv = rv.to_string();
     loop {
         let glue = if path.contains('?') { '&' } else { '?' };
-        let uri = format!("{path}{glue}watch=true&allowWatchBookmarks=true&timeoutSeconds=290&resourceVersion={rv}");
+        let uri = format!(
+            "{path}{glue}watch=true&allowWatchBookmarks=true&timeoutSeconds=290&resourceVersion={rv}"
+        );
         let mut events = client.request_events::<Value>(request(uri)?).await?.boxed();
         while let Some(event) = events.try_next().await? {
             let object = match event {

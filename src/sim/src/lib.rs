@@ -5,8 +5,8 @@
 
 pub mod apiserver;
 pub mod clock;
-pub mod cluster;
 pub mod cloud;
+pub mod cluster;
 pub mod controllers;
 mod events;
 mod kapi;

@@ -1,4 +1,5 @@
 //! A kube client against the in-memory API server.
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{
-    Api, DeleteParams, EvictParams, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams, Preconditions,
-    WatchEvent, WatchParams,
+    Api, DeleteParams, EvictParams, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams,
+    Preconditions, WatchEvent, WatchParams,
 };
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher::{self, watcher};
@@ -74,7 +75,11 @@ async fn patches() {
     let made = api.create(&PostParams::default(), &config("a", "1")).await.unwrap();
     let pp = PatchParams::default();
     let merged = api
-        .patch("a", &pp, &Patch::Merge(json!({"metadata": {"annotations": {"x": "y"}}, "data": {"k": null, "l": "2"}})))
+        .patch(
+            "a",
+            &pp,
+            &Patch::Merge(json!({"metadata": {"annotations": {"x": "y"}}, "data": {"k": null, "l": "2"}})),
+        )
         .await
         .unwrap();
     assert_eq!(merged.annotations()["x"], "y");
@@ -123,7 +128,8 @@ async fn preconditions_and_graceful_deletion() {
     assert_eq!(left.metadata.deletion_grace_period_seconds, Some(30), "its kubelet has the last word");
     api.delete("q", &DeleteParams::default().grace_period(0)).await.unwrap();
     assert!(api.get_opt("q").await.unwrap().is_none());
-    let deletes = server.audit().into_iter().filter(|e| e.verb == Verb::Delete).map(|e| e.code).collect::<Vec<_>>();
+    let deletes =
+        server.audit().into_iter().filter(|e| e.verb == Verb::Delete).map(|e| e.code).collect::<Vec<_>>();
     assert_eq!(deletes, [409, 200, 200, 200]);
 }
 
@@ -142,8 +148,14 @@ async fn status_scale_and_generation() {
     assert_eq!(made.metadata.generation, Some(1));
 
     let pp = PatchParams::default();
-    let s = api.patch_status("web", &pp, &Patch::Merge(json!({"status": {"replicas": 2}, "spec": {"replicas": 7}}))).await.unwrap();
-    assert_eq!((s.spec.unwrap().replicas, s.status.unwrap().replicas, s.metadata.generation), (Some(2), Some(2), Some(1)));
+    let s = api
+        .patch_status("web", &pp, &Patch::Merge(json!({"status": {"replicas": 2}, "spec": {"replicas": 7}})))
+        .await
+        .unwrap();
+    assert_eq!(
+        (s.spec.unwrap().replicas, s.status.unwrap().replicas, s.metadata.generation),
+        (Some(2), Some(2), Some(1))
+    );
 
     let scale: Scale = api.get_scale("web").await.unwrap();
     assert_eq!(scale.status.as_ref().unwrap().selector.as_deref(), Some("app=web"));
@@ -159,7 +171,8 @@ async fn status_scale_and_generation() {
 async fn eviction_respects_budgets() {
     let (server, client) = server();
     let api: Api<Pod> = Api::default_namespaced(client);
-    server.insert(&json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
+    server
+        .insert(&json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "redis"}}}}));
     let mut stuck = pod("stuck", json!({"app": "redis"}));
     stuck["spec"]["nodeName"] = json!("n1");
@@ -186,11 +199,15 @@ async fn gates_and_bindings() {
     api.create(&PostParams::default(), &serde_json::from_value(gated.clone()).unwrap()).await.unwrap();
     let bind = || async {
         let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "g"}, "target": {"kind": "Node", "name": "n1"}});
-        let request = http::Request::post("/api/v1/namespaces/default/pods/g/binding").body(body.to_string().into_bytes()).unwrap();
+        let request = http::Request::post("/api/v1/namespaces/default/pods/g/binding")
+            .body(body.to_string().into_bytes())
+            .unwrap();
         client.request::<Value>(request).await
     };
     assert_eq!(code(&bind().await.unwrap_err()), 409);
-    api.patch("g", &PatchParams::default(), &Patch::Merge(json!({"spec": {"schedulingGates": null}}))).await.unwrap();
+    api.patch("g", &PatchParams::default(), &Patch::Merge(json!({"spec": {"schedulingGates": null}})))
+        .await
+        .unwrap();
     bind().await.unwrap();
     assert_eq!(api.get("g").await.unwrap().spec.unwrap().node_name.as_deref(), Some("n1"));
     gated["metadata"]["name"] = json!("h");
@@ -211,7 +228,10 @@ async fn watches_resume_and_expire() {
     let mut events = api.watch(&WatchParams::default(), &rv).await.unwrap().boxed();
     assert!(matches!(events.try_next().await.unwrap(), Some(WatchEvent::Added(c)) if c.name_any() == "b"));
     assert!(matches!(events.try_next().await.unwrap(), Some(WatchEvent::Deleted(c)) if c.name_any() == "a"));
-    assert!(matches!(events.try_next().await.unwrap(), Some(WatchEvent::Bookmark(_))), "one virtual minute later");
+    assert!(
+        matches!(events.try_next().await.unwrap(), Some(WatchEvent::Bookmark(_))),
+        "one virtual minute later"
+    );
     assert_eq!(server.break_watches(&RequestMatch::default(), WatchBreak::End), 1);
     assert!(events.try_next().await.unwrap().is_none());
 
@@ -243,13 +263,23 @@ async fn watcher_survives_errors() {
         let base = watcher::Config::default();
         let stream = watcher(api.clone(), if streaming { base.streaming_lists() } else { base });
         let (store, writer) = kube::runtime::reflector::store::<ConfigMap>();
-        let task = tokio::spawn(kube::runtime::reflector(writer, stream).for_each(|_| futures::future::ready(())));
+        let task =
+            tokio::spawn(kube::runtime::reflector(writer, stream).for_each(|_| futures::future::ready(())));
         store.wait_until_ready().await.unwrap();
-        for (n, how) in [WatchBreak::End, WatchBreak::Disconnect, WatchBreak::Expired].into_iter().enumerate() {
-            let unavailable = Fault::Status { status: ApiStatus::new(503, "injected"), after_effect: false, retry_after: None };
+        for (n, how) in [WatchBreak::End, WatchBreak::Disconnect, WatchBreak::Expired].into_iter().enumerate()
+        {
+            let unavailable = Fault::Status {
+                status: ApiStatus::new(503, "injected"),
+                after_effect: false,
+                retry_after: None,
+            };
             for verb in [Verb::List, Verb::Watch] {
                 server.add_fault(
-                    FaultRule::always(RequestMatch { verb: Some(verb), ..Default::default() }, unavailable.clone()).times(1),
+                    FaultRule::always(
+                        RequestMatch { verb: Some(verb), ..Default::default() },
+                        unavailable.clone(),
+                    )
+                    .times(1),
                 );
             }
             server.break_watches(&RequestMatch::default(), how);
@@ -271,13 +301,18 @@ async fn watcher_survives_errors() {
 async fn faults_and_audit() {
     let (server, client) = server();
     let api: Api<ConfigMap> = Api::default_namespaced(client);
-    let creates = RequestMatch { verb: Some(Verb::Create), resource: Some("configmaps".into()), ..Default::default() };
-    let after = Fault::Status { status: ApiStatus::new(504, "timed out"), after_effect: true, retry_after: None };
+    let creates =
+        RequestMatch { verb: Some(Verb::Create), resource: Some("configmaps".into()), ..Default::default() };
+    let after =
+        Fault::Status { status: ApiStatus::new(504, "timed out"), after_effect: true, retry_after: None };
     server.add_fault(FaultRule::always(creates.clone(), after).times(1));
     assert_eq!(code(&api.create(&PostParams::default(), &config("a", "1")).await.unwrap_err()), 504);
     assert!(api.get_opt("a").await.unwrap().is_some(), "the effect happened nevertheless");
     let id = server.add_fault(FaultRule::always(creates.clone(), Fault::Disconnect { after_effect: false }));
-    assert!(!matches!(api.create(&PostParams::default(), &config("b", "1")).await.unwrap_err(), kube::Error::Api(_)));
+    assert!(!matches!(
+        api.create(&PostParams::default(), &config("b", "1")).await.unwrap_err(),
+        kube::Error::Api(_)
+    ));
     assert!(api.get_opt("b").await.unwrap().is_none());
     server.remove_fault(id);
     let id = server.add_fault(FaultRule::always(creates, Fault::Latency(Duration::from_secs(9))));
@@ -286,7 +321,10 @@ async fn faults_and_audit() {
     assert_eq!(server.clock().now().duration_since(before).as_secs(), 9);
     server.remove_fault(id);
     let log: Vec<_> = server.audit().into_iter().filter(|e| e.verb == Verb::Create).collect();
-    assert_eq!(log.iter().map(|e| (e.code, e.dry_run)).collect::<Vec<_>>(), [(504, false), (0, false), (201, true)]);
+    assert_eq!(
+        log.iter().map(|e| (e.code, e.dry_run)).collect::<Vec<_>>(),
+        [(504, false), (0, false), (201, true)]
+    );
     assert!(log.iter().all(|e| e.user == "test" && e.resource == "configmaps" && e.body.is_some()));
 }
 
@@ -297,7 +335,10 @@ async fn owner_references_and_namespaces() {
     let owner = api.create(&PostParams::default(), &config("owner", "1")).await.unwrap();
     let mut child = config("child", "1");
     child.metadata.owner_references = Some(vec![
-        serde_json::from_value(json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.uid()})).unwrap(),
+        serde_json::from_value(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.uid()}),
+        )
+        .unwrap(),
     ]);
     api.create(&PostParams::default(), &child).await.unwrap();
     api.delete("owner", &DeleteParams::default()).await.unwrap();
@@ -314,7 +355,9 @@ async fn custom_resources_discovery_and_metadata() {
     let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "widgets.t.dev"},
         "spec": {"group": "t.dev", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
-            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {"mode": {"type": "string", "default": "DryRun"}}}}}},
+                "subresources": {"status": {},
                 "scale": {"specReplicasPath": ".spec.n", "statusReplicasPath": ".status.n"}}}]}});
     let crds: Api<DynamicObject> = Api::all_with(
         client.clone(),
@@ -334,8 +377,11 @@ async fn custom_resources_discovery_and_metadata() {
     let widget = json!({"apiVersion": "t.dev/v1", "kind": "Widget", "metadata": {"generateName": "w-"}, "spec": {"n": 3}});
     let made = api.create(&PostParams::default(), &serde_json::from_value(widget).unwrap()).await.unwrap();
     assert_eq!(made.name_any().len(), 7);
+    assert_eq!(made.data["spec"]["mode"], "DryRun");
     assert_eq!(api.get_scale(&made.name_any()).await.unwrap().spec.unwrap().replicas, Some(3));
-    let strategic = api.patch(&made.name_any(), &PatchParams::default(), &Patch::Strategic(json!({"spec": {"n": 4}}))).await;
+    let strategic = api
+        .patch(&made.name_any(), &PatchParams::default(), &Patch::Strategic(json!({"spec": {"n": 4}})))
+        .await;
     assert_eq!(code(&strategic.unwrap_err()), 415);
 
     server.insert(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "labels": {"l": "1"}}, "data": {"a": "b"}}));
@@ -362,7 +408,8 @@ async fn admission_patches_and_refuses() {
     let probe = api.create(&dry, &serde_json::from_value(pod("p", json!({}))).unwrap()).await.unwrap();
     assert_eq!(probe.spec.unwrap().scheduling_gates.unwrap()[0].name, "hold");
     assert!(server.read("", "pods", "default", "p").is_none());
-    let bad = api.create(&PostParams::default(), &serde_json::from_value(pod("bad", json!({}))).unwrap()).await;
+    let bad =
+        api.create(&PostParams::default(), &serde_json::from_value(pod("bad", json!({}))).unwrap()).await;
     assert_eq!(code(&bad.unwrap_err()), 403);
 }
 
@@ -379,10 +426,15 @@ async fn runs_repeat() {
             api.create(&PostParams::default(), &serde_json::from_value(p).unwrap()).await.unwrap();
         }
         let pods = server.list("", "pods", None);
-        seen.push(pods.iter().map(|p| p["metadata"].clone()).map(|mut m| {
-            m["creationTimestamp"] = Value::Null;
-            m
-        }).collect::<Vec<_>>());
+        seen.push(
+            pods.iter()
+                .map(|p| p["metadata"].clone())
+                .map(|mut m| {
+                    m["creationTimestamp"] = Value::Null;
+                    m
+                })
+                .collect::<Vec<_>>(),
+        );
     }
     assert_eq!(seen[0], seen[1]);
 }

@@ -1,4 +1,5 @@
 //! Each baseline that was measured on the real control plane, in virtual time. Run with `--nocapture` for the figures.
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
 
 mod support;
 
@@ -91,13 +92,19 @@ async fn b_deleting_the_pod_seldom_heals() {
         // Spread over the phase of the status tick.
         tokio::time::sleep(Duration::from_millis(seed * 167)).await;
         s.delete_pod().await;
-        let replaced = s.cluster.until(secs(10), |c| c.pod(NS, POD).is_some_and(|p| p["metadata"]["deletionTimestamp"].is_null()));
+        let replaced = s.cluster.until(secs(10), |c| {
+            c.pod(NS, POD).is_some_and(|p| p["metadata"]["deletionTimestamp"].is_null())
+        });
         replaced.await.expect("replaced");
         if let Some(t) = s.healed(300).await {
             healed.push(t.as_secs_f64());
         }
     }
-    println!("B, delete the pod: {} of {runs} healed (measured 5 of 57), after {:.1} s", healed.len(), median(healed.clone()));
+    println!(
+        "B, delete the pod: {} of {runs} healed (measured 5 of 57), after {:.1} s",
+        healed.len(),
+        median(healed.clone())
+    );
     assert!((1..=15).contains(&healed.len()), "{healed:?}");
 }
 
@@ -146,7 +153,10 @@ async fn b_scale_to_zero_wait_for_the_attachment_and_back() {
         }
         gone.push(start.elapsed().as_secs_f64());
         let cloud_first = order.iter().position(|o| *o == "cloud");
-        assert!(cloud_first.is_some() && cloud_first > order.iter().position(|o| *o == "volumesAttached"), "{order:?}");
+        assert!(
+            cloud_first.is_some() && cloud_first > order.iter().position(|o| *o == "volumesAttached"),
+            "{order:?}"
+        );
         s.scale(1).await;
         back.push(s.healed(60).await.expect("heals").as_secs_f64());
         assert_eq!(s.node_name(), node, "the scheduler chooses the old node");
@@ -168,7 +178,8 @@ async fn b_deleting_only_the_attachment() {
         let s = stuck(seed, 20 + seed).await;
         let node = s.node_name();
         let va = s.attachment(&node).unwrap();
-        let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{}", va["metadata"]["name"].as_str().unwrap());
+        let path =
+            format!("/apis/storage.k8s.io/v1/volumeattachments/{}", va["metadata"]["name"].as_str().unwrap());
         s.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
         let t = s.healed(400).await.expect("heals").as_secs_f64();
         assert_ne!(s.attachment(&node).unwrap()["metadata"]["uid"], va["metadata"]["uid"]);
@@ -185,7 +196,8 @@ async fn b_detaching_only_at_the_cloud_is_undone_and_heals() {
         let s = stuck(seed, 20 + seed).await;
         let (node, uid) = (s.node_name(), s.attachment(&s.node_name()).unwrap()["metadata"]["uid"].clone());
         s.cloud.make_lost(HANDLE);
-        let back = s.cluster.until(secs(70), |_| s.cloud.holder(HANDLE).is_some()).await.expect("published again");
+        let back =
+            s.cluster.until(secs(70), |_| s.cloud.holder(HANDLE).is_some()).await.expect("published again");
         let t = (s.healed(400).await.expect("heals") + back).as_secs_f64();
         assert_eq!(s.attachment(&node).unwrap()["metadata"]["uid"], uid, "the same VolumeAttachment");
         all.push(t);
@@ -199,7 +211,9 @@ async fn b_cordon_and_delete_lands_elsewhere() {
     let s = stuck(5, 20).await;
     let node = s.node_name();
     let path = format!("/api/v1/nodes/{node}");
-    s.request("PATCH", &path, "application/merge-patch+json", &json!({"spec": {"unschedulable": true}})).await.unwrap();
+    s.request("PATCH", &path, "application/merge-patch+json", &json!({"spec": {"unschedulable": true}}))
+        .await
+        .unwrap();
     s.delete_pod().await;
     s.cluster.until(secs(10), |_| s.pod().is_none()).await.expect("gone");
     let t = s.healed(120).await.expect("heals").as_secs_f64();
@@ -225,21 +239,33 @@ async fn volumes_in_use_lingers() {
     let s = stage(7, 2).await;
     s.ready().await;
     let node = s.node_name();
-    let faults = NodePluginFaults { stage: Some(StageFault::DeadlineExceeded), unstage_fails: true, unregistered: false };
+    let faults = NodePluginFaults {
+        stage: Some(StageFault::DeadlineExceeded),
+        unstage_fails: true,
+        unregistered: false,
+    };
     s.kubelet().set_plugin_faults(faults);
     s.kubelet().recycle(DiskAfter::Kept, secs(5)).await;
     s.cluster
-        .until(secs(60), |c| c.events(NS, POD, "FailedMount").iter().any(|(m, _)| m.contains("DeadlineExceeded")))
+        .until(secs(60), |c| {
+            c.events(NS, POD, "FailedMount").iter().any(|(m, _)| m.contains("DeadlineExceeded"))
+        })
         .await
         .expect("uncertain");
     let kubelet = s.kubelet().clone();
     s.scale(0).await;
     s.cluster.until(secs(10), |_| s.pod().is_none()).await.expect("the pod object goes");
     tokio::time::sleep(secs(480)).await;
-    assert!(s.in_use(&node) && s.attached(&node) && s.attachment(&node).is_some(), "no 6-minute rule on a Ready node");
+    assert!(
+        s.in_use(&node) && s.attached(&node) && s.attachment(&node).is_some(),
+        "no 6-minute rule on a Ready node"
+    );
     kubelet.set_plugin_faults(NodePluginFaults::default());
     let t = s.cluster.until(secs(200), |_| s.attachment(&node).is_none()).await.expect("free");
-    println!("lingering: unchanged for 480 s; free {:.0} s after NodeUnstage works (measured 23 and 112)", t.as_secs_f64());
+    println!(
+        "lingering: unchanged for 480 s; free {:.0} s after NodeUnstage works (measured 23 and 112)",
+        t.as_secs_f64()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,7 +280,10 @@ async fn unregistered_plugin_keeps_the_pod_terminating() {
     assert_eq!(s.pod().unwrap()["status"]["phase"], "Failed");
     assert!(s.pod().unwrap()["metadata"]["deletionTimestamp"].is_string());
     kubelet.set_plugin_faults(NodePluginFaults::default());
-    s.cluster.until(secs(130), |_| s.pod().is_none_or(|p| p["metadata"]["deletionTimestamp"].is_null())).await.expect("goes");
+    s.cluster
+        .until(secs(130), |_| s.pod().is_none_or(|p| p["metadata"]["deletionTimestamp"].is_null()))
+        .await
+        .expect("goes");
 }
 
 /// A dead mount: the device is gone under a live mount and nothing in the API says so.
@@ -278,13 +307,52 @@ async fn csi_controller_whose_unpublish_fails_needs_a_cloud_detach() {
     let node = s.node_name();
     s.csi.set_unpublish_fails(true);
     s.scale(0).await;
-    let error = |s: &Stage| s.attachment(&node).map(|va| va["status"]["detachError"]["message"].as_str().unwrap_or_default().to_owned());
-    s.cluster.until(secs(30), |_| error(&s).is_some_and(|e| e.contains("detach volume 7001"))).await.expect("detachError");
+    let error = |s: &Stage| {
+        s.attachment(&node)
+            .map(|va| va["status"]["detachError"]["message"].as_str().unwrap_or_default().to_owned())
+    };
+    s.cluster
+        .until(secs(30), |_| error(&s).is_some_and(|e| e.contains("detach volume 7001")))
+        .await
+        .expect("detachError");
     tokio::time::sleep(secs(100)).await;
     assert!(s.attachment(&node).is_some() && s.cloud.holder(HANDLE).is_some());
     s.cloud.make_lost(HANDLE);
-    let t = s.cluster.until(secs(301), |_| s.attachment(&node).is_none()).await.expect("Unpublish succeeds once detached");
+    let t = s
+        .cluster
+        .until(secs(301), |_| s.attachment(&node).is_none())
+        .await
+        .expect("Unpublish succeeds once detached");
     println!("Unpublish fails: VA gone {:.0} s after the cloud detach", t.as_secs_f64());
     s.scale(1).await;
     s.healed(60).await.expect("heals");
+}
+
+/// Same seed, same run: every request of every component, at the same virtual time.
+#[tokio::test(start_paused = true)]
+async fn runs_repeat() {
+    let mut logs = Vec::new();
+    for _ in 0..2 {
+        let s = stuck(11, 20).await;
+        let node = s.node_name();
+        s.scale(0).await;
+        s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+        s.scale(1).await;
+        s.healed(60).await.expect("heals");
+        let log = s.cluster.server().audit().into_iter();
+        logs.push(
+            log.map(|e| format!("{} {} {} {} {} {}", e.at, e.user, e.verb, e.resource, e.name, e.code))
+                .collect::<Vec<_>>(),
+        );
+    }
+    let (first, second) = (&logs[0], &logs[1]);
+    let differs = first.iter().zip(second).position(|(a, b)| a != b);
+    assert!(
+        differs.is_none() && first.len() == second.len(),
+        "{differs:?} of {} and {}: {:?} {:?}",
+        first.len(),
+        second.len(),
+        differs.map(|i| &first[i]),
+        differs.map(|i| &second[i])
+    );
 }

@@ -159,7 +159,8 @@ impl Contract {
             // The described schema takes operators and fields apart by `oneOf`; what counts is that it is an object.
             assert!(schema["oneOf"].is_array());
         }
-        let item = &operation["responses"]["200"]["content"]["application/json"]["schema"]["properties"]["data"];
+        let item =
+            &operation["responses"]["200"]["content"]["application/json"]["schema"]["properties"]["data"];
         self.check_condition(name, &item["items"]["properties"], &filter);
     }
 
@@ -265,15 +266,16 @@ fn translate(schema: &Value, relaxed: bool, name: &str) -> Value {
             let mut out = Map::new();
             for (key, value) in fields {
                 match key.as_str() {
-                    "description" | "example" | "nullable" | "readOnly" | "deprecated" if !value.is_object() => {}
+                    "description" | "example" | "nullable" | "readOnly" | "deprecated"
+                        if !value.is_object() => {}
                     "additionalProperties" | "format" if relaxed => {}
                     _ => {
                         out.insert(key.clone(), translate(value, relaxed, key));
                     }
                 }
             }
-            let null = fields.get("nullable") == Some(&Value::Bool(true))
-                || (relaxed && name == "last_successful");
+            let null =
+                fields.get("nullable") == Some(&Value::Bool(true)) || (relaxed && name == "last_successful");
             if null {
                 allow(&mut out, "null");
             }

@@ -75,20 +75,37 @@ async fn handle(sim: CloudSim, request: Request<Body>) -> Response<Body> {
     let wait = |which: fn(&Fault) -> u64| Duration::from_millis(faults.iter().map(which).sum());
     let before = wait(|f| if let Fault::Latency { before_ms, .. } = f { *before_ms } else { 0 });
     let after = wait(|f| if let Fault::Latency { after_ms, .. } = f { *after_ms } else { 0 });
-    if !before.is_zero() {
-        tokio::time::sleep(before).await;
+    if before.is_zero() && after.is_zero() {
+        return finish(&sim, &incoming, &call, &faults, number).into_response();
     }
-    let reply = sim.with(|state, now| {
-        let reply = serve(state, now, &incoming, &call, &faults, number);
+    // A task of its own: a caller that gives up waiting does not take back what it sent.
+    let work = tokio::spawn(async move {
+        tokio::time::sleep(before).await;
+        let reply = finish(&sim, &incoming, &call, &faults, number);
+        tokio::time::sleep(after).await;
+        reply
+    });
+    match work.await {
+        Ok(reply) => reply.into_response(),
+        Err(_) => Reply::cut().into_response(),
+    }
+}
+
+/// Answers the request and writes the answer into the log.
+fn finish(
+    sim: &CloudSim,
+    incoming: &Incoming,
+    call: &Result<Call, Reply>,
+    faults: &[Fault],
+    number: u64,
+) -> Reply {
+    sim.with(|state, now| {
+        let reply = serve(state, now, incoming, call, faults, number);
         if let Some(record) = record_of(state, number) {
             record.status = (!reply.is_cut()).then_some(reply.status());
         }
         reply
-    });
-    if !after.is_zero() {
-        tokio::time::sleep(after).await;
-    }
-    reply.into_response()
+    })
 }
 
 fn record_of(state: &mut State, number: u64) -> Option<&mut RequestRecord> {

@@ -277,10 +277,16 @@ impl Scan {
         self.families.iter().any(has_another)
     }
 
-    /// Mounts as a report shows them: each mount point once, the host's before other namespaces', live before dead.
+    /// Mounts as a report shows them: the host's, and of devices that the host does not have mounted there, each mount
+    /// point that another namespace has. (Every pod that sees the host's `/`, this agent too, repeats the host's mounts.)
     fn mounts<'a>(&self, views: impl Iterator<Item = &'a View>) -> Vec<GuestMount> {
+        let views: Vec<&View> = views.collect();
+        let is_hosts = |view: &&&View| view.process.is_none();
+        let host: BTreeSet<Dev> = views.iter().filter(is_hosts).map(|view| view.mount.dev).collect();
         let mut seen = BTreeSet::new();
         let mut mounts: Vec<GuestMount> = views
+            .iter()
+            .filter(|view| view.process.is_none() || !host.contains(&view.mount.dev))
             .filter(|view| seen.insert((view.mount.point.clone(), view.mount.dev)))
             .map(|view| GuestMount {
                 path: view.label(),

@@ -167,14 +167,19 @@ fn name(reader: &Reader<'_>, pid: u32) -> String {
     format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end()).trim_end().to_owned()
 }
 
-/// Whether a process or thread is a zombie, dead or gone. The state is the letter behind the parenthesised name, which
-/// may hold anything.
+/// Whether a process or thread is a zombie, on its way there, or gone. Only the last field before the numbers may hold
+/// anything: the name in parentheses.
 fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
-    match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
-        Ok(stat) => {
-            let after = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
-            matches!(after, Some(b'Z' | b'X' | b'x'))
-        }
-        Err(e) => is_gone(&e),
-    }
+    /// `PF_EXITING`: it gives up its namespaces before its state says so.
+    const EXITING: u64 = 0x4;
+    let stat = match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
+        Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
+        Err(e) => return is_gone(&e),
+    };
+    let Some((_, after)) = stat.rsplit_once(") ") else { return false };
+    // proc_pid_stat(5): state, ppid, pgrp, session, tty_nr, tpgid, flags.
+    let mut fields = after.split(' ');
+    let state = fields.next().unwrap_or_default();
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
+    matches!(state, "Z" | "X" | "x") || flags & EXITING != 0
 }

@@ -3,14 +3,15 @@
 use super::{Executor, Limits, Memory, Turn, TurnError};
 use crate::collect::Depth;
 use crate::{finish, status};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::{Opaque, Phase, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
-use reattach_core::diagnosis::{Diagnosis, StuckPod, Trouble, Verdict, diagnose};
-use reattach_core::evidence::Evidence;
+use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, diagnose, sight};
+use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
+use reattach_core::ids::NodeName;
 use reattach_core::journal::Mark;
 use reattach_core::plan::{Plan, Request, make};
 use reattach_core::policy::Mode;
@@ -36,6 +37,10 @@ impl Executor {
         if let Some(end) = self.ended_by_people(&recovery) {
             return self.settle(recovery, Phase::Aborted, end, memory).await;
         }
+        if let Some(mode) = limits.policy_mode.filter(|m| *m != recovery.spec.mode) {
+            let end = format!("the policy now says {mode}: another VolumeRecovery takes over");
+            return self.settle(recovery, Phase::Aborted, end, memory).await;
+        }
         let claim = Self::claim_of(&recovery);
         let epoch = recovery.status.as_ref().map_or(0, |s| s.epoch);
         let asked = u64::try_from(epoch).ok().filter(|e| *e > 0).map(|e| (Self::uid_of(&recovery), e));
@@ -49,12 +54,22 @@ impl Executor {
             }
             Verdict::NotOurs { .. } => return self.rest(recovery, Phase::NotOurs, &diagnosis, memory).await,
             Verdict::Wait { .. } => return self.rest(recovery, Phase::Waiting, &diagnosis, memory).await,
-            Verdict::Unclassified { .. } => return self.rest(recovery, Phase::Diagnosing, &diagnosis, memory).await,
-            Verdict::Ours { trouble } => {
-                if let Some(turn) = self.challenge(&mut recovery, trouble, &evidence, memory).await? {
+            Verdict::Unclassified { .. } => {
+                // A question is answered at once; the unasked report of a machine that has just come back may take longer.
+                if memory.asked.is_none()
+                    && let Some(node) = unseen(&evidence, now)
+                    && let Some(turn) = self.challenge(&mut recovery, &node, false, &evidence, memory).await?
+                {
+                    return Ok(turn);
+                }
+                return self.rest(recovery, Phase::Diagnosing, &diagnosis, memory).await;
+            }
+            Verdict::Ours { trouble: Trouble::Phantom { at, confirmed, .. } } => {
+                if let Some(turn) = self.challenge(&mut recovery, &at.node, *confirmed, &evidence, memory).await? {
                     return Ok(turn);
                 }
             }
+            Verdict::Ours { .. } => {}
         }
         match self.plan(&recovery, &evidence, &diagnosis) {
             Err(refusals) => self.refuse(recovery, &refusals, memory).await,
@@ -66,22 +81,22 @@ impl Executor {
     async fn challenge(
         &self,
         recovery: &mut VolumeRecovery,
-        trouble: &Trouble,
+        node: &NodeName,
+        confirmed: bool,
         evidence: &Evidence,
         memory: &mut Memory,
     ) -> Result<Option<Turn>, TurnError> {
-        let Trouble::Phantom { at, confirmed, .. } = trouble else { return Ok(None) };
         let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now())) else {
             return Ok(None);
         };
         let fresh = memory.asked.is_some_and(|(_, when)| when.elapsed() < ANSWER_GOOD_FOR);
         let may_begin = recovery.spec.mode == Mode::Auto
             || recovery.spec.mode == Mode::Approve && recovery.spec.approval.is_some();
-        if *confirmed && (fresh || !may_begin) {
+        if confirmed && (fresh || !may_begin) {
             return Ok(None);
         }
-        if !*confirmed && fresh {
-            let message = format!("waiting for the agent on {} to look at the machine anew", at.node);
+        if !confirmed && fresh {
+            let message = format!("waiting for the agent on {node} to look at the machine anew");
             if status::set(recovery, Phase::Diagnosing, message, self.collector.clock.now()) {
                 store::save(&self.collector.clients.records, recovery).await?;
             }
@@ -91,7 +106,7 @@ impl Executor {
         let status = recovery.status.get_or_insert_default();
         status.epoch += 1;
         let epoch = u64::try_from(status.epoch).unwrap_or(0);
-        status::set(recovery, Phase::Diagnosing, format!("asking the agent on {} to look at the machine anew", at.node), self.collector.clock.now());
+        status::set(recovery, Phase::Diagnosing, format!("asking the agent on {node} to look at the machine anew"), self.collector.clock.now());
         let stored = store::save(&self.collector.clients.records, recovery).await?;
         let challenge = Challenge {
             recovery: Self::uid_of(&stored),
@@ -100,7 +115,7 @@ impl Executor {
             driver: csi.driver.clone(),
             handle: csi.handle.clone(),
         };
-        reports::ask(&self.collector.clients.records, &at.node, &challenge).await?;
+        reports::ask(&self.collector.clients.records, node, &challenge).await?;
         memory.asked = Some((epoch, Instant::now()));
         Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }))
     }
@@ -168,7 +183,7 @@ impl Executor {
                 return Ok(pause);
             }
             Mode::Approve => match &recovery.spec.approval {
-                Some(a) if a.plan_hash == plan.hash.as_str() => format!("approved by {}", a.approver),
+                Some(a) if a.plan_hash == plan.hash.as_str() => format!("the approval of {}", a.approver),
                 Some(a) => {
                     let message = format!("{summary}; the approval is for plan {} and does not hold for this one", a.plan_hash);
                     self.keep(recovery, Phase::AwaitingApproval, message, memory).await?;
@@ -250,6 +265,19 @@ impl Executor {
         }
         recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
     }
+}
+
+/// The node whose machine must be looked at before anything can be said: a pod there waits for the volume, Kubernetes
+/// says that it is attached there, and the agent's word is missing or from another boot.
+fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
+    let attachments = evidence.attachments.read(now, MAX_AGE).present()?;
+    let pods = evidence.pods.read(now, MAX_AGE).present()?;
+    let waiting = pods.iter().filter(|p| !p.ready && !p.is_finished()).filter_map(|p| p.node.as_ref());
+    waiting
+        .filter(|node| evidence.node(node, now).is_some_and(|n| n.ready))
+        .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
+        .find(|node| matches!(sight(evidence, node, now), Sight::Unknown { .. }))
+        .cloned()
 }
 
 /// S7: how much may be under way at once.

@@ -32,6 +32,7 @@ use reattach_cluster::gate::Gate;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
 use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::policy::Mode;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -109,6 +110,8 @@ pub struct Limits {
     pub running: Vec<(ObjectName, String)>,
     /// Another recovery of the same claim that has a run under way, or came first.
     pub rival: Option<ObjectName>,
+    /// For a recovery that a policy made: how far the policy goes now.
+    pub policy_mode: Option<Mode>,
 }
 
 impl Executor {
@@ -174,7 +177,8 @@ impl Executor {
         let Some(cache) = &self.collector.cache else { return Vec::new() };
         let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else { return Vec::new() };
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
-        let view = View::cached(cache, &claim);
+        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref());
+        let view = View::cached(cache, &claim, plan.map(|p| p.pins.node.as_str()));
         let version = |m: Option<String>| m.unwrap_or_default();
         let mut all = vec![version(recovery.resource_version())];
         all.extend(view.claim.iter().map(|o| version(o.resource_version())));

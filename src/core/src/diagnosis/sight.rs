@@ -29,12 +29,16 @@ pub enum Sight {
 }
 
 /// Judges the guest's view of the volume on one node. An answer to the open challenge beats the unasked report; an
-/// answer from another boot than the Node's is none.
+/// answer from another boot than the Node's, or about another device, is none.
 pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
+    if let Some(why) = renamed(evidence, node, now) {
+        return Sight::Unknown { why };
+    }
     if let Some(answer) = evidence.answers.get(node) {
+        let same_device = evidence.cloud_volume.shown().is_some_and(|c| c.identity == answer.identity);
         let same_boot = evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id);
         let ours = evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
-        if same_boot && ours {
+        if same_boot && same_device && ours {
             return match &answer.seen {
                 Seen::NoDevice => Sight::NoDevice { confirmed: true },
                 Seen::DeadMount { .. } => Sight::DeadMount { confirmed: true },
@@ -58,11 +62,35 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
     if !guest.unreadable.is_empty() {
         return Sight::Unknown { why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")) };
     }
-    let mounts = guest
+    let mounts: Vec<_> = guest
         .csi_volumes
         .iter()
         .filter(|v| v.driver == csi.driver && v.handle == csi.handle)
         .flat_map(|v| &v.mounts)
-        .count();
-    if mounts > 0 { Sight::DeadMount { confirmed: false } } else { Sight::NoDevice { confirmed: false } }
+        .collect();
+    if mounts.is_empty() {
+        Sight::NoDevice { confirmed: false }
+    } else if mounts.iter().all(|m| m.dead) {
+        Sight::DeadMount { confirmed: false }
+    } else {
+        // A live mount of the volume on a device that is called otherwise: the device is there.
+        Sight::Device
+    }
+}
+
+/// A volume that was renamed in the cloud keeps its old name in the guest until it is attached again, and the CSI
+/// handle keeps it for good (Linode: `<id>-<label>`). Looking for the new name would find no device that is there.
+fn renamed(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Option<String> {
+    let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.csi(now)?);
+    let guest = evidence.guest(node, now).present()?;
+    let named = |serial: &str| !serial.is_empty() && csi.handle.as_str().ends_with(&format!("-{serial}"));
+    if guest.devices.iter().any(|d| d.identity == cloud.identity) || named(&cloud.identity.serial) {
+        return None;
+    }
+    // The same device mounted is no question: the mount tells.
+    let device = guest.devices.iter().find(|d| named(&d.identity.serial) && d.users.mounts.is_empty())?;
+    Some(format!(
+        "it has device {}, which volume handle {} names, and the cloud calls the volume {}; it seems to have been renamed",
+        device.identity, csi.handle, cloud.identity
+    ))
 }

@@ -3,7 +3,7 @@
 use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckCause, StuckPod, Trouble, Verdict, WaitReason, sight};
 use crate::cloud::{CloudVolume, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
-use crate::fact::{Fact, Reading};
+use crate::fact::Fact;
 use crate::ids::NodeName;
 use crate::recognise::{Message, Nomination, nominate};
 use jiff::Timestamp;
@@ -69,7 +69,7 @@ impl Table<'_> {
         if let Some(pod) = live.iter().find(|p| p.node.is_none()) {
             return self.judge_unbound(pod);
         }
-        if let Some(verdict) = self.stuck_records() {
+        if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
         let why = if live.is_empty() { "no pod wants the volume" } else { "every pod that wants the volume is Ready" };
@@ -82,7 +82,8 @@ impl Table<'_> {
             return Err(Missing { what: format!("Node {node}"), why: "it was not read".to_owned() });
         };
         let Some(node_facts) = known(fact, self.now, &format!("Node {node}"))? else {
-            return Ok(self.missing_node(node));
+            let unknown = || still_runs(pod, format!("its node {node} does not exist"));
+            return self.missing_node(node).ok_or_else(unknown).map(Some);
         };
         facts.push(node_sentence(node_facts));
         let Some(instance) = node_facts.instance.clone() else {
@@ -91,8 +92,14 @@ impl Table<'_> {
         let here = self.attachments.iter().find(|a| a.node == *node);
         let held_here = self.cloud.holders.contains(&instance);
         if !node_facts.ready {
-            let holds = held_here && here.is_some();
-            return Ok(holds.then(|| ours(Trouble::DeadNode { node: node.clone(), instance })));
+            if held_here && here.is_some() {
+                return Ok(Some(ours(Trouble::DeadNode { node: node.clone(), instance })));
+            }
+            if let Some(verdict) = self.stuck_records()? {
+                return Ok(Some(verdict));
+            }
+            let why = format!("its node {node} is not Ready, and the volume is not held there by Kubernetes and the cloud alike");
+            return Err(still_runs(pod, why));
         }
         let at = StuckPod { pod: pod.name.clone(), uid: pod.uid.clone(), node: node.clone(), instance: instance.clone() };
         let seen = sight(self.evidence, node, self.now);
@@ -142,7 +149,7 @@ impl Table<'_> {
 
     /// A pod without a node: something may hold the volume where the scheduler cannot or will not go.
     fn judge_unbound(&self, pod: &PodFacts) -> Result<Verdict, Missing> {
-        if let Some(verdict) = self.stuck_records() {
+        if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
         Ok(wait(WaitReason::Unscheduled { pod: pod.name.clone() }))
@@ -158,10 +165,10 @@ impl Table<'_> {
 
     /// The volume is with another instance than the one behind `node`, or a VolumeAttachment names another node.
     fn held_elsewhere(&self, node: &NodeName) -> Result<Verdict, Missing> {
-        if let Some(verdict) = self.stuck_records() {
+        if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
-        for va in self.attachments.iter().filter(|a| a.node != *node) {
+        if let Some(va) = self.attachments.iter().find(|a| a.node != *node) {
             if let Some(pod) = self.live_pod_on(&va.node) {
                 return Ok(match pod.deleting_since {
                     None => Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod: pod.name.clone(), node: va.node.clone() } },
@@ -179,21 +186,25 @@ impl Table<'_> {
         }
     }
 
-    /// A VolumeAttachment in error, of a dead or of a missing node.
-    fn stuck_records(&self) -> Option<Verdict> {
-        self.attachments.iter().find_map(|va| {
-            let fact = self.evidence.nodes.get(&va.node)?;
-            match fact.read(self.now, MAX_AGE) {
-                Reading::Absent => self.missing_node(&va.node),
-                Reading::Present(node) if !node.ready => {
-                    let instance = node.instance.clone()?;
-                    self.cloud.holders.contains(&instance).then(|| ours(Trouble::DeadNode { node: va.node.clone(), instance }))
-                }
-                _ => va.detach_error.as_ref().filter(|_| va.deleting_since.is_some()).map(|error| {
-                    stuck(va, StuckCause::DetachError { node: va.node.clone(), error: error.clone() })
-                }),
+    /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known well enough may be either,
+    /// so nothing is said about the rest then.
+    fn stuck_records(&self) -> Result<Option<Verdict>, Missing> {
+        for va in self.attachments {
+            let what = format!("Node {}", va.node);
+            let Some(fact) = self.evidence.nodes.get(&va.node) else {
+                return Err(Missing { what, why: "it was not read".to_owned() });
+            };
+            let Some(node) = known(fact, self.now, &what)? else { return Ok(self.missing_node(&va.node)) };
+            let holder = node.instance.as_ref().filter(|i| !node.ready && self.cloud.holders.contains(i));
+            if let Some(instance) = holder {
+                let instance = instance.clone();
+                return Ok(Some(ours(Trouble::DeadNode { node: va.node.clone(), instance })));
             }
-        })
+            if let Some(error) = va.detach_error.as_ref().filter(|_| va.deleting_since.is_some()) {
+                return Ok(Some(stuck(va, StuckCause::DetachError { node: va.node.clone(), error: error.clone() })));
+            }
+        }
+        Ok(None)
     }
 
     fn missing_node(&self, node: &NodeName) -> Option<Verdict> {
@@ -218,8 +229,18 @@ impl Table<'_> {
             VolumeState::Busy { doing } => wait(WaitReason::CloudBusy { doing: doing.clone() }),
             VolumeState::Detaching => wait(WaitReason::CloudBusy { doing: "detaching".to_owned() }),
             VolumeState::Other(word) => wait(WaitReason::CloudBusy { doing: word.clone() }),
-            VolumeState::Active => verdict,
+            // An attach or detach that has not finished explains a missing device by itself.
+            VolumeState::Active => match self.pending_job() {
+                Some(action) => wait(WaitReason::CloudBusy { doing: action }),
+                None => verdict,
+            },
         }
+    }
+
+    /// The provider's word for a job of the volume that can still change something.
+    fn pending_job(&self) -> Option<String> {
+        let jobs = self.evidence.jobs.read(self.now, MAX_AGE).present()?;
+        jobs.iter().find(|j| j.is_pending() && j.volume.as_ref() == Some(&self.cloud.id)).map(|j| j.action.clone())
     }
 
     fn newest_message(&self, pod: &PodFacts) -> String {
@@ -266,6 +287,10 @@ fn ours(trouble: Trouble) -> Verdict {
 
 fn wait(reason: WaitReason) -> Verdict {
     Verdict::Wait { reason }
+}
+
+fn still_runs(pod: &PodFacts, why: String) -> Missing {
+    Missing { what: format!("whether pod {} still runs", pod.name), why }
 }
 
 fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {

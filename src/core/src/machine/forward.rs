@@ -1,7 +1,7 @@
 //! The way forward: the current step's precondition, effect, end condition and deadline.
 
 use super::observe::CLOUD_POLL;
-use super::unwind::{RETRY, later, put_back};
+use super::unwind::{backoff, later, put_back};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::diagnosis::{Trouble, Verdict, diagnose};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE};
@@ -50,8 +50,17 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
 impl Look<'_> {
     /// S5: a step that can only wait, past its deadline, turns the run back.
     fn within_deadline(&self, proposal: Next) -> Next {
-        let Next::Wait { why, until } = proposal else { return proposal };
         let deadline = later(self.entered, SignedDuration::from_secs(self.step.deadline_seconds.into()));
+        let (why, until) = match proposal {
+            Next::Wait { why, until } => (why, until),
+            // An executor that was away starts nothing on an old decision. Restoring is never too late.
+            Next::Act(Action { ref effect, .. })
+                if self.cx.now >= deadline && matches!(effect, Effect::ScaleToZero { .. } | Effect::CloudDetach { .. }) =>
+            {
+                ("an executor that starts it".to_owned(), deadline)
+            }
+            other => return other,
+        };
         if self.cx.now < deadline {
             return Next::Wait { why, until: until.min(deadline) };
         }
@@ -72,11 +81,26 @@ impl Look<'_> {
         match outcome {
             Some((outcome, _)) if outcome.applied() => self.await_no_pods(),
             Some((Outcome::NotApplied { why, retry: false }, _)) => self.failed(why),
-            Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, RETRY) => {
-                wait(format!("tried again: {why}"), later(at, RETRY))
+            // Two executors may both have issued it: one of them was told of a conflict, and it is in force.
+            Some((_, at)) if self.at_zero_by_us(at) => self.await_no_pods(),
+            Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, self.backoff()) => {
+                wait(format!("tried again: {why}"), later(at, self.backoff()))
             }
             _ => self.propose_scale(),
         }
+    }
+
+    fn backoff(&self) -> SignedDuration {
+        backoff(self.state.attempts(self.ix))
+    }
+
+    fn at_zero_by_us(&self, since: Timestamp) -> bool {
+        let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        self.evidence.workload.at >= since && workload.is_some_and(|w| w.replicas == 0 && self.own_stamp(w))
+    }
+
+    fn own_stamp(&self, w: &WorkloadFacts) -> bool {
+        matches!(&w.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery && s.workload == w.workload.uid)
     }
 
     fn propose_scale(&self) -> Next {
@@ -86,7 +110,7 @@ impl Look<'_> {
             Reading::Absent => return self.refused("the workload is gone"),
             _ => return self.poll("the workload must be read"),
         };
-        let own_stamp = matches!(&workload.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery);
+        let own_stamp = self.own_stamp(workload);
         let mut refusals = general(self.evidence, &pins.node, self.cx.now);
         // A stamp of our own is left by a crash between the two writes of the /scale path: go on from it.
         refusals.extend(
@@ -97,16 +121,14 @@ impl Look<'_> {
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return self.refused(&refusal.to_string());
         }
-        if let Some(refusal) = refusals.first() {
-            return self.poll(&refusal.to_string());
-        }
         if let Some(change) = self.pin_change(workload) {
             return self.refused(&change);
         }
-        // The trouble itself must still be there: kubelet may have mounted the volume a moment ago.
-        let today = diagnose(self.evidence, self.cx.now).verdict;
-        if !matches!(&today, Verdict::Ours { trouble: Trouble::Phantom { attachment, .. } } if *attachment == pins.attachment) {
-            return self.refused(&format!("the diagnosis changed: {today}"));
+        if let Some(refusal) = refusals.first() {
+            return self.poll(&refusal.to_string());
+        }
+        if let Some(doubt) = self.no_phantom_any_more() {
+            return doubt;
         }
         Next::Act(Action {
             step: self.ix,
@@ -125,7 +147,23 @@ impl Look<'_> {
         })
     }
 
-    /// S8: what the plan pinned must still be so right before the first effect.
+    /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
+    /// itself must still be there. What is not clear now may be clear again before the deadline.
+    fn no_phantom_any_more(&self) -> Option<Next> {
+        let pins = &self.plan.pins;
+        match diagnose(self.evidence, self.cx.now).verdict {
+            Verdict::Ours { trouble: Trouble::Phantom { at, attachment, .. } }
+                if at.node == pins.node && attachment == pins.attachment =>
+            {
+                None
+            }
+            doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => Some(self.poll(&doubt.to_string())),
+            other => Some(self.refused(&format!("the diagnosis changed: {other}"))),
+        }
+    }
+
+    /// S8: what the plan pinned must still be so right before the first effect. What cannot be read is no change; the
+    /// refusals say that it is missing.
     fn pin_change(&self, workload: &WorkloadFacts) -> Option<String> {
         let pins = &self.plan.pins;
         let say = |what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display| {
@@ -140,22 +178,45 @@ impl Look<'_> {
         if workload.scaling == ScalePath::None {
             return say("how the workload scales", &"scalable", &"not scalable");
         }
-        let node = self.evidence.node(&pins.node, self.cx.now)?;
-        if node.boot_id != pins.boot_id {
-            return say(&format!("the boot of {}", pins.node), &pins.boot_id, &node.boot_id);
+        if let Some(pod) = workload.pods.iter().find(|p| !pins.pods.iter().any(|(_, uid)| *uid == p.uid)) {
+            return say("the workload's pods", &"the pinned ones", &format!("also {}", pod.name));
         }
-        if node.instance.as_ref() != Some(&pins.holder) {
-            return say(&format!("the instance behind {}", pins.node), &pins.holder, &"another");
+        let e = self.evidence;
+        let claim = e.claim.read(self.cx.now, MAX_AGE).present();
+        if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
+            return say("the claim's UID", &pins.claim, &claim.uid);
         }
-        let attachments = self.evidence.attachments.read(self.cx.now, MAX_AGE).present()?;
-        if !attachments.iter().any(|a| a.uid == pins.attachment) {
+        let volume = e.volume.read(self.cx.now, MAX_AGE).present();
+        if let Some(volume) = volume.filter(|v| v.uid != pins.pv) {
+            return say("the PersistentVolume's UID", &pins.pv, &volume.uid);
+        }
+        if let Some(change) = self.boot_change() {
+            return Some(change);
+        }
+        let attachments = e.attachments.read(self.cx.now, MAX_AGE).present();
+        if attachments.is_some_and(|all| !all.iter().any(|a| a.uid == pins.attachment)) {
             return say("the VolumeAttachment", &pins.attachment, &"gone or another");
         }
-        let cloud = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present()?;
+        let cloud = e.cloud_volume.read(self.cx.now, MAX_AGE).present()?;
         if cloud.holders != [pins.holder.clone()] {
             return say("the cloud's holder", &pins.holder, &format!("{:?}", cloud.holders));
         }
+        if cloud.id != pins.volume || cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
+            return say("the cloud volume", &pins.identity, &cloud.identity);
+        }
         None
+    }
+
+    /// S8: another boot or another machine behind the pinned Node.
+    fn boot_change(&self) -> Option<String> {
+        let pins = &self.plan.pins;
+        let node = self.evidence.node(&pins.node, self.cx.now)?;
+        if node.boot_id != pins.boot_id {
+            let (was, is) = (&pins.boot_id, &node.boot_id);
+            return Some(format!("the boot of {} changed since the plan was made (was {was}, is {is})", pins.node));
+        }
+        (node.instance.as_ref() != Some(&pins.holder))
+            .then(|| format!("the instance behind {} is not {} any more", pins.node, pins.holder))
     }
 
     fn await_no_pods(&self) -> Next {
@@ -165,22 +226,49 @@ impl Look<'_> {
         let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
         let (Some(workload), Some(pods)) = (workload, pods) else { return self.poll("the pods must be read") };
+        if let Some(again) = self.user_again() {
+            return again;
+        }
         if let Some(pod) = workload.pods.first().or(pods.first()) {
             return self.poll(&format!("pod {} is still there", pod.name));
         }
-        if self.state.no_user().is_none() {
-            let lease = self.evidence.node(&self.plan.pins.node, self.cx.now).and_then(|n| n.lease_renewed);
-            return Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } });
+        if let Some(begin) = self.handshake_begins() {
+            return begin;
         }
         self.completed("no pod of the workload and no pod with the claim is left")
     }
 
+    /// A pod of the claim that is seen after the handshake began voids it (a line without a Lease).
+    fn user_again(&self) -> Option<Next> {
+        let seen = self.evidence.pods.read(self.cx.now, MAX_AGE).present().is_some_and(|p| !p.is_empty());
+        let begun = self.state.no_user().is_some_and(|n| n.lease.is_some());
+        (seen && begun).then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
+    }
+
+    /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read.
+    fn handshake_begins(&self) -> Option<Next> {
+        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present()?;
+        let lease = self.evidence.node(&self.plan.pins.node, self.cx.now).and_then(|n| n.lease_renewed);
+        let due = match self.state.no_user() {
+            None => true,
+            Some(begun) => begun.lease.is_none() && lease.is_some(),
+        };
+        (pods.is_empty() && due).then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
+    }
+
     /// Someone who changed the count or the stamp while the workload was at zero wins.
     fn taken_over(&self) -> Option<Next> {
+        let since = match self.state.step(self.ix) {
+            StepState::Issued { at, .. } if self.step.kind == StepKind::ScaleToZero => *at,
+            _ => self.entered,
+        };
+        if self.evidence.workload.at < since {
+            return Some(self.poll("the workload must be read again"));
+        }
         let what = match self.evidence.workload.read(self.cx.now, MAX_AGE) {
             Reading::Present(w) => match &w.stamp {
-                Some(Ok(s)) if s.recovery == *self.cx.recovery && w.replicas == 0 => return None,
-                Some(Ok(s)) if s.recovery == *self.cx.recovery => format!("{} was scaled to {}", w.workload, w.replicas),
+                _ if self.own_stamp(w) && w.replicas == 0 => return None,
+                _ if self.own_stamp(w) => format!("{} was scaled to {}", w.workload, w.replicas),
                 _ => format!("the stamp on {} is gone or changed", w.workload),
             },
             Reading::Absent => "the workload was deleted".to_owned(),
@@ -192,6 +280,9 @@ impl Look<'_> {
     fn await_detached(&self) -> Next {
         if let Some(taken) = self.taken_over() {
             return taken;
+        }
+        if let Some(again) = self.user_again() {
+            return again;
         }
         let (Some(attachments), Some(cloud)) = (
             self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
@@ -213,10 +304,16 @@ impl Look<'_> {
         self.completed("kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go")
     }
 
-    /// What still holds the volume, in the order in which it lets go.
+    /// What still holds the volume, in the order in which it lets go. What cannot be read counts as holding; a Node that
+    /// is gone does not.
     fn still_held(&self, attachments: &[AttachmentFacts], cloud: bool) -> Option<String> {
-        let name = self.evidence.csi(self.cx.now).map(crate::evidence::CsiSource::unique_name)?;
-        let node = self.evidence.node(&self.plan.pins.node, self.cx.now);
+        let Some(csi) = self.evidence.csi(self.cx.now) else { return Some("the PersistentVolume must be read".to_owned()) };
+        let name = csi.unique_name();
+        let node = match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
+            Some(Reading::Present(node)) => Some(node),
+            Some(Reading::Absent) => None,
+            _ => return Some(format!("Node {} must be read", self.plan.pins.node)),
+        };
         let lists = |list: &dyn Fn(&crate::evidence::NodeFacts) -> bool| node.is_some_and(list);
         if lists(&|n| n.volumes_in_use.contains(&name)) {
             return Some(format!("kubelet on {} reports the volume in use", self.plan.pins.node));
@@ -282,6 +379,12 @@ impl Look<'_> {
         if let Some(other) = general(self.evidence, &pins.node, self.cx.now).first() {
             return self.poll(&other.to_string());
         }
+        if let Some(change) = self.boot_change() {
+            return self.refused(&change);
+        }
+        if let Some(line) = self.user_again().or_else(|| self.handshake_begins()) {
+            return line;
+        }
         let Some(no_user) = self.state.no_user() else { return self.poll("the pods' end must be seen first") };
         match kubelet_handshake(self.evidence, &pins.node, &pins.holder, no_user, self.cx.recovery, self.cx.now) {
             Ok(proof) if *proof.volume() == pins.volume => Next::Act(Action {
@@ -305,7 +408,7 @@ impl Look<'_> {
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the VolumeAttachments must be read");
         };
-        match attachments.iter().find(|a| a.deleting_since.is_some()) {
+        match attachments.iter().find(|a| a.deleting_since.is_some() && a.uid == self.plan.pins.attachment) {
             Some(va) => Next::Act(Action {
                 step: self.ix,
                 intent: format!("touch VolumeAttachment {}", va.name),
@@ -325,6 +428,9 @@ impl Look<'_> {
                 StepState::Issued { outcome, .. } if outcome.applied() => self.completed("the count is restored and the stamp is off"),
                 StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
                 _ => put_back(self.ix, w, self.state, self.cx).unwrap_or_else(|| {
+                    if w.replicas == 0 {
+                        return self.taken_over().unwrap_or_else(|| self.poll("the stamp must be read again"));
+                    }
                     let why = format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
                     Next::Record(Mark::Skipped { step: self.ix, why })
                 }),
@@ -346,7 +452,9 @@ impl Look<'_> {
         if cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
             return self.failed("the cloud volume's identity or size is not the pinned one");
         }
-        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none()) else {
+        // A pod of before the restore may be Ready on a dead mount.
+        let new = |uid: &crate::ids::Uid| !pins.pods.iter().any(|(_, old)| old == uid);
+        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && new(&p.uid)) else {
             return self.poll("no pod of the claim is Ready");
         };
         let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));

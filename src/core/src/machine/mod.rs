@@ -122,6 +122,9 @@ pub fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
     if let Some(end) = state.ended() {
         return Next::Done(end.clone());
     }
+    if !state.accepted() {
+        return Next::Wait { why: "no plan was accepted".to_owned(), until: unwind::later(cx.now, observe::CLOUD_POLL) };
+    }
     if let Some(pending) = observe::outstanding(plan, state, evidence, cx) {
         return pending;
     }

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 /// A request in flight is given up for lost this long after it was started: the provider client's own limit (30 s) and
 /// as much again for proxies. Used only together with the provider's job history.
-const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(60);
+pub(super) const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(60);
 /// How often the cloud is looked at while waiting for it.
 pub(super) const CLOUD_POLL: SignedDuration = SignedDuration::from_secs(1);
 
@@ -22,8 +22,8 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
         _ => return None,
     };
     Some(match plan.steps.get(step.index()).map(|s| s.kind) {
-        Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, true),
-        Some(StepKind::Restore) => scaled(step, evidence, cx, false),
+        Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, started, true),
+        Some(StepKind::Restore) => scaled(step, evidence, cx, started, false),
         Some(StepKind::CloudDetach) => detached(step, plan, evidence, cx, started),
         // Touching an annotation again is harmless: say that it did not happen, and it is issued again.
         _ => observed(step, false, "a repeatable effect"),
@@ -31,7 +31,10 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
 }
 
 /// The workload itself tells: our stamp is on it or not.
-fn scaled(step: StepIx, evidence: &Evidence, cx: &Context<'_>, to_zero: bool) -> Next {
+fn scaled(step: StepIx, evidence: &Evidence, cx: &Context<'_>, started: Timestamp, to_zero: bool) -> Next {
+    if evidence.workload.at < started {
+        return wait(cx.now, "the workload was read before the last write was started");
+    }
     match evidence.workload.read(cx.now, MAX_AGE) {
         Reading::Present(w) => {
             let stamped = matches!(&w.stamp, Some(Ok(s)) if s.recovery == *cx.recovery);
@@ -54,13 +57,17 @@ fn detached(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, st
     let Some(jobs) = evidence.jobs.read(cx.now, MAX_AGE).present() else {
         return wait(cx.now, "the provider's job history must be read to know what became of the detach");
     };
+    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
+    if read < started {
+        return wait(cx.now, "the cloud was read before the detach was started");
+    }
     if jobs.iter().any(|j| j.is_pending()) {
         return wait(cx.now, "a job of the volume is pending at the provider");
     }
     if !cloud.holders.contains(&plan.pins.holder) {
         return observed(step, true, "the cloud no longer names the holder and no job is pending");
     }
-    if cx.now.duration_since(started) > IN_FLIGHT && evidence.collected_at.duration_since(started) > IN_FLIGHT {
+    if read.duration_since(started) > IN_FLIGHT {
         return observed(step, false, "the holder is unchanged, no job is pending, and the request's time is over");
     }
     wait(cx.now, "the detach request may still be on its way")

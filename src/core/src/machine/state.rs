@@ -3,6 +3,7 @@
 use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, StepIx};
 use crate::proof::NoUser;
+use crate::runbook::StepKind;
 use jiff::Timestamp;
 
 /// How one step stands.
@@ -69,6 +70,10 @@ pub enum Illegal {
 pub struct State {
     accepted: bool,
     steps: Vec<StepState>,
+    /// How often each step's effect was journaled as started.
+    attempts: Vec<u32>,
+    /// The start of each step's latest attempt of which nobody heard whether it was applied.
+    doubts: Vec<Option<Timestamp>>,
     /// When the current step could begin: the time of the line that closed the step before it.
     entered_at: Option<Timestamp>,
     no_user: Option<NoUser>,
@@ -84,6 +89,8 @@ impl State {
         Self {
             accepted: false,
             steps: vec![StepState::Pending; plan.steps.len()],
+            attempts: vec![0; plan.steps.len()],
+            doubts: vec![None; plan.steps.len()],
             entered_at: None,
             no_user: None,
             turned_back: None,
@@ -148,10 +155,21 @@ impl State {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
+                let kind = plan.steps.get(step.index()).map(|s| s.kind).ok_or("the plan has no such step")?;
                 if self.turned_back.is_none() && self.current() != Some(*step) {
                     return Err("it is not the current step");
                 }
-                *self.slot(*step)? = StepState::Started { at: entry.at };
+                if self.turned_back.is_some() && kind != StepKind::Restore {
+                    return Err("the run turned back, and only restoring may follow");
+                }
+                let slot = self.slot(*step)?;
+                if kind != StepKind::Restore && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
+                    return Err("its effect is in force already");
+                }
+                *slot = StepState::Started { at: entry.at };
+                if let Some(attempts) = self.attempts.get_mut(step.index()) {
+                    *attempts += 1;
+                }
             }
             Mark::Outcome { step, outcome } => {
                 let slot = self.slot(*step)?;
@@ -161,6 +179,10 @@ impl State {
                     _ => return Err("no effect is outstanding"),
                 };
                 *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
+                let unheard = matches!(outcome, Outcome::Unknown { .. } | Outcome::ObservedNotApplied { .. });
+                if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
+                    *doubt = Some(started);
+                }
             }
             Mark::Completed { step, .. } => self.close(*step, false, entry.at)?,
             Mark::Skipped { step, .. } => self.close(*step, true, entry.at)?,
@@ -169,11 +191,20 @@ impl State {
                 if self.turned_back.is_some() {
                     return Err("it turned back already");
                 }
+                if self.outstanding().is_some() {
+                    return Err("an effect is outstanding");
+                }
                 self.turned_back = Some((why.clone(), entry.at));
             }
             Mark::Ended { end } => {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
+                }
+                if *end == End::Recovered && (self.current().is_some() || self.turned_back.is_some()) {
+                    return Err("the steps are not finished");
+                }
+                if *end == End::Aborted && self.turned_back.is_none() {
+                    return Err("it has not turned back");
                 }
                 self.ended = Some(end.clone());
             }
@@ -189,7 +220,10 @@ impl State {
         if self.outstanding().is_some() {
             return Err("an effect is outstanding");
         }
-        if self.turned_back.is_none() && self.current() != Some(step) {
+        if self.turned_back.is_some() {
+            return Err("the run turned back");
+        }
+        if self.current() != Some(step) {
             return Err("it is not the current step");
         }
         *self.slot(step)? = StepState::Closed { skipped };
@@ -211,6 +245,16 @@ impl State {
     /// How a step stands.
     pub fn step(&self, step: StepIx) -> &StepState {
         self.steps.get(step.index()).unwrap_or(&StepState::Pending)
+    }
+
+    /// How often a step's effect was journaled as started.
+    pub fn attempts(&self, step: StepIx) -> u32 {
+        self.attempts.get(step.index()).copied().unwrap_or(0)
+    }
+
+    /// When the latest attempt of a step began whose reply nobody heard: the request may still arrive.
+    pub fn unheard_since(&self, step: StepIx) -> Option<Timestamp> {
+        self.doubts.get(step.index()).copied().flatten()
     }
 
     /// The step whose effect was started and has no known outcome.

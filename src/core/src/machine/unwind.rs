@@ -1,5 +1,6 @@
 //! After turning back: put the workload back as it was, then end.
 
+use super::observe::IN_FLIGHT;
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
@@ -12,28 +13,80 @@ use jiff::{SignedDuration, Timestamp};
 /// A write that was refused is tried again after so long.
 pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(1);
 
+/// The pause between two tries never grows beyond this.
+const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
+/// After so many tries (about an hour) a person is called: the journal has to fit into one object, and the stamp alone
+/// suffices to restore.
+const MOST_RESTORES: u32 = 60;
+
 /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
 pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
-    let scaled = plan.find(StepKind::ScaleToZero).is_some_and(|s| !matches!(state.step(s), StepState::Pending));
-    let Some(restore) = plan.find(StepKind::Restore).filter(|_| scaled) else {
-        return end(why);
-    };
+    let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
+    let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore) {
-        return Next::Record(Mark::Ended {
-            end: End::Stuck { why: format!("the workload could not be restored ({why}); its stamp says how") },
-        });
+        return stuck(format!("the workload could not be restored ({why}); its stamp says how"));
     }
-    match evidence.workload.read(cx.now, MAX_AGE) {
-        Reading::Present(w) => match put_back(restore, w, state, cx) {
-            Some(next) => next,
-            None => end(why),
-        },
-        Reading::Absent => end(why),
-        _ => Next::Wait {
-            why: "the workload must be read to restore it".to_owned(),
-            until: later(cx.now, RETRY),
+    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
+        return wait;
+    }
+    let wait = |why: &str| Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) };
+    if state.turned_back_at().is_some_and(|at| evidence.workload.at < at) {
+        return wait("the workload must be read again to restore it");
+    }
+    let w = match evidence.workload.read(cx.now, MAX_AGE) {
+        Reading::Present(w) => w,
+        Reading::Absent => return end(why),
+        _ => return wait("the workload must be read to restore it"),
+    };
+    match put_back(restore, w, state, cx) {
+        Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => {
+            stuck(format!("{} could not be restored in {MOST_RESTORES} tries; its stamp says how", w.workload))
+        }
+        Some(next) => next,
+        None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => {
+            stuck(format!("{} is at 0 and the stamp that says how to restore it was edited", w.workload))
+        }
+        None => match state.unheard_since(scale) {
+            // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
+            Some(at) if cx.now < later(at, IN_FLIGHT) => {
+                Next::Wait { why: "the scale to zero may still be on its way".to_owned(), until: later(at, IN_FLIGHT) }
+            }
+            _ => end(why),
         },
     }
+}
+
+/// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
+/// would be pulled from under the next pod.
+fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let step = plan.find(StepKind::CloudDetach)?;
+    let StepState::Issued { outcome, at, .. } = state.step(step) else { return None };
+    if !outcome.applied() {
+        return None;
+    }
+    let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
+    let cloud = evidence.cloud_volume.read(cx.now, MAX_AGE).present();
+    let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();
+    let (Some(cloud), Some(jobs)) = (cloud, jobs) else {
+        return wait("the cloud must be read to know what became of the detach");
+    };
+    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
+    if read < *at {
+        return wait("the cloud must be read again to know what became of the detach");
+    }
+    if jobs.iter().any(crate::cloud::CloudJob::is_pending) {
+        return wait("the detach is under way at the cloud; nothing is restored before its end is known");
+    }
+    if cloud.holders.contains(&plan.pins.holder) && read.duration_since(*at) <= IN_FLIGHT {
+        return wait("the accepted detach has neither a job nor an effect yet");
+    }
+    None
+}
+
+/// How long to pause after the last of so many tries.
+pub(super) fn backoff(attempts: u32) -> SignedDuration {
+    let factor = 1_i32.checked_shl(attempts.saturating_sub(1).min(6)).unwrap_or(1);
+    RETRY.saturating_mul(factor).min(LONGEST_RETRY)
 }
 
 /// The restoring effect, if one is still due: the stamp alone decides.
@@ -43,9 +96,11 @@ pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &C
         return None;
     }
     if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore)
-        && cx.now < later(*at, RETRY)
     {
-        return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until: later(*at, RETRY) });
+        let until = later(*at, backoff(state.attempts(restore)));
+        if cx.now < until {
+            return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
+        }
     }
     let replicas = (w.replicas == 0).then_some(stamp.replicas);
     let intent = match replicas {
@@ -62,6 +117,10 @@ pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &C
             replicas,
         },
     }))
+}
+
+fn stuck(why: String) -> Next {
+    Next::Record(Mark::Ended { end: End::Stuck { why } })
 }
 
 fn end(why: &TurnBack) -> Next {

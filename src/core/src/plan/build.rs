@@ -93,6 +93,9 @@ fn pins(evidence: &Evidence, at: &StuckPod, attachment: &Uid, now: Timestamp) ->
     let attachments = evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
     let va = attachments.iter().find(|a| a.uid == *attachment).ok_or_else(|| missing("the VolumeAttachment"))?;
     let workload = evidence.workload.read(now, MAX_AGE).present().ok_or_else(|| missing("the workload"))?;
+    let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
+    // The order in which an API lists them must not change the plan's hash.
+    pods.sort();
     Ok(Pins {
         claim: claim.uid.clone(),
         pv: pv.uid.clone(),
@@ -106,7 +109,7 @@ fn pins(evidence: &Evidence, at: &StuckPod, attachment: &Uid, now: Timestamp) ->
         attachment: va.uid.clone(),
         workload: workload.workload.clone(),
         replicas: workload.replicas,
-        pods: workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect(),
+        pods,
     })
 }
 

@@ -21,27 +21,24 @@ const OTHERS_TAINTS: [&str; 5] = [
 /// Refusals that hold for every remedy.
 pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refusal> {
     let mut out = Vec::new();
-    match present(&evidence.claim, now, "the claim", &mut out) {
-        Some(claim) => {
-            if let Some(what) = &claim.opted_out {
-                out.push(Refusal::OptedOut { what: what.clone() });
-            }
-            let shared: Vec<_> = claim
-                .access_modes
-                .iter()
-                .copied()
-                .filter(|m| matches!(m, AccessMode::ReadWriteMany | AccessMode::ReadOnlyMany))
-                .collect();
-            if claim.access_modes.is_empty() {
-                out.push(Refusal::NoAccessMode);
-            } else if !shared.is_empty() {
-                out.push(Refusal::SharedAccess { modes: shared });
-            }
-            if claim.deleting {
-                out.push(Refusal::ClaimDeleting { claim: evidence.claim_name.to_string() });
-            }
+    if let Some(claim) = present(&evidence.claim, now, "the claim", &mut out) {
+        if let Some(what) = &claim.opted_out {
+            out.push(Refusal::OptedOut { what: what.clone() });
         }
-        None => return out,
+        let shared: Vec<_> = claim
+            .access_modes
+            .iter()
+            .copied()
+            .filter(|m| matches!(m, AccessMode::ReadWriteMany | AccessMode::ReadOnlyMany))
+            .collect();
+        if claim.access_modes.is_empty() {
+            out.push(Refusal::NoAccessMode);
+        } else if !shared.is_empty() {
+            out.push(Refusal::SharedAccess { modes: shared });
+        }
+        if claim.deleting {
+            out.push(Refusal::ClaimDeleting { claim: evidence.claim_name.to_string() });
+        }
     }
     match evidence.cloud_volume.read(now, MAX_AGE) {
         Reading::Present(cloud) => {
@@ -49,11 +46,19 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
                 out.push(Refusal::ManyHolders { holders: cloud.holders.clone() });
             }
             if !matches!(cloud.state, VolumeState::Active | VolumeState::Detaching) {
-                out.push(Refusal::Missing { what: "a usable state of the cloud volume".into(), why: format!("it is {:?}", cloud.state) });
+                out.push(Refusal::Missing {
+                    what: "a usable state of the cloud volume".into(),
+                    why: format!("it is {:?}", cloud.state),
+                });
             }
         }
-        Reading::Absent => out.push(Refusal::Missing { what: "the cloud volume".into(), why: "the cloud does not know it".into() }),
-        Reading::Stale { age_secs } => out.push(Refusal::ProviderOutage { why: format!("its last answer is {age_secs} s old") }),
+        Reading::Absent => out.push(Refusal::Missing {
+            what: "the cloud volume".into(),
+            why: "the cloud does not know it".into(),
+        }),
+        Reading::Stale { age_secs } => {
+            out.push(Refusal::ProviderOutage { why: format!("its last answer is {age_secs} s old") })
+        }
         Reading::Unknown { why } => out.push(Refusal::ProviderOutage { why: why.to_owned() }),
     }
     match evidence.node(node, now) {
@@ -62,7 +67,18 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
                 out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
             }
         }
-        None => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
+        None => {
+            out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() })
+        }
+    }
+    if let Some(attachments) = present(&evidence.attachments, now, "the list of VolumeAttachments", &mut out)
+    {
+        for other in attachments.iter().filter(|a| a.node != *node) {
+            out.push(Refusal::OtherAttachment {
+                attachment: other.name.clone(),
+                node: other.node.to_string(),
+            });
+        }
     }
     out
 }
@@ -83,13 +99,18 @@ pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timesta
             let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
             match pods.first() {
                 Some(pod) => out.push(Refusal::BarePod { pod: pod.name.to_string() }),
-                None => out.push(Refusal::Missing { what: "the workload".into(), why: "no pod leads to one".into() }),
+                None => out.push(Refusal::Missing {
+                    what: "the workload".into(),
+                    why: "no pod leads to one".into(),
+                }),
             }
         }
         Reading::Stale { age_secs } => {
             out.push(Refusal::Missing { what: "the workload".into(), why: format!("{age_secs} s old") });
         }
-        Reading::Unknown { why } => out.push(Refusal::Missing { what: "the workload".into(), why: why.to_owned() }),
+        Reading::Unknown { why } => {
+            out.push(Refusal::Missing { what: "the workload".into(), why: why.to_owned() })
+        }
     }
     out
 }
@@ -147,7 +168,10 @@ fn claims(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
         }
         let own = |o: &&crate::evidence::OwnerFacts| o.kind == "StatefulSet" && o.uid == w.workload.uid;
         if let Some(owner) = claim.owners.iter().find(|o| !own(o)) {
-            out.push(Refusal::ClaimForeignOwner { claim: name.clone(), owner: format!("{} {}", owner.kind, owner.name) });
+            out.push(Refusal::ClaimForeignOwner {
+                claim: name.clone(),
+                owner: format!("{} {}", owner.kind, owner.name),
+            });
         }
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });

@@ -35,9 +35,14 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
         Block::Table { head, rows } => {
             let head: String = head.iter().map(|h| format!("<th scope=\"col\">{}</th>", escape(h))).collect();
             let rows: String = rows.iter().map(|r| format!("<tr>{}</tr>\n", cells(r))).collect();
-            writeln!(out, "<div class=\"scroll\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>")
+            writeln!(
+                out,
+                "<div class=\"scroll\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>"
+            )
         }
-        Block::Copy(what, text) => writeln!(out, "<p>{}</p>\n<pre>{}</pre>", escape(what), escape(text.trim_end())),
+        Block::Copy(what, text) => {
+            writeln!(out, "<p>{}</p>\n<pre>{}</pre>", escape(what), escape(text.trim_end()))
+        }
         Block::Picture => {
             out.push_str(&picture::pictures(incident));
             Ok(())

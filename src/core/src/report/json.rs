@@ -98,7 +98,8 @@ mod tests {
     #[test]
     fn an_empty_incident_is_valid_json() {
         let at: Timestamp = "2021-07-11T01:13:00Z".parse().unwrap();
-        let empty = Incident { title: "<none>".into(), from: at, to: at, records: Vec::new(), notes: Vec::new() };
+        let empty =
+            Incident { title: "<none>".into(), from: at, to: at, records: Vec::new(), notes: Vec::new() };
         let value: serde_json::Value = serde_json::from_str(&json(&empty)).unwrap();
         assert_eq!(value["title"], "<none>");
         assert_eq!(value["volumes"], serde_json::json!([]));

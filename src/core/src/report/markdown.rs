@@ -87,7 +87,10 @@ mod tests {
 
     #[test]
     fn markup_in_text_is_escaped() {
-        assert_eq!(escape("a|b <script>*x*</script> [l](u) `c` no_device _e_"), "a\\|b &lt;script&gt;\\*x\\*&lt;/script&gt; \\[l\\](u) \\`c\\` no_device \\_e\\_");
+        assert_eq!(
+            escape("a|b <script>*x*</script> [l](u) `c` no_device _e_"),
+            "a\\|b &lt;script&gt;\\*x\\*&lt;/script&gt; \\[l\\](u) \\`c\\` no_device \\_e\\_"
+        );
         assert_eq!(escape("# head & tail"), "\\# head &amp; tail");
     }
 

@@ -4,7 +4,7 @@ use super::Incident;
 use super::html::escape;
 use super::scale::Axis;
 use super::story::{Fate, StepFate, Story};
-use super::words::{clean, clock, date_clock, millis, relative, same_day, span, step_title};
+use super::words::{clock, date_clock, millis, quoted, relative, same_day, span, step_title};
 use crate::runbook::StepKind;
 use jiff::Timestamp;
 use std::fmt::Write;
@@ -59,7 +59,10 @@ pub(super) fn pictures(incident: &Incident) -> String {
 
 /// The whole incident in absolute time.
 fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
-    let moments = stories.iter().flat_map(|s| [Some(s.record.created), s.record.journal.last().map(|e| e.at)]).flatten();
+    let moments = stories
+        .iter()
+        .flat_map(|s| [Some(s.record.created), s.record.journal.last().map(|e| e.at)])
+        .flatten();
     let noted = incident.notes.iter().map(|n| n.at);
     let (mut from, mut to) = (incident.from, incident.to);
     for at in moments.chain(noted) {
@@ -82,8 +85,9 @@ fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
         ("rest", "left alone"),
     ];
     used.retain(|(class, _)| lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == *class));
-    let notes: Vec<_> = incident.notes.iter().map(|n| (n.at.as_millisecond(), clean(&n.text))).collect();
-    let hint = if notes.is_empty() { "" } else { " Dashed lines are notes; the timeline below has their text." };
+    let notes: Vec<_> = incident.notes.iter().map(|n| (n.at.as_millisecond(), quoted(&n.text))).collect();
+    let hint =
+        if notes.is_empty() { "" } else { " Dashed lines are notes; the timeline below has their text." };
     Frame {
         id: "whole",
         title: "The incident, one lane per volume",
@@ -101,7 +105,13 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
     let mut bars = Vec::new();
     let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
         let title = format!("{what}: {} to {} UTC ({})", clock(from), clock(to), span(millis(from, to)));
-        bars.push(Bar { from: from.as_millisecond(), to: to.as_millisecond(), class, title, inside: String::new() });
+        bars.push(Bar {
+            from: from.as_millisecond(),
+            to: to.as_millisecond(),
+            class,
+            title,
+            inside: String::new(),
+        });
     };
     let created = story.record.created;
     let Some((accepted, _)) = story.accepted else {
@@ -109,9 +119,12 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
             Fate::Waiting { provider_lock: true, .. } => ("lock", "locked by the provider"),
             Fate::Stuck { .. } | Fate::Failed { .. } => ("human", "needs a person"),
             Fate::Resolved | Fate::Healthy => ("up", "nothing to do"),
-            Fate::NotOurs { .. } | Fate::Planned | Fate::Refused { .. } | Fate::Unclassified { .. } | Fate::Diagnosed | Fate::Aborted => {
-                ("rest", "left alone")
-            }
+            Fate::NotOurs { .. }
+            | Fate::Planned
+            | Fate::Refused { .. }
+            | Fate::Unclassified { .. }
+            | Fate::Diagnosed
+            | Fate::Aborted => ("rest", "left alone"),
             _ => ("down", "waiting"),
         };
         bar(created, end, class, what);
@@ -120,8 +133,12 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
     if accepted > created {
         bar(created, accepted, "down", "down, being diagnosed or waiting");
     }
-    let over = story.ended.unwrap_or(end);
-    if story.ended.is_some() {
+    // A run that is stuck without an end did its last where its journal stops.
+    let stopped =
+        story.record.journal.last().map(|e| e.at).filter(|_| matches!(story.fate, Fate::Stuck { .. }));
+    let left = story.ended.or(stopped);
+    let over = left.unwrap_or(end);
+    if left.is_some() {
         let (class, what) = match &story.fate {
             Fate::Recovered => ("up", "running with its volume"),
             Fate::Aborted => ("rest", "put back after an abort"),
@@ -140,7 +157,8 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
 
 /// Each run in seconds since its plan was taken up.
 fn healings(stories: &[Story<'_>]) -> String {
-    let runs: Vec<(&Story<'_>, Timestamp)> = stories.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
+    let runs: Vec<(&Story<'_>, Timestamp)> =
+        stories.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
     let longest = runs.iter().flat_map(|(s, from)| s.stretches.iter().map(|p| millis(*from, p.to))).max();
     let Some(longest) = longest else { return String::new() };
     let lanes: Vec<Lane> = runs.iter().map(|(story, from)| steps(story, *from)).collect();
@@ -156,7 +174,8 @@ fn healings(stories: &[Story<'_>]) -> String {
     Frame {
         id: "steps",
         title: "Each run, step by step",
-        caption: "Each run, in seconds since its plan was taken up. Numbers are those of the steps.".to_owned(),
+        caption: "Each run, in seconds since its plan was taken up. Numbers are those of the steps."
+            .to_owned(),
         ticks: ticks.collect(),
         axis,
         notes: Vec::new(),
@@ -168,7 +187,8 @@ fn healings(stories: &[Story<'_>]) -> String {
 fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
     let bars = story.stretches.iter().map(|stretch| {
         let took = span(millis(stretch.from, stretch.to));
-        let kind = stretch.step.and_then(|s| story.record.plan.as_ref()?.steps.get(s.index())).map(|s| s.kind);
+        let kind =
+            stretch.step.and_then(|s| story.record.plan.as_ref()?.steps.get(s.index())).map(|s| s.kind);
         let (class, title, inside) = match (stretch.step, kind) {
             (Some(step), Some(kind)) => {
                 let how = match story.step(step).0 {
@@ -176,7 +196,7 @@ fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
                     StepFate::Unfinished => ", not finished",
                     StepFate::Done(_) | StepFate::NotBegun => "",
                 };
-                (colour(kind), format!("step {step}, {}{how}: {took}", step_title(kind)), step.to_string())
+                (colour(kind), format!("step {step} ({}){how}: {took}", step_title(kind)), step.to_string())
             }
             _ => ("back", format!("put back: {took}"), "↩".to_owned()),
         };
@@ -212,7 +232,11 @@ impl Frame<'_> {
         let bottom = TOP + LANE * lanes.len() as f64;
         let height = bottom + 14.0;
         let mut out = String::new();
-        let _ = writeln!(out, "<figure>\n<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-labelledby=\"{0}-title {0}-desc\">", self.id);
+        let _ = writeln!(
+            out,
+            "<figure>\n<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-labelledby=\"{0}-title {0}-desc\">",
+            self.id
+        );
         let _ = writeln!(out, "<title id=\"{}-title\">{}</title>", self.id, escape(self.title));
         let told: Vec<String> = lanes.iter().map(|l| format!("{}: {}.", l.label, l.summary)).collect();
         let _ = writeln!(out, "<desc id=\"{}-desc\">{}</desc>", self.id, escape(&told.join(" ")));
@@ -220,18 +244,33 @@ impl Frame<'_> {
             let x = self.axis.at(*at);
             // A label at the edge is pulled inside.
             let anchor = if x > RIGHT - 30.0 { "end" } else { "middle" };
-            let _ = writeln!(out, "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><text class=\"tick\" x=\"{x:.1}\" y=\"14\" text-anchor=\"{anchor}\">{}</text>", TOP - 20.0, escape(label));
+            let _ = writeln!(
+                out,
+                "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><text class=\"tick\" x=\"{x:.1}\" y=\"14\" text-anchor=\"{anchor}\">{}</text>",
+                TOP - 20.0,
+                escape(label)
+            );
         }
         for (at, note) in &self.notes {
             let x = self.axis.at(*at);
-            let _ = writeln!(out, "<g><title>{}</title><line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><circle class=\"note\" cx=\"{x:.1}\" cy=\"{:.0}\" r=\"4\"/></g>", escape(note), TOP - 12.0, TOP - 12.0);
+            let _ = writeln!(
+                out,
+                "<g><title>{}</title><line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.0}\" y2=\"{bottom:.0}\"/><circle class=\"note\" cx=\"{x:.1}\" cy=\"{:.0}\" r=\"4\"/></g>",
+                escape(note),
+                TOP - 12.0,
+                TOP - 12.0
+            );
         }
         for (i, lane) in lanes.iter().enumerate() {
             self.lane(lane, TOP + LANE * i as f64, &mut out);
         }
         let _ = write!(out, "</svg>\n<figcaption>{}", escape(&self.caption));
         for (class, what) in &self.legend {
-            let _ = write!(out, " <span class=\"key\"><svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><rect class=\"{class}\" width=\"10\" height=\"10\" rx=\"2\"/></svg>{}</span>", escape(what));
+            let _ = write!(
+                out,
+                " <span class=\"key\"><svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><rect class=\"{class}\" width=\"10\" height=\"10\" rx=\"2\"/></svg>{}</span>",
+                escape(what)
+            );
         }
         out.push_str("</figcaption>\n</figure>\n");
         out
@@ -240,14 +279,33 @@ impl Frame<'_> {
     fn lane(&self, lane: &Lane, y: f64, out: &mut String) {
         let mid = y + LANE / 2.0;
         let full = format!("{}: {}", lane.label, lane.summary);
-        let _ = writeln!(out, "<g><title>{}</title><text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text></g>", escape(&full), LEFT - 10.0, mid + 4.0, escape(&short(&lane.label)));
+        let _ = writeln!(
+            out,
+            "<g><title>{}</title><text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text></g>",
+            escape(&full),
+            LEFT - 10.0,
+            mid + 4.0,
+            escape(&short(&lane.label))
+        );
         for bar in &lane.bars {
             let (from, to) = (self.axis.at(bar.from), self.axis.at(bar.to));
             let width = (to - from).max(THINNEST);
             let x = from.min(RIGHT - width);
-            let _ = write!(out, "<g><title>{}</title><rect class=\"{}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"16\" rx=\"2\"/>", escape(&bar.title), bar.class, mid - 8.0);
+            let _ = write!(
+                out,
+                "<g><title>{}</title><rect class=\"{}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"16\" rx=\"2\"/>",
+                escape(&bar.title),
+                bar.class,
+                mid - 8.0
+            );
             if !bar.inside.is_empty() && width >= 14.0 {
-                let _ = write!(out, "<text class=\"inbar\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + width / 2.0, mid + 4.0, escape(&bar.inside));
+                let _ = write!(
+                    out,
+                    "<text class=\"inbar\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                    x + width / 2.0,
+                    mid + 4.0,
+                    escape(&bar.inside)
+                );
             }
             out.push_str("</g>\n");
         }

@@ -4,10 +4,11 @@ use super::doc::{Block, Inline, Line, Tone, code, labelled, text};
 use super::story::{CloudDetach, Fate, StepFate, Story, outstanding};
 use super::text::next_step;
 use super::words::{
-    class_in_words, class_name, clean, clock, count, date_clock, headline, mark_in_words, millis, proof_in_words, relative,
-    same_day, sentence, span, step_name, step_title,
+    class_in_words, class_name, clean, clock, count, date_clock, mark_in_words, millis, proof_in_words,
+    quoted, relative, same_day, sentence, span, step_name, step_title,
 };
 use super::{Incident, Record, support_ticket};
+use crate::diagnosis::Verdict;
 use crate::plan::{Plan, StepIx};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,15 +27,29 @@ pub(super) struct Item<'a> {
 pub(super) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
     let mut items: Vec<(Timestamp, Item<'_>)> = Vec::new();
     for note in &incident.notes {
-        items.push((note.at, Item { at: note.at, story: None, by: None, text: clean(&note.text) }));
+        items.push((note.at, Item { at: note.at, story: None, by: None, text: quoted(&note.text) }));
     }
     for record in &incident.records {
         let reason = record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default();
-        let opened = clean(&format!("trouble seen; recovery {} opened in mode {}{reason}", record.recovery.name, record.mode));
-        items.push((record.created, Item { at: record.created, story: Some(&record.claim), by: Some(&record.requester), text: opened }));
+        let opened = quoted(&format!(
+            "trouble seen; recovery {} opened in mode {}{reason}",
+            record.recovery.name, record.mode
+        ));
+        items.push((
+            record.created,
+            Item {
+                at: record.created,
+                story: Some(&record.claim),
+                by: Some(&record.requester),
+                text: opened,
+            },
+        ));
         for (sorted, entry) in Story::of(record).ordered() {
             let text = mark_in_words(record.plan.as_ref(), &entry.mark);
-            items.push((sorted.max(record.created), Item { at: entry.at, story: Some(&record.claim), by: Some(&entry.by), text }));
+            items.push((
+                sorted.max(record.created),
+                Item { at: entry.at, story: Some(&record.claim), by: Some(&entry.by), text },
+            ));
         }
     }
     items.sort_by_key(|(at, _)| *at);
@@ -45,32 +60,53 @@ pub(super) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
 pub(super) fn needs_human(story: &Story<'_>) -> Option<String> {
     let text = match &story.fate {
         Fate::Stuck { why } => match outstanding(story.record) {
-            Some(step) => format!("look at it now: {why}. What became of {} is not known; nothing was restored meanwhile, on purpose", step_name(story.record.plan.as_ref(), step)),
+            Some(step) => format!(
+                "look at it now: {why}. Nothing is restored on purpose until it is known what became of {}",
+                step_name(story.record.plan.as_ref(), step)
+            ),
             None => format!("look at it now: {why}"),
         },
-        Fate::Failed { why } => format!("find out why it failed ({why}); what was changed has been put back and the pod is still without its volume"),
-        Fate::Waiting { provider_lock: true, .. } => "send the support ticket below to the provider; nothing else can lift the lock".to_owned(),
-        Fate::Refused { why } => format!("remove what stands against it, or heal it by hand: {}", why.join("; ")),
+        Fate::Failed { why } => format!(
+            "find out why it failed ({why}); what was changed has been put back and the pod is still without its volume"
+        ),
+        Fate::Waiting { provider_lock: true, .. } => {
+            "send the support ticket below to the provider; nothing else can lift the lock".to_owned()
+        }
+        Fate::Refused { why } => {
+            format!("remove what stands against it, or heal it by hand: {}", why.join("; "))
+        }
         Fate::AwaitingApproval => {
             let hash = story.record.plan.as_ref().map(|p| p.hash.to_string()).unwrap_or_default();
             format!("read plan {hash} and approve it (kubectl reattach approve) or abort it")
         }
-        Fate::Planned => "nothing was done, because the mode says so; to heal it: kubectl reattach recover".to_owned(),
+        Fate::Planned => {
+            "nothing was done, because the mode says so; to heal it: kubectl reattach recover".to_owned()
+        }
         Fate::NotOurs { why } => format!("its owner has to fix it: {why}"),
         Fate::Unclassified { why } => format!("make known what is missing: {why}"),
         Fate::Diagnosed => "there is no plan for it yet: look at the diagnosis".to_owned(),
-        Fate::Aborted => "the pod is still without its volume: heal it by hand or start another recovery".to_owned(),
-        Fate::Recovered | Fate::Resolved | Fate::Healthy | Fate::Running { .. } | Fate::PuttingBack { .. } => return None,
+        Fate::Aborted => {
+            "the pod is still without its volume: heal it by hand or start another recovery".to_owned()
+        }
+        Fate::Recovered
+        | Fate::Resolved
+        | Fate::Healthy
+        | Fate::Running { .. }
+        | Fate::PuttingBack { .. } => return None,
         Fate::Waiting { .. } | Fate::Ready | Fate::Diagnosing => return None,
     };
-    Some(clean(&text))
+    Some(quoted(&text))
 }
 
 fn tone(fate: &Fate) -> Tone {
     match fate {
         Fate::Recovered | Fate::Resolved | Fate::Healthy => Tone::Good,
         Fate::Stuck { .. } | Fate::Failed { .. } => Tone::Bad,
-        Fate::Running { .. } | Fate::PuttingBack { .. } | Fate::Waiting { .. } | Fate::AwaitingApproval | Fate::Ready => Tone::Wait,
+        Fate::Running { .. }
+        | Fate::PuttingBack { .. }
+        | Fate::Waiting { .. }
+        | Fate::AwaitingApproval
+        | Fate::Ready => Tone::Wait,
         Fate::Diagnosing | Fate::Aborted | Fate::Refused { .. } => Tone::Wait,
         Fate::NotOurs { .. } | Fate::Planned | Fate::Unclassified { .. } | Fate::Diagnosed => Tone::Plain,
     }
@@ -103,46 +139,100 @@ pub(super) fn document(incident: &Incident) -> Vec<Block> {
 
 fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
     let day = |a, b| if same_day(a, b) { clock(b) } else { date_clock(b) };
-    let window = format!("From {} to {} UTC ({})", date_clock(incident.from), day(incident.from, incident.to), span(millis(incident.from, incident.to)));
+    let window = format!(
+        "From {} to {} UTC ({})",
+        date_clock(incident.from),
+        day(incident.from, incident.to),
+        span(millis(incident.from, incident.to))
+    );
     if stories.is_empty() {
-        out.push(Block::Para(text(format!("{window}: no volume was in trouble that reattach saw, and nothing was touched."))));
+        out.push(Block::Para(text(format!(
+            "{window}: no volume was in trouble that reattach saw, and nothing was touched."
+        ))));
         return;
     }
-    let mut fates: BTreeMap<&str, usize> = BTreeMap::new();
-    stories.iter().for_each(|s| *fates.entry(s.fate.title()).or_default() += 1);
+    // In the order in which the records show them.
+    let mut fates: Vec<(&str, usize)> = Vec::new();
+    for title in stories.iter().map(|s| s.fate.title()) {
+        match fates.iter_mut().find(|(t, _)| *t == title) {
+            Some((_, n)) => *n += 1,
+            None => fates.push((title, 1)),
+        }
+    }
     let listed: Vec<String> = fates.iter().map(|(title, n)| format!("{n} {title}")).collect();
     let were = if stories.len() == 1 { "was" } else { "were" };
-    out.push(Block::Para(text(format!("{window}, {} {were} in trouble: {}.", count(stories.len(), "claim"), listed.join(", ")))));
+    out.push(Block::Para(text(format!(
+        "{window}, {} {were} in trouble: {}.",
+        count(stories.len(), "claim"),
+        listed.join(", ")
+    ))));
     let mut lines = Vec::new();
-    let names = |of: &dyn Fn(&&Story<'_>) -> bool| stories.iter().filter(of).map(|s| s.claim()).collect::<Vec<_>>();
+    let names =
+        |of: &dyn Fn(&&Story<'_>) -> bool| stories.iter().filter(of).map(|s| s.claim()).collect::<Vec<_>>();
     let classes: BTreeSet<_> = stories.iter().filter_map(Story::class).collect();
     for class in classes {
         let which = names(&|s| s.class() == Some(class));
-        lines.push(labelled("Why", format!("{} of {}: {}. ({})", count(which.len(), "claim"), class_name(class), class_in_words(class), which.join(", "))));
+        lines.push(labelled(
+            "Why",
+            format!(
+                "{} of {}: {}. ({})",
+                count(which.len(), "claim"),
+                class_name(class),
+                class_in_words(class),
+                which.join(", ")
+            ),
+        ));
     }
     let mut times: Vec<i64> = stories.iter().filter_map(Story::heal_millis).collect();
     times.sort_unstable();
-    if let (Some(median), Some(longest)) = (times.get(times.len() / 2), times.last()) {
+    if let (Some(upper), Some(lower), Some(longest)) =
+        (times.get(times.len() / 2), times.get(times.len().saturating_sub(1) / 2), times.last())
+    {
+        let median = (upper + lower) / 2;
         let longest_down = stories.iter().filter_map(Story::down_millis).max().unwrap_or(0);
         let healed = if times.len() == 1 {
-            format!("healed in {} once its plan was taken up", span(*median))
+            format!("Healed in {} once its plan was taken up", span(median))
         } else {
-            format!("{} healed, in {} at the median and {} at the longest, once each plan was taken up", times.len(), span(*median), span(*longest))
+            format!(
+                "{} healed, in {} at the median and {} at the longest, once each plan was taken up",
+                times.len(),
+                span(median),
+                span(*longest)
+            )
         };
-        lines.push(labelled("How long", format!("{healed}; the longest was down for {}, waiting included.", span(longest_down))));
+        lines.push(labelled(
+            "How long",
+            format!("{healed}; the longest was down for {}, waiting included.", span(longest_down)),
+        ));
     }
     let down = names(&|s| s.still_down());
     if !down.is_empty() {
-        lines.push(labelled("Still down", format!("{}, as far as is known: {}.", count(down.len(), "claim"), down.join(", "))));
+        lines.push(labelled(
+            "Still down",
+            format!("{}, as far as is known: {}.", count(down.len(), "claim"), down.join(", ")),
+        ));
     }
     authority(stories, &mut lines);
     let detached = names(&|s| s.cloud_detach == CloudDetach::Used);
-    let all_proven = stories.iter().filter(|s| s.cloud_detach == CloudDetach::Used).all(|s| s.proof().is_some());
+    let tried = names(&|s| s.cloud_detach == CloudDetach::Tried);
+    let all_proven =
+        stories.iter().filter(|s| s.cloud_detach == CloudDetach::Used).all(|s| s.proof().is_some());
     let proven = if all_proven { " Each rested on a proof that the old holder could not write." } else { "" };
-    lines.push(labelled("Cloud detach", match detached.len() {
-        0 => "not needed; wherever something was detached, Kubernetes did it.".to_owned(),
-        _ => format!("needed for {}, because Kubernetes' own detach was stuck.{proven}", detached.join(", ")),
-    }));
+    if !detached.is_empty() {
+        lines.push(labelled(
+            "Cloud detach",
+            format!("Needed for {}, because Kubernetes' own detach was stuck.{proven}", detached.join(", ")),
+        ));
+    }
+    if !tried.is_empty() {
+        lines.push(labelled("Cloud detach that did not succeed", format!("{}.", tried.join(", "))));
+    }
+    if detached.is_empty() && tried.is_empty() && stories.iter().any(Story::touched) {
+        lines.push(labelled(
+            "Cloud detach",
+            "Not needed: wherever something was detached, Kubernetes did it.",
+        ));
+    }
     out.push(Block::List(lines));
 }
 
@@ -157,22 +247,33 @@ fn authority(stories: &[Story<'_>], lines: &mut Vec<Line>) {
         }
     }
     for (who, claims) in &by_authority {
-        lines.push(labelled("Allowed by", format!("{who}: {}.", claims.join(", "))));
+        lines.push(labelled("Allowed by", format!("{}: {}.", who, claims.join(", "))));
     }
     if doers.is_empty() {
-        lines.push(labelled("Done", "nothing; no plan was taken up."));
+        lines.push(labelled("Done", "Nothing: no plan was taken up."));
     } else {
         lines.push(labelled("Done by", format!("{}.", doers.into_iter().collect::<Vec<_>>().join(", "))));
     }
 }
 
 fn overview(incident: &Incident, stories: &[Story<'_>]) -> Block {
-    let when = |at| if same_day(incident.from, at) && same_day(incident.from, incident.to) { clock(at) } else { date_clock(at) };
+    let when = |at| {
+        if same_day(incident.from, at) && same_day(incident.from, incident.to) {
+            clock(at)
+        } else {
+            date_clock(at)
+        }
+    };
     let rows = stories
         .iter()
         .map(|s| {
             let down = match (s.healed_at(), s.still_down()) {
-                (Some(to), _) => format!("{}–{} ({})", when(s.record.created), when(to), span(millis(s.record.created, to))),
+                (Some(to), _) => format!(
+                    "{}–{} ({})",
+                    when(s.record.created),
+                    when(to),
+                    span(millis(s.record.created, to))
+                ),
                 (None, true) => format!("{}– (still)", when(s.record.created)),
                 (None, false) => "–".to_owned(),
             };
@@ -191,7 +292,10 @@ fn overview(incident: &Incident, stories: &[Story<'_>]) -> Block {
             ]
         })
         .collect();
-    Block::Table { head: vec!["Claim", "Class", "What happened", "Down", "Time to heal", "Cloud detach"], rows }
+    Block::Table {
+        head: vec!["Claim", "Class", "What happened", "Down", "Time to heal", "Cloud detach"],
+        rows,
+    }
 }
 
 fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
@@ -212,18 +316,31 @@ fn people(stories: &[Story<'_>], out: &mut Vec<Block>) {
     out.push(Block::Heading(2, "What still needs a person".into()));
     let lines: Vec<Line> = stories
         .iter()
-        .filter_map(|s| Some(vec![Inline::Code(s.claim()), Inline::Text(format!(": {}", sentence(&needs_human(s)?)))]))
+        .filter_map(|s| {
+            Some(vec![Inline::Code(s.claim()), Inline::Text(format!(": {}", sentence(&needs_human(s)?)))])
+        })
         .collect();
     out.push(if lines.is_empty() { Block::Para(text("Nothing.")) } else { Block::List(lines) });
     for story in stories {
         if let Some(ticket) = support_ticket(story.record) {
-            out.push(Block::Copy(format!("Ticket for the provider about {}, ready to send:", story.claim()), ticket));
+            out.push(Block::Copy(
+                format!("Ticket for the provider about {}, ready to send:", story.claim()),
+                ticket,
+            ));
         }
     }
 }
 
 fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
-    let item = |s: &Story<'_>| vec![Inline::Code(s.claim()), Inline::Text(format!(": {}", sentence(&s.fate.why().unwrap_or_else(|| s.fate.title().to_owned()))))];
+    let item = |s: &Story<'_>| {
+        vec![
+            Inline::Code(s.claim()),
+            Inline::Text(format!(
+                ": {}",
+                sentence(&s.fate.why().unwrap_or_else(|| s.fate.title().to_owned()))
+            )),
+        ]
+    };
     let (foreign, ours): (Vec<&Story<'_>>, Vec<&Story<'_>>) =
         stories.iter().filter(|s| !s.touched()).partition(|s| matches!(s.fate, Fate::NotOurs { .. }));
     if !foreign.is_empty() {
@@ -238,7 +355,12 @@ fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
     let objects: BTreeSet<String> = touched
         .iter()
         .filter_map(|r| r.plan.as_ref())
-        .map(|p| clean(&format!("{}, VolumeAttachment {}, volume {}", p.pins.workload, p.pins.attachment_name, p.pins.volume)))
+        .map(|p| {
+            clean(&format!(
+                "{}, VolumeAttachment {}, volume {}",
+                p.pins.workload, p.pins.attachment_name, p.pins.volume
+            ))
+        })
         .collect();
     out.push(Block::Para(text(match objects.is_empty() {
         true => "Everything: no effect was issued on any workload, attachment or volume.".to_owned(),
@@ -257,28 +379,56 @@ fn volume(story: &Story<'_>, out: &mut Vec<Block>) {
         head.push(Inline::Text(format!(": {}", sentence(&why))));
     }
     out.push(Block::Para(head));
-    let by = |label: &str, words: String| labelled(label, sentence(&clean(&words)));
-    let mut lines = vec![by("Asked for", format!("{} by {}, in mode {}{}", date_clock(record.created), record.requester, record.mode, record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default()))];
+    let by = |label: &str, words: String| labelled(label, sentence(&quoted(&words)));
+    let mut lines = vec![by(
+        "Asked for",
+        format!(
+            "{} by {}, in mode {}{}",
+            date_clock(record.created),
+            record.requester,
+            record.mode,
+            record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default()
+        ),
+    )];
     if let Some((at, who)) = story.accepted {
-        lines.push(by("Allowed", format!("{} by {who}, {} after it was asked for", date_clock(at), span(millis(record.created, at)))));
+        lines.push(by(
+            "Allowed",
+            format!(
+                "{} by {who}, {} after it was asked for",
+                date_clock(at),
+                span(millis(record.created, at))
+            ),
+        ));
     }
-    if let Some(diagnosis) = &record.diagnosis {
-        lines.push(by("Diagnosis", format!("{}: {}", headline(&diagnosis.verdict), diagnosis.verdict)));
-        // A diagnosis after the healing has nothing to suggest.
-        if story.still_down() && !story.touched() {
-            lines.push(labelled("Next", clean(&next_step(&diagnosis.verdict))));
+    // Of a plan's own trouble first: after the healing the last diagnosis says that nothing is wrong. Verdicts without a
+    // class have been said above, as what became of the recovery.
+    let diagnosed = record.diagnosis.as_ref().map(|d| &d.verdict);
+    match (&record.plan, diagnosed) {
+        (Some(Plan { trouble, .. }), _) | (None, Some(Verdict::Ours { trouble })) => {
+            lines.push(by("Diagnosis", trouble.to_string()));
         }
+        _ => {}
+    }
+    let open = matches!(
+        story.fate,
+        Fate::Waiting { .. } | Fate::NotOurs { .. } | Fate::Unclassified { .. } | Fate::Diagnosed
+    );
+    if let Some(verdict) = diagnosed.filter(|_| open) {
+        lines.push(labelled("Next", clean(&next_step(verdict))));
     }
     if let Some(proof) = story.proof() {
         lines.push(by("Proof that the old holder could not write", proof_in_words(proof)));
     } else if story.touched() {
-        lines.push(by("Proof that the old holder could not write", "not needed from us: nothing was detached by our hand".to_owned()));
+        lines.push(by(
+            "Proof that the old holder could not write",
+            "not needed from us: nothing was detached by our hand".to_owned(),
+        ));
     }
     out.push(Block::List(lines));
     let facts = record.diagnosis.as_ref().map(|d| d.facts.as_slice()).unwrap_or_default();
     if !facts.is_empty() {
         out.push(Block::Heading(4, "Facts found".into()));
-        out.push(Block::List(facts.iter().map(|f| text(clean(f))).collect()));
+        out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
     }
     if let Some(plan) = &record.plan {
         let done = if story.accepted.is_some() { "Steps" } else { "What it would do" };
@@ -294,16 +444,31 @@ fn steps_done(story: &Story<'_>, plan: &Plan) -> Block {
             StepFate::NotBegun => "not begun".to_owned(),
             StepFate::Done(seen) => format!("done: {seen}"),
             StepFate::PassedOver(why) => format!("passed over: {why}"),
-            StepFate::Unfinished if story.ended.is_none() && story.turned_back.is_none() => "under way".to_owned(),
+            StepFate::Unfinished if story.ended.is_none() && story.turned_back.is_none() => {
+                "under way".to_owned()
+            }
             StepFate::Unfinished => "not finished".to_owned(),
         };
-        let took = |of: fn(&super::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
-        vec![text(StepIx(i).to_string()), text(step_title(step.kind)), text(how), took(|s| millis(s.from, s.to)), took(|s| s.ours)]
+        let took =
+            |of: fn(&super::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
+        vec![
+            text(StepIx(i).to_string()),
+            text(step_title(step.kind)),
+            text(how),
+            took(|s| millis(s.from, s.to)),
+            took(|s| s.ours),
+        ]
     };
     let mut rows: Vec<Vec<Line>> = (0..).zip(&plan.steps).map(row).collect();
     for s in story.stretches.iter().filter(|s| s.step.is_none()) {
         let how = if s.closed { "done: what was changed is put back" } else { "under way" };
-        rows.push(vec![text("–"), text("put back"), text(how), text(span(millis(s.from, s.to))), text(span(s.ours))]);
+        rows.push(vec![
+            text("–"),
+            text("put back"),
+            text(how),
+            text(span(millis(s.from, s.to))),
+            text(span(s.ours)),
+        ]);
     }
     Block::Table { head: vec!["#", "Step", "Outcome", "Took", "Our share"], rows }
 }
@@ -311,7 +476,14 @@ fn steps_done(story: &Story<'_>, plan: &Plan) -> Block {
 fn steps_planned(plan: &Plan) -> Block {
     let rows = (0..)
         .zip(&plan.steps)
-        .map(|(i, step)| vec![text(StepIx(i).to_string()), text(sentence(&clean(&step.what))), code(clean(&step.command)), text(sentence(&clean(&step.risk)))])
+        .map(|(i, step)| {
+            vec![
+                text(StepIx(i).to_string()),
+                text(sentence(&clean(&step.what))),
+                code(clean(&step.command)),
+                text(sentence(&clean(&step.risk))),
+            ]
+        })
         .collect();
     Block::Table { head: vec!["#", "What would happen", "By hand", "What could go wrong"], rows }
 }

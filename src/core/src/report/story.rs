@@ -2,7 +2,7 @@
 
 use super::Record;
 use super::timing::{Stretch, stretches};
-use super::words::{clean, millis, step_name};
+use super::words::{clean, millis, quoted, step_name};
 use crate::diagnosis::{Class, Verdict, WaitReason};
 use crate::journal::{End, Entry, Mark, Outcome};
 use crate::machine::{State, StepState};
@@ -87,7 +87,7 @@ impl Fate {
             Self::Recovered => "recovered",
             Self::Resolved => "resolved by itself",
             Self::Aborted => "aborted",
-            Self::Failed { .. } => "failed, put back",
+            Self::Failed { .. } => "failed and put back",
             Self::Stuck { .. } => "STUCK",
             Self::Running { .. } => "running",
             Self::PuttingBack { .. } => "putting back",
@@ -113,9 +113,10 @@ impl Fate {
             | Self::PuttingBack { why }
             | Self::NotOurs { why }
             | Self::Waiting { why, .. }
-            | Self::Unclassified { why } => Some(clean(why)),
-            Self::Refused { why } => Some(clean(&why.join("; "))),
+            | Self::Unclassified { why } => Some(quoted(why)),
+            Self::Refused { why } => Some(quoted(&why.join("; "))),
             Self::Running { step } => Some(step.clone()),
+            Self::Planned => Some("nothing was done, because the mode says so".to_owned()),
             _ => None,
         }
     }
@@ -153,9 +154,9 @@ pub fn fate(record: &Record) -> Fate {
             why: reason.to_string(),
             provider_lock: matches!(reason, WaitReason::ProviderLock { .. }),
         },
-        Some(Verdict::Unclassified { missing }) => Fate::Unclassified {
-            why: missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-        },
+        Some(Verdict::Unclassified { missing }) => {
+            Fate::Unclassified { why: missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ") }
+        }
         _ if !record.refusals.is_empty() => Fate::Refused { why: record.refusals.clone() },
         Some(Verdict::Ours { .. }) | None if record.plan.is_some() => match record.mode {
             Mode::Observe | Mode::DryRun => Fate::Planned,
@@ -285,8 +286,8 @@ impl<'a> Story<'a> {
     pub(super) fn step(&self, step: StepIx) -> (StepFate, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
         let closing = self.record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Completed { step: s, seen } if *s == step => Some(StepFate::Done(clean(seen))),
-            Mark::Skipped { step: s, why } if *s == step => Some(StepFate::PassedOver(clean(why))),
+            Mark::Completed { step: s, seen } if *s == step => Some(StepFate::Done(quoted(seen))),
+            Mark::Skipped { step: s, why } if *s == step => Some(StepFate::PassedOver(quoted(why))),
             _ => None,
         });
         let open = if stretch.is_some() { StepFate::Unfinished } else { StepFate::NotBegun };
@@ -311,9 +312,10 @@ fn cloud_detach(record: &Record) -> CloudDetach {
     let Some(plan) = &record.plan else { return CloudDetach::No };
     let Some(step) = plan.find(StepKind::CloudDetach) else { return CloudDetach::No };
     let tried = record.journal.iter().any(|e| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step));
-    let applied = record.journal.iter().any(
-        |e| matches!(&e.mark, Mark::Outcome { step: s, outcome } if *s == step && outcome.applied()),
-    );
+    let applied = record
+        .journal
+        .iter()
+        .any(|e| matches!(&e.mark, Mark::Outcome { step: s, outcome } if *s == step && outcome.applied()));
     match (tried, applied) {
         (_, true) => CloudDetach::Used,
         (true, false) => CloudDetach::Tried,

@@ -3,8 +3,8 @@
 use super::Record;
 use super::story::{Story, fate};
 use super::words::{
-    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words, relative,
-    same_day, sentence, span,
+    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words,
+    quoted, relative, same_day, sentence, span,
 };
 use crate::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
 use crate::journal::Entry;
@@ -12,26 +12,28 @@ use crate::plan::{Plan, PlannedStep};
 
 /// The width of plain text in columns. A single word that is longer (a handle, a path) is not broken: it is there to be
 /// copied.
-pub const TEXT_WIDTH: usize = 110;
+pub const TEXT_WIDTH: usize = 100;
 
 /// A diagnosis for people: what it is, what that means, what it rests on, what happens next.
 pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     let mut out = Page::default();
     out.line(&headline(&diagnosis.verdict));
-    out.para("  ", &sentence(&clean(&diagnosis.verdict.to_string())));
-    if let Some(class) = diagnosis.class() {
-        out.para("  ", &format!("In words: {}.", class_in_words(class)));
+    out.para("  ", &sentence(&quoted(&diagnosis.verdict.to_string())));
+    if let Verdict::Wait { reason } = &diagnosis.verdict
+        && let Some(class) = reason.class()
+    {
+        out.para("  ", &format!("Once that is over it is {}: {}.", class_name(class), class_in_words(class)));
     }
     if let Verdict::Unclassified { missing } = &diagnosis.verdict {
         out.gap("Missing");
         for m in missing {
-            out.para("  - ", &clean(&m.to_string()));
+            out.para("  - ", &quoted(&m.to_string()));
         }
     }
     if !diagnosis.facts.is_empty() {
         out.gap("Seen");
         for fact in &diagnosis.facts {
-            out.para("  - ", &clean(fact));
+            out.para("  - ", &quoted(fact));
         }
     }
     out.gap("Next");
@@ -43,17 +45,27 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
 pub(super) fn next_step(verdict: &Verdict) -> String {
     let text = match verdict {
         Verdict::Healthy { .. } => "Nothing to do.",
-        Verdict::Ours { trouble } if trouble.class() == Class::B => "A plan can be made: kubectl reattach plan shows it and changes nothing.",
-        Verdict::Ours { .. } => "kubectl reattach plan says what can be done by hand; this class is recognised, not every runbook heals it.",
+        Verdict::Ours { trouble } if trouble.class() == Class::B => {
+            "A plan can be made: kubectl reattach plan shows it and changes nothing."
+        }
+        Verdict::Ours { .. } => {
+            "kubectl reattach plan says what can be done by hand; this class is recognised, not every runbook heals it."
+        }
         Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => {
             "Send the support ticket to the provider: only the provider can lift the lock. reattach goes on by itself once it is gone."
         }
         Verdict::Wait { .. } => "Nothing to do yet: reattach looks again when something changes.",
         Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod, node } } => {
-            return format!("Let pod {pod} on {node} go (a rollout of a single-node volume needs the strategy Recreate); a healthy writer is never cut off.");
+            return format!(
+                "Let pod {pod} on {node} go (a rollout of a single-node volume needs the strategy Recreate); a healthy writer is never cut off."
+            );
         }
-        Verdict::NotOurs { .. } => "Fix what is named above; detaching the volume would not help, so nothing is touched.",
-        Verdict::Unclassified { .. } => "Make the missing facts readable (agent running? rights? cloud token?) and look again; until then nothing is touched.",
+        Verdict::NotOurs { .. } => {
+            "Fix what is named above; detaching the volume would not help, so nothing is touched."
+        }
+        Verdict::Unclassified { .. } => {
+            "Make the missing facts readable (agent running? rights? cloud token?) and look again; until then nothing is touched."
+        }
     };
     text.to_owned()
 }
@@ -64,17 +76,38 @@ pub fn plan_text(plan: &Plan) -> String {
     let mut out = Page::default();
     let pins = &plan.pins;
     out.line(&format!("Plan {} for claim {}", plan.hash, clean(&plan.claim.to_string())));
-    out.para("  ", &format!("{}, by runbook {} ({}).", count(plan.steps.len(), "step"), clean(&plan.runbook), plan.runbook_hash));
-    out.gap("What is wrong");
+    out.para(
+        "  ",
+        &format!(
+            "{}, by runbook {} ({}).",
+            count(plan.steps.len(), "step"),
+            clean(&plan.runbook),
+            plan.runbook_hash
+        ),
+    );
+    out.gap(&format!("What is wrong: {}", plan.class().title()));
     out.para("  ", &sentence(&clean(&plan.trouble.to_string())));
-    out.para("  ", &format!("In words: {}.", class_in_words(plan.class())));
     out.gap("What it touches or relies on; if one of these changes, it stops");
-    out.row("workload", &format!("{}, {}, uid {}", pins.workload, count(pins.replicas.unsigned_abs() as usize, "replica"), pins.workload.uid));
+    out.row(
+        "workload",
+        &format!(
+            "{}, {}, uid {}",
+            pins.workload,
+            count(pins.replicas.unsigned_abs() as usize, "replica"),
+            pins.workload.uid
+        ),
+    );
     for (name, uid) in &pins.pods {
         out.row("pod", &format!("{name}, uid {uid}"));
     }
     out.row("claim", &format!("{}, uid {}", plan.claim, pins.claim));
-    out.row("volume", &format!("{} at the cloud, {} GiB, calls itself {}; PersistentVolume uid {}", pins.volume, pins.size_gib, pins.identity, pins.pv));
+    out.row(
+        "volume",
+        &format!(
+            "{} at the cloud, {} GiB, calls itself {}; PersistentVolume uid {}",
+            pins.volume, pins.size_gib, pins.identity, pins.pv
+        ),
+    );
     out.row("holder", &format!("instance {}, node {}, boot {}", pins.holder, pins.node, pins.boot_id));
     out.row("attachment", &format!("VolumeAttachment {}, uid {}", pins.attachment_name, pins.attachment));
     out.gap("Expected downtime");
@@ -94,8 +127,11 @@ fn planned(out: &mut Page, number: usize, step: &PlannedStep) {
         out.detail("only if", Content::Words(&clean(&step.precondition)));
     }
     out.detail("could go wrong", Content::Words(&clean(&step.risk)));
-    out.detail("done when", Content::Words(&clean(&step.observed_by)));
-    let patience = step.patience_seconds.map(|p| format!("; if stuck, the next step takes over after {p} s")).unwrap_or_default();
+    out.detail("end seen by", Content::Words(&clean(&step.observed_by)));
+    let patience = step
+        .patience_seconds
+        .map(|p| format!("; if stuck, the next step takes over after {p} s"))
+        .unwrap_or_default();
     out.detail("time limit", Content::Words(&format!("{} s{patience}", step.deadline_seconds)));
     out.detail("kind of effect", Content::Words(effect_in_words(step.kind, step.effect_class)));
 }
@@ -116,7 +152,10 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
             out.para("  ", &format!("Written by {} (leader term {}):", clean(by), entry.term));
         }
         let time = if same_day(first.at, entry.at) { clock(entry.at) } else { date_clock(entry.at) };
-        out.para(&format!("  {time} {:>10}  ", relative(first.at, entry.at)), &mark_in_words(Some(plan), &entry.mark));
+        out.para(
+            &format!("  {time} {:>10}  ", relative(first.at, entry.at)),
+            &mark_in_words(Some(plan), &entry.mark),
+        );
     }
     out.text
 }
@@ -124,7 +163,7 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
 /// A recovery in one line of at most [`TEXT_WIDTH`] columns, cut with `…` where its sentence is longer.
 pub fn status_line(record: &Record) -> String {
     let story = Story::of(record);
-    let class = story.class().map(|c| format!(" ({})", class_name(c))).unwrap_or_default();
+    let class = story.class().map(|c| format!(" (class {c}, {})", c.title())).unwrap_or_default();
     let took = story.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
     let fate = fate(record);
     let why = fate.why().map(|w| format!(": {w}")).unwrap_or_default();

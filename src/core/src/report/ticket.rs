@@ -2,7 +2,7 @@
 
 use super::Record;
 use super::story::{Fate, fate, refused_detach};
-use super::words::{clean, date_clock};
+use super::words::{date_clock, quoted};
 use crate::cloud::VolumeState;
 use crate::diagnosis::{Trouble, Verdict, WaitReason};
 use crate::journal::Mark;
@@ -31,17 +31,28 @@ pub fn support_ticket(record: &Record) -> Option<String> {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(out, "Subject: {} {}; please release it", capital(&name), obstacle.title);
-    let _ = writeln!(out, "\nHello,\n\n{} {}. Your API says: {}.", capital(&name), obstacle.title, secretless(&obstacle.words));
+    let _ = writeln!(
+        out,
+        "\nHello,\n\n{} {}. Your API says: {}.",
+        capital(&name),
+        obstacle.title,
+        quoted(&obstacle.words)
+    );
     let _ = writeln!(out, "A service of ours is down until it is released.\n");
     for (label, value) in &volume {
-        let _ = writeln!(out, "{:<14}{}", format!("{label}:"), secretless(value));
+        let _ = writeln!(out, "{:<16}{}", format!("{label}:"), quoted(value));
     }
-    let _ = writeln!(out, "{:<14}{} UTC (when we first saw it; it may have begun earlier)", "Since:", date_clock(record.created));
+    let _ = writeln!(
+        out,
+        "{:<16}{} UTC (when we first saw it; it may have begun earlier)",
+        "Since:",
+        date_clock(record.created)
+    );
     let facts = record.diagnosis.as_ref().map(|d| d.facts.as_slice()).unwrap_or_default();
     if !facts.is_empty() {
         let _ = writeln!(out, "\nWhat we see:");
         for fact in facts {
-            let _ = writeln!(out, "- {}", secretless(fact));
+            let _ = writeln!(out, "- {}", quoted(fact));
         }
     }
     let _ = writeln!(out, "\nWhat we tried:");
@@ -49,7 +60,10 @@ pub fn support_ticket(record: &Record) -> Option<String> {
         let _ = writeln!(out, "- {line}");
     }
     let _ = writeln!(out, "\nWhat we ask: {}", obstacle.ask);
-    let _ = writeln!(out, "Please also tell us what caused it and whether our other volumes may be affected.\n\nThank you.");
+    let _ = writeln!(
+        out,
+        "Please also tell us what caused it and whether our other volumes may be affected.\n\nThank you."
+    );
     Some(out)
 }
 
@@ -70,7 +84,9 @@ fn obstacle(record: &Record) -> Option<Obstacle> {
         _ => {}
     }
     match record.diagnosis.as_ref().map(|d| &d.verdict) {
-        Some(Verdict::Wait { reason: WaitReason::ProviderLock { reason, .. } }) => return Some(locked(reason)),
+        Some(Verdict::Wait { reason: WaitReason::ProviderLock { reason, .. } }) => {
+            return Some(locked(reason));
+        }
         Some(Verdict::Wait { reason: WaitReason::CloudBusy { doing } }) => return Some(busy(doing)),
         _ => {}
     }
@@ -107,7 +123,9 @@ fn volume(record: &Record) -> Vec<(&'static str, String)> {
         (None, None) => {}
     }
     let node = match record.diagnosis.as_ref().map(|d| &d.verdict) {
-        Some(Verdict::Ours { trouble: Trouble::Phantom { at, .. } | Trouble::Lost { at, .. } }) => Some(at.node.to_string()),
+        Some(Verdict::Ours { trouble: Trouble::Phantom { at, .. } | Trouble::Lost { at, .. } }) => {
+            Some(at.node.to_string())
+        }
         _ => pins.map(|p| p.node.to_string()),
     };
     out.extend(node.map(|n| ("Node", n)));
@@ -121,23 +139,33 @@ fn tried(record: &Record) -> Vec<String> {
         .iter()
         .filter_map(|e| {
             let words = match &e.mark {
-                Mark::Started { step: s, intent, .. } if Some(*s) == step => format!("we asked your API to {intent}"),
+                Mark::Started { step: s, .. } if Some(*s) == step => {
+                    let pins = record.plan.as_ref().map(|p| &p.pins)?;
+                    format!(
+                        "we asked your API to detach volume {} from instance {}",
+                        pins.volume, pins.holder
+                    )
+                }
                 Mark::Outcome { step: s, outcome } if Some(*s) == step => {
                     use crate::journal::Outcome as O;
                     match outcome {
                         O::Applied { detail } => format!("it answered: {detail}"),
                         O::NotApplied { why, .. } => format!("it did not accept: {why}"),
                         O::Unknown { why } => format!("we got no usable answer: {why}"),
-                        O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => format!("we then saw: {seen}"),
+                        O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => {
+                            format!("we then saw: {seen}")
+                        }
                     }
                 }
                 _ => return None,
             };
-            Some(format!("{} UTC: {}", date_clock(e.at), secretless(&words)))
+            Some(format!("{} UTC: {}", date_clock(e.at), quoted(&words)))
         })
         .collect();
     if out.is_empty() {
-        out.push("Nothing yet by API: we do not send a detach while the volume is locked or busy.".to_owned());
+        out.push(
+            "Nothing yet by API: we do not send a detach while the volume is locked or busy.".to_owned(),
+        );
     }
     out
 }
@@ -145,56 +173,4 @@ fn tried(record: &Record) -> Vec<String> {
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |c| format!("{}{}", c.to_uppercase(), chars.as_str()))
-}
-
-/// Masks what looks like a credential: the word after `Bearer`, what follows `token`, `password`, `secret`, `apikey` or
-/// `authorization` with `:` or `=`, and any run of 32 or more letters and digits without a dash (API tokens; UIDs and names have dashes or are
-/// shorter).
-pub(super) fn secretless(text: &str) -> String {
-    let mut mask_next = false;
-    let words: Vec<String> = clean(text)
-        .split(' ')
-        .map(|word| {
-            if word.is_empty() {
-                return String::new();
-            }
-            let masked = std::mem::take(&mut mask_next);
-            let bare = word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
-            if bare == "bearer" || (masked && bare == "basic") {
-                mask_next = true;
-                return word.to_owned();
-            }
-            if masked {
-                return "[masked]".to_owned();
-            }
-            if let Some(at) = word.find(['=', ':']) {
-                let name = word[..at].to_lowercase();
-                if ["token", "password", "passwd", "secret", "apikey", "api_key", "authorization"].iter().any(|n| name.contains(n)) {
-                    if at + 1 == word.len() {
-                        mask_next = true;
-                        return word.to_owned();
-                    }
-                    return format!("{}[masked]", &word[..=at]);
-                }
-            }
-            let longest = word.split(|c: char| !c.is_ascii_alphanumeric()).map(str::len).max().unwrap_or(0);
-            if longest >= 32 { "[masked]".to_owned() } else { word.to_owned() }
-        })
-        .collect();
-    words.join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_are_masked_and_names_are_not() {
-        assert_eq!(secretless("GET /v4 Authorization: Bearer abc123 failed"), "GET /v4 Authorization: Bearer [masked] failed");
-        assert_eq!(secretless("token=xyz, Password: hunter2 end"), "token=[masked] Password: [masked] end");
-        let long = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-        assert_eq!(secretless(&format!("sent {long}.")), "sent [masked]");
-        let names = "volume 1042 (pvcbb1d06139b334c1f) on lke13311-16405-5fafd1b46dcf, uid 6f1d2c3b-0000-4000-8000-000000000001";
-        assert_eq!(secretless(names), names);
-    }
 }

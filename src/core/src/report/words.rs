@@ -14,6 +14,49 @@ pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || hidden(c) { ' ' } else { c }).collect()
 }
 
+/// Text from outside as it may be shown and sent on: [`clean`], and what looks like a credential masked. That is the word
+/// after `Bearer`, what follows `token`, `password`, `secret`, `apikey` or `authorization` with `:` or `=`, and any run
+/// of 32 or more letters and digits with a digit among them (API tokens), unless it belongs to a path, a `csi-…` name or a `sha256:` digest.
+pub(super) fn quoted(text: &str) -> String {
+    let mut mask_next = false;
+    let words: Vec<String> = clean(text)
+        .split(' ')
+        .map(|word| {
+            let masked = if word.is_empty() { false } else { std::mem::take(&mut mask_next) };
+            let bare = word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+            if bare == "bearer" || (masked && bare == "basic") {
+                mask_next = true;
+                return word.to_owned();
+            }
+            if masked {
+                return mask(0, word);
+            }
+            if let Some(at) = word.find(['=', ':']).filter(|at| names_a_secret(&word[..*at])) {
+                mask_next = at + 1 == word.len();
+                return if mask_next { word.to_owned() } else { mask(at + 1, word) };
+            }
+            let token = |run: &str| run.len() >= 32 && run.contains(|c: char| c.is_ascii_digit());
+            let name = word.contains('/') || word.contains("csi-") || word.contains("sha256:");
+            let has_token = !name && word.split(|c: char| !c.is_ascii_alphanumeric()).any(token);
+            if has_token { mask(0, word) } else { word.to_owned() }
+        })
+        .collect();
+    words.join(" ")
+}
+
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["token", "password", "passwd", "secret", "apikey", "api_key", "authorization"]
+        .iter()
+        .any(|n| name.ends_with(n))
+}
+
+/// The word with everything from a byte on masked, except the punctuation that ends it.
+fn mask(from: usize, word: &str) -> String {
+    let end = word.trim_end_matches(['.', ',', ';', ':', ')', ']', '"']).len().max(from);
+    format!("{}[masked]{}", &word[..from], &word[end..])
+}
+
 /// `01:13:05`, in UTC.
 pub(super) fn clock(at: Timestamp) -> String {
     at.strftime("%H:%M:%S").to_string()
@@ -66,7 +109,9 @@ pub(super) fn count(n: usize, noun: &str) -> String {
 pub(super) fn class_in_words(class: Class) -> &'static str {
     match class {
         Class::A => "the node died while it had the volume, so no other node may have it",
-        Class::B => "Kubernetes and the cloud both say that the volume is attached, but the machine does not see the disk",
+        Class::B => {
+            "Kubernetes and the cloud both say that the volume is attached, but the machine does not see the disk"
+        }
         Class::C => "Kubernetes says that the volume is attached, but the cloud has let go of it",
         Class::D => "Kubernetes' own record of the attachment does not finish",
         Class::E => "the cloud keeps the volume with a machine that Kubernetes no longer counts",
@@ -90,10 +135,10 @@ pub(super) fn step_title(kind: StepKind) -> &'static str {
     }
 }
 
-/// `step 3, detach at the cloud`, or the number alone when the plan is not known.
+/// `step 3 (detach at the cloud)`, or the number alone when the plan is not known.
 pub(super) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
     match plan.and_then(|p| p.steps.get(step.index())) {
-        Some(planned) => format!("step {step}, {}", step_title(planned.kind)),
+        Some(planned) => format!("step {step} ({})", step_title(planned.kind)),
         None => format!("step {step}"),
     }
 }
@@ -104,7 +149,9 @@ pub(super) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static st
         (StepKind::AwaitDetached | StepKind::Verify, _) => "only looks, changes nothing",
         (_, EffectClass::Repeatable) => "may safely be done again after a crash",
         (_, EffectClass::Conditional) => "written only if the object has not changed since it was read",
-        (_, EffectClass::Once) => "sent once, never repeated blindly; after a crash the cloud is asked what became of it",
+        (_, EffectClass::Once) => {
+            "sent once, never repeated blindly; after a crash the cloud is asked what became of it"
+        }
     }
 }
 
@@ -124,29 +171,41 @@ pub(super) fn headline(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Healthy { .. } => "Nothing is wrong".to_owned(),
         Verdict::Ours { trouble } => format!("Stuck volume, {}", class_name(trouble.class())),
-        Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => "Waiting for the provider to lift a lock".to_owned(),
+        Verdict::Wait { reason: WaitReason::ProviderLock { .. } } => {
+            "Locked: waiting for the provider to lift a lock".to_owned()
+        }
         Verdict::Wait { .. } => "Waiting: something must happen first".to_owned(),
         Verdict::NotOurs { .. } => "Not an attachment problem: reattach leaves it alone".to_owned(),
-        Verdict::Unclassified { .. } => "Not classified: too little is known, so nothing is touched".to_owned(),
+        Verdict::Unclassified { .. } => {
+            "Not classified: too little is known, so nothing is touched".to_owned()
+        }
     }
 }
 
 /// A journal line as one sentence without its full stop.
 pub(super) fn mark_in_words(plan: Option<&Plan>, mark: &Mark) -> String {
     let text = match mark {
-        Mark::Accepted { plan_hash, authority } => format!("plan {plan_hash} taken up, allowed by {authority}"),
+        Mark::Accepted { plan_hash, authority } => {
+            format!("plan {plan_hash} taken up, allowed by {authority}")
+        }
         Mark::Started { step, intent, proof } => {
             let proof = proof.as_ref().map(|p| format!("; proof: {}", proof_in_words(p))).unwrap_or_default();
             format!("{} begins: {intent}{proof}", step_name(plan, *step))
         }
-        Mark::Outcome { step, outcome } => format!("{} {}", step_name(plan, *step), outcome_in_words(outcome)),
+        Mark::Outcome { step, outcome } => {
+            format!("{} {}", step_name(plan, *step), outcome_in_words(outcome))
+        }
         Mark::Completed { step, seen } => format!("{} done: {seen}", step_name(plan, *step)),
         Mark::Skipped { step, why } => format!("{} passed over: {why}", step_name(plan, *step)),
-        Mark::NoUser { .. } => "no pod uses the claim any more".to_owned(),
+        // Without the node's Lease the line voids the one before it, and no proof can rest on it.
+        Mark::NoUser { seen } => match seen.lease {
+            Some(_) => "no pod uses the claim any more".to_owned(),
+            None => "no proof can begin yet: a pod of the claim was seen again, or the node's sign of life could not be read".to_owned(),
+        },
         Mark::TurnedBack { why } => format!("turned back: {why}; from here on only restoring happens"),
         Mark::Ended { end } => end_in_words(end),
     };
-    clean(&text)
+    quoted(&text)
 }
 
 fn outcome_in_words(outcome: &Outcome) -> String {
@@ -191,7 +250,18 @@ mod tests {
 
     #[test]
     fn durations_read_as_people_say_them() {
-        let cases = [(0, "0 ms"), (999, "999 ms"), (1_000, "1.0 s"), (16_840, "16.8 s"), (59_949, "59.9 s"), (59_950, "1 min"), (320_000, "5 min 20 s"), (3_599_600, "1 h"), (19_200_000, "5 h 20 min"), (183_600_000, "2 d 3 h")];
+        let cases = [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1_000, "1.0 s"),
+            (16_840, "16.8 s"),
+            (59_949, "59.9 s"),
+            (59_950, "1 min"),
+            (320_000, "5 min 20 s"),
+            (3_599_600, "1 h"),
+            (19_200_000, "5 h 20 min"),
+            (183_600_000, "2 d 3 h"),
+        ];
         for (millis, want) in cases {
             assert_eq!(span(millis), want, "{millis} ms");
         }
@@ -204,6 +274,36 @@ mod tests {
         assert_eq!(relative(from, at("2021-07-11T01:13:16.84Z")), "+16.8 s");
         assert_eq!(relative(from, at("2021-07-11T01:12:59.5Z")), "-0.5 s");
         assert_eq!(millis(from, at("2021-07-11T01:12:59.5Z")), 0);
+    }
+
+    #[test]
+    fn credentials_are_masked_and_names_are_not() {
+        let cases = [
+            ("Authorization: Bearer abc123) failed", "Authorization: Bearer [masked]) failed"),
+            ("token=xyz, Password: hunter2 end", "token=[masked], Password: [masked] end"),
+            ("sent 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.", "sent [masked]."),
+        ];
+        for (text, want) in cases {
+            assert_eq!(quoted(text), want);
+        }
+        let hash = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+        for name in [
+            "volume 1042 (pvcbb1d06139b334c1f) on lke13311-16405-5fafd1b46dcf, uid 6f1d2c3b-0000-4000-8000-000000000001",
+            &format!("VolumeAttachment csi-{hash}: attached"),
+            &format!("/var/lib/kubelet/plugins/kubernetes.io/csi/driver/{hash}/globalmount"),
+            "secret \"site-config\" not found; a token bucket",
+            "(persistentVolumeClaimRetentionPolicy.whenScaled is Delete)",
+        ] {
+            assert_eq!(quoted(name), name);
+        }
+    }
+
+    #[test]
+    fn a_voided_handshake_does_not_read_as_the_end_of_the_pods() {
+        let at = Timestamp::UNIX_EPOCH;
+        let say = |lease| mark_in_words(None, &Mark::NoUser { seen: crate::proof::NoUser { at, lease } });
+        assert_eq!(say(Some(at)), "no pod uses the claim any more");
+        assert!(say(None).starts_with("no proof can begin yet"));
     }
 
     #[test]

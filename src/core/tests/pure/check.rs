@@ -32,24 +32,59 @@ const MUTATIONS: [Mutation; 27] = [
     ("node", |p| p.pins.node = "x".into(), "S8: the node is another machine or another boot"),
     ("boot", |p| p.pins.boot_id = "x".into(), "S8: the node is another machine or another boot"),
     ("attachment UID", |p| p.pins.attachment = "x".into(), "S8: the VolumeAttachment is not the pinned one"),
-    ("attachment name", |p| p.pins.attachment_name = "x".into(), "S8: the VolumeAttachment is not the pinned one"),
+    (
+        "attachment name",
+        |p| p.pins.attachment_name = "x".into(),
+        "S8: the VolumeAttachment is not the pinned one",
+    ),
     ("workload", |p| p.pins.workload.uid = "x".into(), "S8: the workload is not the pinned one"),
     ("replicas", |p| p.pins.replicas = 2, "S8: the workload is not the pinned one, or its count changed"),
     ("pods", |p| p.pins.pods.clear(), "S7: the workload's pods are not the pinned ones"),
-    ("no scale", |p| remove(p, StepKind::ScaleToZero), "S1: a cloud detach without the claim held away first"),
+    (
+        "no scale",
+        |p| remove(p, StepKind::ScaleToZero),
+        "S1: a cloud detach without the claim held away first",
+    ),
     ("no restore", |p| remove(p, StepKind::Restore), "S2: a scale to zero without exactly one restore"),
     ("restore first", |p| p.steps.swap(0, 5), "S2: a scale to zero without exactly one restore"),
     ("two restores", |p| p.steps.push(p.steps[5].clone()), "S2: a scale to zero without exactly one restore"),
     ("two scales", |p| p.steps.push(p.steps[0].clone()), "S2: a scale to zero without exactly one restore"),
-    ("no wait", |p| { p.steps.remove(4); }, "S2: a restore that does not wait for the detach"),
-    ("an impatient wait", |p| p.steps[4].patience_seconds = Some(1), "S2: a restore that does not wait for the detach"),
-    ("detach after restore", |p| { let d = p.steps.remove(2); p.steps.push(d); }, "S1: a cloud detach after pods may run again"),
+    (
+        "no wait",
+        |p| {
+            p.steps.remove(4);
+        },
+        "S2: a restore that does not wait for the detach",
+    ),
+    (
+        "an impatient wait",
+        |p| p.steps[4].patience_seconds = Some(1),
+        "S2: a restore that does not wait for the detach",
+    ),
+    (
+        "detach after restore",
+        |p| {
+            let d = p.steps.remove(2);
+            p.steps.push(d);
+        },
+        "S1: a cloud detach after pods may run again",
+    ),
     ("detach first", |p| p.steps.swap(0, 2), "S1: a cloud detach without the claim held away first"),
-    ("repeatable detach", |p| p.steps[2].effect_class = EffectClass::Repeatable, "S1: a cloud detach that could be repeated blindly"),
+    (
+        "repeatable detach",
+        |p| p.steps[2].effect_class = EffectClass::Repeatable,
+        "S1: a cloud detach that could be repeated blindly",
+    ),
     ("no deadline", |p| p.steps[1].deadline_seconds = 0, "S5: a step without a deadline"),
-    ("diagnosis of another pod", |p| {
-        if let reattach_core::diagnosis::Trouble::Phantom { at, .. } = &mut p.trouble { at.instance = "x".into(); }
-    }, "S8: the diagnosis and the pins disagree"),
+    (
+        "diagnosis of another pod",
+        |p| {
+            if let reattach_core::diagnosis::Trouble::Phantom { at, .. } = &mut p.trouble {
+                at.instance = "x".into();
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
 ];
 
 #[test]
@@ -61,10 +96,16 @@ fn each_rule_taken_out_of_a_plan_is_missed() {
         let mut plan = good.clone();
         change(&mut plan);
         let unsealed = rules(&plan, &case);
-        assert!(unsealed.iter().any(|v| v.contains("hash")), "{name}: the hash does not show it: {unsealed:?}");
+        assert!(
+            unsealed.iter().any(|v| v.contains("hash")),
+            "{name}: the hash does not show it: {unsealed:?}"
+        );
         plan.hash = plan.computed_hash();
         let found = rules(&plan, &case);
-        assert!(found.iter().any(|v| v.starts_with(expected)), "{name}: expected {expected:?}, found {found:?}");
+        assert!(
+            found.iter().any(|v| v.starts_with(expected)),
+            "{name}: expected {expected:?}, found {found:?}"
+        );
     }
 }
 
@@ -73,31 +114,126 @@ type Drift = (&'static str, fn(Case) -> Case, &'static str);
 
 const DRIFTS: [Drift; 26] = [
     ("claim deleting", |c| c.claim(|c| c.deleting = true), "S8: the claim"),
-    ("shared", |c| c.claim(|c| c.access_modes = vec![AccessMode::ReadWriteMany]), "S1: the claim is not for a single writer"),
+    (
+        "shared",
+        |c| c.claim(|c| c.access_modes = vec![AccessMode::ReadWriteMany]),
+        "S1: the claim is not for a single writer",
+    ),
     ("no access mode", |c| c.claim(|c| c.access_modes.clear()), "S1: the claim is not for a single writer"),
-    ("opted out", |c| c.claim(|c| c.opted_out = Some("claim".into())), "S7: the claim, its namespace or its workload is opted out"),
-    ("two holders", |c| c.cloud(|c| c.holders.push("7".into())), "S1: the pinned holder is not the cloud's only holder"),
+    (
+        "opted out",
+        |c| c.claim(|c| c.opted_out = Some("claim".into())),
+        "S7: the claim, its namespace or its workload is opted out",
+    ),
+    (
+        "two holders",
+        |c| c.cloud(|c| c.holders.push("7".into())),
+        "S1: the pinned holder is not the cloud's only holder",
+    ),
     ("no holder", |c| c.cloud(|c| c.holders.clear()), "S1: the pinned holder is not the cloud's only holder"),
-    ("rebooted", |c| c.node(|n| n.boot_id = "later".into()), "S8: the node is another machine or another boot"),
-    ("replaced", |c| c.node(|n| n.instance = Some("7".into())), "S8: the node is another machine or another boot"),
-    ("second record", |c| c.with_node(OTHER_NODE, OTHER_INSTANCE).attachments(|a| a.push(attachment("x", OTHER_NODE))), "S7: another node has a VolumeAttachment"),
-    ("new record", |c| c.attachment(|a| a.uid = "new".into()), "S8: the VolumeAttachment is not the pinned one"),
-    ("whenScaled", |c| c.workload(|w| w.deletes_claims_when_scaled = true), "S2: the workload deletes its claims"),
-    ("ephemeral", |c| c.workload(|w| w.template.ephemeral_volumes = vec!["x".into()]), "S2: a generic ephemeral volume"),
-    ("emptyDir", |c| c.workload(|w| w.template.empty_dirs = vec!["x".into()]), "S2: an emptyDir would be lost"),
+    (
+        "rebooted",
+        |c| c.node(|n| n.boot_id = "later".into()),
+        "S8: the node is another machine or another boot",
+    ),
+    (
+        "replaced",
+        |c| c.node(|n| n.instance = Some("7".into())),
+        "S8: the node is another machine or another boot",
+    ),
+    (
+        "second record",
+        |c| c.with_node(OTHER_NODE, OTHER_INSTANCE).attachments(|a| a.push(attachment("x", OTHER_NODE))),
+        "S7: another node has a VolumeAttachment",
+    ),
+    (
+        "new record",
+        |c| c.attachment(|a| a.uid = "new".into()),
+        "S8: the VolumeAttachment is not the pinned one",
+    ),
+    (
+        "whenScaled",
+        |c| c.workload(|w| w.deletes_claims_when_scaled = true),
+        "S2: the workload deletes its claims",
+    ),
+    (
+        "ephemeral",
+        |c| c.workload(|w| w.template.ephemeral_volumes = vec!["x".into()]),
+        "S2: a generic ephemeral volume",
+    ),
+    (
+        "emptyDir",
+        |c| c.workload(|w| w.template.empty_dirs = vec!["x".into()]),
+        "S2: an emptyDir would be lost",
+    ),
     ("rollout", |c| c.workload(|w| w.rollout = Some("x".into())), "S2: the workload is being changed"),
-    ("autoscaler", |c| c.workload(|w| w.autoscalers = vec![AutoscalerFacts { name: "x".into(), min_replicas: 0 }]), "S2: an autoscaler"),
-    ("manager", |c| c.workload(|w| w.managers = vec![ManagerFacts { kind: ManagerKind::Keda, evidence: "x".into(), paused: false }]), "S2: someone else owns the count"),
-    ("Argo CD", |c| c.workload(|w| w.managers = vec![ManagerFacts { kind: ManagerKind::ArgoCd, evidence: "x".into(), paused: true }]), "S2: someone else owns the count"),
+    (
+        "autoscaler",
+        |c| c.workload(|w| w.autoscalers = vec![AutoscalerFacts { name: "x".into(), min_replicas: 0 }]),
+        "S2: an autoscaler",
+    ),
+    (
+        "manager",
+        |c| {
+            c.workload(|w| {
+                w.managers =
+                    vec![ManagerFacts { kind: ManagerKind::Keda, evidence: "x".into(), paused: false }]
+            })
+        },
+        "S2: someone else owns the count",
+    ),
+    (
+        "Argo CD",
+        |c| {
+            c.workload(|w| {
+                w.managers =
+                    vec![ManagerFacts { kind: ManagerKind::ArgoCd, evidence: "x".into(), paused: true }]
+            })
+        },
+        "S2: someone else owns the count",
+    ),
     ("dry run", |c| c.workload(|w| w.pod_dry_run = None), "S2: a new pod is not known to be accepted"),
-    ("foreign owner", |c| c.workload(|w| w.claims[0].1.as_mut().unwrap().owners = vec![Case::owner("Backup", "b")]), "S2: a claim of the workload would not survive"),
-    ("claim missing", |c| c.workload(|w| w.claims[0].1 = None), "S2: a claim of the workload would not survive"),
+    (
+        "foreign owner",
+        |c| c.workload(|w| w.claims[0].1.as_mut().unwrap().owners = vec![Case::owner("Backup", "b")]),
+        "S2: a claim of the workload would not survive",
+    ),
+    (
+        "claim missing",
+        |c| c.workload(|w| w.claims[0].1 = None),
+        "S2: a claim of the workload would not survive",
+    ),
     ("ordered", |c| c.with_pod("redis-1", Some(NODE), true), "S2: ordered pods would never reach zero"),
-    ("preStop", |c| c.pod_ready().workload(|w| w.template.pre_stop = vec!["x".into()]), "S2: a healthy pod's preStop hook"),
+    (
+        "preStop",
+        |c| c.pod_ready().workload(|w| w.template.pre_stop = vec!["x".into()]),
+        "S2: a healthy pod's preStop hook",
+    ),
     ("foreign pod", |c| c.with_pod("zz", Some(NODE), false), "S7: a pod outside the workload uses the claim"),
-    ("not scalable", |c| c.workload(|w| w.scaling = ScalePath::None), "S2: the workload cannot be scaled back"),
-    ("stamped", |c| c.workload(|w| w.stamp = Some(Ok(Stamp { replicas: 1, workload: "workload-1".into(), recovery: "recovery-2".into(), at: start() }))), "S2: another recovery's stamp"),
-    ("taint", |c| c.node(|n| n.taints = vec!["node.kubernetes.io/out-of-service".into()]), "S9: someone else is at work on the node"),
+    (
+        "not scalable",
+        |c| c.workload(|w| w.scaling = ScalePath::None),
+        "S2: the workload cannot be scaled back",
+    ),
+    (
+        "stamped",
+        |c| {
+            c.workload(|w| {
+                w.stamp = Some(Ok(Stamp {
+                    replicas: 1,
+                    workload: "workload-1".into(),
+                    recovery: "recovery-2".into(),
+                    at: start(),
+                }))
+            })
+        },
+        "S2: another recovery's stamp",
+    ),
+    (
+        "taint",
+        |c| c.node(|n| n.taints = vec!["node.kubernetes.io/out-of-service".into()]),
+        "S9: someone else is at work on the node",
+    ),
 ];
 
 #[test]
@@ -105,7 +241,10 @@ fn each_drift_of_the_evidence_is_seen() {
     let plan = Case::statefulset().plan().unwrap();
     for (name, change, expected) in DRIFTS {
         let found = rules(&plan, &change(Case::statefulset()));
-        assert!(found.iter().any(|v| v.starts_with(expected)), "{name}: expected {expected:?}, found {found:?}");
+        assert!(
+            found.iter().any(|v| v.starts_with(expected)),
+            "{name}: expected {expected:?}, found {found:?}"
+        );
     }
 }
 

@@ -9,7 +9,9 @@ use reattach_core::diagnosis::{Class, diagnose};
 use reattach_core::evidence::{AccessMode, Evidence};
 use reattach_core::fact::{Fact, Source};
 use reattach_core::guest::Seen;
-use reattach_core::testkit::{ATTACHMENT, Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, device, start};
+use reattach_core::testkit::{
+    ATTACHMENT, Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, device, start,
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -76,70 +78,202 @@ fn rows() -> Vec<Row> {
 fn ours() -> Vec<Row> {
     let d = Case::deployment;
     vec![
-        row("a-dead-node", dead_node(d()), Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it"),
-        row("a-dead-node-pod-elsewhere", dead_node(wanted_elsewhere(d())), Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it"),
-        row("a-dead-node-pod-unscheduled", dead_node(d()).pod(|p| p.node = None), Class::A,
-            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it"),
+        row(
+            "a-dead-node",
+            dead_node(d()),
+            Class::A,
+            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+        ),
+        row(
+            "a-dead-node-pod-elsewhere",
+            dead_node(wanted_elsewhere(d())),
+            Class::A,
+            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+        ),
+        row(
+            "a-dead-node-pod-unscheduled",
+            dead_node(d()).pod(|p| p.node = None),
+            Class::A,
+            "class A: node lke-1 (instance 26000001) is not Ready and still holds the volume, so no other node can have it",
+        ),
         row("b-no-device", d(), Class::B, B),
         row("b-no-device-statefulset", Case::statefulset(), Class::B, B),
         row("b-no-device-by-last-report-only", d().unasked(), Class::B, B),
         row("b-dead-mount-under-a-ready-pod", d().pod_ready().with_mount(true), Class::B, B_DEAD),
-        row("b-dead-mount-under-a-terminating-pod", d().with_mount(true).pod(|p| p.deleting_since = Some(start())), Class::B, B_DEAD),
-        row("c-lost", d().cloud(|c| c.holders.clear()), Class::C,
-            "class C: Kubernetes says the volume is attached to lke-1, and the cloud says it is attached nowhere"),
-        row("d-detach-error", d().attachment(|a| { a.deleting_since = Some(start()); a.detach_error = Some("Linode busy.".into()); }), Class::D,
-            "class D: the detach from lke-1 keeps failing: Linode busy."),
-        row("d-detach-error-pod-elsewhere", wanted_elsewhere(d()).attachment(|a| { a.deleting_since = Some(start()); a.detach_error = Some("Linode busy.".into()); }), Class::D,
-            "class D: the detach from lke-1 keeps failing: Linode busy."),
-        row("d-detach-error-of-a-dead-node-that-holds-nothing",
-            dead_node(wanted_elsewhere(d())).cloud(|c| c.holders.clear()).attachment(|a| { a.deleting_since = Some(start()); a.detach_error = Some("timeout".into()); }), Class::D,
-            "class D: the detach from lke-1 keeps failing: timeout"),
-        row("d-attach-error", d().attachment(|a| { a.attached = false; a.attach_error = Some("limit reached".into()); }), Class::D,
-            "class D: the attach to lke-1 keeps failing: limit reached"),
-        row("d-node-missing", {
-            let mut case = wanted_elsewhere(d());
-            case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
-            case
-        }, Class::D, "class D: a VolumeAttachment names node lke-1, which does not exist"),
-        row("d-node-of-the-pod-missing", {
-            let mut case = d();
-            case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
-            case
-        }, Class::D, "class D: a VolumeAttachment names node lke-1, which does not exist"),
-        row("e-orphan", d().attachments(Vec::clear).cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]), Class::E,
-            "class E: the cloud says instance 26000002 has the volume, and no VolumeAttachment speaks for that instance"),
-        row("e-orphan-node-recreated-under-its-name", d().node(|n| n.instance = Some("26000009".into())), Class::E,
-            "class E: the cloud says instance 26000001 has the volume, and no VolumeAttachment speaks for that instance"),
-        row("e-orphan-attach-fails",
-            d().attachment(|a| { a.attached = false; a.attach_error = Some("already attached to linode 7".into()); }).cloud(|c| c.holders = vec!["7".into()]), Class::E,
-            "class E: the cloud says instance 7 has the volume, and no VolumeAttachment speaks for that instance"),
+        row(
+            "b-dead-mount-under-a-terminating-pod",
+            d().with_mount(true).pod(|p| p.deleting_since = Some(start())),
+            Class::B,
+            B_DEAD,
+        ),
+        row(
+            "c-lost",
+            d().cloud(|c| c.holders.clear()),
+            Class::C,
+            "class C: Kubernetes says the volume is attached to lke-1, and the cloud says it is attached nowhere",
+        ),
+        row(
+            "d-detach-error",
+            d().attachment(|a| {
+                a.deleting_since = Some(start());
+                a.detach_error = Some("Linode busy.".into());
+            }),
+            Class::D,
+            "class D: the detach from lke-1 keeps failing: Linode busy.",
+        ),
+        row(
+            "d-detach-error-pod-elsewhere",
+            wanted_elsewhere(d()).attachment(|a| {
+                a.deleting_since = Some(start());
+                a.detach_error = Some("Linode busy.".into());
+            }),
+            Class::D,
+            "class D: the detach from lke-1 keeps failing: Linode busy.",
+        ),
+        row(
+            "d-detach-error-of-a-dead-node-that-holds-nothing",
+            dead_node(wanted_elsewhere(d())).cloud(|c| c.holders.clear()).attachment(|a| {
+                a.deleting_since = Some(start());
+                a.detach_error = Some("timeout".into());
+            }),
+            Class::D,
+            "class D: the detach from lke-1 keeps failing: timeout",
+        ),
+        row(
+            "d-attach-error",
+            d().attachment(|a| {
+                a.attached = false;
+                a.attach_error = Some("limit reached".into());
+            }),
+            Class::D,
+            "class D: the attach to lke-1 keeps failing: limit reached",
+        ),
+        row(
+            "d-node-missing",
+            {
+                let mut case = wanted_elsewhere(d());
+                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case
+            },
+            Class::D,
+            "class D: a VolumeAttachment names node lke-1, which does not exist",
+        ),
+        row(
+            "d-node-of-the-pod-missing",
+            {
+                let mut case = d();
+                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case
+            },
+            Class::D,
+            "class D: a VolumeAttachment names node lke-1, which does not exist",
+        ),
+        row(
+            "e-orphan",
+            d().attachments(Vec::clear).cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]),
+            Class::E,
+            "class E: the cloud says instance 26000002 has the volume, and no VolumeAttachment speaks for that instance",
+        ),
+        row(
+            "e-orphan-node-recreated-under-its-name",
+            d().node(|n| n.instance = Some("26000009".into())),
+            Class::E,
+            "class E: the cloud says instance 26000001 has the volume, and no VolumeAttachment speaks for that instance",
+        ),
+        row(
+            "e-orphan-attach-fails",
+            d().attachment(|a| {
+                a.attached = false;
+                a.attach_error = Some("already attached to linode 7".into());
+            })
+            .cloud(|c| c.holders = vec!["7".into()]),
+            Class::E,
+            "class E: the cloud says instance 7 has the volume, and no VolumeAttachment speaks for that instance",
+        ),
     ]
 }
 
 fn waits() -> Vec<Row> {
     let d = Case::deployment;
     vec![
-        row("wait-provider-lock", d().cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }), Class::B,
-            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class B until then)"),
-        row("wait-provider-lock-during-detach", d().attachment(|a| a.deleting_since = Some(start())).cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }), Class::D,
-            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class D until then)"),
-        row("wait-cloud-busy", d().cloud(|c| c.state = VolumeState::Busy { doing: "resizing".into() }), None, "the cloud is busy with the volume (resizing)"),
-        row("wait-cloud-detaching", d().cloud(|c| c.state = VolumeState::Detaching), None, "the cloud is busy with the volume (detaching)"),
-        row("wait-cloud-unknown-state", d().cloud(|c| c.state = VolumeState::Other("contact_support".into())), None, "the cloud is busy with the volume (contact_support)"),
-        row("wait-cloud-job-pending", {
-            let mut case = d();
-            case.evidence.jobs = Fact::present(vec![job(JobStatus::Started)], Source::Cloud("linode".into()), start());
-            case
-        }, None, "the cloud is busy with the volume (volume_attach)"),
-        row("wait-detaching", d().attachment(|a| a.deleting_since = Some(start())), None, "a detach from lke-1 is under way"),
-        row("wait-attaching", d().attachment(|a| a.attached = false).cloud(|c| c.holders.clear()), None, "an attach to lke-1 is under way"),
-        row("wait-attaching-no-record-yet", d().attachments(Vec::clear).cloud(|c| c.holders.clear()), None, "an attach to lke-1 is under way"),
-        row("wait-pod-terminating", d().pod(|p| p.deleting_since = Some(start())), None, "pod default/redis-6f7d9c5b8-x2x4p on Ready node lke-1 is still terminating"),
-        row("wait-unscheduled", d().pod(|p| p.node = None), None, "pod default/redis-6f7d9c5b8-x2x4p has not been bound to a node"),
-        row("wait-driver-not-registered", d().node(|n| n.csi_drivers.clear()), None,
-            "driver linodebs.csi.linode.com has not registered with kubelet on lke-1 yet"),
+        row(
+            "wait-provider-lock",
+            d().cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }),
+            Class::B,
+            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class B until then)",
+        ),
+        row(
+            "wait-provider-lock-during-detach",
+            d().attachment(|a| a.deleting_since = Some(start()))
+                .cloud(|c| c.state = VolumeState::Locked { reason: "imaging".into() }),
+            Class::D,
+            "the provider has locked the volume (imaging); nothing can be detached until it lifts the lock (class D until then)",
+        ),
+        row(
+            "wait-cloud-busy",
+            d().cloud(|c| c.state = VolumeState::Busy { doing: "resizing".into() }),
+            None,
+            "the cloud is busy with the volume (resizing)",
+        ),
+        row(
+            "wait-cloud-detaching",
+            d().cloud(|c| c.state = VolumeState::Detaching),
+            None,
+            "the cloud is busy with the volume (detaching)",
+        ),
+        row(
+            "wait-cloud-unknown-state",
+            d().cloud(|c| c.state = VolumeState::Other("contact_support".into())),
+            None,
+            "the cloud is busy with the volume (contact_support)",
+        ),
+        row(
+            "wait-cloud-job-pending",
+            {
+                let mut case = d();
+                case.evidence.jobs =
+                    Fact::present(vec![job(JobStatus::Started)], Source::Cloud("linode".into()), start());
+                case
+            },
+            None,
+            "the cloud is busy with the volume (volume_attach)",
+        ),
+        row(
+            "wait-detaching",
+            d().attachment(|a| a.deleting_since = Some(start())),
+            None,
+            "a detach from lke-1 is under way",
+        ),
+        row(
+            "wait-attaching",
+            d().attachment(|a| a.attached = false).cloud(|c| c.holders.clear()),
+            None,
+            "an attach to lke-1 is under way",
+        ),
+        row(
+            "wait-attaching-no-record-yet",
+            d().attachments(Vec::clear).cloud(|c| c.holders.clear()),
+            None,
+            "an attach to lke-1 is under way",
+        ),
+        row(
+            "wait-pod-terminating",
+            d().pod(|p| p.deleting_since = Some(start())),
+            None,
+            "pod default/redis-6f7d9c5b8-x2x4p on Ready node lke-1 is still terminating",
+        ),
+        row(
+            "wait-unscheduled",
+            d().pod(|p| p.node = None),
+            None,
+            "pod default/redis-6f7d9c5b8-x2x4p has not been bound to a node",
+        ),
+        row(
+            "wait-driver-not-registered",
+            d().node(|n| n.csi_drivers.clear()),
+            None,
+            "driver linodebs.csi.linode.com has not registered with kubelet on lke-1 yet",
+        ),
     ]
 }
 
@@ -177,33 +311,76 @@ fn not_ours() -> Vec<Row> {
 fn unclassified() -> Vec<Row> {
     let d = Case::deployment;
     vec![
-        row("unclassified-no-agent", { let mut c = d().unasked(); c.evidence.guests.clear(); c }, None,
-            "not classified, because what the machine behind lke-1 sees of the volume: no agent report was collected for this node"),
-        row("unclassified-report-of-another-boot", d().unasked().guest(|g| g.boot_id = "old".into()), None,
-            "not classified, because what the machine behind lke-1 sees of the volume: the agent's report is from another boot than the Node's"),
-        row("unclassified-unreadable", d().answer(Seen::Unreadable { items: vec!["/sys/block".into()] }), None,
-            "not classified, because what the machine behind lke-1 sees of the volume: unreadable: /sys/block"),
-        row("unclassified-no-instance", d().node(|n| n.instance = None), None,
-            "not classified, because the instance behind Node lke-1: its providerID names none that a provider knows"),
-        row("unclassified-volume-renamed", d().guest(|g| g.devices = vec![device()]).cloud(|c| { c.label = "renamed".into(); c.identity.serial = "renamed".into(); }), None,
-            "not classified, because what the machine behind lke-1 sees of the volume: it has device pvc-redis, which volume handle 5551-pvc-redis names, and the cloud calls the volume renamed; it seems to have been renamed"),
-        row("unclassified-pod-on-a-dead-node-that-holds-nothing", dead_node(d()).cloud(|c| c.holders.clear()), None,
-            "not classified, because whether pod default/redis-6f7d9c5b8-x2x4p still runs: its node lke-1 is not Ready, and the volume is not held there by Kubernetes and the cloud alike"),
-        row("unclassified-pod-on-a-missing-node", {
-            let mut case = d().attachments(Vec::clear);
-            case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
-            case
-        }, None, "not classified, because whether pod default/redis-6f7d9c5b8-x2x4p still runs: its node lke-1 does not exist"),
-        row("unclassified-node-of-a-record-unknown", {
-            let mut case = wanted_elsewhere(d());
-            case.evidence.nodes.remove(&NODE.into());
-            case
-        }, None, "not classified, because Node lke-1: it was not read"),
+        row(
+            "unclassified-no-agent",
+            {
+                let mut c = d().unasked();
+                c.evidence.guests.clear();
+                c
+            },
+            None,
+            "not classified, because what the machine behind lke-1 sees of the volume: no agent report was collected for this node",
+        ),
+        row(
+            "unclassified-report-of-another-boot",
+            d().unasked().guest(|g| g.boot_id = "old".into()),
+            None,
+            "not classified, because what the machine behind lke-1 sees of the volume: the agent's report is from another boot than the Node's",
+        ),
+        row(
+            "unclassified-unreadable",
+            d().answer(Seen::Unreadable { items: vec!["/sys/block".into()] }),
+            None,
+            "not classified, because what the machine behind lke-1 sees of the volume: unreadable: /sys/block",
+        ),
+        row(
+            "unclassified-no-instance",
+            d().node(|n| n.instance = None),
+            None,
+            "not classified, because the instance behind Node lke-1: its providerID names none that a provider knows",
+        ),
+        row(
+            "unclassified-volume-renamed",
+            d().guest(|g| g.devices = vec![device()]).cloud(|c| {
+                c.label = "renamed".into();
+                c.identity.serial = "renamed".into();
+            }),
+            None,
+            "not classified, because what the machine behind lke-1 sees of the volume: it has device pvc-redis, which volume handle 5551-pvc-redis names, and the cloud calls the volume renamed; it seems to have been renamed",
+        ),
+        row(
+            "unclassified-pod-on-a-dead-node-that-holds-nothing",
+            dead_node(d()).cloud(|c| c.holders.clear()),
+            None,
+            "not classified, because whether pod default/redis-6f7d9c5b8-x2x4p still runs: its node lke-1 is not Ready, and the volume is not held there by Kubernetes and the cloud alike",
+        ),
+        row(
+            "unclassified-pod-on-a-missing-node",
+            {
+                let mut case = d().attachments(Vec::clear);
+                case.evidence.nodes.insert(NODE.into(), absent("Node lke-1"));
+                case
+            },
+            None,
+            "not classified, because whether pod default/redis-6f7d9c5b8-x2x4p still runs: its node lke-1 does not exist",
+        ),
+        row(
+            "unclassified-node-of-a-record-unknown",
+            {
+                let mut case = wanted_elsewhere(d());
+                case.evidence.nodes.remove(&NODE.into());
+                case
+            },
+            None,
+            "not classified, because Node lke-1: it was not read",
+        ),
     ]
 }
 
 fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/evidence").join(format!("{name}.json"))
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/evidence")
+        .join(format!("{name}.json"))
 }
 
 #[test]
@@ -211,7 +388,12 @@ fn every_row_of_the_truth_table() {
     let bless = std::env::var_os("REATTACH_BLESS").is_some();
     let mut wrong = Vec::new();
     for row in rows() {
-        let fixture = Fixture { says: row.says.to_owned(), class: row.class, now: row.case.now, evidence: row.case.evidence };
+        let fixture = Fixture {
+            says: row.says.to_owned(),
+            class: row.class,
+            now: row.case.now,
+            evidence: row.case.evidence,
+        };
         let text = serde_json::to_string_pretty(&fixture).unwrap() + "\n";
         if bless {
             std::fs::write(file(row.name), &text).unwrap();
@@ -226,7 +408,10 @@ fn every_row_of_the_truth_table() {
         let found = diagnose(&read.evidence, read.now);
         let (said, class) = (found.verdict.to_string(), found.class());
         if said != read.says || class != read.class {
-            wrong.push(format!("{}:\n  expected {:?} {}\n  found    {class:?} {said}", row.name, read.class, read.says));
+            wrong.push(format!(
+                "{}:\n  expected {:?} {}\n  found    {class:?} {said}",
+                row.name, read.class, read.says
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} rows are wrong:\n{}", wrong.len(), wrong.join("\n"));
@@ -265,7 +450,8 @@ fn without_an_agent_the_event_may_say_that_it_is_not_ours() {
 /// The order in which pods, attachments and events are listed does not matter.
 #[test]
 fn the_order_of_lists_does_not_matter() {
-    let mut case = rollout(Case::deployment().pod_ready().device_in_use()).attachments(|a| a.push(attachment("csi-0", OTHER_NODE)));
+    let mut case = rollout(Case::deployment().pod_ready().device_in_use())
+        .attachments(|a| a.push(attachment("csi-0", OTHER_NODE)));
     let before = case.diagnosis().verdict;
     for order in 0..2 {
         case = case.pods(|p| p.reverse());

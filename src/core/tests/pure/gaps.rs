@@ -59,7 +59,10 @@ fn a_missing_item_never_leaves_a_plan_and_is_named() {
                 let empty_list = gap == Gap::Absent && matches!(name, "pod" | "VolumeAttachment");
                 assert!(said.contains(name) || empty_list, "{name} {gap:?} is not named: {said}");
                 if gap != Gap::Absent {
-                    assert!(matches!(case.diagnosis().verdict, Verdict::Unclassified { .. }), "{name} {gap:?}: {said}");
+                    assert!(
+                        matches!(case.diagnosis().verdict, Verdict::Unclassified { .. }),
+                        "{name} {gap:?}: {said}"
+                    );
                 }
             }
         }
@@ -91,7 +94,10 @@ fn a_missing_answer_leaves_an_unconfirmed_phantom_that_is_shown_and_not_executed
         spoil(&mut case.evidence);
         assert!(!confirmed(&case), "case {n}");
         let refusals = case.plan().unwrap_err();
-        assert!(refusals.iter().any(|r| r.to_string().contains("has not yet answered")), "case {n}: {refusals:?}");
+        assert!(
+            refusals.iter().any(|r| r.to_string().contains("has not yet answered")),
+            "case {n}: {refusals:?}"
+        );
         assert!(case.plan_as(None, true).is_ok(), "case {n}: a plan for show is possible");
     }
 }

@@ -27,7 +27,8 @@ fn time_and_versions_do_not_count() {
     for seconds in [1, 60, 86_400] {
         assert_eq!(later(Case::deployment(), seconds).plan().unwrap().hash, hash, "{seconds} s later");
     }
-    let busy = Case::deployment().workload(|w| w.resource_version = "999".into()).node(|n| n.lease_renewed = None);
+    let busy =
+        Case::deployment().workload(|w| w.resource_version = "999".into()).node(|n| n.lease_renewed = None);
     assert_eq!(busy.plan().unwrap().hash, hash, "versions and leases change all the time");
 }
 
@@ -71,13 +72,19 @@ fn every_pin_step_and_name_counts() {
         |p| p.pins.replicas += 1,
         |p| p.pins.pods[0].1 = "x".into(),
         |p| p.pins.pods.clear(),
-        |p| { p.steps.pop(); },
+        |p| {
+            p.steps.pop();
+        },
         |p| p.steps.swap(1, 2),
         |p| p.steps[0].deadline_seconds += 1,
         |p| p.steps[1].patience_seconds = None,
         |p| p.steps[0].command = "x".into(),
         |p| p.downtime.typical_seconds += 1,
-        |p| if let reattach_core::diagnosis::Trouble::Phantom { dead_mount, .. } = &mut p.trouble { *dead_mount = true },
+        |p| {
+            if let reattach_core::diagnosis::Trouble::Phantom { dead_mount, .. } = &mut p.trouble {
+                *dead_mount = true
+            }
+        },
     ];
     let good = Case::deployment().plan().unwrap();
     let mut seen = BTreeSet::from([good.hash.clone()]);

@@ -70,11 +70,26 @@ fn replay(marks: Vec<Mark>) -> Result<State, Illegal> {
 
 fn whole_run() -> Vec<Mark> {
     vec![
-        started(0), outcome(0, applied()), Mark::NoUser { seen: NoUser { at: start(), lease: Some(start()) } }, completed(0),
-        skipped(1), started(2), outcome(2, unknown()), outcome(2, Outcome::ObservedApplied { seen: "x".into() }), completed(2),
-        started(3), outcome(3, applied()), completed(3), completed(4),
-        started(5), outcome(5, not_applied()), started(5), outcome(5, applied()), completed(5),
-        completed(6), ended(End::Recovered),
+        started(0),
+        outcome(0, applied()),
+        Mark::NoUser { seen: NoUser { at: start(), lease: Some(start()) } },
+        completed(0),
+        skipped(1),
+        started(2),
+        outcome(2, unknown()),
+        outcome(2, Outcome::ObservedApplied { seen: "x".into() }),
+        completed(2),
+        started(3),
+        outcome(3, applied()),
+        completed(3),
+        completed(4),
+        started(5),
+        outcome(5, not_applied()),
+        started(5),
+        outcome(5, applied()),
+        completed(5),
+        completed(6),
+        ended(End::Recovered),
     ]
 }
 
@@ -94,10 +109,17 @@ fn outstanding_is_what_was_started_and_is_not_known() {
     assert_eq!(state.outstanding(), Some(StepIx(0)));
     let state = replay(vec![started(0), outcome(0, unknown())]).unwrap();
     assert_eq!(state.outstanding(), Some(StepIx(0)));
-    for known in [applied(), not_applied(), Outcome::ObservedApplied { seen: "x".into() }, Outcome::ObservedNotApplied { seen: "x".into() }] {
+    for known in [
+        applied(),
+        not_applied(),
+        Outcome::ObservedApplied { seen: "x".into() },
+        Outcome::ObservedNotApplied { seen: "x".into() },
+    ] {
         let state = replay(vec![started(0), outcome(0, known)]).unwrap();
         assert_eq!(state.outstanding(), None);
-        assert!(matches!(state.step(StepIx(0)), StepState::Issued { started: s, .. } if *s == start() + SignedDuration::from_secs(1)));
+        assert!(
+            matches!(state.step(StepIx(0)), StepState::Issued { started: s, .. } if *s == start() + SignedDuration::from_secs(1))
+        );
     }
 }
 
@@ -108,25 +130,49 @@ fn illegal_lines_are_refused_with_the_reason() {
     let table: Vec<(&str, Vec<Mark>, &str)> = vec![
         ("accepted twice", vec![accepted(&plan())], "accepted already"),
         ("outcome without a start", vec![outcome(0, applied())], "no effect is outstanding"),
-        ("two outcomes", vec![started(0), outcome(0, applied()), outcome(0, applied())], "no effect is outstanding"),
+        (
+            "two outcomes",
+            vec![started(0), outcome(0, applied()), outcome(0, applied())],
+            "no effect is outstanding",
+        ),
         ("outcome of another step", vec![started(0), outcome(1, applied())], "no effect is outstanding"),
         ("two starts", vec![started(0), started(0)], "an effect is outstanding"),
-        ("a start while unknown", vec![started(0), outcome(0, unknown()), started(0)], "an effect is outstanding"),
+        (
+            "a start while unknown",
+            vec![started(0), outcome(0, unknown()), started(0)],
+            "an effect is outstanding",
+        ),
         ("a start ahead", vec![started(2)], "not the current step"),
         ("a start of a step that closed", then(vec![started(0)]), "not the current step"),
         ("completed ahead", vec![completed(1)], "not the current step"),
         ("completed while outstanding", vec![started(0), completed(0)], "an effect is outstanding"),
-        ("skipped while unknown", vec![started(0), outcome(0, unknown()), skipped(0)], "an effect is outstanding"),
+        (
+            "skipped while unknown",
+            vec![started(0), outcome(0, unknown()), skipped(0)],
+            "an effect is outstanding",
+        ),
         ("a step that is not there", vec![turned(), started(99)], "no such step"),
         ("turned back twice", vec![turned(), turned()], "turned back already"),
         ("turned back while outstanding", vec![started(0), turned()], "an effect is outstanding"),
         ("scaling after turning back", vec![turned(), started(0)], "only restoring"),
         ("detaching after turning back", then(vec![turned(), started(2)]), "only restoring"),
         ("going on after turning back", vec![turned(), completed(0)], "turned back"),
-        ("a second detach after an applied one", then(vec![started(2), outcome(2, applied()), started(2)]), "in force"),
-        ("a second scale after an applied one", vec![started(0), outcome(0, applied()), started(0)], "in force"),
+        (
+            "a second detach after an applied one",
+            then(vec![started(2), outcome(2, applied()), started(2)]),
+            "in force",
+        ),
+        (
+            "a second scale after an applied one",
+            vec![started(0), outcome(0, applied()), started(0)],
+            "in force",
+        ),
         ("ended while outstanding", vec![started(0), ended(End::Aborted)], "an effect is outstanding"),
-        ("ended while unknown", vec![started(0), outcome(0, unknown()), ended(End::Failed { why: "x".into() })], "an effect is outstanding"),
+        (
+            "ended while unknown",
+            vec![started(0), outcome(0, unknown()), ended(End::Failed { why: "x".into() })],
+            "an effect is outstanding",
+        ),
         ("recovered half way", then(vec![ended(End::Recovered)]), "not finished"),
         ("recovered after turning back", vec![turned(), ended(End::Recovered)], "not finished"),
         ("aborted and never turned back", vec![ended(End::Aborted)], "turned back"),
@@ -135,7 +181,10 @@ fn illegal_lines_are_refused_with_the_reason() {
     ];
     for (what, marks, expected) in table {
         let error = replay(marks).map(|_| ()).unwrap_err();
-        assert!(matches!(&error, Illegal::Transition { why, .. } if why.contains(expected)), "{what}: {error}");
+        assert!(
+            matches!(&error, Illegal::Transition { why, .. } if why.contains(expected)),
+            "{what}: {error}"
+        );
     }
 }
 
@@ -151,7 +200,10 @@ fn sequence_term_and_plan_are_watched() {
     assert_eq!(with(|e| e.seq = 2), Illegal::Sequence { expected: 1, found: 2 });
     assert_eq!(with(|e| e.seq = 0), Illegal::Sequence { expected: 1, found: 0 });
     assert_eq!(with(|e| e.term = 0), Illegal::Term { seq: 1, term: 0, after: 1 });
-    let newer = lines(vec![accepted(&plan), started(0)]).into_iter().map(|mut e| { e.term += u64::from(e.seq); e });
+    let newer = lines(vec![accepted(&plan), started(0)]).into_iter().map(|mut e| {
+        e.term += u64::from(e.seq);
+        e
+    });
     assert_eq!(State::replay(&plan, &newer.collect::<Vec<_>>()).unwrap().term(), 2);
     let first = State::replay(&plan, &lines(vec![started(0)])).map(|_| ()).unwrap_err();
     assert!(matches!(first, Illegal::Transition { why, .. } if why.contains("no plan was accepted")));
@@ -175,7 +227,8 @@ fn a_refused_line_leaves_the_state_unchanged() {
 #[test]
 fn every_mark_survives_serialisation() {
     let plan = plan();
-    let proof = ProofKind::KubeletHandshake { node: NODE.into(), no_user_since: start(), lease_renewed: start() };
+    let proof =
+        ProofKind::KubeletHandshake { node: NODE.into(), no_user_since: start(), lease_renewed: start() };
     let mut marks = whole_run();
     marks.extend([
         accepted(&plan),
@@ -183,7 +236,9 @@ fn every_mark_survives_serialisation() {
         Mark::NoUser { seen: NoUser { at: start(), lease: None } },
         outcome(1, Outcome::ObservedNotApplied { seen: "x".into() }),
         turned(),
-        Mark::TurnedBack { why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() } },
+        Mark::TurnedBack {
+            why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() },
+        },
         Mark::TurnedBack { why: TurnBack::Refused { step: StepIx(1), why: "x".into() } },
         Mark::TurnedBack { why: TurnBack::Failed { step: StepIx(1), why: "x".into() } },
         Mark::TurnedBack { why: TurnBack::TakenOver { what: "x".into() } },

@@ -15,7 +15,12 @@ fn settled() -> Case {
         .pods(Vec::clear)
         .workload(|w| {
             w.replicas = 0;
-            w.stamp = Some(Ok(Stamp { replicas: 1, workload: w.workload.uid.clone(), recovery: Case::recovery(), at: start() }));
+            w.stamp = Some(Ok(Stamp {
+                replicas: 1,
+                workload: w.workload.uid.clone(),
+                recovery: Case::recovery(),
+                at: start(),
+            }));
         })
         .node(|n| {
             n.volumes_in_use.clear();
@@ -24,7 +29,10 @@ fn settled() -> Case {
 }
 
 fn no_user() -> NoUser {
-    NoUser { at: start() - SignedDuration::from_secs(10), lease: Some(start() - SignedDuration::from_secs(14)) }
+    NoUser {
+        at: start() - SignedDuration::from_secs(10),
+        lease: Some(start() - SignedDuration::from_secs(14)),
+    }
 }
 
 fn proof(case: &Case) -> Result<FenceProof, NoProof> {
@@ -52,38 +60,209 @@ fn each_missing_piece_is_named() {
     let table: [Row; 34] = [
         ("count not zero", |c| c.workload(|w| w.replicas = 1), |n| matches!(n, NoProof::NoHold { .. })),
         ("no stamp", |c| c.workload(|w| w.stamp = None), |n| matches!(n, NoProof::NoHold { .. })),
-        ("another's stamp", |c| c.workload(|w| if let Some(Ok(s)) = &mut w.stamp { s.recovery = "x".into() }), |n| matches!(n, NoProof::NoHold { .. })),
-        ("a stamp of another object", |c| c.workload(|w| if let Some(Ok(s)) = &mut w.stamp { s.workload = "x".into() }), |n| matches!(n, NoProof::NoHold { .. })),
-        ("edited stamp", |c| c.workload(|w| w.stamp = Some(Err("edited".into()))), |n| matches!(n, NoProof::NoHold { why } if why == "edited")),
-        ("workload gone", |mut c| { c.evidence.workload.value = Known::Absent; c }, |n| matches!(n, NoProof::NoHold { .. })),
-        ("workload unknown", |mut c| { c.evidence.workload.value = Known::Unknown { why: "x".into() }; c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains("workload"))),
-        ("workload stale", |mut c| { c.evidence.workload.at -= SignedDuration::from_secs(31); c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains("workload"))),
-        ("a pod bound here", |c| c.with_pod("x", Some(NODE), false), |n| matches!(n, NoProof::PodPresent { .. })),
-        ("a pod bound elsewhere", |c| c.with_pod("x", Some("lke-9"), false), |n| matches!(n, NoProof::PodPresent { .. })),
+        (
+            "another's stamp",
+            |c| {
+                c.workload(|w| {
+                    if let Some(Ok(s)) = &mut w.stamp {
+                        s.recovery = "x".into()
+                    }
+                })
+            },
+            |n| matches!(n, NoProof::NoHold { .. }),
+        ),
+        (
+            "a stamp of another object",
+            |c| {
+                c.workload(|w| {
+                    if let Some(Ok(s)) = &mut w.stamp {
+                        s.workload = "x".into()
+                    }
+                })
+            },
+            |n| matches!(n, NoProof::NoHold { .. }),
+        ),
+        (
+            "edited stamp",
+            |c| c.workload(|w| w.stamp = Some(Err("edited".into()))),
+            |n| matches!(n, NoProof::NoHold { why } if why == "edited"),
+        ),
+        (
+            "workload gone",
+            |mut c| {
+                c.evidence.workload.value = Known::Absent;
+                c
+            },
+            |n| matches!(n, NoProof::NoHold { .. }),
+        ),
+        (
+            "workload unknown",
+            |mut c| {
+                c.evidence.workload.value = Known::Unknown { why: "x".into() };
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains("workload")),
+        ),
+        (
+            "workload stale",
+            |mut c| {
+                c.evidence.workload.at -= SignedDuration::from_secs(31);
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains("workload")),
+        ),
+        (
+            "a pod bound here",
+            |c| c.with_pod("x", Some(NODE), false),
+            |n| matches!(n, NoProof::PodPresent { .. }),
+        ),
+        (
+            "a pod bound elsewhere",
+            |c| c.with_pod("x", Some("lke-9"), false),
+            |n| matches!(n, NoProof::PodPresent { .. }),
+        ),
         ("a pod not bound", |c| c.with_pod("x", None, false), |n| matches!(n, NoProof::PodPresent { .. })),
-        ("a failed pod that terminates", |c| c.with_pod("x", Some(NODE), false).pods(|p| for p in p { p.phase = "Failed".into(); p.deleting_since = Some(start()) }), |n| matches!(n, NoProof::PodPresent { .. })),
-        ("pods unknown", |mut c| { c.evidence.pods.value = Known::Unknown { why: "x".into() }; c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains("pods"))),
-        ("pods stale", |mut c| { c.evidence.pods.at -= SignedDuration::from_secs(31); c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains("pods"))),
-        ("volume unknown", |mut c| { c.evidence.volume.value = Known::Unknown { why: "x".into() }; c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains("PersistentVolume"))),
+        (
+            "a failed pod that terminates",
+            |c| {
+                c.with_pod("x", Some(NODE), false).pods(|p| {
+                    for p in p {
+                        p.phase = "Failed".into();
+                        p.deleting_since = Some(start())
+                    }
+                })
+            },
+            |n| matches!(n, NoProof::PodPresent { .. }),
+        ),
+        (
+            "pods unknown",
+            |mut c| {
+                c.evidence.pods.value = Known::Unknown { why: "x".into() };
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains("pods")),
+        ),
+        (
+            "pods stale",
+            |mut c| {
+                c.evidence.pods.at -= SignedDuration::from_secs(31);
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains("pods")),
+        ),
+        (
+            "volume unknown",
+            |mut c| {
+                c.evidence.volume.value = Known::Unknown { why: "x".into() };
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains("PersistentVolume")),
+        ),
         ("not a CSI volume", |c| c.volume(|v| v.csi = None), |n| matches!(n, NoProof::Missing { .. })),
-        ("Node not read", |mut c| { c.evidence.nodes.clear(); c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE))),
-        ("Node gone", |mut c| { c.evidence.nodes.get_mut(&NODE.into()).unwrap().value = Known::Absent; c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE))),
-        ("Node stale", |mut c| { c.evidence.nodes.get_mut(&NODE.into()).unwrap().at -= SignedDuration::from_secs(31); c }, |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE))),
-        ("Node read before the pods were gone", |mut c| { c.evidence.nodes.get_mut(&NODE.into()).unwrap().at -= SignedDuration::from_secs(11); c }, |n| matches!(n, NoProof::LeaseNotRenewed { .. })),
+        (
+            "Node not read",
+            |mut c| {
+                c.evidence.nodes.clear();
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE)),
+        ),
+        (
+            "Node gone",
+            |mut c| {
+                c.evidence.nodes.get_mut(&NODE.into()).unwrap().value = Known::Absent;
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE)),
+        ),
+        (
+            "Node stale",
+            |mut c| {
+                c.evidence.nodes.get_mut(&NODE.into()).unwrap().at -= SignedDuration::from_secs(31);
+                c
+            },
+            |n| matches!(n, NoProof::Missing { what, .. } if what.contains(NODE)),
+        ),
+        (
+            "Node read before the pods were gone",
+            |mut c| {
+                c.evidence.nodes.get_mut(&NODE.into()).unwrap().at -= SignedDuration::from_secs(11);
+                c
+            },
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
         ("Node not Ready", |c| c.node(|n| n.ready = false), |n| matches!(n, NoProof::NodeNotReady { .. })),
-        ("another machine", |c| c.node(|n| n.instance = Some("7".into())), |n| matches!(n, NoProof::Holder { found, .. } if found.contains('7'))),
+        (
+            "another machine",
+            |c| c.node(|n| n.instance = Some("7".into())),
+            |n| matches!(n, NoProof::Holder { found, .. } if found.contains('7')),
+        ),
         ("no machine", |c| c.node(|n| n.instance = None), |n| matches!(n, NoProof::Holder { .. })),
-        ("in use", |c| c.node(|n| n.volumes_in_use = vec![volume_name()]), |n| matches!(n, NoProof::InUse { .. })),
-        ("Lease gone", |c| c.node(|n| n.lease_renewed = None), |n| matches!(n, NoProof::LeaseNotRenewed { .. })),
-        ("Lease as it was", |c| c.node(|n| n.lease_renewed = no_user().lease), |n| matches!(n, NoProof::LeaseNotRenewed { .. })),
-        ("Lease older", |c| c.node(|n| n.lease_renewed = Some(start() - SignedDuration::from_secs(50))), |n| matches!(n, NoProof::LeaseNotRenewed { .. })),
-        ("collected before", |mut c| { c.evidence.collected_at -= SignedDuration::from_secs(11); c }, |n| matches!(n, NoProof::LeaseNotRenewed { .. })),
-        ("an opener", |c| c.guest(|g| g.devices = vec![reattach_core::guest::GuestDevice { users: DeviceUsers { openers: vec!["7 dd".into()], ..DeviceUsers::default() }, ..device() }]), |n| matches!(n, NoProof::Veto { .. })),
-        ("a live mount", |c| c.with_mount(false), |n| matches!(n, NoProof::Veto { what, .. } if what.contains("globalmount"))),
-        ("an answer that sees a user", |c| c.answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }), |n| matches!(n, NoProof::Veto { .. })),
-        ("no holder", |c| c.cloud(|c| c.holders.clear()), |n| matches!(n, NoProof::Holder { found, .. } if found == "nobody")),
-        ("two holders", |c| c.cloud(|c| c.holders.push("7".into())), |n| matches!(n, NoProof::Holder { found, .. } if found.contains('7'))),
-        ("another holder", |c| c.cloud(|c| c.holders = vec!["7".into()]), |n| matches!(n, NoProof::Holder { .. })),
+        (
+            "in use",
+            |c| c.node(|n| n.volumes_in_use = vec![volume_name()]),
+            |n| matches!(n, NoProof::InUse { .. }),
+        ),
+        (
+            "Lease gone",
+            |c| c.node(|n| n.lease_renewed = None),
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
+        (
+            "Lease as it was",
+            |c| c.node(|n| n.lease_renewed = no_user().lease),
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
+        (
+            "Lease older",
+            |c| c.node(|n| n.lease_renewed = Some(start() - SignedDuration::from_secs(50))),
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
+        (
+            "collected before",
+            |mut c| {
+                c.evidence.collected_at -= SignedDuration::from_secs(11);
+                c
+            },
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
+        (
+            "an opener",
+            |c| {
+                c.guest(|g| {
+                    g.devices = vec![reattach_core::guest::GuestDevice {
+                        users: DeviceUsers { openers: vec!["7 dd".into()], ..DeviceUsers::default() },
+                        ..device()
+                    }]
+                })
+            },
+            |n| matches!(n, NoProof::Veto { .. }),
+        ),
+        (
+            "a live mount",
+            |c| c.with_mount(false),
+            |n| matches!(n, NoProof::Veto { what, .. } if what.contains("globalmount")),
+        ),
+        (
+            "an answer that sees a user",
+            |c| c.answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
+            |n| matches!(n, NoProof::Veto { .. }),
+        ),
+        (
+            "no holder",
+            |c| c.cloud(|c| c.holders.clear()),
+            |n| matches!(n, NoProof::Holder { found, .. } if found == "nobody"),
+        ),
+        (
+            "two holders",
+            |c| c.cloud(|c| c.holders.push("7".into())),
+            |n| matches!(n, NoProof::Holder { found, .. } if found.contains('7')),
+        ),
+        (
+            "another holder",
+            |c| c.cloud(|c| c.holders = vec!["7".into()]),
+            |n| matches!(n, NoProof::Holder { .. }),
+        ),
     ];
     for (name, spoil, is) in table {
         let missing = proof(&spoil(settled())).unwrap_err();
@@ -136,7 +315,12 @@ fn nothing_else_makes_a_proof() {
             let text = std::fs::read_to_string(&path).unwrap();
             for (n, line) in text.lines().enumerate() {
                 if line.contains("FenceProof {") && !line.contains("impl ") && !line.contains("-> ") {
-                    literals.push(format!("{}:{}: {}", path.file_name().unwrap().to_string_lossy(), n + 1, line.trim()));
+                    literals.push(format!(
+                        "{}:{}: {}",
+                        path.file_name().unwrap().to_string_lossy(),
+                        n + 1,
+                        line.trim()
+                    ));
                 }
             }
         }
@@ -144,7 +328,9 @@ fn nothing_else_makes_a_proof() {
     literals.sort();
     assert_eq!(literals.len(), 2, "the definition and one literal: {literals:?}");
     assert!(literals.iter().all(|l| l.starts_with("proof.rs:")), "{literals:?}");
-    let proof = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proof.rs")).unwrap();
+    let proof =
+        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proof.rs"))
+            .unwrap();
     let (before, _) = proof.split_once("pub struct FenceProof {").unwrap();
     let derive = before.lines().rev().find(|l| l.contains("derive")).unwrap();
     assert!(!derive.contains("Deserialize") && !derive.contains("Default"), "{derive}");
@@ -156,6 +342,9 @@ fn nothing_else_makes_a_proof() {
 #[test]
 fn a_live_mount_is_never_seen_as_dead() {
     let case = Case::deployment().unasked().with_mount(false);
-    assert!(!matches!(sight(&case.evidence, &NODE.into(), case.now), reattach_core::diagnosis::Sight::DeadMount { .. }));
+    assert!(!matches!(
+        sight(&case.evidence, &NODE.into(), case.now),
+        reattach_core::diagnosis::Sight::DeadMount { .. }
+    ));
     assert!(!matches!(case.diagnosis().verdict, Verdict::Ours { .. }));
 }

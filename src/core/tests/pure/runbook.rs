@@ -56,8 +56,16 @@ fn malformed_yaml_gives_one_sentence_with_line_and_column() {
         ("unknown field of a step", good.replace("step: Verify,", "step: Verify, force: true,"), "force"),
         ("unknown step", good.replace("Verify", "DeleteNode"), "DeleteNode"),
         ("no deadline", good.replace("step: Verify, deadlineSeconds: 60", "step: Verify"), "deadlineSeconds"),
-        ("a word for a number", good.replace("step: Verify, deadlineSeconds: 60", "step: Verify, deadlineSeconds: soon"), "soon"),
-        ("a negative number", good.replace("step: Verify, deadlineSeconds: 60", "step: Verify, deadlineSeconds: -1"), "-1"),
+        (
+            "a word for a number",
+            good.replace("step: Verify, deadlineSeconds: 60", "step: Verify, deadlineSeconds: soon"),
+            "u32",
+        ),
+        (
+            "a negative number",
+            good.replace("step: Verify, deadlineSeconds: 60", "step: Verify, deadlineSeconds: -1"),
+            "u32",
+        ),
         ("a key twice", good.replace("summary: s", "summary: s\nsummary: t"), "summary"),
         ("an unclosed brace", good.replace(" }\n", "\n"), ""),
         ("a tab", "name: t\n\tsummary: s\n".to_owned(), ""),
@@ -80,18 +88,49 @@ fn unsafe_orders_are_refused_with_the_rule() {
         ("scale later", vec![AWAIT, SCALE, AWAIT, RESTORE, VERIFY], "must be the first step"),
         ("two scales", vec![SCALE, SCALE, AWAIT, RESTORE, VERIFY], "ScaleToZero may stand only once"),
         ("two restores", vec![SCALE, AWAIT, RESTORE, AWAIT, RESTORE, VERIFY], "Restore may stand only once"),
-        ("two detaches", vec![SCALE, PATIENT, DETACH, DETACH, AWAIT, RESTORE, VERIFY], "CloudDetach may stand only once"),
+        (
+            "two detaches",
+            vec![SCALE, PATIENT, DETACH, DETACH, AWAIT, RESTORE, VERIFY],
+            "CloudDetach may stand only once",
+        ),
         ("no wait", vec![SCALE, RESTORE, VERIFY], "must be AwaitDetached"),
         ("an impatient wait", vec![SCALE, PATIENT, RESTORE, VERIFY], "must be AwaitDetached"),
-        ("detach after restore", vec![SCALE, AWAIT, RESTORE, DETACH, VERIFY], "CloudDetach must stand before Restore"),
+        (
+            "detach after restore",
+            vec![SCALE, AWAIT, RESTORE, DETACH, VERIFY],
+            "CloudDetach must stand before Restore",
+        ),
         ("no verify", vec![SCALE, AWAIT, RESTORE], "last step must be Verify"),
-        ("no deadline", vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 0"], "must be 1 to 86400"),
-        ("a deadline of years", vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 86401"], "must be 1 to 86400"),
-        ("patience elsewhere", vec![SCALE, AWAIT, "step: Restore, deadlineSeconds: 60, patienceSeconds: 3", VERIFY], "patienceSeconds is for AwaitDetached only"),
-        ("patience beyond the deadline", vec![SCALE, "step: AwaitDetached, deadlineSeconds: 60, patienceSeconds: 61", AWAIT, RESTORE, VERIFY], "patienceSeconds must be"),
+        (
+            "no deadline",
+            vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 0"],
+            "must be 1 to 86400",
+        ),
+        (
+            "a deadline of years",
+            vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 86401"],
+            "must be 1 to 86400",
+        ),
+        (
+            "patience elsewhere",
+            vec![SCALE, AWAIT, "step: Restore, deadlineSeconds: 60, patienceSeconds: 3", VERIFY],
+            "patienceSeconds is for AwaitDetached only",
+        ),
+        (
+            "patience beyond the deadline",
+            vec![
+                SCALE,
+                "step: AwaitDetached, deadlineSeconds: 60, patienceSeconds: 61",
+                AWAIT,
+                RESTORE,
+                VERIFY,
+            ],
+            "patienceSeconds must be",
+        ),
     ];
     for (what, steps, expected) in table {
-        let yaml = if steps.is_empty() { "name: t\nsummary: s\nsteps: []\n".to_owned() } else { with_steps(&steps) };
+        let yaml =
+            if steps.is_empty() { "name: t\nsummary: s\nsteps: []\n".to_owned() } else { with_steps(&steps) };
         let error = Runbook::parse("t", &yaml).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{what}: expected {expected:?}: {error}");
         assert!(error.starts_with("runbook t: ") && !error.contains('\n'), "{what}: {error}");

@@ -1,12 +1,15 @@
 //! What people read, against golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-core --test report` writes them.
 
+#![allow(clippy::unwrap_used)] // Test code outside of #[test] functions.
+
 mod sample;
 
+use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use reattach_core::report::{
-    Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share, plan_text,
-    status_line, support_ticket, timings,
+    Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share,
+    plan_text, status_line, support_ticket, timings,
 };
 use sample::*;
 use std::path::PathBuf;
@@ -18,7 +21,8 @@ fn golden(name: &str, text: &str) {
         std::fs::write(&path, text).unwrap();
         return;
     }
-    let want = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {e}; write it with UPDATE_GOLDEN=1"));
+    let want = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{name}: {e}; write it with UPDATE_GOLDEN=1"));
     if let Some((i, (got, want))) = text.lines().zip(want.lines()).enumerate().find(|(_, (a, b))| a != b) {
         panic!("{name}, line {}:\n  got  {got}\n  want {want}\nUPDATE_GOLDEN=1 accepts the new text", i + 1);
     }
@@ -27,7 +31,10 @@ fn golden(name: &str, text: &str) {
 
 /// The founding incident in small: one of each fate.
 fn mixed() -> Incident {
-    let notes = vec![(0, "the node is back and Ready"), (95_000, "provider's support answered: the lock is being looked at")];
+    let notes = vec![
+        (0, "the node is back and Ready"),
+        (95_000, "provider's support answered: the lock is being looked at"),
+    ];
     let records = vec![
         recovered("redis", 30_000),
         recovered_by_cloud("postgres", 30_500),
@@ -41,6 +48,19 @@ fn mixed() -> Incident {
         dry_run("metrics"),
     ];
     incident("2021-07-11: volumes gone after a node was recycled", 10, records, notes)
+}
+
+/// The founding night: seconds of healing in hours of waiting.
+fn night() -> Incident {
+    let mut late = recovered("hastebin", 18_900_000);
+    late.created = at(30_000);
+    let notes = vec![(0, "the node is back and Ready"), (18_890_000, "the provider lifted the lock")];
+    incident(
+        "The night of 2021-07-11",
+        330,
+        vec![recovered("redis", 30_000), recovered_by_cloud("postgres", 31_000), late, not_ours("site")],
+        notes,
+    )
 }
 
 fn hostile() -> Incident {
@@ -57,12 +77,14 @@ fn the_post_mortem_in_markdown() {
     golden("mixed.md", &markdown(&mixed()));
     golden("dry-run.md", &markdown(&incident("Dry-run", 2, vec![dry_run("redis")], Vec::new())));
     golden("empty.md", &markdown(&incident("Nothing", 1, Vec::new(), Vec::new())));
+    golden("night.md", &markdown(&night()));
     golden("hostile.md", &markdown(&hostile()));
 }
 
 #[test]
 fn the_post_mortem_in_html() {
     golden("mixed.html", &html(&mixed()));
+    golden("night.html", &html(&night()));
     golden("hostile.html", &html(&hostile()));
     golden("empty.html", &html(&incident("Nothing", 1, Vec::new(), Vec::new())));
 }
@@ -85,7 +107,8 @@ fn terminal_texts() {
     golden("plan.txt", &plan_text(&plan("redis")));
     let cloud = recovered_by_cloud("postgres", 30_000);
     golden("journal.txt", &journal_text(cloud.plan.as_ref().unwrap(), &cloud.journal));
-    let all: Vec<String> = mixed().records.iter().map(|r| diagnosis_text(r.diagnosis.as_ref().unwrap())).collect();
+    let all: Vec<String> =
+        mixed().records.iter().map(|r| diagnosis_text(r.diagnosis.as_ref().unwrap())).collect();
     golden("diagnoses.txt", &all.join("\n---\n\n"));
     let lines: Vec<String> = mixed().records.iter().map(status_line).collect();
     golden("status.txt", &format!("{}\n", lines.join("\n")));
@@ -113,10 +136,17 @@ fn markup_in_names_stays_text() {
     for evil in ["<script", "<img", "<b>"] {
         assert!(!page.contains(evil), "{evil} got through");
     }
-    assert_eq!(page.matches("</title>").count(), page.matches("<title").count(), "the title does not end early");
+    assert_eq!(
+        page.matches("</title>").count(),
+        page.matches("<title").count(),
+        "the title does not end early"
+    );
     assert!(!page.contains("http://") && !page.contains("https://"), "no link to anything outside");
     let text = markdown(&hostile());
-    assert!(!text.contains("<script") || text.lines().filter(|l| l.contains("<script")).all(|l| l.contains('`')), "only inside code");
+    assert!(
+        !text.contains("<script") || text.lines().filter(|l| l.contains("<script")).all(|l| l.contains('`')),
+        "only inside code"
+    );
     let table: Vec<&str> = text.lines().filter(|l| l.starts_with("| ")).collect();
     // A pipe of the data must not make another cell: every table has as many unescaped pipes per row as its head.
     let pipes = |l: &str| l.replace("\\|", "").matches('|').count();
@@ -136,7 +166,7 @@ fn every_html_tag_is_closed_in_order() {
         let mut open: Vec<&str> = Vec::new();
         for tag in body.split('<').skip(1).map(|t| &t[..t.find('>').unwrap()]) {
             match tag.strip_prefix('/') {
-                Some(name) if name == "html" => break,
+                Some("html") => break,
                 Some(name) => assert_eq!(open.pop(), Some(name)),
                 None if tag.ends_with('/') => {}
                 None => open.push(tag.split_whitespace().next().unwrap()),
@@ -165,7 +195,7 @@ fn fates() {
     let mut going = recovered("a", 0);
     going.phase = "Running".into();
     going.journal.truncate(5);
-    assert_eq!(of(&going), Fate::Running { step: "step 2, wait for the detach".into() });
+    assert_eq!(of(&going), Fate::Running { step: "step 2 (wait for the detach)".into() });
     let mut back = aborted("a");
     back.phase = "Restoring".into();
     back.journal.pop();
@@ -177,7 +207,8 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
     let record = recovered_by_cloud("postgres", 0);
     let plan = record.plan.as_ref().unwrap();
     let got = timings(plan, &record.journal);
-    let told: Vec<(&str, i64, i64)> = got.iter().map(|t| (t.name.as_str(), t.millis, t.ours_millis)).collect();
+    let told: Vec<(&str, i64, i64)> =
+        got.iter().map(|t| (t.name.as_str(), t.millis, t.ours_millis)).collect();
     assert_eq!(
         told,
         [
@@ -200,7 +231,10 @@ fn each_step_is_timed_from_the_line_that_closed_the_one_before() {
 #[test]
 fn putting_back_and_unfinished_steps_are_timed() {
     let record = aborted("bot");
-    let told: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal).into_iter().map(|t| (t.name, t.millis, t.ours_millis)).collect();
+    let told: Vec<_> = timings(record.plan.as_ref().unwrap(), &record.journal)
+        .into_iter()
+        .map(|t| (t.name, t.millis, t.ours_millis))
+        .collect();
     let want = [("ScaleToZero", 2_110, 65), ("AwaitDetached (step 2)", 5_890, 0), ("PutBack", 70, 60)];
     assert_eq!(told, want.map(|(n, m, o)| (n.to_owned(), m, o)));
     let record = stuck("queue");
@@ -222,10 +256,12 @@ fn clocks_that_disagree_never_count_negative() {
 #[test]
 fn tickets_only_for_what_the_provider_can_lift_and_without_secrets() {
     let ticket = support_ticket(&failed("shop")).unwrap();
-    assert!(ticket.contains("Volume ID:    1042") && ticket.contains("Instance:     28871423"));
+    assert!(ticket.contains("Volume ID:      1042") && ticket.contains("Instance:       28871423"));
     assert!(!ticket.contains("abcdef0123"), "the token in the quoted error is masked");
     assert!(!ticket.contains("serviceaccount") && !ticket.contains("policy"));
-    for other in [recovered("a", 0), aborted("a"), not_ours("a"), dry_run("a"), stuck("a"), refused_record("a")] {
+    for other in
+        [recovered("a", 0), aborted("a"), not_ours("a"), dry_run("a"), stuck("a"), refused_record("a")]
+    {
         assert_eq!(support_ticket(&other), None, "{}", other.phase);
     }
     // A lock that was lifted and healed needs no ticket, even if the record still carries the old cloud view.
@@ -239,4 +275,14 @@ fn a_record_survives_json() {
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
     }
+}
+
+#[test]
+fn a_healed_volume_still_says_what_was_wrong_with_it() {
+    let mut healed = recovered("redis", 30_000);
+    let verdict = Verdict::Healthy { why: "every pod that wants the volume is Ready".into() };
+    healed.diagnosis = Some(Diagnosis { verdict, facts: Vec::new() });
+    let text = markdown(&incident("Healed", 2, vec![healed], Vec::new()));
+    assert!(text.contains("1 claim of class B (phantom attachment)"));
+    assert!(text.contains("**Diagnosis.** Class B: Kubernetes and the cloud say"));
 }

@@ -33,7 +33,12 @@ fn stuck_pod(name: &str) -> StuckPod {
 }
 
 fn phantom(name: &str) -> Trouble {
-    Trouble::Phantom { at: stuck_pod(name), attachment: format!("va-uid-{name}").into(), dead_mount: false, confirmed: true }
+    Trouble::Phantom {
+        at: stuck_pod(name),
+        attachment: format!("va-uid-{name}").into(),
+        dead_mount: false,
+        confirmed: true,
+    }
 }
 
 /// The diagnosis of a phantom attachment.
@@ -65,7 +70,17 @@ pub fn plan(name: &str) -> Plan {
     };
     let steps = runbook.steps.iter().map(|s| {
         let (what, precondition, command, risk, observed_by, effect_class) = say(s.step);
-        PlannedStep { kind: s.step, what, precondition: precondition.into(), command, risk: risk.into(), observed_by: observed_by.into(), effect_class, deadline_seconds: s.deadline_seconds, patience_seconds: s.patience_seconds }
+        PlannedStep {
+            kind: s.step,
+            what,
+            precondition: precondition.into(),
+            command,
+            risk: risk.into(),
+            observed_by: observed_by.into(),
+            effect_class,
+            deadline_seconds: s.deadline_seconds,
+            patience_seconds: s.patience_seconds,
+        }
     });
     let mut plan = Plan {
         version: PLAN_VERSION,
@@ -85,7 +100,13 @@ pub fn plan(name: &str) -> Plan {
             boot_id: "6f1d2c3b-0000-4000-8000-00000000b007".into(),
             attachment_name: format!("csi-{name}"),
             attachment: format!("va-uid-{name}").into(),
-            workload: WorkloadRef { api_version: "apps/v1".into(), kind: "StatefulSet".into(), plural: "statefulsets".into(), name: ObjectName::new("default", name), uid: format!("sts-uid-{name}").into() },
+            workload: WorkloadRef {
+                api_version: "apps/v1".into(),
+                kind: "StatefulSet".into(),
+                plural: "statefulsets".into(),
+                name: ObjectName::new("default", name),
+                uid: format!("sts-uid-{name}").into(),
+            },
             replicas: 1,
             pods: vec![(ObjectName::new("default", format!("{name}-0")), format!("pod-uid-{name}").into())],
         },
@@ -119,20 +140,37 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
 /// A record with a plan and these journal lines; every prefix is one that the executor could have written.
 pub fn run(name: &str, created: i64, lines: Vec<(i64, Mark)>) -> Record {
     let plan = plan(name);
-    let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy databases (Auto)".into() };
+    let accepted =
+        Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy databases (Auto)".into() };
     let first = created + 1_500;
     let marks = std::iter::once((first, accepted)).chain(lines.into_iter().map(|(t, m)| (first + t, m)));
     let journal: Vec<Entry> = (0..)
         .zip(marks)
-        .map(|(seq, (t, mark))| Entry { seq, at: at(t), term: 3, by: "reattach-controller-7d9f-abcde (pod 4c1f)".into(), mark })
+        .map(|(seq, (t, mark))| Entry {
+            seq,
+            at: at(t),
+            term: 3,
+            by: "reattach-controller-7d9f-abcde (pod 4c1f)".into(),
+            mark,
+        })
         .collect();
     State::replay(&plan, &journal).expect("a legal journal");
-    Record { phase: "Running".into(), plan: Some(plan), journal, created: at(created), ..record(name, Some(diagnosis(name))) }
+    Record {
+        phase: "Running".into(),
+        plan: Some(plan),
+        journal,
+        created: at(created),
+        ..record(name, Some(diagnosis(name)))
+    }
 }
 
 /// A step begins.
 pub fn started(step: u32, intent: &str) -> Mark {
-    let proof = (step == 2).then(|| ProofKind::KubeletHandshake { node: "lke13311-16405-5fafd1b46dcf".into(), no_user_since: at(50_000), lease_renewed: at(58_000) });
+    let proof = (step == 2).then(|| ProofKind::KubeletHandshake {
+        node: "lke13311-16405-5fafd1b46dcf".into(),
+        no_user_since: at(50_000),
+        lease_renewed: at(58_000),
+    });
     Mark::Started { step: StepIx(step), intent: intent.into(), proof }
 }
 
@@ -174,7 +212,10 @@ fn up(name: &str, from: i64, end: End) -> Vec<(i64, Mark)> {
         (from + 20, started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"))),
         (from + 45, applied(5, "200, replicas 1")),
         (from + 50, done(5, "the count is restored and the stamp is off")),
-        (from + 5_300, done(6, &format!("pod default/{name}-0 is Ready on lke13311-16405-5fafd1b46dcf with the volume"))),
+        (
+            from + 5_300,
+            done(6, &format!("pod default/{name}-0 is Ready on lke13311-16405-5fafd1b46dcf with the volume")),
+        ),
         (from + 5_310, ended(end)),
     ]
 }
@@ -182,10 +223,16 @@ fn up(name: &str, from: i64, end: End) -> Vec<(i64, Mark)> {
 /// Kubernetes detached by itself: 17 s.
 pub fn recovered(name: &str, created: i64) -> Record {
     let mut lines = down(name);
-    lines.push((11_900, done(1, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go")));
+    lines.push((
+        11_900,
+        done(1, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+    ));
     lines.push((11_905, skipped(2, "the cloud names no holder already")));
     lines.push((11_910, skipped(3, "no VolumeAttachment is left")));
-    lines.push((11_915, done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go")));
+    lines.push((
+        11_915,
+        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+    ));
     lines.extend(up(name, 11_915, End::Recovered));
     Record { phase: "Recovered".into(), ..run(name, created, lines) }
 }
@@ -202,7 +249,10 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
     lines.push((75_020, started(3, &format!("touch VolumeAttachment csi-{name}"))));
     lines.push((75_040, applied(3, "200")));
     lines.push((75_045, done(3, "external-attacher was told to try again")));
-    lines.push((77_000, done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go")));
+    lines.push((
+        77_000,
+        done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
+    ));
     lines.extend(up(name, 77_000, End::Recovered));
     Record { phase: "Recovered".into(), ..run(name, created, lines) }
 }
@@ -211,22 +261,51 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
 pub fn aborted(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((8_000, Mark::TurnedBack { why: TurnBack::Aborted { by: "joe@example.org".into() } }));
-    lines.push((8_030, started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"))));
+    lines.push((
+        8_030,
+        started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp")),
+    ));
     lines.push((8_060, applied(5, "200, replicas 1")));
     lines.push((8_070, ended(End::Aborted)));
-    Record { phase: "Aborted".into(), requester: "joe@example.org".into(), reason: Some("redis is down, site is slow".into()), ..run(name, 40_000, lines) }
+    Record {
+        phase: "Aborted".into(),
+        requester: "joe@example.org".into(),
+        reason: Some("redis is down, site is slow".into()),
+        ..run(name, 40_000, lines)
+    }
 }
 
 /// The cloud refused the detach to the end.
 pub fn failed(name: &str) -> Record {
     let mut lines = down(name);
-    lines.push((62_200, skipped(1, "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-shop is still there")));
+    lines.push((
+        62_200,
+        skipped(1, "Kubernetes' own detach is stuck after 60 s: VolumeAttachment csi-shop is still there"),
+    ));
     lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
     lines.push((63_300, refused(2, "could not detach volume 1042: Volume is locked by an administrator (Authorization: Bearer abcdef0123)", true)));
-    lines.push((362_300, Mark::TurnedBack { why: TurnBack::Deadline { step: StepIx(2), seconds: 300, waiting_for: "the cloud did not accept the detach; it is asked again".into() } }));
-    lines.push((362_320, started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"))));
+    lines.push((
+        362_300,
+        Mark::TurnedBack {
+            why: TurnBack::Deadline {
+                step: StepIx(2),
+                seconds: 300,
+                waiting_for: "the cloud did not accept the detach; it is asked again".into(),
+            },
+        },
+    ));
+    lines.push((
+        362_320,
+        started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp")),
+    ));
     lines.push((362_350, applied(5, "200, replicas 1")));
-    lines.push((362_360, ended(End::Failed { why: "step 3 did not finish within 300 s: the cloud did not accept the detach; it is asked again".into() })));
+    lines.push((
+        362_360,
+        ended(End::Failed {
+            why: "step 3 did not finish within 300 s: the cloud did not accept the detach; it is asked again"
+                .into(),
+        }),
+    ));
     Record { phase: "Failed".into(), ..run(name, 40_000, lines) }
 }
 
@@ -235,7 +314,13 @@ pub fn stuck(name: &str) -> Record {
     let mut lines = down(name);
     lines.push((62_200, skipped(1, "Kubernetes' own detach is stuck after 60 s")));
     lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
-    lines.push((93_000, Mark::Outcome { step: StepIx(2), outcome: Outcome::Unknown { why: "the connection was closed before an answer came".into() } }));
+    lines.push((
+        93_000,
+        Mark::Outcome {
+            step: StepIx(2),
+            outcome: Outcome::Unknown { why: "the connection was closed before an answer came".into() },
+        },
+    ));
     let message = "whether the detach of volume 1042 happened is not known, and the provider's job history cannot be read";
     Record { phase: "Stuck".into(), message: message.into(), ..run(name, 40_000, lines) }
 }
@@ -243,33 +328,66 @@ pub fn stuck(name: &str) -> Record {
 /// Locked by the provider: no plan.
 pub fn locked(name: &str) -> Record {
     let reason = WaitReason::ProviderLock { reason: "maintenance hold".into(), class: Some(Class::B) };
-    let facts = diagnosis(name).facts;
-    let volume = CloudVolume { id: "77001".into(), label: format!("pvc{name}"), region: "eu-central".into(), size_gib: 20, holders: vec!["28871423".into()], state: VolumeState::Locked { reason: "maintenance hold".into() }, identity: DeviceIdentity { serial: format!("pvc{name}") } };
-    Record { phase: "Waiting".into(), cloud_volume: Some(volume), ..record(name, Some(Diagnosis { verdict: Verdict::Wait { reason }, facts })) }
+    let mut facts = diagnosis(name).facts;
+    facts[1] = format!(
+        "the cloud says volume 77001 (pvc{name}) is held by instance 28871423, state Locked {{ reason: \"maintenance hold\" }}"
+    );
+    let volume = CloudVolume {
+        id: "77001".into(),
+        label: format!("pvc{name}"),
+        region: "eu-central".into(),
+        size_gib: 20,
+        holders: vec!["28871423".into()],
+        state: VolumeState::Locked { reason: "maintenance hold".into() },
+        identity: DeviceIdentity { serial: format!("pvc{name}") },
+    };
+    Record {
+        phase: "Waiting".into(),
+        cloud_volume: Some(volume),
+        ..record(name, Some(Diagnosis { verdict: Verdict::Wait { reason }, facts }))
+    }
 }
 
 /// A missing Secret.
 pub fn not_ours(name: &str) -> Record {
-    let reason = NotOurs::Other { what: "MountVolume.SetUp failed for volume \"config\" : secret \"site-config\" not found".into() };
+    let reason = NotOurs::Other {
+        what: "MountVolume.SetUp failed for volume \"config\" : secret \"site-config\" not found".into(),
+    };
     let facts = vec!["the agent on lke13311-16405-5fafd1b46dcf sees the device".into()];
-    Record { phase: "NotOurs".into(), ..record(name, Some(Diagnosis { verdict: Verdict::NotOurs { reason }, facts })) }
+    Record {
+        phase: "NotOurs".into(),
+        ..record(name, Some(Diagnosis { verdict: Verdict::NotOurs { reason }, facts }))
+    }
 }
 
 /// A refusal.
 pub fn refused_record(name: &str) -> Record {
-    let refusals = vec![format!("StatefulSet default/{name} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first")];
+    let refusals = vec![format!(
+        "StatefulSet default/{name} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first"
+    )];
     Record { phase: "Refused".into(), refusals, ..record(name, Some(diagnosis(name))) }
 }
 
 /// Planned, and nothing done.
 pub fn dry_run(name: &str) -> Record {
-    Record { phase: "Planned".into(), mode: Mode::DryRun, plan: Some(plan(name)), ..record(name, Some(diagnosis(name))) }
+    Record {
+        phase: "Planned".into(),
+        mode: Mode::DryRun,
+        plan: Some(plan(name)),
+        ..record(name, Some(diagnosis(name)))
+    }
 }
 
 /// Too little known.
 pub fn unclassified(name: &str) -> Record {
-    let missing = vec![Missing { what: "what the machine behind lke13311-16405-5fafd1b46dcf sees of the volume".into(), why: "no agent has reported".into() }];
-    Record { phase: "Waiting".into(), ..record(name, Some(Diagnosis { verdict: Verdict::Unclassified { missing }, facts: Vec::new() })) }
+    let missing = vec![Missing {
+        what: "what the machine behind lke13311-16405-5fafd1b46dcf sees of the volume".into(),
+        why: "no agent has reported".into(),
+    }];
+    Record {
+        phase: "Waiting".into(),
+        ..record(name, Some(Diagnosis { verdict: Verdict::Unclassified { missing }, facts: Vec::new() }))
+    }
 }
 
 /// An incident of these records.

@@ -45,7 +45,11 @@ pub(super) fn on_create(rt: &ResourceType, object: &mut Value) {
             let spec = &mut object["spec"];
             default(spec, "replicas", json!(1));
             default(spec, "podManagementPolicy", json!("OrderedReady"));
-            default(spec, "updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
+            default(
+                spec,
+                "updateStrategy",
+                json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}),
+            );
             default(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
             default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenDeleted", json!("Retain"));
             default(&mut spec["persistentVolumeClaimRetentionPolicy"], "whenScaled", json!("Retain"));
@@ -53,8 +57,34 @@ pub(super) fn on_create(rt: &ResourceType, object: &mut Value) {
         }
         _ => {}
     }
-    if matches!((rt.group.as_str(), rt.plural.as_str()), ("apps", "deployments" | "replicasets" | "statefulsets")) {
+    if matches!(
+        (rt.group.as_str(), rt.plural.as_str()),
+        ("apps", "deployments" | "replicasets" | "statefulsets")
+    ) {
         pod_spec(&mut object["spec"]["template"]["spec"]);
+    }
+}
+
+/// Fills in the `default`s of an OpenAPI schema, as the server does for custom resources.
+pub(super) fn from_schema(schema: &Value, value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+                if !map.contains_key(key)
+                    && let Some(default) = inner.get("default")
+                {
+                    map.insert(key.clone(), default.clone());
+                }
+                if let Some(found) = map.get_mut(key) {
+                    from_schema(inner, found);
+                }
+            }
+            if schema["additionalProperties"].is_object() {
+                map.values_mut().for_each(|v| from_schema(&schema["additionalProperties"], v));
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|v| from_schema(&schema["items"], v)),
+        _ => {}
     }
 }
 
@@ -73,7 +103,8 @@ fn pod(object: &mut Value) {
     if let Some(list) = object["spec"]["tolerations"].as_array_mut() {
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             let tolerated = list.iter().any(|t| {
-                (t["key"] == key || (t["key"].as_str().unwrap_or_default().is_empty() && t["operator"] == "Exists"))
+                (t["key"] == key
+                    || (t["key"].as_str().unwrap_or_default().is_empty() && t["operator"] == "Exists"))
                     && (t["effect"].as_str().unwrap_or_default().is_empty() || t["effect"] == "NoExecute")
             });
             if !tolerated {

@@ -28,7 +28,9 @@ impl State {
 
     fn dependents(&self, uid: &str) -> Vec<(StoreId, String, String)> {
         let owned = |o: &Value| {
-            o["metadata"]["ownerReferences"].as_array().is_some_and(|refs| refs.iter().any(|r| r["uid"] == uid))
+            o["metadata"]["ownerReferences"]
+                .as_array()
+                .is_some_and(|refs| refs.iter().any(|r| r["uid"] == uid))
         };
         let all = self.store.iter().filter(|(_, _, o)| owned(o));
         all.map(|(store, (ns, name), _)| (store.clone(), ns.clone(), name.clone())).collect()
@@ -73,7 +75,10 @@ impl State {
         if let Some(rt) = self.type_of(&group, &plural) {
             for object in self.store.list(&store, None) {
                 let meta = &object["metadata"];
-                let (ns, name) = (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default());
+                let (ns, name) = (
+                    meta["namespace"].as_str().unwrap_or_default(),
+                    meta["name"].as_str().unwrap_or_default(),
+                );
                 let _gone = self.delete(&rt, ns, name, &DeleteOptions::default(), now);
             }
         }
@@ -81,7 +86,12 @@ impl State {
     }
 
     /// Marks a namespace and deletes its content; it goes when it is empty.
-    pub fn delete_namespace(&mut self, object: &Arc<Value>, name: &str, now: Timestamp) -> (Arc<Value>, bool) {
+    pub fn delete_namespace(
+        &mut self,
+        object: &Arc<Value>,
+        name: &str,
+        now: Timestamp,
+    ) -> (Arc<Value>, bool) {
         let store: StoreId = (String::new(), "namespaces".into());
         let mut next = (**object).clone();
         if next["metadata"]["deletionTimestamp"].is_null() {

@@ -67,10 +67,7 @@ impl RequestMatch {
             && same(&self.subresource, req.subresource.as_deref().unwrap_or_default())
             && same(&self.namespace, req.ns())
             && same(&self.name, req.name())
-            && self
-                .client
-                .as_deref()
-                .is_none_or(|c| req.user.starts_with(c) || req.user_agent.starts_with(c))
+            && self.client.as_deref().is_none_or(|c| req.user.starts_with(c) || req.user_agent.starts_with(c))
     }
 }
 
@@ -183,7 +180,8 @@ impl AdmissionRequest<'_> {
 /// Judges a mutation: a JSON patch for the object (empty: unchanged), or the refusal.
 ///
 /// Runs while the server is locked: it must not call the server other than through the request.
-pub type AdmissionFn = Arc<dyn Fn(&AdmissionRequest<'_>) -> Result<json_patch::Patch, ApiStatus> + Send + Sync>;
+pub type AdmissionFn =
+    Arc<dyn Fn(&AdmissionRequest<'_>) -> Result<json_patch::Patch, ApiStatus> + Send + Sync>;
 
 /// Answers a `SelfSubjectAccessReview`: the user and `spec.resourceAttributes`.
 pub type AccessFn = Arc<dyn Fn(&str, &Value) -> bool + Send + Sync>;

@@ -3,7 +3,8 @@
 //! It keeps JSON objects and knows the rules that clients rely on: resource versions and compare-and-swap, UID
 //! preconditions, watches with bookmarks and 410, the patch kinds, graceful deletion of pods, finalizers, owner
 //! references, the `status`, `scale`, `eviction` and `binding` subresources, dry runs and server-side admission.
-//! It has no schemas: fields are not validated, except where a controller's safety depends on it.
+//! Of a custom resource's schema only the defaults are used: fields are not validated or pruned, and CEL rules are not
+//! evaluated. Built-in kinds are checked only where a controller's safety depends on it.
 //!
 //! # Caveats
 //! Lists are not paged (`limit` and `continue` are accepted and ignored). Garbage collection is immediate. Server-side
@@ -17,6 +18,7 @@ mod hooks;
 mod patch;
 mod request;
 mod resource;
+mod rules;
 mod selector;
 mod serve;
 mod state;
@@ -46,10 +48,10 @@ use state::State;
 /// The server. Clones share one state.
 #[derive(Clone)]
 pub struct ApiServer {
-    pub(self) inner: Arc<Inner>,
+    inner: Arc<Inner>,
 }
 
-pub(self) struct Inner {
+struct Inner {
     state: Mutex<State>,
     /// Woken after every change; `Notify` wakes in the order of waiting, which keeps runs repeatable.
     changed: Notify,
@@ -58,7 +60,9 @@ pub(self) struct Inner {
 
 impl std::fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApiServer").field("resource_version", &self.resource_version()).finish_non_exhaustive()
+        f.debug_struct("ApiServer")
+            .field("resource_version", &self.resource_version())
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,8 +144,10 @@ impl ApiServer {
     /// If the kind is not served: a stage that is set wrongly.
     pub fn insert(&self, object: &Value) -> Arc<Value> {
         let mut state = lock(&self.inner.state);
-        let (api_version, kind) = (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
-        let Some(rt) = state.types.iter().find(|t| t.kind == kind && t.api_version() == api_version).cloned() else {
+        let (api_version, kind) =
+            (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
+        let Some(rt) = state.types.iter().find(|t| t.kind == kind && t.api_version() == api_version).cloned()
+        else {
             panic!("{api_version} {kind} is not served");
         };
         let mut object = object.clone();

@@ -28,7 +28,9 @@ pub(super) fn kind_of(req: &ApiRequest) -> Result<PatchKind, ApiStatus> {
         "application/strategic-merge-patch+json" if !req.rt.custom => Ok(PatchKind::Strategic),
         "application/apply-patch+yaml" | "application/apply-patch+json" => {
             if req.query("fieldManager").is_none() {
-                return Err(ApiStatus::bad_request("PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch"));
+                return Err(ApiStatus::bad_request(
+                    "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch",
+                ));
             }
             Ok(PatchKind::Apply)
         }
@@ -44,7 +46,10 @@ pub(super) fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Resul
             let ops: json_patch::Patch = serde_json::from_value(patch.clone())
                 .map_err(|e| ApiStatus::bad_request(format!("error decoding patch: {e}")))?;
             json_patch::patch(target, &ops).map_err(|e| {
-                ApiStatus::new(422, format!("the server rejected our request due to an error in our request: {e}"))
+                ApiStatus::new(
+                    422,
+                    format!("the server rejected our request due to an error in our request: {e}"),
+                )
             })?;
         }
         PatchKind::Strategic | PatchKind::Apply => strategic(target, patch),
@@ -89,9 +94,8 @@ pub(super) fn drop_unapplied(target: &mut Value, before: &Value, now: &Value) {
 /// The key by which a list of objects is merged; lists without one are replaced.
 fn merge_key(field: &str) -> Option<&'static str> {
     match field {
-        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" | "schedulingGates" | "secrets" => {
-            Some("name")
-        }
+        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" | "schedulingGates"
+        | "secrets" => Some("name"),
         "conditions" | "addresses" => Some("type"),
         "ownerReferences" => Some("uid"),
         "volumeMounts" => Some("mountPath"),
@@ -117,7 +121,9 @@ fn strategic(target: &mut Value, patch: &Value) {
     }
     for (key, change) in changes {
         if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
-            if let (Some(have), Some(gone)) = (object.get_mut(list).and_then(Value::as_array_mut), change.as_array()) {
+            if let (Some(have), Some(gone)) =
+                (object.get_mut(list).and_then(Value::as_array_mut), change.as_array())
+            {
                 have.retain(|v| !gone.contains(v));
             }
             continue;

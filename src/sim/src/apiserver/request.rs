@@ -142,7 +142,11 @@ pub(super) fn parse_path(path: &str) -> Result<Target, ApiStatus> {
 }
 
 /// The verb of a method on a resource path.
-pub(super) fn verb_of(method: &http::Method, named: bool, query: &BTreeMap<String, String>) -> Result<Verb, ApiStatus> {
+pub(super) fn verb_of(
+    method: &http::Method,
+    named: bool,
+    query: &BTreeMap<String, String>,
+) -> Result<Verb, ApiStatus> {
     let watching = matches!(query.get("watch").map(String::as_str), Some("true" | "1"));
     match (method.as_str(), named) {
         ("GET", false) if watching => Ok(Verb::Watch),

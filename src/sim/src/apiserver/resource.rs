@@ -1,5 +1,7 @@
 //! The table of served resources.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 /// Where a resource's `scale` subresource finds its numbers (JSON pointers).
@@ -32,6 +34,8 @@ pub struct ResourceType {
     pub scale: Option<ScalePaths>,
     /// Whether it is a custom resource.
     pub custom: bool,
+    /// A custom resource's OpenAPI schema; only its `default`s are used.
+    pub schema: Option<Arc<Value>>,
 }
 
 impl ResourceType {
@@ -126,7 +130,13 @@ const BUILT_IN: &[(&str, &str, &str, &str, u8)] = &[
         "ValidatingWebhookConfiguration",
         0,
     ),
-    ("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration", 0),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "mutatingwebhookconfigurations",
+        "MutatingWebhookConfiguration",
+        0,
+    ),
     ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", S),
     (
         "admissionregistration.k8s.io",
@@ -166,6 +176,7 @@ pub(super) fn built_in() -> Vec<ResourceType> {
                 selector: Some("/spec/selector".into()),
             }),
             custom: false,
+            schema: None,
         })
         .collect()
 }
@@ -194,6 +205,7 @@ pub(super) fn from_crd(crd: &Value) -> Vec<ResourceType> {
                 selector: dotted(&s["labelSelectorPath"]),
             }),
             custom: true,
+            schema: v.pointer("/schema/openAPIV3Schema").cloned().map(Arc::new),
         })
         .collect()
 }

@@ -118,12 +118,17 @@ pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
     if selector.is_null() {
         return false;
     }
-    let equal = selector["matchLabels"].as_object().is_none_or(|m| m.iter().all(|(k, v)| labels[k.as_str()] == *v));
+    let equal =
+        selector["matchLabels"].as_object().is_none_or(|m| m.iter().all(|(k, v)| labels[k.as_str()] == *v));
     let expressions = selector["matchExpressions"].as_array().is_none_or(|list| {
         list.iter().all(|e| {
             let value = labels[e["key"].as_str().unwrap_or_default()].as_str();
-            let set: Vec<String> =
-                e["values"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(Into::into)).collect();
+            let set: Vec<String> = e["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v.as_str().map(Into::into))
+                .collect();
             match e["operator"].as_str() {
                 Some("In") => holds(&Op::In(set), value),
                 Some("NotIn") => holds(&Op::NotIn(set), value),

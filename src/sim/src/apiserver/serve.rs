@@ -66,7 +66,12 @@ fn reply(code: u16, body: &Value) -> Result<http::Response<ReplyBody>, BoxError>
 }
 
 impl ApiServer {
-    async fn answer(&self, head: &http::request::Parts, body: &Bytes, user: &str) -> Result<http::Response<ReplyBody>, BoxError> {
+    async fn answer(
+        &self,
+        head: &http::request::Parts,
+        body: &Bytes,
+        user: &str,
+    ) -> Result<http::Response<ReplyBody>, BoxError> {
         let target = match parse_path(head.uri.path()) {
             Ok(Target::Meta(segments)) => {
                 let types = lock(&self.inner.state).types.clone();
@@ -111,7 +116,10 @@ impl ApiServer {
                 Ok(stream) => {
                     self.record(&req, &Value::Null, 200, "");
                     let body = StreamBody::new(stream).boxed_unsync();
-                    Ok(http::Response::builder().status(200).header("content-type", "application/json").body(body)?)
+                    Ok(http::Response::builder()
+                        .status(200)
+                        .header("content-type", "application/json")
+                        .body(body)?)
                 }
                 Err(e) => {
                     self.record(&req, &Value::Null, e.code, "");
@@ -140,7 +148,12 @@ impl ApiServer {
         reply(code, &answer)
     }
 
-    fn fail(&self, req: &ApiRequest, body: &Value, fault: &Fault) -> Result<http::Response<ReplyBody>, BoxError> {
+    fn fail(
+        &self,
+        req: &ApiRequest,
+        body: &Value,
+        fault: &Fault,
+    ) -> Result<http::Response<ReplyBody>, BoxError> {
         match fault {
             Fault::Status { status, retry_after, .. } => {
                 self.record(req, body, status.code, "");
@@ -157,7 +170,12 @@ impl ApiServer {
         }
     }
 
-    fn resource_request(&self, head: &http::request::Parts, target: Target, user: &str) -> Result<ApiRequest, ApiStatus> {
+    fn resource_request(
+        &self,
+        head: &http::request::Parts,
+        target: Target,
+        user: &str,
+    ) -> Result<ApiRequest, ApiStatus> {
         let Target::Resource { group, version, plural, namespace, name, subresource } = target else {
             return Err(ApiStatus::no_such_path());
         };
@@ -174,10 +192,15 @@ impl ApiServer {
             .cloned()
             .ok_or_else(ApiStatus::no_such_path)?;
         if rt.namespaced && namespace.is_none() && (name.is_some() || verb == Verb::Create) {
-            return Err(ApiStatus::new(405, "the server does not allow this method on the requested resource"));
+            return Err(ApiStatus::new(
+                405,
+                "the server does not allow this method on the requested resource",
+            ));
         }
-        let header = |key: &str| head.headers.get(key).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let user_agent = Some(header("user-agent")).filter(|a| !a.is_empty()).unwrap_or_else(|| user.to_owned());
+        let header =
+            |key: &str| head.headers.get(key).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let user_agent =
+            Some(header("user-agent")).filter(|a| !a.is_empty()).unwrap_or_else(|| user.to_owned());
         Ok(ApiRequest {
             verb,
             namespace: if rt.namespaced { namespace } else { None },
@@ -205,7 +228,9 @@ impl ApiServer {
             name: named.to_owned(),
             user: req.user.clone(),
             user_agent: req.user_agent.clone(),
-            dry_run: req.dry_run || (req.verb.mutates() && body["dryRun"].as_array().is_some_and(|d| d.iter().any(|x| x == "All"))),
+            dry_run: req.dry_run
+                || (req.verb.mutates()
+                    && body["dryRun"].as_array().is_some_and(|d| d.iter().any(|x| x == "All"))),
             code,
             body: (req.verb.mutates() && !body.is_null()).then(|| Arc::new(body.clone())),
         };
@@ -213,7 +238,12 @@ impl ApiServer {
     }
 }
 
-fn dispatch(state: &mut State, req: &ApiRequest, body: &Value, now: jiff::Timestamp) -> Result<(u16, Value), ApiStatus> {
+fn dispatch(
+    state: &mut State,
+    req: &ApiRequest,
+    body: &Value,
+    now: jiff::Timestamp,
+) -> Result<(u16, Value), ApiStatus> {
     let shown = |object: &Value| {
         let out = outward(&req.rt, object);
         if req.metadata_only { metadata_only(&out) } else { out }
@@ -226,14 +256,18 @@ fn dispatch(state: &mut State, req: &ApiRequest, body: &Value, now: jiff::Timest
         (Verb::List, None) => {
             let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
             let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
-            let items: Vec<Value> = objects.iter().filter(|o| selector.matches(o)).map(|o| shown(o)).collect();
+            let items: Vec<Value> =
+                objects.iter().filter(|o| selector.matches(o)).map(|o| shown(o)).collect();
             let (kind, version) = if req.metadata_only {
                 ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
             } else {
                 (format!("{}List", req.rt.kind), req.rt.api_version())
             };
             let rv = state.store.rv().to_string();
-            Ok((200, json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": rv}, "items": items})))
+            Ok((
+                200,
+                json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": rv}, "items": items}),
+            ))
         }
         (Verb::Create, None) => {
             if let Some(answer) = state.review(req, body) {
@@ -259,7 +293,10 @@ fn dispatch(state: &mut State, req: &ApiRequest, body: &Value, now: jiff::Timest
                 state.delete_request(&one, body, now)?;
                 items.push(shown(object));
             }
-            Ok((200, json!({"kind": format!("{}List", req.rt.kind), "apiVersion": req.rt.api_version(), "metadata": {}, "items": items})))
+            Ok((
+                200,
+                json!({"kind": format!("{}List", req.rt.kind), "apiVersion": req.rt.api_version(), "metadata": {}, "items": items}),
+            ))
         }
         _ => Err(ApiStatus::no_such_path()),
     }

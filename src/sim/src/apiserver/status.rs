@@ -87,7 +87,8 @@ impl ApiStatus {
     /// 409 because of an old resourceVersion.
     #[must_use]
     pub fn modified(rt: &ResourceType, name: &str) -> Self {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(rt, name, why)
     }
 

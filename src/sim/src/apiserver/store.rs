@@ -112,7 +112,14 @@ impl Store {
         Some(last)
     }
 
-    fn record(&mut self, store: &StoreId, ns: &str, change: Change, object: Arc<Value>, previous: Option<Arc<Value>>) {
+    fn record(
+        &mut self,
+        store: &StoreId,
+        ns: &str,
+        change: Change,
+        object: Arc<Value>,
+        previous: Option<Arc<Value>>,
+    ) {
         self.log.push_back(Arc::new(LogEntry {
             rv: self.rv,
             store: store.clone(),

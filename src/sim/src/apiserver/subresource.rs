@@ -52,11 +52,20 @@ impl State {
             Verb::Get => return Ok(scale),
             Verb::Update => scale = body.clone(),
             Verb::Patch => patch::apply(patch::kind_of(req)?, &mut scale, body)?,
-            _ => return Err(ApiStatus::new(405, "the server does not allow this method on the requested resource")),
+            _ => {
+                return Err(ApiStatus::new(
+                    405,
+                    "the server does not allow this method on the requested resource",
+                ));
+            }
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
-            return Err(ApiStatus::invalid(&req.rt, req.name(), "spec.replicas: must be greater than or equal to 0"));
+            return Err(ApiStatus::invalid(
+                &req.rt,
+                req.name(),
+                "spec.replicas: must be greater than or equal to 0",
+            ));
         }
         let mut next = (*old).clone();
         for field in ["resourceVersion", "uid"] {
@@ -73,7 +82,8 @@ impl State {
     pub fn evict(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
         let pod = self.existing(req)?;
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
-        let exempt = matches!(phase, "Pending" | "Succeeded" | "Failed") || pod["metadata"]["deletionTimestamp"].is_string();
+        let exempt = matches!(phase, "Pending" | "Succeeded" | "Failed")
+            || pod["metadata"]["deletionTimestamp"].is_string();
         if !exempt {
             self.check_budgets(&pod)?;
         }
@@ -86,12 +96,18 @@ impl State {
     fn check_budgets(&self, pod: &Value) -> Result<(), ApiStatus> {
         let ns = pod["metadata"]["namespace"].as_str().unwrap_or_default();
         let budgets = self.store.list(&("policy".into(), "poddisruptionbudgets".into()), Some(ns));
-        let covers = |b: &&Arc<Value>| label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"]);
+        let covers =
+            |b: &&Arc<Value>| label_selector_matches(&b["spec"]["selector"], &pod["metadata"]["labels"]);
         let budgets: Vec<_> = budgets.iter().filter(covers).collect();
         let budget = match budgets.as_slice() {
             [] => return Ok(()),
             [one] => one,
-            _ => return Err(ApiStatus::new(500, "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+            _ => {
+                return Err(ApiStatus::new(
+                    500,
+                    "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+                ));
+            }
         };
         let pods = self.store.list(&(String::new(), "pods".into()), Some(ns));
         let covered: Vec<_> = pods
@@ -99,10 +115,9 @@ impl State {
             .filter(|p| label_selector_matches(&budget["spec"]["selector"], &p["metadata"]["labels"]))
             .collect();
         let expected = covered.len() as i64;
-        let healthy = covered
-            .iter()
-            .filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p))
-            .count() as i64;
+        let healthy =
+            covered.iter().filter(|p| p["metadata"]["deletionTimestamp"].is_null() && is_ready(p)).count()
+                as i64;
         let needed = if budget["spec"]["maxUnavailable"].is_null() {
             scaled(&budget["spec"]["minAvailable"], expected, 1)
         } else {
@@ -117,7 +132,8 @@ impl State {
             return Ok(());
         }
         let name = budget["metadata"]["name"].as_str().unwrap_or_default();
-        let mut refusal = ApiStatus::new(429, "Cannot evict pod as it would violate the pod's disruption budget.");
+        let mut refusal =
+            ApiStatus::new(429, "Cannot evict pod as it would violate the pod's disruption budget.");
         refusal.details = json!({"causes": [{"reason": "DisruptionBudget",
             "message": format!("The disruption budget {name} needs {needed} healthy pods and has {healthy} currently")}]});
         Err(refusal)
@@ -154,11 +170,13 @@ impl State {
         match req.rt.plural.as_str() {
             "selfsubjectaccessreviews" | "subjectaccessreviews" => {
                 let user = body["spec"]["user"].as_str().unwrap_or(&req.user);
-                let allowed = self.access.as_ref().is_none_or(|f| f(user, &body["spec"]["resourceAttributes"]));
+                let allowed =
+                    self.access.as_ref().is_none_or(|f| f(user, &body["spec"]["resourceAttributes"]));
                 answer["status"] = json!({"allowed": allowed});
             }
             "selfsubjectreviews" => {
-                answer["status"] = json!({"userInfo": {"username": req.user, "groups": ["system:authenticated"]}});
+                answer["status"] =
+                    json!({"userInfo": {"username": req.user, "groups": ["system:authenticated"]}});
             }
             _ => return None,
         }

@@ -80,7 +80,8 @@ impl Watcher {
         if self.req.metadata_only || self.req.rt.is_new_event() {
             return Some(line(kind, &self.shown(&entry.object)));
         }
-        let object = entry.encoded.get_or_init(|| Bytes::from(outward(&self.req.rt, &entry.object).to_string()));
+        let object =
+            entry.encoded.get_or_init(|| Bytes::from(outward(&self.req.rt, &entry.object).to_string()));
         let mut out = Vec::with_capacity(object.len() + 40);
         out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
         out.extend_from_slice(object);
@@ -159,7 +160,10 @@ impl Watcher {
 }
 
 /// Opens a watch.
-pub(super) fn open(server: &ApiServer, req: ApiRequest) -> Result<impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + use<>, ApiStatus> {
+pub(super) fn open(
+    server: &ApiServer,
+    req: ApiRequest,
+) -> Result<impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + use<>, ApiStatus> {
     let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
     let now = Instant::now();
     let ends = req.query("timeoutSeconds").and_then(|t| t.parse().ok()).map(|s| now + Duration::from_secs(s));

@@ -10,6 +10,9 @@ use super::hooks::AdmissionRequest;
 use super::patch::{self, PatchKind};
 use super::request::{ApiRequest, Verb};
 use super::resource::{self, ResourceType};
+use super::rules::{
+    check_changed_pod, check_new_pod, check_versions, established, intent, pod_grace, prune, spec_differs,
+};
 use super::state::State;
 use super::status::{self, ApiStatus};
 use crate::clock::rfc3339;
@@ -27,7 +30,8 @@ pub(super) struct DeleteOptions {
 impl DeleteOptions {
     pub fn parse(body: &Value, req: &ApiRequest) -> Self {
         let text = |v: &Value| v.as_str().map(str::to_owned);
-        let policy = text(&body["propagationPolicy"]).or_else(|| req.query("propagationPolicy").map(Into::into));
+        let policy =
+            text(&body["propagationPolicy"]).or_else(|| req.query("propagationPolicy").map(Into::into));
         Self {
             grace: body["gracePeriodSeconds"]
                 .as_i64()
@@ -42,7 +46,13 @@ impl DeleteOptions {
 
 impl State {
     /// Runs admission over `object`; patches are applied in order.
-    fn admit(&self, req: &ApiRequest, name: &str, object: Option<&mut Value>, old: Option<&Value>) -> Result<(), ApiStatus> {
+    fn admit(
+        &self,
+        req: &ApiRequest,
+        name: &str,
+        object: Option<&mut Value>,
+        old: Option<&Value>,
+    ) -> Result<(), ApiStatus> {
         let mut object = object;
         for admission in &self.admission {
             let result = admission(&AdmissionRequest {
@@ -59,8 +69,9 @@ impl State {
                 store: &self.store,
             })?;
             if let Some(object) = object.as_deref_mut() {
-                json_patch::patch(object, &result)
-                    .map_err(|e| ApiStatus::new(500, format!("admission returned a patch that does not apply: {e}")))?;
+                json_patch::patch(object, &result).map_err(|e| {
+                    ApiStatus::new(500, format!("admission returned a patch that does not apply: {e}"))
+                })?;
             }
         }
         Ok(())
@@ -73,7 +84,9 @@ impl State {
         }
         let namespaces = self.type_of("", "namespaces");
         match self.store.get(&(String::new(), "namespaces".into()), "", req.ns()) {
-            None => Err(namespaces.map_or_else(ApiStatus::no_such_path, |rt| ApiStatus::not_found(&rt, req.ns()))),
+            None => {
+                Err(namespaces.map_or_else(ApiStatus::no_such_path, |rt| ApiStatus::not_found(&rt, req.ns())))
+            }
             Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => Err(ApiStatus::forbidden(
                 &req.rt,
                 name,
@@ -87,7 +100,12 @@ impl State {
     }
 
     /// POST to a collection (or the creating end of an apply).
-    pub fn create(&mut self, req: &ApiRequest, mut object: Value, now: Timestamp) -> Result<Arc<Value>, ApiStatus> {
+    pub fn create(
+        &mut self,
+        req: &ApiRequest,
+        mut object: Value,
+        now: Timestamp,
+    ) -> Result<Arc<Value>, ApiStatus> {
         let rt = &req.rt;
         if !object["metadata"].is_object() {
             return Err(ApiStatus::bad_request("the object provided has no metadata"));
@@ -114,7 +132,11 @@ impl State {
         if object["metadata"]["name"].as_str().unwrap_or_default().is_empty() {
             let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
             if prefix.is_empty() {
-                return Err(ApiStatus::invalid(rt, "", "metadata.name: Required value: name or generateName is required"));
+                return Err(ApiStatus::invalid(
+                    rt,
+                    "",
+                    "metadata.name: Required value: name or generateName is required",
+                ));
             }
             let suffix = self.rng.suffix(5);
             object["metadata"]["name"] = json!(format!("{prefix}{suffix}"));
@@ -131,6 +153,9 @@ impl State {
         object["apiVersion"] = json!(if rt.is_new_event() { "v1".into() } else { rt.api_version() });
         object["kind"] = json!(rt.kind);
         defaults::on_create(rt, &mut object);
+        if let Some(schema) = &rt.schema {
+            defaults::from_schema(schema, &mut object);
+        }
         self.admit(req, &name, Some(&mut object), None)?;
         if rt.is_pod() {
             check_new_pod(rt, &name, &mut object)?;
@@ -161,7 +186,12 @@ impl State {
     }
 
     /// PUT of an object, or of its `status`.
-    pub fn update(&mut self, req: &ApiRequest, mut object: Value, now: Timestamp) -> Result<Arc<Value>, ApiStatus> {
+    pub fn update(
+        &mut self,
+        req: &ApiRequest,
+        mut object: Value,
+        now: Timestamp,
+    ) -> Result<Arc<Value>, ApiStatus> {
         if req.rt.is_new_event() {
             super::events::to_core(&mut object);
         }
@@ -175,16 +205,20 @@ impl State {
     }
 
     /// Stores `new` over `old` under the rules of an update.
-    pub fn replace(&mut self, req: &ApiRequest, old: Arc<Value>, new: Value, now: Timestamp) -> Result<Arc<Value>, ApiStatus> {
+    pub fn replace(
+        &mut self,
+        req: &ApiRequest,
+        old: Arc<Value>,
+        new: Value,
+        now: Timestamp,
+    ) -> Result<Arc<Value>, ApiStatus> {
         let (rt, name) = (&req.rt, req.name());
         let status_only = req.subresource.as_deref() == Some("status");
         if status_only && !rt.status {
             return Err(ApiStatus::no_such_path());
         }
         if new["metadata"]["name"].as_str().is_some_and(|n| n != name) {
-            return Err(ApiStatus::bad_request(
-                "the name of the object does not match the name on the URL",
-            ));
+            return Err(ApiStatus::bad_request("the name of the object does not match the name on the URL"));
         }
         check_versions(rt, name, &old, &new["metadata"])?;
         let mut next = if status_only {
@@ -198,14 +232,24 @@ impl State {
             }
             next
         };
-        for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp",
-            "deletionGracePeriodSeconds", "generation", "resourceVersion"]
-        {
+        for field in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "resourceVersion",
+        ] {
             next["metadata"][field] = old["metadata"][field].clone();
         }
         next["apiVersion"] = old["apiVersion"].clone();
         next["kind"] = old["kind"].clone();
         prune(&mut next);
+        if let Some(schema) = &rt.schema {
+            defaults::from_schema(schema, &mut next);
+        }
         if rt.is_pod() && !status_only {
             check_changed_pod(rt, name, &old, &mut next, now)?;
         }
@@ -231,13 +275,22 @@ impl State {
     }
 
     /// PATCH of an object or of its `status`; an apply may create.
-    pub fn patch(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<(u16, Arc<Value>), ApiStatus> {
+    pub fn patch(
+        &mut self,
+        req: &ApiRequest,
+        body: &Value,
+        now: Timestamp,
+    ) -> Result<(u16, Arc<Value>), ApiStatus> {
         let kind = patch::kind_of(req)?;
         let store = req.rt.store();
         let applied_key = (
             store.clone(),
             format!("{}/{}", req.ns(), req.name()),
-            format!("{}/{}", req.query("fieldManager").unwrap_or_default(), req.subresource.as_deref().unwrap_or_default()),
+            format!(
+                "{}/{}",
+                req.query("fieldManager").unwrap_or_default(),
+                req.subresource.as_deref().unwrap_or_default()
+            ),
         );
         let Some(old) = self.store.get(&store, req.ns(), req.name()) else {
             if kind != PatchKind::Apply || req.subresource.is_some() {
@@ -271,7 +324,14 @@ impl State {
     }
 
     /// DELETE of one object: the remaining object, or the last state and `true` when it is gone.
-    pub fn delete(&mut self, rt: &ResourceType, ns: &str, name: &str, options: &DeleteOptions, now: Timestamp) -> Result<(Arc<Value>, bool), ApiStatus> {
+    pub fn delete(
+        &mut self,
+        rt: &ResourceType,
+        ns: &str,
+        name: &str,
+        options: &DeleteOptions,
+        now: Timestamp,
+    ) -> Result<(Arc<Value>, bool), ApiStatus> {
         let store = rt.store();
         let object = self.store.get(&store, ns, name).ok_or_else(|| ApiStatus::not_found(rt, name))?;
         let meta = &object["metadata"];
@@ -282,13 +342,17 @@ impl State {
                 && meta[field].as_str() != Some(want)
             {
                 let have = meta[field].as_str().unwrap_or_default();
-                let why = format!("Precondition failed: {what} in precondition: {want}, {what} in object meta: {have}");
+                let why = format!(
+                    "Precondition failed: {what} in precondition: {want}, {what} in object meta: {have}"
+                );
                 return Err(ApiStatus::conflict(rt, name, &why));
             }
         }
         let grace = if rt.is_pod() { pod_grace(&object, options.grace) } else { 0 };
         let has_finalizers = meta["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-        let marked_grace = meta["deletionTimestamp"].is_string().then(|| meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0));
+        let marked_grace = meta["deletionTimestamp"]
+            .is_string()
+            .then(|| meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0));
         if options.dry_run {
             return Ok((object, !has_finalizers && grace == 0));
         }
@@ -314,126 +378,24 @@ impl State {
     }
 
     /// DELETE as a request: admission, then [`State::delete`]. The answer is the object or a Status.
-    pub fn delete_request(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+    pub fn delete_request(
+        &mut self,
+        req: &ApiRequest,
+        body: &Value,
+        now: Timestamp,
+    ) -> Result<Value, ApiStatus> {
         let options = DeleteOptions::parse(body, req);
         let old = self.existing(req)?;
         self.admit(req, req.name(), None, Some(&old))?;
         let (object, gone) = self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
         if gone && !req.rt.is_pod() {
-            return Ok(status::success(&req.rt, req.name(), object["metadata"]["uid"].as_str().unwrap_or_default(), 200));
+            return Ok(status::success(
+                &req.rt,
+                req.name(),
+                object["metadata"]["uid"].as_str().unwrap_or_default(),
+                200,
+            ));
         }
         Ok(super::store::outward(&req.rt, &object))
     }
-}
-
-/// What an apply configures, without its own identification.
-fn intent(body: &Value) -> Value {
-    let mut body = body.clone();
-    if let Some(map) = body.as_object_mut() {
-        map.remove("apiVersion");
-        map.remove("kind");
-    }
-    if let Some(meta) = body["metadata"].as_object_mut() {
-        for key in ["name", "namespace", "resourceVersion", "uid"] {
-            meta.remove(key);
-        }
-    }
-    body
-}
-
-/// The grace period of a pod's deletion: none for pods that no kubelet looks after.
-fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
-    let unbound = pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
-    let finished = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    if unbound || finished {
-        return 0;
-    }
-    asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30).max(0)
-}
-
-fn check_versions(rt: &ResourceType, name: &str, old: &Value, sent: &Value) -> Result<(), ApiStatus> {
-    let (have, want) = (old["metadata"]["uid"].as_str().unwrap_or_default(), sent["uid"].as_str().unwrap_or_default());
-    if !want.is_empty() && want != have {
-        let why = format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
-        return Err(ApiStatus::conflict(rt, name, &why));
-    }
-    let want = sent["resourceVersion"].as_str().unwrap_or_default();
-    if !want.is_empty() && Some(want) != old["metadata"]["resourceVersion"].as_str() {
-        return Err(ApiStatus::modified(rt, name));
-    }
-    Ok(())
-}
-
-/// Drops nulls that copying of absent fields left behind.
-fn prune(object: &mut Value) {
-    if let Some(meta) = object["metadata"].as_object_mut() {
-        meta.retain(|_, v| !v.is_null());
-        meta.remove("managedFields");
-    }
-    if let Some(map) = object.as_object_mut() {
-        map.retain(|_, v| !v.is_null());
-    }
-}
-
-fn spec_differs(old: &Value, new: &Value) -> bool {
-    let strip = |o: &Value| {
-        let mut o = o.clone();
-        if let Some(map) = o.as_object_mut() {
-            map.remove("metadata");
-            map.remove("status");
-        }
-        o
-    };
-    strip(old) != strip(new)
-}
-
-fn gates(pod: &Value) -> Vec<&Value> {
-    pod["spec"]["schedulingGates"].as_array().into_iter().flatten().map(|g| &g["name"]).collect()
-}
-
-fn check_new_pod(rt: &ResourceType, name: &str, pod: &mut Value) -> Result<(), ApiStatus> {
-    if gates(pod).is_empty() {
-        return Ok(());
-    }
-    if pod["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()) {
-        return Err(ApiStatus::invalid(rt, name, "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"));
-    }
-    if pod["status"]["conditions"].is_null() {
-        // A gate that admission added.
-        pod["status"]["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates",
-        }]);
-    }
-    Ok(())
-}
-
-fn check_changed_pod(rt: &ResourceType, name: &str, old: &Value, new: &mut Value, now: Timestamp) -> Result<(), ApiStatus> {
-    if old["spec"]["nodeName"] != new["spec"]["nodeName"] || old["spec"]["volumes"] != new["spec"]["volumes"] {
-        return Err(ApiStatus::invalid(rt, name, "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"));
-    }
-    let (before, after) = (gates(old), gates(new));
-    if after.iter().any(|g| !before.contains(g)) {
-        return Err(ApiStatus::invalid(rt, name, "spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate"));
-    }
-    if !before.is_empty() && after.is_empty() {
-        new["status"]["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-            "lastTransitionTime": rfc3339(now), "message": "",
-        }]);
-    }
-    Ok(())
-}
-
-fn established(crd: &mut Value, now: Timestamp) {
-    let at = rfc3339(now);
-    crd["status"] = json!({
-        "acceptedNames": crd["spec"]["names"],
-        "storedVersions": crd["spec"]["versions"].as_array().into_iter().flatten()
-            .filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect::<Vec<_>>(),
-        "conditions": [
-            {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found", "lastTransitionTime": at},
-            {"type": "Established", "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": at},
-        ],
-    });
 }

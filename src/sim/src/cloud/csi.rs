@@ -7,11 +7,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{CloudApi, CloudApiError, CloudVolumes, CsiCode, CsiError};
+use super::{CloudApi, CloudApiError, CloudVolumes, CsiCode, CsiError, Published};
 use crate::names::id_of;
 
 /// Poll interval while an attach or detach is under way (linodego).
 const POLL: Duration = Duration::from_secs(3);
+/// The longest pause between two calls that are answered "Linode busy.".
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long the driver waits for an attach or detach.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -42,7 +44,8 @@ impl LinodeCsi {
 
     fn check_up(&self) -> Result<(), CsiError> {
         if self.down.load(Ordering::Relaxed) {
-            let why = "connection error: desc = \"transport: Error while dialing: connect: connection refused\"";
+            let why =
+                "connection error: desc = \"transport: Error while dialing: connect: connection refused\"";
             return Err(CsiError::new(CsiCode::Unavailable, why));
         }
         Ok(())
@@ -71,7 +74,7 @@ impl LinodeCsi {
                 return Err(CsiError::new(CsiCode::FailedPrecondition, why));
             }
             Some(_) => {}
-            None => self.cloud.attach(handle, node_id).await.map_err(|e| {
+            None => patient(|| self.cloud.attach(handle, node_id)).await.map_err(|e| {
                 let code = if e.to_string().contains("is already attached") {
                     CsiCode::Unavailable
                 } else {
@@ -87,7 +90,10 @@ impl LinodeCsi {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(CsiError::new(CsiCode::Internal, format!("wait for volume {id} to attach: timed out")));
+                return Err(CsiError::new(
+                    CsiCode::Internal,
+                    format!("wait for volume {id} to attach: timed out"),
+                ));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -105,9 +111,12 @@ impl LinodeCsi {
             return Ok(());
         }
         if volume.holder.is_some() && self.unpublish_fails.load(Ordering::Relaxed) {
-            return Err(CsiError::new(CsiCode::Internal, format!("detach volume {id}: [500] Internal Server Error")));
+            return Err(CsiError::new(
+                CsiCode::Internal,
+                format!("detach volume {id}: [500] Internal Server Error"),
+            ));
         }
-        match self.cloud.detach(handle).await {
+        match patient(|| self.cloud.detach(handle)).await {
             Ok(()) | Err(CloudApiError::NotFound) => {}
             Err(e) => return Err(CsiError::new(CsiCode::Internal, format!("detach volume {id}: {e}"))),
         }
@@ -118,12 +127,35 @@ impl LinodeCsi {
                 Err(CloudApiError::NotFound) => return Ok(()),
                 Ok(_) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
                 Ok(_) => {
-                    return Err(CsiError::new(CsiCode::Internal, format!("wait for volume {id} to detach: timed out")));
+                    return Err(CsiError::new(
+                        CsiCode::Internal,
+                        format!("wait for volume {id} to detach: timed out"),
+                    ));
                 }
                 Err(e) => {
-                    return Err(CsiError::new(CsiCode::Internal, format!("wait for volume {id} to detach: {e}")));
+                    return Err(CsiError::new(
+                        CsiCode::Internal,
+                        format!("wait for volume {id} to detach: {e}"),
+                    ));
                 }
             }
+        }
+    }
+}
+
+/// linodego repeats a call that is answered "Linode busy." until the caller's patience ends.
+async fn patient<'a, F>(mut call: F) -> Result<(), CloudApiError>
+where
+    F: FnMut() -> BoxFuture<'a, Result<(), CloudApiError>>,
+{
+    let mut wait = POLL;
+    loop {
+        match call().await {
+            Err(CloudApiError::Refused { status: 400, reason }) if reason == "Linode busy." => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(BUSY_WAIT_MAX);
+            }
+            other => return other,
         }
     }
 }
@@ -137,7 +169,7 @@ impl CloudVolumes for LinodeCsi {
         Box::pin(self.unpublish_now(handle, node_id))
     }
 
-    fn list_published(&self) -> BoxFuture<'_, Result<Option<Vec<(String, String)>>, CsiError>> {
+    fn list_published(&self) -> BoxFuture<'_, Result<Option<Published>, CsiError>> {
         Box::pin(async {
             self.check_up()?;
             let all = self.cloud.volumes().await;

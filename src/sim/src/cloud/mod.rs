@@ -1,11 +1,13 @@
 //! What the simulated cluster needs from a cloud, and a small cloud for tests.
 
 mod csi;
+mod simulator;
 mod test_cloud;
 
 use futures::future::BoxFuture;
 
 pub use csi::LinodeCsi;
+pub use simulator::SimulatedCloud;
 pub use test_cloud::{CloudCall, TestCloud};
 
 /// gRPC codes that CSI controllers answer with.
@@ -43,14 +45,17 @@ impl CsiError {
     }
 }
 
+/// Published volumes: (volume handle, node id).
+pub type Published = Vec<(String, String)>;
+
 /// A CSI controller plugin: what external-attacher calls.
 pub trait CloudVolumes: Send + Sync + 'static {
     /// `ControllerPublishVolume`: returns when the volume is attached.
     fn publish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>>;
     /// `ControllerUnpublishVolume`: returns when the volume is detached from this node.
     fn unpublish<'a>(&'a self, handle: &'a str, node_id: &'a str) -> BoxFuture<'a, Result<(), CsiError>>;
-    /// `ListVolumes` with published nodes: (volume handle, node id). `None` if the driver has no such capability.
-    fn list_published(&self) -> BoxFuture<'_, Result<Option<Vec<(String, String)>>, CsiError>>;
+    /// `ListVolumes` with published nodes. `None` if the driver has no such capability.
+    fn list_published(&self) -> BoxFuture<'_, Result<Option<Published>, CsiError>>;
 }
 
 /// An error of the cloud's API.
@@ -113,7 +118,9 @@ pub struct GuestDevice {
 pub enum Power {
     /// It loses power; its memory and devices are gone, the cloud's attachments stay.
     Off,
-    /// It boots; devices appear for the attachments that the hypervisor knows.
+    /// The cloud recycles it uncleanly: as `Off`, and it comes back without its devices.
+    Recycle,
+    /// It is back.
     On,
 }
 
@@ -121,6 +128,10 @@ pub enum Power {
 pub trait Hardware: Send + Sync + 'static {
     /// The volumes that the guest of `instance` has a device for.
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>>;
+    /// Told when a guest mounts a device, and when it lets go of it.
+    fn in_use<'a>(&'a self, _instance: &'a str, _handle: &'a str, _in_use: bool) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
     /// Told when a simulated node loses or gets power.
     fn power<'a>(&'a self, _instance: &'a str, _power: Power) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))

@@ -147,7 +147,12 @@ impl TestCloud {
         CloudVolume { handle: handle.to_owned(), holder: v.holder.clone(), ready }
     }
 
-    fn begin(&self, operation: &'static str, handle: &str, instance: Option<&str>) -> Result<(), CloudApiError> {
+    fn begin(
+        &self,
+        operation: &'static str,
+        handle: &str,
+        instance: Option<&str>,
+    ) -> Result<(), CloudApiError> {
         let mut guard = self.settled();
         let s = &mut *guard;
         let (now, done) = (Instant::now(), Instant::now() + s.job);
@@ -157,7 +162,9 @@ impl TestCloud {
             (None, _) => Err(CloudApiError::NotFound),
             (Some(v), _) if v.attached_at.is_some() || v.detached_at.is_some() => Err(busy()),
             (Some(v), Some(instance)) => match &v.holder {
-                Some(_) => Err(CloudApiError::Refused { status: 400, reason: "Volume is already attached.".into() }),
+                Some(_) => {
+                    Err(CloudApiError::Refused { status: 400, reason: "Volume is already attached.".into() })
+                }
                 None => {
                     v.holder = Some(instance.to_owned());
                     v.attached_at = Some(done);
@@ -222,7 +229,7 @@ impl Hardware for TestCloud {
 
     /// An unclean power loss: every attachment of the instance becomes a phantom.
     fn power<'a>(&'a self, instance: &'a str, power: Power) -> BoxFuture<'a, ()> {
-        if power == Power::Off {
+        if power != Power::On {
             self.settled().devices.retain(|(i, _)| i != instance);
         }
         Box::pin(std::future::ready(()))

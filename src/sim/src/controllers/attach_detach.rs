@@ -11,8 +11,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Context, ready};
 use crate::events::Recorder;
-use crate::kapi::{Informer, Kapi, MERGE, Tasks, code_of, condition, items, name, namespace, terminating, text};
+use crate::kapi::{
+    Informer, Kapi, MERGE, Tasks, code_of, condition, items, name, namespace, terminating, text,
+};
 use crate::names::{attachment_name, unique_volume_name};
+use crate::rng::Rng;
 
 /// `maxWaitForUnmountDuration`: the 6-minute rule.
 const FORCE_AFTER: Duration = Duration::from_secs(360);
@@ -123,10 +126,16 @@ pub(super) async fn run(ctx: Context) {
         in_use: BTreeMap::new(),
         multi_attach_told: BTreeSet::new(),
         events: Recorder::new("attachdetach-controller", ""),
-        next_sync: Instant::now() + SYNC,
+        next_sync: Instant::now() + Rng::new(ctx.seed, "attach-detach").between(Duration::ZERO, SYNC),
         ctx,
     };
-    let all = [&controller.pods, &controller.nodes, &controller.attachments, &controller.volumes, &controller.claims];
+    let all = [
+        &controller.pods,
+        &controller.nodes,
+        &controller.attachments,
+        &controller.volumes,
+        &controller.claims,
+    ];
     let all: Vec<Informer> = all.into_iter().cloned().collect();
     while !all.iter().all(Informer::synced) {
         wake.notified().await;
@@ -161,7 +170,8 @@ impl AttachDetach {
         }
         for va in self.attachments.all() {
             let Some(spec) = self.spec_of(text(&va, "/spec/source/persistentVolumeName")) else { continue };
-            let key = (unique_volume_name(&spec.handle, &spec.driver), text(&va, "/spec/nodeName").to_owned());
+            let key =
+                (unique_volume_name(&spec.handle, &spec.driver), text(&va, "/spec/nodeName").to_owned());
             self.world.entry(key).or_insert_with(|| Entry::new(Some(spec), Known::Uncertain));
         }
     }
@@ -199,7 +209,9 @@ impl AttachDetach {
     fn verify_attached(&mut self) {
         let attachments = self.attachments.clone();
         self.world.retain(|(_, node), entry| {
-            let Some(spec) = entry.spec.as_ref().filter(|_| entry.known == Known::Attached) else { return true };
+            let Some(spec) = entry.spec.as_ref().filter(|_| entry.known == Known::Attached) else {
+                return true;
+            };
             if entry.operation != Operation::None {
                 return true;
             }
@@ -210,7 +222,8 @@ impl AttachDetach {
 
     async fn reconcile(&mut self) {
         for node in self.nodes.all() {
-            let used = items(&node, "/status/volumesInUse").filter_map(|v| v.as_str().map(Into::into)).collect();
+            let used =
+                items(&node, "/status/volumesInUse").filter_map(|v| v.as_str().map(Into::into)).collect();
             self.in_use.insert(name(&node).to_owned(), used);
         }
         let wanted = self.wanted();
@@ -256,7 +269,8 @@ impl AttachDetach {
                 }
             }
             Operation::Attaching { until } => {
-                let attached = va.as_ref().is_some_and(|va| va["status"]["attached"] == true && !terminating(va));
+                let attached =
+                    va.as_ref().is_some_and(|va| va["status"]["attached"] == true && !terminating(va));
                 let failure = error("attachError").or_else(|| {
                     let deleting = va.as_ref().is_some_and(|va| terminating(va));
                     deleting.then(|| "volume attachment is being deleted".to_owned())
@@ -278,7 +292,7 @@ impl AttachDetach {
                     let message = format!("AttachVolume.Attach failed for volume \"{pv}\" : {why}");
                     for pod in wanted.into_iter().flat_map(|w| &w.pods) {
                         let at = (self.ctx.now)();
-                        self.events.record(&self.kapi, "Pod", pod, true, "FailedAttachVolume", &message, at).await;
+                        self.events.record(&self.kapi, pod, true, "FailedAttachVolume", &message, at).await;
                     }
                 }
             }
@@ -353,7 +367,8 @@ impl AttachDetach {
                 return;
             }
         }
-        let elsewhere = self.world.iter().any(|((v, n), e)| v == volume && n != node && e.known == Known::Attached);
+        let elsewhere =
+            self.world.iter().any(|((v, n), e)| v == volume && n != node && e.known == Known::Attached);
         if elsewhere && !want.spec.shared {
             if self.multi_attach_told.insert(key.clone()) {
                 self.tell_multi_attach(key, want).await;
@@ -367,7 +382,10 @@ impl AttachDetach {
             "spec": {"attacher": want.spec.driver, "nodeName": node, "source": {"persistentVolumeName": want.spec.pv}},
         });
         let created = self.kapi.create("/apis/storage.k8s.io/v1/volumeattachments", &va).await;
-        let entry = self.world.entry(key.clone()).or_insert_with(|| Entry::new(Some(want.spec.clone()), Known::Pending));
+        let entry = self
+            .world
+            .entry(key.clone())
+            .or_insert_with(|| Entry::new(Some(want.spec.clone()), Known::Pending));
         match created {
             Ok(made) => {
                 entry.operation = Operation::Attaching { until: now + WAIT };
@@ -402,11 +420,14 @@ impl AttachDetach {
                 "Multi-Attach error for volume \"{pv}\" Volume is already exclusively attached to one node and can't be attached to another"
             )
         } else {
-            format!("Multi-Attach error for volume \"{pv}\" Volume is already used by pod(s) {}", users.join(", "))
+            format!(
+                "Multi-Attach error for volume \"{pv}\" Volume is already used by pod(s) {}",
+                users.join(", ")
+            )
         };
         for pod in &want.pods {
             let at = (self.ctx.now)();
-            self.events.record(&self.kapi, "Pod", pod, true, "FailedAttachVolume", &message, at).await;
+            self.events.record(&self.kapi, pod, true, "FailedAttachVolume", &message, at).await;
         }
     }
 
@@ -419,7 +440,8 @@ impl AttachDetach {
     /// Writes `volumesAttached` where it differs; false if that failed.
     async fn report_node(&self, node: &str) -> bool {
         let Some(object) = self.nodes.get("", node) else { return true };
-        let have: BTreeSet<&str> = items(&object, "/status/volumesAttached").map(|v| text(v, "/name")).collect();
+        let have: BTreeSet<&str> =
+            items(&object, "/status/volumesAttached").map(|v| text(v, "/name")).collect();
         let ours = self.world.iter().filter(|((_, n), e)| n == node && e.reported);
         let want: BTreeSet<&str> = ours.map(|((v, _), _)| v.as_str()).collect();
         if have == want {

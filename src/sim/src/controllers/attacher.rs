@@ -15,6 +15,7 @@ use super::Context;
 use crate::clock::rfc3339;
 use crate::cloud::{CloudVolumes, CsiCode, CsiError};
 use crate::kapi::{Informer, Kapi, MERGE, Tasks, items, name, terminating, text, uid};
+use crate::rng::Rng;
 
 /// `--retry-interval-start` and `--retry-interval-max`.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -59,13 +60,13 @@ pub(super) async fn run(ctx: Context, csi: Arc<dyn CloudVolumes>, driver: String
     let mut attacher = Attacher {
         attachments: Informer::spawn(&tasks, client.clone(), path, wake.clone()),
         kapi: Kapi::new(client.clone()),
+        next_reconcile: Instant::now() + Rng::new(ctx.seed, "attacher").between(Duration::ZERO, RECONCILE),
         ctx,
         csi,
         driver,
         timeout,
         memory: BTreeMap::new(),
         running: FuturesUnordered::new(),
-        next_reconcile: Instant::now() + RECONCILE,
     };
     loop {
         let now = Instant::now();
@@ -87,7 +88,12 @@ pub(super) async fn run(ctx: Context, csi: Arc<dyn CloudVolumes>, driver: String
 /// A VolumeAttachment without what the attacher itself writes on a failure.
 fn print_of(va: &Value) -> Value {
     let mut print = va.clone();
-    for (parent, key) in [("status", "attachError"), ("status", "detachError"), ("metadata", "resourceVersion"), ("metadata", "managedFields")] {
+    for (parent, key) in [
+        ("status", "attachError"),
+        ("status", "detachError"),
+        ("metadata", "resourceVersion"),
+        ("metadata", "managedFields"),
+    ] {
         if let Some(map) = print[parent].as_object_mut() {
             map.remove(key);
         }
@@ -148,7 +154,12 @@ impl Attacher {
 
     async fn finish(&mut self, done: &Done) {
         // Our own writes must not look like someone else's: remember the object as it is now.
-        let live = self.kapi.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{}", done.name)).await.ok().flatten();
+        let live = self
+            .kapi
+            .get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{}", done.name))
+            .await
+            .ok()
+            .flatten();
         if let Some(live) = &live {
             self.attachments.saw(live).await;
         }
@@ -176,7 +187,11 @@ impl Attacher {
             Err(_) => return,
         };
         for va in self.attachments.all().iter().filter(|va| text(va, "/spec/attacher") == self.driver) {
-            let Ok(Some(pv)) = self.kapi.get(&format!("/api/v1/persistentvolumes/{}", text(va, "/spec/source/persistentVolumeName"))).await else {
+            let Ok(Some(pv)) = self
+                .kapi
+                .get(&format!("/api/v1/persistentvolumes/{}", text(va, "/spec/source/persistentVolumeName")))
+                .await
+            else {
                 continue;
             };
             let Some(node_id) = node_id(&self.kapi, va, &self.driver).await else { continue };
@@ -227,7 +242,8 @@ impl Attempt {
                 self.kapi.patch(&path, MERGE, &body).await
             }
             Ok(()) => {
-                let body = json!({"metadata": {"uid": uid(va)}, "status": {"attached": true, "attachError": null}});
+                let body =
+                    json!({"metadata": {"uid": uid(va)}, "status": {"attached": true, "attachError": null}});
                 self.kapi.patch(&format!("{path}/status"), MERGE, &body).await
             }
             Err(message) => {

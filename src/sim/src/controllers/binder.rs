@@ -32,16 +32,23 @@ fn volume_for(claim: &Value, volumes: &Informer) -> Option<std::sync::Arc<Value>
     })
 }
 
-async fn look(c: &Controller, claims: &Informer, volumes: &Informer, pods: &Informer) -> Result<Option<Instant>, kube::Error> {
+async fn look(
+    c: &Controller,
+    claims: &Informer,
+    volumes: &Informer,
+    pods: &Informer,
+) -> Result<Option<Instant>, kube::Error> {
     for claim in claims.all() {
-        let path = format!("/api/v1/namespaces/{}/persistentvolumeclaims/{}", namespace(&claim), name(&claim));
+        let path =
+            format!("/api/v1/namespaces/{}/persistentvolumeclaims/{}", namespace(&claim), name(&claim));
         let protected = items(&claim, "/metadata/finalizers").any(|f| f == PROTECTION);
         if terminating(&claim) {
             let used = pods.all().iter().any(|p| {
                 namespace(p) == namespace(&claim) && super::claims_of(p).iter().any(|n| n == name(&claim))
             });
             if protected && !used {
-                let keep: Vec<_> = items(&claim, "/metadata/finalizers").filter(|f| *f != PROTECTION).collect();
+                let keep: Vec<_> =
+                    items(&claim, "/metadata/finalizers").filter(|f| *f != PROTECTION).collect();
                 let body = json!({"metadata": {"uid": uid(&claim), "finalizers": keep}});
                 c.kapi.patch(&path, MERGE, &body).await?;
             }

@@ -38,7 +38,12 @@ fn replicas(set: &Value) -> i64 {
     set["spec"]["replicas"].as_i64().unwrap_or(0)
 }
 
-async fn look(c: &Controller, deployments: &Informer, sets: &Informer, pods: &Informer) -> Result<Option<Instant>, kube::Error> {
+async fn look(
+    c: &Controller,
+    deployments: &Informer,
+    sets: &Informer,
+    pods: &Informer,
+) -> Result<Option<Instant>, kube::Error> {
     for d in deployments.all().iter().filter(|d| !terminating(d)) {
         if d["spec"]["paused"] != true {
             sync(c, d, sets, pods).await?;
@@ -85,7 +90,8 @@ async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Re
         set["metadata"]["labels"][HASH] = json!(hash);
         set["spec"]["selector"]["matchLabels"][HASH] = json!(hash);
         set["spec"]["template"]["metadata"]["labels"][HASH] = json!(hash);
-        let made = c.kapi.create(&format!("/apis/apps/v1/namespaces/{}/replicasets", namespace(d)), &set).await?;
+        let made =
+            c.kapi.create(&format!("/apis/apps/v1/namespaces/{}/replicasets", namespace(d)), &set).await?;
         sets.saw(&made).await;
         return Ok(());
     };
@@ -104,9 +110,11 @@ async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Re
     if surge == 0 && unavailable == 0 {
         unavailable = 1;
     }
-    scale(c, sets, new, want.min(replicas(new) + (want + surge - replicas(new) - old_running).max(0))).await?;
+    scale(c, sets, new, want.min(replicas(new) + (want + surge - replicas(new) - old_running).max(0)))
+        .await?;
     let all = pods.all();
-    let ready = all.iter().filter(|p| ours.iter().any(|s| controller_of(p) == uid(s)) && pod_ready(p)).count();
+    let ready =
+        all.iter().filter(|p| ours.iter().any(|s| controller_of(p) == uid(s)) && pod_ready(p)).count();
     let mut spare = i64::try_from(ready).unwrap_or(0) - (want - unavailable);
     for s in old {
         // Pods that are not ready may go in any case.
@@ -123,18 +131,23 @@ async fn sync(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Re
 async fn status(c: &Controller, d: &Value, sets: &Informer, pods: &Informer) -> Result<(), kube::Error> {
     let ours = owned(d, sets);
     let hash = hash_of(d);
-    let all: Vec<_> =
-        pods.all().into_iter().filter(|p| active(p) && ours.iter().any(|s| controller_of(p) == uid(s))).collect();
+    let all: Vec<_> = pods
+        .all()
+        .into_iter()
+        .filter(|p| active(p) && ours.iter().any(|s| controller_of(p) == uid(s)))
+        .collect();
     let ready = all.iter().filter(|p| pod_ready(p)).count();
     let updated = all.iter().filter(|p| p["metadata"]["labels"][HASH] == hash.as_str()).count();
     let want = d["spec"]["replicas"].as_i64().unwrap_or(1);
     let missing = (want - i64::try_from(ready).unwrap_or(0)).max(0);
-    let available = missing <= portion(&d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], want, false);
+    let available =
+        missing <= portion(&d["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], want, false);
     let complete = missing == 0 && i64::try_from(updated).unwrap_or(0) == want && all.len() == updated;
     let now = rfc3339((c.ctx.now)());
     let condition = |kind: &str, on: bool, reason: &str| {
         let value = if on { "True" } else { "False" };
-        let old = items(d, "/status/conditions").find(|x| x["type"] == kind && x["status"] == value && x["reason"] == reason);
+        let old = items(d, "/status/conditions")
+            .find(|x| x["type"] == kind && x["status"] == value && x["reason"] == reason);
         let since = old.map_or(now.as_str(), |o| text(o, "/lastTransitionTime"));
         json!({"type": kind, "status": value, "reason": reason, "lastTransitionTime": since, "lastUpdateTime": since})
     };

@@ -53,7 +53,13 @@ impl Controllers {
     #[must_use]
     pub fn new(clients: ClientFactory, now: NowFn, seed: u64) -> Self {
         let ctx = Context { clients, now, seed };
-        Self { ctx, manager: Tasks::default(), scheduler: Tasks::default(), attacher: Tasks::default(), csi: None }
+        Self {
+            ctx,
+            manager: Tasks::default(),
+            scheduler: Tasks::default(),
+            attacher: Tasks::default(),
+            csi: None,
+        }
     }
 
     /// Starts (or restarts, with its memory lost) what kube-controller-manager does.

@@ -10,7 +10,9 @@ use super::Context;
 use super::attach_detach::OUT_OF_SERVICE;
 use super::workload::Controller;
 use crate::clock::rfc3339;
-use crate::kapi::{Informer, MERGE, STRATEGIC, code_of, condition, items, name, namespace, terminating, text, uid};
+use crate::kapi::{
+    Informer, MERGE, STRATEGIC, code_of, condition, items, name, namespace, terminating, text, uid,
+};
 
 /// `--node-monitor-grace-period` of 1.32 and later.
 const GRACE: Duration = Duration::from_secs(50);
@@ -26,8 +28,9 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 struct Memory {
     /// Last renewTime of each node's Lease, and when we saw it first.
     leases: BTreeMap<String, (String, Instant)>,
-    /// When a pod's NoExecute toleration runs out, by UID.
-    evictions: BTreeMap<String, Instant>,
+    /// Since when a pod's node has a NoExecute taint, by UID.
+    tainted: BTreeMap<String, Instant>,
+    next_eviction: Option<Instant>,
     missing: BTreeMap<String, Instant>,
     next_gc: Option<Instant>,
 }
@@ -73,8 +76,7 @@ async fn look(c: &Controller, caches: &Caches, memory: &mut Memory) -> Result<Op
         memory.next_gc = Some(now + POD_GC);
         collect(c, caches, memory, now).await?;
     }
-    let soonest = memory.evictions.values().filter(|at| **at > now).min().copied();
-    Ok(Some(soonest.unwrap_or(now + MONITOR).min(now + MONITOR)))
+    Ok(Some(memory.next_eviction.unwrap_or(now + MONITOR).min(now + MONITOR)))
 }
 
 /// Ready becomes Unknown, and the node's pods unready.
@@ -147,18 +149,27 @@ fn toleration(pod: &Value, taint: &Value) -> Option<Duration> {
     longest
 }
 
-async fn evict(c: &Controller, caches: &Caches, memory: &mut Memory, now: Instant) -> Result<(), kube::Error> {
+async fn evict(
+    c: &Controller,
+    caches: &Caches,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<(), kube::Error> {
     let mut kept = BTreeMap::new();
+    memory.next_eviction = None;
     for pod in caches.pods.all() {
         let Some(node) = caches.nodes.get("", text(&pod, "/spec/nodeName")) else { continue };
-        let taints: Vec<&Value> = items(&node, "/spec/taints").filter(|t| t["effect"] == "NoExecute").collect();
+        let taints: Vec<&Value> =
+            items(&node, "/spec/taints").filter(|t| t["effect"] == "NoExecute").collect();
         if taints.is_empty() || terminating(&pod) {
             continue;
         }
+        let since = *memory.tainted.get(uid(&pod)).unwrap_or(&now);
+        kept.insert(uid(&pod).to_owned(), since);
         let Some(patience) = taints.iter().filter_map(|t| toleration(&pod, t)).min() else { continue };
-        let at = *memory.evictions.get(uid(&pod)).unwrap_or(&(now + patience));
+        let at = since + patience;
         if at > now {
-            kept.insert(uid(&pod).to_owned(), at);
+            memory.next_eviction = Some(memory.next_eviction.map_or(at, |n| n.min(at)));
             continue;
         }
         let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(&pod), name(&pod));
@@ -167,12 +178,17 @@ async fn evict(c: &Controller, caches: &Caches, memory: &mut Memory, now: Instan
             _ => {}
         }
     }
-    memory.evictions = kept;
+    memory.tainted = kept;
     Ok(())
 }
 
 /// Force-deletes pods of missing nodes, and terminating pods of nodes that are declared out of service.
-async fn collect(c: &Controller, caches: &Caches, memory: &mut Memory, now: Instant) -> Result<(), kube::Error> {
+async fn collect(
+    c: &Controller,
+    caches: &Caches,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<(), kube::Error> {
     let mut missing = BTreeMap::new();
     for pod in caches.pods.all() {
         let node_name = text(&pod, "/spec/nodeName");

@@ -89,9 +89,10 @@ impl Scheduler {
             return Some("node(s) didn't match Pod's node affinity/selector");
         }
         if !volumes.is_empty() {
-            let limit = self.csi_nodes.get("", name(node)).and_then(|n| {
-                n.pointer("/spec/drivers/0/allocatable/count").and_then(Value::as_u64)
-            });
+            let limit = self
+                .csi_nodes
+                .get("", name(node))
+                .and_then(|n| n.pointer("/spec/drivers/0/allocatable/count").and_then(Value::as_u64));
             let mut used: Vec<String> = self
                 .pods
                 .all()
@@ -161,17 +162,19 @@ impl Scheduler {
             Err(e) if matches!(code_of(&e), 404 | 409) => return Ok(true),
             Err(e) => return Err(e),
         }
-        if let Ok(Some(live)) = self.c.kapi.get(&format!("/api/v1/namespaces/{}/pods/{}", namespace(pod), name(pod))).await {
+        if let Ok(Some(live)) =
+            self.c.kapi.get(&format!("/api/v1/namespaces/{}/pods/{}", namespace(pod), name(pod))).await
+        {
             self.pods.saw(&live).await;
         }
         let message = format!("Successfully assigned {}/{} to {node}", namespace(pod), name(pod));
         let at = (self.c.ctx.now)();
-        self.events.record(&self.c.kapi, "Pod", pod, false, "Scheduled", &message, at).await;
+        self.events.record(&self.c.kapi, pod, false, "Scheduled", &message, at).await;
         Ok(true)
     }
 
     async fn tell(&mut self, pod: &Value, message: &str) {
         let at = (self.c.ctx.now)();
-        self.events.record(&self.c.kapi, "Pod", pod, true, "FailedScheduling", message, at).await;
+        self.events.record(&self.c.kapi, pod, true, "FailedScheduling", message, at).await;
     }
 }

@@ -86,7 +86,9 @@ async fn sync(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube::
                     return Ok(());
                 }
             }
-            Some(pod) if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") && !terminating(pod) => {
+            Some(pod)
+                if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") && !terminating(pod) =>
+            {
                 delete(c, pod).await?;
                 return Ok(());
             }
@@ -213,7 +215,13 @@ async fn delete(c: &Controller, pod: &Value) -> Result<(), kube::Error> {
 }
 
 /// With `whenScaled: Delete` the claims of a condemned pod are made its property, and go with it.
-async fn retain_or_release(c: &Controller, set: &Value, caches: &Caches, n: i64, pod: &Value) -> Result<(), kube::Error> {
+async fn retain_or_release(
+    c: &Controller,
+    set: &Value,
+    caches: &Caches,
+    n: i64,
+    pod: &Value,
+) -> Result<(), kube::Error> {
     if set["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"] != "Delete" {
         return Ok(());
     }
@@ -239,7 +247,9 @@ async fn status(c: &Controller, set: &Value, caches: &Caches) -> Result<(), kube
     let ready = pods.values().filter(|p| healthy(p)).count();
     let updated = of(&update);
     let all = i64::try_from(pods.len()).unwrap_or(0);
-    let complete = all == want && i64::try_from(updated).unwrap_or(0) == want && i64::try_from(ready).unwrap_or(0) == want;
+    let complete = all == want
+        && i64::try_from(updated).unwrap_or(0) == want
+        && i64::try_from(ready).unwrap_or(0) == want;
     let current = if complete { update.clone() } else { current };
     let status = json!({
         "replicas": pods.len(), "readyReplicas": ready, "availableReplicas": ready, "updatedReplicas": updated,

@@ -69,7 +69,9 @@ impl Controller {
 
 /// The controlling owner's UID.
 pub(super) fn controller_of(object: &Value) -> &str {
-    items(object, "/metadata/ownerReferences").find(|r| r["controller"] == true).map_or("", |r| text(r, "/uid"))
+    items(object, "/metadata/ownerReferences")
+        .find(|r| r["controller"] == true)
+        .map_or("", |r| text(r, "/uid"))
 }
 
 /// An owner reference that controls.
@@ -104,7 +106,12 @@ pub(super) fn app_path(plural: &str, object: &Value) -> String {
 }
 
 /// Writes `status` if it differs in a field that is named.
-pub(super) async fn write_status(kapi: &Kapi, plural: &str, object: &Value, status: &Value) -> Result<(), kube::Error> {
+pub(super) async fn write_status(
+    kapi: &Kapi,
+    plural: &str,
+    object: &Value,
+    status: &Value,
+) -> Result<(), kube::Error> {
     let same = status.as_object().is_none_or(|m| m.iter().all(|(k, v)| object["status"][k.as_str()] == *v));
     if same {
         return Ok(());

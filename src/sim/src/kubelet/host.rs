@@ -27,7 +27,8 @@ fn nth_name(n: usize) -> String {
 
 /// `MAJ:MIN` of a SCSI disk (major 8, 16 minors per disk).
 fn number(name: &str) -> String {
-    let index = name.bytes().skip(2).fold(0usize, |n, b| n * 26 + usize::from(b - b'a') + 1).saturating_sub(1);
+    let index =
+        name.bytes().skip(2).fold(0usize, |n, b| n * 26 + usize::from(b - b'a') + 1).saturating_sub(1);
     let major = [8, 65, 66, 67][(index / 16).min(3)];
     format!("{major}:{}", (index % 16) * 16)
 }
@@ -97,7 +98,8 @@ impl HostTree {
         }
         let gone: Vec<_> = self.shown.iter().filter(|(p, e)| wanted.get(*p) != Some(*e)).collect();
         for (path, entry) in gone.into_iter().rev() {
-            let replaced_in_place = matches!((entry, wanted.get(path)), (Entry::File(_), Some(Entry::File(_))));
+            let replaced_in_place =
+                matches!((entry, wanted.get(path)), (Entry::File(_), Some(Entry::File(_))));
             let full = self.root.join(path);
             let result = match entry {
                 Entry::Dir => std::fs::remove_dir(&full),
@@ -180,7 +182,10 @@ fn file_system(spec: &VolumeSpec) -> &str {
 fn entries(view: &HostView) -> Entries {
     let mut b = Builder::default();
     b.file("proc/sys/kernel/random/boot_id", format!("{}\n", view.boot_id));
-    b.file("proc/stat", format!("cpu  0 0 0 0 0 0 0 0 0 0\nbtime {}\nprocesses 1\n", view.booted.as_second()));
+    b.file(
+        "proc/stat",
+        format!("cpu  0 0 0 0 0 0 0 0 0 0\nbtime {}\nprocesses 1\n", view.booted.as_second()),
+    );
     b.file("proc/swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n");
     b.link("proc/mounts", "1/mounts");
     for (pid, name) in [(1, "systemd"), (600, "kubelet")] {
@@ -242,7 +247,8 @@ fn host_mounts(view: &HostView) -> String {
 fn container_mounts(view: &HostView, process: &ProcessView) -> String {
     let mut out = "400 399 0:60 / / rw,relatime - overlay overlay rw\n401 400 0:61 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw\n".to_owned();
     let mut id = 402;
-    let ours = view.pod_dirs.iter().filter(|m| m.pod == process.pod && process.volumes.contains(&m.spec.handle));
+    let ours =
+        view.pod_dirs.iter().filter(|m| m.pod == process.pod && process.volumes.contains(&m.spec.handle));
     for m in ours {
         if let Some(device) = &m.device {
             let (dev, fs, pv) = (number(device), file_system(&m.spec), &m.spec.pv);
@@ -270,7 +276,10 @@ fn process(b: &mut Builder, pid: u32, name: &str, cgroup: &str, mountinfo: &str)
     b.link(format!("{dir}/cwd"), "/");
     b.link(format!("{dir}/root"), "/");
     b.link(format!("{dir}/exe"), format!("/usr/bin/{name}"));
-    b.link(format!("{dir}/ns/mnt"), format!("mnt:[{}]", if pid < 1000 { 4_026_531_840 } else { 4_026_532_000 + u64::from(pid) }));
+    b.link(
+        format!("{dir}/ns/mnt"),
+        format!("mnt:[{}]", if pid < 1000 { 4_026_531_840 } else { 4_026_532_000 + u64::from(pid) }),
+    );
     for fd in 0..3 {
         b.link(format!("{dir}/fd/{fd}"), "/dev/null");
     }
@@ -280,12 +289,15 @@ fn process(b: &mut Builder, pid: u32, name: &str, cgroup: &str, mountinfo: &str)
 
 /// `/proc/PID/mounts` of a mountinfo.
 fn classic(mountinfo: &str) -> String {
-    mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let left: Vec<&str> = left.split(' ').collect();
-        let right: Vec<&str> = right.split(' ').collect();
-        Some(format!("{} {} {} {} 0 0\n", right.get(1)?, left.get(4)?, right.first()?, left.get(5)?))
-    }).collect()
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let left: Vec<&str> = left.split(' ').collect();
+            let right: Vec<&str> = right.split(' ').collect();
+            Some(format!("{} {} {} {} 0 0\n", right.get(1)?, left.get(4)?, right.first()?, left.get(5)?))
+        })
+        .collect()
 }
 
 fn device(b: &mut Builder, name: &str, d: &GuestDevice, vendor: &str, model: &str) {
@@ -293,14 +305,22 @@ fn device(b: &mut Builder, name: &str, d: &GuestDevice, vendor: &str, model: &st
     let dev = number(name);
     b.file(format!("{dir}/dev"), format!("{dev}\n"));
     b.file(format!("{dir}/size"), format!("{}\n", d.size / 512));
-    for (file, value) in [("ro", "0"), ("removable", "0"), ("hidden", "0"), ("range", "16"), ("ext_range", "256")] {
+    for (file, value) in
+        [("ro", "0"), ("removable", "0"), ("hidden", "0"), ("range", "16"), ("ext_range", "256")]
+    {
         b.file(format!("{dir}/{file}"), format!("{value}\n"));
     }
     b.file(format!("{dir}/inflight"), "       0        0\n");
     let stat = [0u64; 17].map(|n| format!("{n:>8}")).join(" ");
     b.file(format!("{dir}/stat"), format!("{stat}\n"));
-    b.file(format!("{dir}/uevent"), format!("MAJOR={}\nMINOR={}\nDEVNAME={name}\nDEVTYPE=disk\n",
-        dev.split(':').next().unwrap_or("8"), dev.split(':').nth(1).unwrap_or("0")));
+    b.file(
+        format!("{dir}/uevent"),
+        format!(
+            "MAJOR={}\nMINOR={}\nDEVNAME={name}\nDEVTYPE=disk\n",
+            dev.split(':').next().unwrap_or("8"),
+            dev.split(':').nth(1).unwrap_or("0")
+        ),
+    );
     b.dir(format!("{dir}/holders"));
     b.dir(format!("{dir}/slaves"));
     b.file(format!("{dir}/device/vendor"), format!("{vendor}\n"));
@@ -333,8 +353,14 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        assert_eq!([nth_name(0), nth_name(1), nth_name(25), nth_name(26), nth_name(27)], ["sda", "sdb", "sdz", "sdaa", "sdab"]);
-        assert_eq!([number("sda"), number("sdb"), number("sdp"), number("sdq")], ["8:0", "8:16", "8:240", "65:0"]);
+        assert_eq!(
+            [nth_name(0), nth_name(1), nth_name(25), nth_name(26), nth_name(27)],
+            ["sda", "sdb", "sdz", "sdaa", "sdab"]
+        );
+        assert_eq!(
+            [number("sda"), number("sdb"), number("sdp"), number("sdq")],
+            ["8:0", "8:16", "8:240", "65:0"]
+        );
     }
 
     #[test]

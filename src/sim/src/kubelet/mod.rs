@@ -11,6 +11,7 @@ mod host;
 mod node;
 mod ops;
 mod pods;
+mod show;
 mod volumes;
 mod worker;
 
@@ -199,16 +200,20 @@ impl SimKubelet {
 
     /// Cuts the power: everything in memory is gone, the disk stays. A hang of the kernel looks the same from outside.
     pub async fn power_off(&self) {
+        self.lose_power(Power::Off).await;
+    }
+
+    async fn lose_power(&self, how: Power) {
         self.tasks.abort_all();
-        self.shared.hardware.power(&self.shared.config.instance, Power::Off).await;
+        self.shared.hardware.power(&self.shared.config.instance, how).await;
         if let Some(host) = lock(&self.shared.host).as_mut() {
             host.clear();
         }
     }
 
-    /// Power off, `off_for` later on again, with the disk kept or re-imaged.
+    /// The cloud recycles the machine uncleanly; it is back `off_for` later, with the disk kept or re-imaged.
     pub async fn recycle(&self, disk: DiskAfter, off_for: Duration) {
-        self.power_off().await;
+        self.lose_power(Power::Recycle).await;
         tokio::time::sleep(off_for).await;
         self.power_on_with(disk).await;
     }
@@ -226,6 +231,10 @@ impl SimKubelet {
     /// Hides (or shows again) the udev link of a volume: the device is there, NodeStage does not find it.
     pub fn hide_device(&self, handle: &str, hidden: bool) {
         let mut set = lock(&self.shared.hidden);
-        if hidden { set.insert(handle.to_owned()) } else { set.remove(handle) };
+        if hidden {
+            set.insert(handle.to_owned())
+        } else {
+            set.remove(handle)
+        };
     }
 }

@@ -39,7 +39,10 @@ impl NodeReporter {
             for (k, v) in &c.labels {
                 labels[k] = json!(v);
             }
-            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": c.node, "labels": labels},
+            // The attach/detach controller looks after nodes with this annotation only.
+            let annotations = json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
+            let node = json!({"apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": c.node, "labels": labels, "annotations": annotations},
                 "spec": {"providerID": c.provider_id}});
             self.kapi.create("/api/v1/nodes", &node).await?;
         }
@@ -57,9 +60,7 @@ impl NodeReporter {
     pub async fn report(&mut self, shared: &Shared, in_use: &BTreeSet<String>) -> Result<(), kube::Error> {
         let c = &shared.config;
         let boot = lock(&shared.boot).clone();
-        let condition = |kind: &str, status: &str, reason: &str| {
-            json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": self.ready_since})
-        };
+        let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": self.ready_since});
         let status = json!({
             "addresses": [{"type": "Hostname", "address": c.node}],
             "capacity": {"cpu": "2", "memory": "4Gi", "pods": "110"},

@@ -52,7 +52,8 @@ pub(super) async fn verify(kapi: &Kapi, node: &str, spec: &VolumeSpec, reported:
 /// The live check of the VolumeAttachment before every attempt; the error is the event's text.
 async fn check_attachment(kapi: &Kapi, node: &str, spec: &VolumeSpec) -> Result<(), String> {
     let (name, handle) = (spec.attachment(node), &spec.handle);
-    let fail = |why: String| Err(format!("MountVolume.WaitForAttach failed for volume \"{}\" : {why}", spec.pv));
+    let fail =
+        |why: String| Err(format!("MountVolume.WaitForAttach failed for volume \"{}\" : {why}", spec.pv));
     match kapi.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await {
         Ok(None) => fail(format!(
             "volume {handle} has GET error for volume attachment {name}: volumeattachments.storage.k8s.io \"{name}\" not found"
@@ -86,7 +87,11 @@ pub(super) async fn mount_device(
             spec.driver
         ));
     }
-    let deadline = || Mounted::Uncertain(format!("{prefix} rpc error: code = DeadlineExceeded desc = context deadline exceeded"));
+    let deadline = || {
+        Mounted::Uncertain(format!(
+            "{prefix} rpc error: code = DeadlineExceeded desc = context deadline exceeded"
+        ))
+    };
     match faults.stage {
         Some(StageFault::DeadlineExceeded) => {
             tokio::time::sleep(SLOW_STAGE).await;
@@ -104,7 +109,8 @@ pub(super) async fn mount_device(
     }
     tokio::time::sleep(STAGE).await;
     let devices = shared.hardware.guest_devices(&shared.config.instance).await;
-    let present = devices.iter().any(|d| d.handle == spec.handle) && !lock(&shared.hidden).contains(&spec.handle);
+    let present =
+        devices.iter().any(|d| d.handle == spec.handle) && !lock(&shared.hidden).contains(&spec.handle);
     let label = spec.label();
     if !present {
         return Mounted::Final(format!(
@@ -126,11 +132,19 @@ pub(super) async fn mount_device(
 }
 
 /// A Secret or ConfigMap volume: the error is the event's text.
-pub(super) async fn set_up_object(kapi: &Kapi, ns: &str, volume: &str, kind: &str, object: &str) -> Result<(), String> {
+pub(super) async fn set_up_object(
+    kapi: &Kapi,
+    ns: &str,
+    volume: &str,
+    kind: &str,
+    object: &str,
+) -> Result<(), String> {
     let plural = if kind == "secret" { "secrets" } else { "configmaps" };
     match kapi.get(&format!("/api/v1/namespaces/{ns}/{plural}/{object}")).await {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{object}\" not found")),
+        Ok(None) => {
+            Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{object}\" not found"))
+        }
         Err(e) => Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {e}")),
     }
 }
@@ -144,7 +158,10 @@ pub(super) struct ObjectVolume {
 }
 
 /// What a pod mounts: objects, and CSI volumes.
-pub(super) async fn resolve(kapi: &Kapi, pod: &Value) -> Result<(Vec<ObjectVolume>, Vec<VolumeSpec>), kube::Error> {
+pub(super) async fn resolve(
+    kapi: &Kapi,
+    pod: &Value,
+) -> Result<(Vec<ObjectVolume>, Vec<VolumeSpec>), kube::Error> {
     let (mut objects, mut volumes) = (Vec::new(), Vec::new());
     let (ns, pod_name) = (crate::kapi::namespace(pod), crate::kapi::name(pod));
     for v in items(pod, "/spec/volumes") {
@@ -165,7 +182,9 @@ pub(super) async fn resolve(kapi: &Kapi, pod: &Value) -> Result<(Vec<ObjectVolum
         let Some(pv) = claim.as_ref().and_then(|c| c["spec"]["volumeName"].as_str()) else { continue };
         let Some(volume) = kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await? else { continue };
         let csi = &volume["spec"]["csi"];
-        let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str()) else { continue };
+        let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str()) else {
+            continue;
+        };
         let attach_required = match kapi.get(&format!("/apis/storage.k8s.io/v1/csidrivers/{driver}")).await {
             Ok(d) => d.is_none_or(|d| d["spec"]["attachRequired"] != false),
             Err(e) if code_of(&e) == 403 => true,

@@ -43,7 +43,10 @@ pub(super) enum Stage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Container {
     Waiting,
-    Running { since: Timestamp, pid: u32 },
+    Running {
+        since: Timestamp,
+        pid: u32,
+    },
     /// Lost in a reboot: exit code 255, reason Unknown.
     Lost,
     /// Stopped by kubelet.
@@ -72,7 +75,8 @@ impl PodWorker {
     /// A pod that is seen for the first time since boot; `known_restarts` when the disk remembers a container.
     pub fn new(pod: Arc<Value>, known_restarts: Option<i64>) -> Self {
         let was_running = pod["status"]["phase"] == "Running";
-        let reported = pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_i64).unwrap_or(0);
+        let reported =
+            pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_i64).unwrap_or(0);
         let (container, restarts) = match (known_restarts, was_running) {
             (Some(n), _) => (Container::Lost, n),
             // The disk was re-imaged: kubelet knows of no container, and counts a restart.
@@ -146,7 +150,6 @@ impl PodWorker {
         let mut status = json!({
             "phase": phase,
             "containerStatuses": containers,
-            "hostIP": "127.0.0.1",
             "startTime": self.pod["status"]["startTime"].as_str().map_or_else(|| rfc3339(now), Into::into),
         });
         if self.sent["startTime"].is_string() {
@@ -162,17 +165,22 @@ impl PodWorker {
             ("PodScheduled", true, ""),
         ];
         let before = if self.sent.is_null() { &self.pod["status"] } else { &self.sent };
-        status["conditions"] = Value::Array(list.iter().map(|(kind, on, reason)| {
-            let value = if *on { "True" } else { "False" };
-            let old = items(before, "/conditions").find(|c| c["type"] == *kind);
-            let since = old.filter(|c| c["status"] == value).map_or("", |c| text(c, "/lastTransitionTime"));
-            let since = if since.is_empty() { rfc3339(now) } else { since.to_owned() };
-            let mut c = json!({"type": kind, "status": value, "lastTransitionTime": since});
-            if !on && !reason.is_empty() {
-                c["reason"] = json!(reason);
-            }
-            c
-        }).collect());
+        status["conditions"] = Value::Array(
+            list.iter()
+                .map(|(kind, on, reason)| {
+                    let value = if *on { "True" } else { "False" };
+                    let old = items(before, "/conditions").find(|c| c["type"] == *kind);
+                    let since =
+                        old.filter(|c| c["status"] == value).map_or("", |c| text(c, "/lastTransitionTime"));
+                    let since = if since.is_empty() { rfc3339(now) } else { since.to_owned() };
+                    let mut c = json!({"type": kind, "status": value, "lastTransitionTime": since});
+                    if !on && !reason.is_empty() {
+                        c["reason"] = json!(reason);
+                    }
+                    c
+                })
+                .collect(),
+        );
         status
     }
 }

@@ -11,14 +11,15 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::events::Recorder;
-use super::host::{HostView, MountView, ProcessView};
 use super::node::{LEASE_TICK, NodeReporter, STATUS_TICK};
 use super::ops::{self, Mounted};
 use super::pods::{Container, FINISH, PodWorker, START, STOP, Stage};
 use super::volumes::{Device, Operation, Volume};
 use super::{Shared, host};
-use crate::kapi::{Informer, Kapi, MERGE, Tasks, code_of, lock, name, namespace, uid};
+use crate::events::Recorder;
+use crate::kapi::{
+    Informer, Kapi, MERGE, Tasks, code_of, condition, items, lock, name, namespace, text, uid,
+};
 
 /// Pause after a request to the API server failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -39,24 +40,24 @@ enum Outcome {
     Simple(bool),
 }
 
-struct Worker {
-    shared: Arc<Shared>,
+pub(super) struct Worker {
+    pub shared: Arc<Shared>,
     kapi: Kapi,
     informer: Informer,
-    pods: BTreeMap<String, PodWorker>,
-    volumes: BTreeMap<String, Volume>,
+    pub pods: BTreeMap<String, PodWorker>,
+    pub volumes: BTreeMap<String, Volume>,
     /// volumesInUse as the API server has it from us.
     reported: BTreeSet<String>,
     node: NodeReporter,
     events: Recorder,
     operations: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Kernel names of the volumes' devices in this boot.
-    letters: Arc<Mutex<BTreeMap<String, String>>>,
+    pub letters: Arc<Mutex<BTreeMap<String, String>>>,
     next_tick: Instant,
     next_lease: Instant,
     next_retry: Option<Instant>,
     next_pid: u32,
-    booted: jiff::Timestamp,
+    pub booted: jiff::Timestamp,
 }
 
 /// One boot, from the start of kubelet until the task is aborted.
@@ -64,7 +65,10 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
     let booted = (shared.now)();
     let (starting, phase) = {
         let mut rng = lock(&shared.rng);
-        (rng.between(Duration::from_millis(1500), Duration::from_millis(2500)), rng.between(Duration::ZERO, STATUS_TICK))
+        (
+            rng.between(Duration::from_millis(1500), Duration::from_millis(2500)),
+            rng.between(Duration::ZERO, STATUS_TICK),
+        )
     };
     tokio::time::sleep(starting).await;
     let kapi = Kapi::new(shared.client.clone());
@@ -75,7 +79,11 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
         volumes.entry(handle.clone()).or_insert_with(|| Volume::new(spec.clone())).device = Device::Uncertain;
     }
     for ((pod, handle), spec) in &disk.pod_dirs {
-        volumes.entry(handle.clone()).or_insert_with(|| Volume::new(spec.clone())).pod_dirs.insert(pod.clone());
+        volumes
+            .entry(handle.clone())
+            .or_insert_with(|| Volume::new(spec.clone()))
+            .pod_dirs
+            .insert(pod.clone());
     }
     // The first status goes out before any pod is looked at: it names only what was found on the disk.
     let reported = volumes.values().map(|v| v.spec.unique_name()).collect();
@@ -159,7 +167,8 @@ impl Worker {
     }
 
     fn users(&self, handle: &str) -> BTreeSet<String> {
-        let users = self.pods.iter().filter(|(_, p)| p.uses_volumes() && p.volumes.iter().any(|h| h == handle));
+        let users =
+            self.pods.iter().filter(|(_, p)| p.uses_volumes() && p.volumes.iter().any(|h| h == handle));
         users.map(|(uid, _)| uid.clone()).collect()
     }
 
@@ -225,7 +234,10 @@ impl Worker {
             Stage::Volumes => {
                 self.set_up_objects(key).await;
                 let Some(worker) = self.pods.get_mut(key) else { return Ok(()) };
-                let mounted = worker.volumes.iter().all(|h| self.volumes.get(h).is_some_and(|v| v.mounted.contains(key)));
+                let mounted = worker
+                    .volumes
+                    .iter()
+                    .all(|h| self.volumes.get(h).is_some_and(|v| v.mounted.contains(key)));
                 if mounted && worker.objects.iter().all(|(_, ok)| *ok) {
                     worker.stage = Stage::Starting(now + START);
                 }
@@ -248,17 +260,18 @@ impl Worker {
                 lock(&self.shared.disk).containers.remove(key);
             }
             Stage::Unmounting => {
-                let free = self.volumes.values().all(|v| {
-                    let ours = worker.volumes.iter().any(|h| *h == v.spec.handle);
-                    !v.pod_dirs.contains(key) && !(ours && v.busy)
-                });
-                if free {
+                let held = self
+                    .volumes
+                    .values()
+                    .any(|v| v.pod_dirs.contains(key) || (v.busy && worker.volumes.contains(&v.spec.handle)));
+                if !held {
                     worker.stage = Stage::Deleting(now + FINISH);
                 }
             }
             Stage::Deleting(at) if now >= at => {
                 if !worker.vanished {
-                    let path = format!("/api/v1/namespaces/{}/pods/{}", namespace(&worker.pod), name(&worker.pod));
+                    let path =
+                        format!("/api/v1/namespaces/{}/pods/{}", namespace(&worker.pod), name(&worker.pod));
                     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
                         "preconditions": {"uid": key}});
                     match self.kapi.delete(&path, &options).await {
@@ -293,7 +306,7 @@ impl Worker {
         }
         let pod = worker.pod.clone();
         for text in failed {
-            self.events.record(&self.kapi, "Pod", &pod, true, "FailedMount", &text, (self.shared.now)()).await;
+            self.events.record(&self.kapi, &pod, true, "FailedMount", &text, (self.shared.now)()).await;
         }
     }
 
@@ -315,7 +328,8 @@ impl Worker {
                 }
                 continue;
             };
-            let mounts = matches!(operation, Operation::Verify | Operation::MountDevice | Operation::SetUp(_));
+            let mounts =
+                matches!(operation, Operation::Verify | Operation::MountDevice | Operation::SetUp(_));
             if (mounts && !mounting) || (!mounts && !complete) || volume.waits(&operation, now).is_some() {
                 continue;
             }
@@ -357,6 +371,11 @@ impl Worker {
         let Some(volume) = self.volumes.get_mut(&done.handle) else { return };
         volume.busy = false;
         let mut event = None;
+        let in_use = match (&done.operation, &done.outcome) {
+            (Operation::MountDevice, Outcome::Device(Mounted::Yes(_))) => Some(true),
+            (Operation::UnmountDevice, Outcome::Simple(true)) => Some(false),
+            _ => None,
+        };
         {
             let mut disk = lock(&self.shared.disk);
             match (&done.operation, done.outcome) {
@@ -406,10 +425,13 @@ impl Worker {
                 }
             }
         }
+        if let Some(in_use) = in_use {
+            self.shared.hardware.in_use(&self.shared.config.instance, &done.handle, in_use).await;
+        }
         let Some(text) = event else { return };
         let waiting = self.pods.values().find(|p| p.wants_mounts() && p.volumes.contains(&done.handle));
         if let Some(pod) = waiting.map(|p| p.pod.clone()) {
-            self.events.record(&self.kapi, "Pod", &pod, true, "FailedMount", &text, (self.shared.now)()).await;
+            self.events.record(&self.kapi, &pod, true, "FailedMount", &text, (self.shared.now)()).await;
         }
     }
 
@@ -419,7 +441,11 @@ impl Worker {
             return Ok(());
         }
         let status = worker.status((self.shared.now)());
-        if status == worker.sent {
+        // Node lifecycle may have marked the pod unready while we were away.
+        let told = items(&worker.sent, "/conditions")
+            .find(|c| c["type"] == "Ready")
+            .map_or("", |c| text(c, "/status"));
+        if status == worker.sent && condition(&worker.pod, "Ready") == told {
             return Ok(());
         }
         let path = format!("/api/v1/namespaces/{}/pods/{}/status", namespace(&worker.pod), name(&worker.pod));
@@ -431,46 +457,5 @@ impl Worker {
             Err(e) => return Err(e),
         }
         Ok(())
-    }
-
-    async fn show_host(&mut self) {
-        if self.shared.config.host_root.is_none() {
-            return;
-        }
-        let devices = self.shared.hardware.guest_devices(&self.shared.config.instance).await;
-        let mut view = HostView {
-            boot_id: lock(&self.shared.boot).clone(),
-            booted: self.booted,
-            node: self.shared.config.node.clone(),
-            devices: Vec::new(),
-            staged: Vec::new(),
-            pod_dirs: Vec::new(),
-            processes: Vec::new(),
-        };
-        for device in devices {
-            let hidden = lock(&self.shared.hidden).contains(&device.handle);
-            view.devices.push((host::device_name(&self.letters, &device.handle), device, hidden));
-        }
-        let disk = lock(&self.shared.disk).clone();
-        let mounted_from = |handle: &str| match self.volumes.get(handle).map(|v| &v.device) {
-            Some(Device::Mounted(name)) => Some(name.clone()),
-            _ => None,
-        };
-        for (handle, spec) in &disk.staged {
-            view.staged.push(MountView { spec: spec.clone(), pod: String::new(), device: mounted_from(handle) });
-        }
-        for ((pod, handle), spec) in &disk.pod_dirs {
-            let alive = self.volumes.get(handle).is_some_and(|v| v.mounted.contains(pod));
-            let device = mounted_from(handle).filter(|_| alive);
-            view.pod_dirs.push(MountView { spec: spec.clone(), pod: pod.clone(), device });
-        }
-        for (key, worker) in &self.pods {
-            if let Container::Running { pid, .. } = worker.container {
-                view.processes.push(ProcessView { pid, pod: key.clone(), volumes: worker.volumes.clone() });
-            }
-        }
-        if let Some(tree) = lock(&self.shared.host).as_mut() {
-            tree.show(&view);
-        }
     }
 }

@@ -53,7 +53,13 @@ pub async fn stage_with(seed: u64, nodes: u64, host: Option<PathBuf>, workload: 
 }
 
 impl Stage {
-    pub async fn request(&self, method: &str, path: &str, content: &str, body: &Value) -> Result<Value, kube::Error> {
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        content: &str,
+        body: &Value,
+    ) -> Result<Value, kube::Error> {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -88,7 +94,12 @@ impl Stage {
     }
 
     pub fn attachment(&self, node: &str) -> Option<Arc<Value>> {
-        self.cluster.server().read("storage.k8s.io", "volumeattachments", "", &names::attachment_name(HANDLE, DRIVER, node))
+        self.cluster.server().read(
+            "storage.k8s.io",
+            "volumeattachments",
+            "",
+            &names::attachment_name(HANDLE, DRIVER, node),
+        )
     }
 
     pub fn in_use(&self, node: &str) -> bool {

@@ -102,9 +102,13 @@ pub async fn approvals(installed: &Installed<'_>) {
     let stolen = say(&paul, "wanted", json!({ "approval": { "approver": "paul" } })).await;
     refused("a changed approver", stolen, 422, "an approval cannot be taken back or changed");
 
-    // The right on one recovery by name is enough, and for that one only.
     let adam = installed.as_user("adam").await;
     say(&adam, "alice-approve", approval("adam")).await.expect("a namespace's admin may");
+
+    // The right may be given for one recovery by name, and is then for that one only.
+    installed.allow_to_approve("paul", "alice-dryrun").await;
+    refused("another than the named one", say(&paul, "alice-observe", approval("paul")).await, 403, needs);
+    say(&paul, "alice-dryrun", approval("paul")).await.expect("the named one");
 }
 
 pub async fn aborts(installed: &Installed<'_>) {

@@ -10,14 +10,37 @@ use kube::api::{Api, PostParams};
 /// Whether the client's user may do this; the resource may have a subresource.
 pub async fn may(client: &Client, group: &str, resource: &str, verb: &str, namespace: Option<&str>) -> bool {
     let (resource, subresource) = resource.split_once('/').map_or((resource, None), |(r, s)| (r, Some(s)));
-    let attributes = ResourceAttributes {
-        group: Some(group.to_owned()),
-        resource: Some(resource.to_owned()),
-        subresource: subresource.map(str::to_owned),
-        verb: Some(verb.to_owned()),
-        namespace: namespace.map(str::to_owned),
-        ..Default::default()
-    };
+    review(
+        client,
+        ResourceAttributes {
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            subresource: subresource.map(str::to_owned),
+            verb: Some(verb.to_owned()),
+            namespace: namespace.map(str::to_owned),
+            ..Default::default()
+        },
+    )
+    .await
+}
+
+/// Whether the client's user may approve this recovery of `team-a`.
+pub async fn may_approve(client: &Client, recovery: &str) -> bool {
+    review(
+        client,
+        ResourceAttributes {
+            group: Some("reattach.dev".to_owned()),
+            resource: Some("volumerecoveries".to_owned()),
+            verb: Some("approve".to_owned()),
+            namespace: Some("team-a".to_owned()),
+            name: Some(recovery.to_owned()),
+            ..Default::default()
+        },
+    )
+    .await
+}
+
+async fn review(client: &Client, attributes: ResourceAttributes) -> bool {
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..Default::default() };
     let api = Api::<SelfSubjectAccessReview>::all(client.clone());

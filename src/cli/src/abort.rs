@@ -1,0 +1,97 @@
+//! `abort`: ends a recovery; everything is put back.
+
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::follow::{Consent, Follow};
+use crate::interrupt::Interrupt;
+use crate::leader::{Leader, LeaseArgs, look};
+use crate::output::{Format, note};
+use crate::records::{self, phase};
+use crate::recover::duration;
+use crate::session::{Global, Session};
+use anyhow::Result;
+use clap::Args;
+use kube::ResourceExt;
+use reattach_api::Phase;
+use reattach_core::ids::ObjectName;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Ends a recovery and puts everything back.
+///
+/// Whoever drives it restores the replicas and removes the stamp and the finalizer.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach abort data-redis-0
+  kubectl reattach abort data-redis-0-x7k2p --reason 'moving the data by hand' --wait
+
+Exit code 0: the abort is recorded (with --wait: and everything is put back).")]
+pub struct AbortArgs {
+    /// The VolumeRecovery, or the claim that it is for.
+    #[arg(value_name = "RECOVERY|CLAIM")]
+    name: String,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Wait until everything is put back.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    lease: LeaseArgs,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// No such recovery, one that is over, or the API server's refusal.
+pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
+    args.lease.check()?;
+    let session = Session::open(global).await?;
+    let recovery = records::find(&session, &args.name).await?;
+    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    if phase(&recovery).is_final() {
+        return Err(Fail::Other(format!("{name} is over already: {:?}", phase(&recovery))).into());
+    }
+    let user = session.user().await?;
+    match &recovery.spec.abort {
+        Some(abort) => note(&format!("{name} was aborted before, by {}.", abort.by)),
+        None => {
+            records::abort(&session, &name, &user, args.reason.as_deref()).await?;
+            note(&format!("{name} aborted by {user}."));
+        }
+    }
+    if let Leader::None { why } = look(&session, &args.lease, Duration::ZERO).await? {
+        note(&format!(
+            "note: no controller holds Lease {} ({why}); nothing is put back until one runs, or until\n  kubectl reattach recover -n {} {} --break-glass",
+            args.lease.name(),
+            name.namespace,
+            recovery.spec.claim_name
+        ));
+    }
+    if !args.wait {
+        note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
+        return Ok(End::Done);
+    }
+    let deadline = Instant::now() + args.timeout;
+    let follow = Follow {
+        session: &session,
+        name: name.clone(),
+        consent: Consent::Watch,
+        user,
+        format: Format::Table,
+        deadline,
+        driven_here: false,
+    };
+    match follow.run(None, &mut Interrupt::listen()?).await? {
+        // That is what was asked for.
+        End::Unhealed => match records::again(&session, &name).await?.map(|r| phase(&r)) {
+            Some(Phase::Aborted) | None => Ok(End::Done),
+            Some(_) => Ok(End::Unhealed),
+        },
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,137 @@
+//! `recover --break-glass`: the controller's own executor in this process, with the same Lease, gate and journal.
+
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::interrupt::Interrupt;
+use crate::leader::take;
+use crate::output::note;
+use crate::records;
+use crate::recover::{RecoverArgs, follow, running, spec};
+use crate::session::{Global, Session, preflight, providers};
+use crate::watches;
+use anyhow::Result;
+use kube::ResourceExt;
+use prometheus_client::registry::Registry;
+use reattach_cluster::gate::Gate;
+use reattach_controller::metrics::Metrics;
+use reattach_controller::{Collector, Executor, limits};
+use reattach_core::ids::ObjectName;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// An effect under way ends within the gate's time-out; its outcome is journaled after it.
+const DRIVER_ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs the verb without a controller.
+///
+/// # Errors
+/// What stands against beginning; nothing was created then. Later: lost leadership, an API server that stays away.
+pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
+    let providers = providers(global)?;
+    let session = Session::open(global).await?;
+    let claim = session.claim(&args.claim)?;
+    session.require_claim(&claim).await?;
+    preflight(&providers, !args.dry_run).await?;
+    let user = session.user().await?;
+    let mut tasks = JoinSet::new();
+    let cache = watches::start(&session, &mut tasks).await?;
+
+    let identity = format!("{user}@{}/{}", host(), std::process::id());
+    let mut interrupt = Interrupt::listen()?;
+    let (elector, leadership) = tokio::select! {
+        biased;
+        () = interrupt.heard() => return Ok(End::Interrupted),
+        taken = take(&session, &args.lease, &identity) => taken?,
+    };
+    let (publish, leading) = watch::channel(Some(leadership));
+    let (end_election, election_ended) = watch::channel(false);
+    let election = tokio::spawn(elector.run(publish, election_ended));
+    note(&format!("Lease {} taken, term {}.", args.lease.name(), leadership.term));
+
+    let executor = Executor {
+        collector: Collector {
+            clients: session.clients.clone(),
+            cache: Some(cache.clone()),
+            providers,
+            clock: session.clock.clone(),
+        },
+        gate: Gate::new(session.clients.clone(), leading),
+        identity,
+        metrics: Metrics::register(&mut Registry::default()),
+    };
+    let ended = drive(args, &session, executor, &cache, &claim, user, &mut interrupt).await;
+    end_election.send_replace(true);
+    if election.await.is_err() {
+        note(&format!("note: Lease {} was not given back; it runs out by itself", args.lease.name()));
+    }
+    if let Some(left) = running(&session, &claim).await.ok().flatten() {
+        let (ns, name) = (&claim.namespace, &claim.name);
+        let workload = left.status.and_then(|s| s.plan).map(|p| p.pins.workload.to_string());
+        note(&format!(
+            "\nThe recovery is not over, and {} may be at 0 replicas. It goes on when you run\n  kubectl reattach recover -n {ns} {name} --break-glass\nagain, or when a controller runs; kubectl reattach abort first makes either put everything back.",
+            workload.unwrap_or_else(|| "the workload".to_owned())
+        ));
+    }
+    ended
+}
+
+async fn drive(
+    args: &RecoverArgs,
+    session: &Session,
+    executor: Executor,
+    cache: &reattach_cluster::cache::Cache,
+    claim: &ObjectName,
+    user: String,
+    interrupt: &mut Interrupt,
+) -> Result<End> {
+    let recovery = match running(session, claim).await? {
+        Some(old) if args.dry_run => {
+            return Err(Fail::Other(format!(
+                "recovery {} of this claim is under way; a dry run beside it would tell nothing",
+                old.name_any()
+            ))
+            .into());
+        }
+        Some(old) => {
+            note(&format!("Resuming recovery {}.", old.name_any()));
+            old
+        }
+        None => records::create(session, &claim.namespace, spec(args, claim, &user)).await?,
+    };
+    let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
+    note(&format!("Recovery {name}, asked for by {}.", recovery.spec.requester));
+    let (stop, stopped) = watch::channel(false);
+    let (gone_tx, gone) = watch::channel(false);
+    let driver = tokio::spawn({
+        let (name, cache) = (name.clone(), cache.clone());
+        async move {
+            let phase = executor.drive(&name, |n| limits(&cache, n), stopped).await;
+            gone_tx.send_replace(true);
+            phase
+        }
+    });
+    let ended = follow(session, args, name, user).run(Some(gone), interrupt).await;
+    // The turn under way ends first: an effect is never cut off between itself and its journal line.
+    let settle = async {
+        if !matches!(ended, Ok(End::Done | End::Unhealed | End::Refused | End::NotOurs)) {
+            stop.send_replace(true);
+        }
+        driver.await
+    };
+    if tokio::time::timeout(DRIVER_ENDS_WITHIN, settle).await.is_err() {
+        stop.send_replace(true);
+        note(
+            "note: the last step did not end in time; its outcome will be observed when the recovery goes on",
+        );
+    }
+    ended
+}
+
+/// This machine's name, for the journal.
+fn host() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown-host".to_owned() } else { name.to_owned() }
+}

@@ -1,0 +1,181 @@
+//! `diagnose`: what is wrong with a claim's volume. Reads only.
+
+use crate::exit::End;
+use crate::fail::{Fail, one_line};
+use crate::output::{Format, line, note, out, value, width};
+use crate::session::{Global, Session, preflight, providers};
+use crate::table::Table;
+use crate::watches;
+use anyhow::Result;
+use clap::Args;
+use reattach_controller::{Collector, Depth, nominees};
+use reattach_core::diagnosis::{Diagnosis, Verdict, diagnose};
+use reattach_core::ids::ObjectName;
+use reattach_core::report::diagnosis_text;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+/// Says what is wrong with a claim's volume; writes nothing.
+///
+/// Prints the verdict and the facts that it rests on. Without a CLAIM it looks at every claim that an event, an unready pod or an agent's report points at.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach diagnose data-redis-0 -n cache
+  kubectl reattach diagnose -A
+  kubectl reattach diagnose -A -o json | jq -r '.items[] | select(.class == \"B\") | .claim.name'
+
+Needs no controller. Agents on the nodes tell what the machines see; without them some
+trouble stays unclassified.
+Exit codes: 0 nothing is wrong; 3 trouble of ours; 5 not ours; 6 wait, or facts are missing.")]
+pub struct DiagnoseArgs {
+    /// The PersistentVolumeClaims.
+    #[arg(value_name = "CLAIM", conflicts_with = "all_namespaces")]
+    claims: Vec<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+    /// Print the facts of every claim, not only the table.
+    #[arg(long)]
+    facts: bool,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+struct Finding {
+    claim: ObjectName,
+    why: Option<String>,
+    diagnosis: Diagnosis,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// A claim that does not exist, or a read that failed: nothing may be concluded then.
+pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<End> {
+    let providers = providers(global)?;
+    let session = Session::open(global).await?;
+    preflight(&providers, false).await?;
+    let mut collector =
+        Collector { clients: session.clients.clone(), cache: None, providers, clock: session.clock.clone() };
+    let mut tasks = JoinSet::new();
+    let wanted: Vec<(ObjectName, Option<String>)> = if args.claims.is_empty() {
+        let cache = watches::start(&session, &mut tasks).await?;
+        let all = nominees(&cache);
+        collector.cache = Some(cache);
+        let here = |n: &ObjectName| args.all_namespaces || n.namespace == session.namespace;
+        all.into_iter().filter(|n| here(&n.claim)).map(|n| (n.claim, Some(n.why))).collect()
+    } else {
+        args.claims.iter().map(|c| Ok((session.claim(c)?, None))).collect::<Result<_, Fail>>()?
+    };
+    let mut findings = Vec::new();
+    for (claim, why) in wanted {
+        let collected = collector.collect(&claim, None, Depth::Diagnose);
+        let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
+        if evidence.claim.shown().is_none() && why.is_none() {
+            return Err(Fail::NoClaim { namespace: claim.namespace, name: claim.name }.into());
+        }
+        findings.push(Finding { claim, why, diagnosis: diagnose(&evidence, session.clock.now()) });
+    }
+    match args.output {
+        Format::Table => tell(&findings, &args, &session)?,
+        format => {
+            let items: Vec<_> = findings
+                .iter()
+                .map(|f| {
+                    json!({
+                        "claim": f.claim,
+                        "class": f.diagnosis.class(),
+                        "sentence": f.diagnosis.verdict.to_string(),
+                        "nominatedBy": f.why,
+                        "diagnosis": f.diagnosis,
+                    })
+                })
+                .collect();
+            value(format, &json!({ "items": items }))?;
+        }
+    }
+    Ok(worst(findings.iter().map(|f| &f.diagnosis.verdict)))
+}
+
+fn tell(findings: &[Finding], args: &DiagnoseArgs, session: &Session) -> Result<()> {
+    if findings.is_empty() {
+        let place = if args.all_namespaces {
+            "any namespace".to_owned()
+        } else {
+            format!("namespace {}", session.namespace)
+        };
+        note(&format!("No event, unready pod or agent's report points at a claim in {place}."));
+        return Ok(());
+    }
+    if args.claims.is_empty() || findings.len() > 1 {
+        let mut table = Table::new(&["NAMESPACE", "CLAIM", "CLASS", "VERDICT", "WHY"]);
+        for f in findings {
+            let class = f.diagnosis.class().map(|c| c.to_string()).unwrap_or_default();
+            table.row(vec![
+                f.claim.namespace.clone(),
+                f.claim.name.clone(),
+                class,
+                word(&f.diagnosis.verdict).to_owned(),
+                f.diagnosis.verdict.to_string(),
+            ]);
+        }
+        out(&table.text(width()))?;
+        if !args.facts {
+            let name = findings
+                .iter()
+                .find(|f| matches!(f.diagnosis.verdict, Verdict::Ours { .. }))
+                .or(findings.first());
+            if let Some(f) = name {
+                note(&format!(
+                    "\nFacts: kubectl reattach diagnose -n {} {}, or --facts for all.",
+                    f.claim.namespace, f.claim.name
+                ));
+            }
+            return Ok(());
+        }
+        line("")?;
+    }
+    for (i, f) in findings.iter().enumerate() {
+        let gap = if i == 0 { "" } else { "\n" };
+        out(&format!("{gap}Claim {}\n", f.claim))?;
+        if let Some(why) = &f.why {
+            out(&crate::table::paragraph("  looked at because of: ", &one_line(why), 100))?;
+        }
+        out(&diagnosis_text(&f.diagnosis))?;
+    }
+    Ok(())
+}
+
+/// A verdict in one word, for tables.
+pub fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Healthy { .. } => "healthy",
+        Verdict::Ours { .. } => "trouble",
+        Verdict::Wait { .. } => "wait",
+        Verdict::NotOurs { .. } => "not ours",
+        Verdict::Unclassified { .. } => "unclassified",
+    }
+}
+
+/// The exit code of one verdict.
+pub fn end(verdict: &Verdict) -> End {
+    match verdict {
+        Verdict::Healthy { .. } => End::Done,
+        Verdict::Ours { .. } => End::Trouble,
+        Verdict::Wait { .. } | Verdict::Unclassified { .. } => End::Waiting,
+        Verdict::NotOurs { .. } => End::NotOurs,
+    }
+}
+
+/// Of several verdicts: trouble of ours, then what is undecided, then what is not ours.
+fn worst<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> End {
+    let rank = |e: &End| match e {
+        End::Trouble => 3,
+        End::Waiting => 2,
+        End::NotOurs => 1,
+        _ => 0,
+    };
+    verdicts.map(end).max_by_key(rank).unwrap_or(End::Done)
+}

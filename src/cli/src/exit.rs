@@ -1,0 +1,46 @@
+//! Exit codes: what scripts may rely on.
+
+use std::process::ExitCode;
+
+/// How a command ended. The numbers are part of the interface; see [`TABLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// Done: explained, shown, recorded, healed; or nothing is wrong.
+    Done = 0,
+    /// The command could not do its work.
+    Error = 1,
+    /// The command line, or a file or name given in it, is wrong.
+    Usage = 2,
+    /// Trouble that reattach recognises as its own.
+    Trouble = 3,
+    /// A safety rule stands against acting.
+    Refused = 4,
+    /// The trouble is real and not one of attachments.
+    NotOurs = 5,
+    /// Not decided or not over: something must happen first, facts are missing, or the time ran out.
+    Waiting = 6,
+    /// A recovery ended without success, or needs a human.
+    Unhealed = 7,
+    /// Interrupted by the user (128 + SIGINT, as shells count).
+    Interrupted = 130,
+}
+
+impl From<End> for ExitCode {
+    fn from(end: End) -> Self {
+        Self::from(end as u8)
+    }
+}
+
+/// The codes for `--help`.
+pub const TABLE: &str = "\
+Exit codes:
+    0  done: explained, shown, recorded or healed; or nothing is wrong
+    1  error: the command could not do its work
+    2  the command line is wrong, or a file or name given in it
+    3  trouble found that reattach recognises as its own
+    4  refused: a safety rule stands against acting
+    5  not ours: the trouble is real, and detaching would not help
+    6  not over: something must happen first, facts are missing, or the time ran out
+    7  a recovery was aborted, failed, or needs a human
+  130  interrupted";

@@ -1,0 +1,274 @@
+//! `explain`: what an event, an error or a log line means. No cluster.
+
+use crate::exit::End;
+use crate::fail::{Fail, one_line};
+use crate::output::{line, note, out, width};
+use crate::table::paragraph;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use reattach_core::recognise::{DecidingFact, Explanation, Message, Remedy, explain};
+use serde_json::{Map, Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::{Path, PathBuf};
+
+/// Explains an event, error or log line; needs no cluster.
+///
+/// Says what it means, which facts would decide, and what can help. Input is one message per line: plain text, or a JSON object with `message` and,
+/// if known, `reason`, `source_component` and `driver`. A text never decides by itself: it only says what to look at.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach explain --message 'Multi-Attach error for volume \"pv\" ...'
+  kubectl get events -A -o json | jq -c '.items[] | {reason, message}' |
+    kubectl reattach explain -
+  kubectl reattach explain -o jsonl events.jsonl | jq -r '.remedies[0]' | sort | uniq -c
+
+Remedies: force-detach, delete-volumeattachment, wait, escalate, not-ours.
+Exit codes: 0 every line was answered; 1 some lines could not be read; 2 wrong usage.")]
+pub struct ExplainArgs {
+    /// A file with one message per line; `-` is standard input.
+    #[arg(value_name = "FILE", conflicts_with = "message")]
+    file: Option<PathBuf>,
+    /// The message itself.
+    #[arg(long, short = 'm', value_name = "TEXT")]
+    message: Option<String>,
+    /// The event's reason, such as FailedMount.
+    #[arg(long, requires = "message")]
+    reason: Option<String>,
+    /// The CSI driver.
+    #[arg(long, requires = "message")]
+    driver: Option<String>,
+    /// How to print; jsonl answers each line as it comes.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Form,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// Paragraphs for people.
+    #[default]
+    Table,
+    /// One JSON array.
+    Json,
+    /// One JSON object per line of input.
+    Jsonl,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// The file cannot be read; lines that cannot be read are counted in the exit code, the others are answered.
+pub fn run(args: ExplainArgs) -> Result<End> {
+    let mut sink = Sink { form: args.output, first: true };
+    if let Some(message) = args.message {
+        let message = Message { message, reason: args.reason, driver: args.driver, source_component: None };
+        sink.answer(&message)?;
+        sink.close()?;
+        return Ok(End::Done);
+    }
+    let (mut reader, name) = open(args.file.as_deref())?;
+    let (mut number, mut bad) = (0_u64, 0_u64);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        let read = reader.read_until(b'\n', &mut bytes);
+        if read.map_err(|e| Fail::Other(format!("cannot read {name}: {e}")))? == 0 {
+            break;
+        }
+        number += 1;
+        // Log lines may hold anything; what is no text is shown as such.
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if text.is_empty() {
+            continue;
+        }
+        match message_of(text) {
+            Ok(message) => sink.answer(&message)?,
+            Err(why) => {
+                bad += 1;
+                note(&format!("error: {name}, line {number}: {why}"));
+                sink.error(number, &why)?;
+            }
+        }
+    }
+    sink.close()?;
+    if bad > 0 {
+        return Err(Fail::Other(format!(
+            "{bad} of {number} lines of {name} could not be read; the others are answered"
+        ))
+        .into());
+    }
+    Ok(End::Done)
+}
+
+fn open(file: Option<&Path>) -> Result<(Box<dyn BufRead>, String)> {
+    match file {
+        Some(path) if path != Path::new("-") => {
+            let name = path.display().to_string();
+            let file = File::open(path).map_err(|e| Fail::Usage(format!("cannot read {name}: {e}")))?;
+            Ok((Box::new(BufReader::new(file)), name))
+        }
+        None if std::io::stdin().is_terminal() => Err(Fail::Usage(
+            "nothing to explain: give a FILE, - for standard input, or --message TEXT".to_owned(),
+        )
+        .into()),
+        _ => Ok((Box::new(std::io::stdin().lock()), "standard input".to_owned())),
+    }
+}
+
+/// One line as a message. A line that begins like a JSON object must be one: a cut-off object read as text would be
+/// answered as if its field names were words of the message.
+fn message_of(text: &str) -> Result<Message, String> {
+    if !text.starts_with('{') {
+        return Ok(Message { message: text.to_owned(), ..Message::default() });
+    }
+    match serde_json::from_str::<Value>(text) {
+        Err(e) => Err(format!("not a JSON object ({})", one_line(&e.to_string()))),
+        Ok(value) if !value["message"].is_string() => {
+            Err("the JSON object has no text field \"message\"".to_owned())
+        }
+        Ok(value) => serde_json::from_value(value).map_err(|e| {
+            format!("reason, source_component and driver must be texts ({})", one_line(&e.to_string()))
+        }),
+    }
+}
+
+struct Sink {
+    form: Form,
+    first: bool,
+}
+
+impl Sink {
+    fn answer(&mut self, message: &Message) -> Result<()> {
+        let found = explain(message);
+        match self.form {
+            Form::Table => self.paragraphs(&message.message, &found),
+            Form::Json | Form::Jsonl => self.object(&object(&found)),
+        }
+    }
+
+    fn error(&mut self, number: u64, why: &str) -> Result<()> {
+        match self.form {
+            Form::Table => Ok(()),
+            Form::Json | Form::Jsonl => self.object(&json!({ "line": number, "error": why })),
+        }
+    }
+
+    fn object(&mut self, object: &Value) -> Result<()> {
+        let first = std::mem::take(&mut self.first);
+        match self.form {
+            Form::Json => out(&format!("{}  {object}", if first { "[\n" } else { ",\n" })),
+            _ => line(&object.to_string()),
+        }
+    }
+
+    fn close(&self) -> Result<()> {
+        match self.form {
+            Form::Json if self.first => line("[]"),
+            Form::Json => out("\n]\n"),
+            _ => Ok(()),
+        }
+    }
+
+    fn paragraphs(&mut self, message: &str, found: &Explanation) -> Result<()> {
+        let width = width().unwrap_or(100).min(110);
+        let mut text = if std::mem::take(&mut self.first) { String::new() } else { "\n".to_owned() };
+        text.push_str(&paragraph("", &one_line(message), width));
+        text.push_str(&paragraph("  means     ", &found.sentence, width));
+        for (i, fact) in found.deciding_facts.iter().enumerate() {
+            text.push_str(&paragraph(
+                if i == 0 { "  look at   " } else { "            " },
+                in_words(*fact),
+                width,
+            ));
+        }
+        for (i, remedy) in found.remedies.iter().enumerate() {
+            let words = format!("{}: {}", name(*remedy), remedy_in_words(*remedy));
+            text.push_str(&paragraph(if i == 0 { "  remedies  " } else { "            " }, &words, width));
+        }
+        out(&text)
+    }
+}
+
+/// The explanation as scripts read it.
+fn object(found: &Explanation) -> Value {
+    // The meaning is an enum that is tagged by `kind`; what it carries besides stands under `details`.
+    let mut details = match serde_json::to_value(&found.meaning) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    let kind = details.remove("kind").unwrap_or(Value::Null);
+    details.retain(|_, v| !v.is_null());
+    let facts: Vec<&str> = found.deciding_facts.iter().map(|f| in_words(*f)).collect();
+    let remedies: Vec<&str> = found.remedies.iter().map(|r| name(*r)).collect();
+    let mut object =
+        json!({ "meaning": kind, "sentence": found.sentence, "facts": facts, "remedies": remedies });
+    if !details.is_empty() {
+        object["details"] = Value::Object(details);
+    }
+    object
+}
+
+fn name(remedy: Remedy) -> &'static str {
+    match remedy {
+        Remedy::ForceDetach => "force-detach",
+        Remedy::DeleteVolumeattachment => "delete-volumeattachment",
+        Remedy::Wait => "wait",
+        Remedy::Escalate => "escalate",
+        Remedy::NotOurs => "not-ours",
+    }
+}
+
+fn remedy_in_words(remedy: Remedy) -> &'static str {
+    match remedy {
+        Remedy::ForceDetach => "detach at the cloud, once the holder is proven unable to write",
+        Remedy::DeleteVolumeattachment => "let Kubernetes drop or renew its record of the attachment",
+        Remedy::Wait => "it resolves by itself, or another step must finish first",
+        Remedy::Escalate => "a person, or the provider, must act",
+        Remedy::NotOurs => "no attachment is at fault; detaching would not help",
+    }
+}
+
+fn in_words(fact: DecidingFact) -> &'static str {
+    match fact {
+        DecidingFact::VolumeAttachmentStatus => {
+            "the VolumeAttachment's status: attached, attachError, detachError"
+        }
+        DecidingFact::VolumeAttachmentDeletion => {
+            "whether the VolumeAttachment has a deletionTimestamp, and since when"
+        }
+        DecidingFact::VolumeAttachmentsPerNode => {
+            "all VolumeAttachments of the volume, and the node that each names"
+        }
+        DecidingFact::CloudHolder => "which instance the cloud says holds the volume, by instance ID",
+        DecidingFact::CloudVolumeState => {
+            "the volume's state at the cloud: exists, locked, busy, attaching, detaching, failed"
+        }
+        DecidingFact::CloudJobs => "the cloud's job history of the volume",
+        DecidingFact::GuestDevice => "whether the machine itself sees the device",
+        DecidingFact::GuestMounts => "mounts and openers of the device on the machine",
+        DecidingFact::KernelLog => "the node's kernel log: I/O errors, hot-unplug",
+        DecidingFact::NodeReadiness => "whether the Node is Ready, and the age of its heartbeat",
+        DecidingFact::NodeBoot => "the node's boot ID and boot time, beside the time of the attach",
+        DecidingFact::InstanceState => "the instance behind the Node's providerID: exists, runs, is off",
+        DecidingFact::VolumesInUse => "the Node's status.volumesInUse: what kubelet says it uses",
+        DecidingFact::VolumesAttached => {
+            "the Node's status.volumesAttached: what the attach/detach controller says"
+        }
+        DecidingFact::LivePod => "a live pod that uses the claim",
+        DecidingFact::EventAge => "age and count of the event, and whether an attach succeeded afterwards",
+        DecidingFact::OtherEvents => "the more specific events of the same pod",
+        DecidingFact::CsiNodeRegistration => "the CSINode: whether the driver is registered on the node",
+        DecidingFact::CsiControllerHealth => "health and logs of the CSI controller and of external-attacher",
+        DecidingFact::ControllerPermissions => "RBAC of the CSI controller's service account",
+        DecidingFact::CloudCredentials => "the driver's credentials at the cloud",
+        DecidingFact::ProviderStatus => "the cloud provider's status page and rate limits",
+        DecidingFact::ClaimAndVolume => "the claim, its PersistentVolume, and whether one is being deleted",
+        DecidingFact::PodSpec => "the pod's own volumes and mounts",
+        DecidingFact::ReferencedObject => "the Secret, ConfigMap, token or key that is named",
+        DecidingFact::StorageServer => "the server of the file share",
+        DecidingFact::AttachLimits => "attach limits in the CSINode, and quotas at the cloud",
+        DecidingFact::Topology => "node selectors, zones and the volume's node affinity",
+    }
+}

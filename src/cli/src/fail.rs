@@ -1,0 +1,199 @@
+//! Errors as one clear sentence each: what, where, and the fix.
+
+use crate::exit::End;
+use std::error::Error as _;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Fail {
+    /// Something given on the command line cannot be used.
+    #[error("{0}")]
+    Usage(String),
+    /// The claim does not exist.
+    #[error(
+        "there is no PersistentVolumeClaim {name:?} in namespace {namespace:?}; kubectl get pvc -A lists them, and -n NAMESPACE chooses another namespace"
+    )]
+    NoClaim {
+        /// The namespace.
+        namespace: String,
+        /// The name asked for.
+        name: String,
+    },
+    /// Neither a recovery nor a claim with one.
+    #[error(
+        "there is no VolumeRecovery in namespace {namespace:?} that is named {name:?} or is for a claim of that name; kubectl reattach status -A lists them"
+    )]
+    NoRecovery {
+        /// The namespace.
+        namespace: String,
+        /// The name asked for.
+        name: String,
+    },
+    /// The API server does not answer.
+    #[error(
+        "the API server at {server} does not answer ({why}); check the network, --kubeconfig and --context"
+    )]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// The innermost cause.
+        why: String,
+    },
+    /// 401.
+    #[error(
+        "the API server at {server} does not accept the credentials of this kubeconfig ({why}); log in again, or choose another --context"
+    )]
+    Unauthorized {
+        /// Its address.
+        server: String,
+        /// Its words.
+        why: String,
+    },
+    /// 403 by RBAC.
+    #[error(
+        "{user} may not {verb} {resource} {scope}, which is needed to {doing}; ask an administrator for that right"
+    )]
+    Forbidden {
+        /// Who.
+        user: String,
+        /// The RBAC verb.
+        verb: String,
+        /// The resource with its group.
+        resource: String,
+        /// Namespace or cluster.
+        scope: String,
+        /// What the command was about to do.
+        doing: String,
+    },
+    /// Any other refusal of the API server: admission, validation.
+    #[error("the API server refused to {doing}: {why}")]
+    Api {
+        /// What the command was about to do.
+        doing: String,
+        /// Its words.
+        why: String,
+    },
+    /// Any other error of one sentence.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Fail {
+    /// The exit code that belongs to it.
+    pub fn end(&self) -> End {
+        match self {
+            Self::Usage(_) => End::Usage,
+            _ => End::Error,
+        }
+    }
+
+    /// A client's error as a sentence; `doing` completes "to …".
+    pub fn kubernetes(error: &kube::Error, server: &str, doing: &str) -> Self {
+        let doing = doing.to_owned();
+        match error {
+            kube::Error::Api(status) if status.code == 401 => {
+                Self::Unauthorized { server: server.to_owned(), why: one_line(&status.message) }
+            }
+            kube::Error::Api(status) if status.code == 403 => match denied(&status.message) {
+                Some((user, verb, resource, scope)) => Self::Forbidden { user, verb, resource, scope, doing },
+                None => Self::Api { doing, why: one_line(&status.message) },
+            },
+            kube::Error::Api(status) => {
+                let why = if status.message.is_empty() { &status.reason } else { &status.message };
+                Self::Api { doing, why: format!("{} ({})", one_line(why), status.code) }
+            }
+            kube::Error::Service(_) | kube::Error::HyperError(_) => {
+                Self::Unreachable { server: server.to_owned(), why: innermost(error) }
+            }
+            other => Self::Other(format!("cannot {doing} at {server}: {}", innermost(other))),
+        }
+    }
+}
+
+/// The sentence of the error at the bottom, which names the cause; those above it only say who met it.
+fn innermost(error: &kube::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        last = inner;
+        cause = inner.source();
+    }
+    one_line(&last.to_string())
+}
+
+/// User, verb, resource and scope out of the API server's own sentence (Kubernetes
+/// `staging/src/k8s.io/apiserver/pkg/endpoints/handlers/responsewriters/errors.go`, `forbiddenMessage`).
+fn denied(message: &str) -> Option<(String, String, String, String)> {
+    let quoted = |after: &str| {
+        let rest = &message[message.find(after)? + after.len()..];
+        Some(rest[..rest.find('"')?].to_owned())
+    };
+    let user = quoted("User \"")?;
+    let (_, rest) = message.split_once("\" cannot ")?;
+    let (verb, _) = rest.split_once(' ')?;
+    let (resource, group) = (quoted("resource \"")?, quoted("API group \"").unwrap_or_default());
+    let scope = match quoted("in the namespace \"") {
+        Some(namespace) => format!("in namespace {namespace:?}"),
+        None => "in the whole cluster".to_owned(),
+    };
+    let resource = match group.as_str() {
+        "" => resource,
+        // A subresource stands behind the group: deployments.apps/scale.
+        group => match resource.split_once('/') {
+            Some((main, sub)) => format!("{main}.{group}/{sub}"),
+            None => format!("{resource}.{group}"),
+        },
+    };
+    Some((format!("user {user:?}"), verb.to_owned(), resource, scope))
+}
+
+/// White space of any kind becomes one space, so that a sentence stays one line.
+pub fn one_line(text: &str) -> String {
+    let visible: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    visible.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    fn api(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Status { code, message: message.to_owned(), ..Status::default() }))
+    }
+
+    #[test]
+    fn a_403_names_verb_resource_and_user() {
+        let table = [
+            (
+                r#"volumerecoveries.reattach.dev is forbidden: User "jane" cannot create resource "volumerecoveries" in API group "reattach.dev" in the namespace "db""#,
+                "user \"jane\" may not create volumerecoveries.reattach.dev in namespace \"db\", which is needed to ask; ask an administrator for that right",
+            ),
+            (
+                r#"nodes "n1" is forbidden: User "jane" cannot get resource "nodes" in API group "" at the cluster scope"#,
+                "user \"jane\" may not get nodes in the whole cluster, which is needed to ask; ask an administrator for that right",
+            ),
+            (
+                r#"deployments.apps "web" is forbidden: User "jane" cannot patch resource "deployments/scale" in API group "apps" in the namespace "a""#,
+                "user \"jane\" may not patch deployments.apps/scale in namespace \"a\", which is needed to ask; ask an administrator for that right",
+            ),
+            (
+                "ValidatingAdmissionPolicy 'x' denied request:\n spec.requester must be your own user name",
+                "the API server refused to ask: ValidatingAdmissionPolicy 'x' denied request: spec.requester must be your own user name",
+            ),
+        ];
+        for (message, sentence) in table {
+            assert_eq!(Fail::kubernetes(&api(403, message), "https://api", "ask").to_string(), sentence);
+        }
+    }
+
+    #[test]
+    fn other_answers_keep_the_servers_words() {
+        let fail = Fail::kubernetes(&api(401, "Unauthorized"), "https://api/", "ask");
+        assert!(fail.to_string().contains("does not accept the credentials"), "{fail}");
+        let fail = Fail::kubernetes(&api(422, "spec.runbook: Invalid value"), "https://api/", "ask");
+        assert_eq!(fail.to_string(), "the API server refused to ask: spec.runbook: Invalid value (422)");
+        assert_eq!(fail.end(), End::Error);
+        assert_eq!(Fail::Usage("x".into()).end(), End::Usage);
+    }
+}

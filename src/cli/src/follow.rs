@@ -1,0 +1,382 @@
+//! Following one recovery to its end: what happens is printed as it happens, and a person is asked where one must be.
+
+use crate::exit::End;
+use crate::fail::{Fail, one_line};
+use crate::interrupt::Interrupt;
+use crate::output::{Format, note, out};
+use crate::plan::refused;
+use crate::records::{self, phase};
+use crate::session::Session;
+use crate::table::paragraph;
+use anyhow::Result;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::ids::ObjectName;
+use reattach_core::report::{TEXT_WIDTH, journal_text, plan_text, status_line};
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+/// How often the recovery is read.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// A read that fails is tried again for so long: an API server may be restarted in the middle of a recovery.
+const BEAR: Duration = Duration::from_secs(60);
+/// A recovery that nobody has written to after this time has nobody to drive it.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+/// An aborted recovery that has touched nothing is over within this time.
+const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+
+/// What to do at the points where a person decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// Show the plan, and be done.
+    ShowOnly,
+    /// Approve the plan that is shown.
+    Given,
+    /// Ask on the terminal.
+    Ask,
+    /// Nobody can be asked: show the plan and how to approve it.
+    Later,
+    /// It is someone else's decision: only watch.
+    Watch,
+}
+
+/// How to follow.
+#[derive(Clone)]
+pub struct Follow<'a> {
+    /// The connection.
+    pub session: &'a Session,
+    /// The recovery.
+    pub name: ObjectName,
+    /// Who decides.
+    pub consent: Consent,
+    /// The user's name, for approval and abort.
+    pub user: String,
+    /// How to print the end.
+    pub format: Format,
+    /// When to stop following.
+    pub deadline: Instant,
+    /// Whether this process drives it: a run that has begun is then followed to its end, since its steps have time
+    /// limits of their own and nobody else would end it.
+    pub driven_here: bool,
+}
+
+/// What has been printed so far.
+#[derive(Default)]
+struct Shown {
+    message: String,
+    plan: String,
+    journal: String,
+    approved: Option<String>,
+}
+
+impl Follow<'_> {
+    /// Follows until the recovery ends, a person is needed, the time is over, or `gone` turns true (the process that
+    /// drives it has stopped).
+    ///
+    /// # Errors
+    /// The API server's, as a sentence.
+    pub async fn run(
+        &self,
+        mut gone: Option<watch::Receiver<bool>>,
+        interrupt: &mut Interrupt,
+    ) -> Result<End> {
+        let mut shown = Shown::default();
+        let started = Instant::now();
+        let mut heard = Instant::now();
+        loop {
+            let read = match records::again(self.session, &self.name).await {
+                Ok(read) => read,
+                Err(error @ (Fail::Unauthorized { .. } | Fail::Forbidden { .. })) => return Err(error.into()),
+                Err(error) if heard.elapsed() > BEAR => return Err(error.into()),
+                Err(_) => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            let Some(recovery) = read else {
+                return Err(Fail::Other(format!("VolumeRecovery {} was deleted", self.name)).into());
+            };
+            if let Some(end) = self.look(&recovery, &mut shown, started, interrupt).await? {
+                return Ok(end);
+            }
+            let stopped = async {
+                match &mut gone {
+                    // A sender that is dropped has stopped as well.
+                    Some(gone) => drop(gone.wait_for(|g| *g).await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stopped => return self.last_look(&mut shown, interrupt).await,
+                () = interrupt.heard() => return self.interrupted().await,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// One look at the recovery; `Some` when there is nothing more to follow.
+    async fn look(
+        &self,
+        recovery: &VolumeRecovery,
+        shown: &mut Shown,
+        started: Instant,
+        interrupt: &mut Interrupt,
+    ) -> Result<Option<End>> {
+        let record = records::record(recovery);
+        let phase = phase(recovery);
+        if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
+            // The text only grows, line by line: print what is new.
+            let text = journal_text(plan, &record.journal);
+            let fresh = text.strip_prefix(shown.journal.as_str()).unwrap_or(&text).to_owned();
+            if shown.journal.is_empty() {
+                self.tell("\n")?;
+            }
+            self.tell(&fresh)?;
+            shown.journal = text;
+        }
+        match phase {
+            Phase::Recovered | Phase::Resolved => self.ended(recovery, End::Done).map(Some),
+            Phase::Aborted | Phase::Failed | Phase::Stuck => self.ended(recovery, End::Unhealed).map(Some),
+            Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
+            Phase::Running | Phase::Restoring => self.late(recovery, "the run goes on", false).await,
+            _ if self.consent == Consent::Watch => {
+                self.news(phase, &record.message, shown)?;
+                self.late(recovery, "it goes on without you", false).await
+            }
+            Phase::Refused => {
+                let trouble = record.diagnosis.as_ref().map(|d| d.verdict.to_string()).unwrap_or_default();
+                self.tell(&refused(&format!("Refused, claim {}", record.claim), &trouble, &record.refusals))?;
+                self.end_request(recovery, "refused, nothing was touched", End::Refused).await
+            }
+            Phase::NotOurs => {
+                self.tell(&paragraph("", &format!("{}: {}", record.claim, record.message), TEXT_WIDTH))?;
+                self.end_request(recovery, "the trouble is not ours, nothing was touched", End::NotOurs).await
+            }
+            Phase::Planned | Phase::AwaitingApproval => {
+                self.planned(recovery, &record, shown, interrupt).await
+            }
+            Phase::Diagnosing if recovery.status.is_none() && started.elapsed() > ANSWERED_WITHIN => {
+                note(&format!(
+                    "error: no controller has looked at VolumeRecovery {} within {} s",
+                    self.name,
+                    ANSWERED_WITHIN.as_secs()
+                ));
+                self.end_request(recovery, "no controller answered", End::Waiting).await
+            }
+            _ => {
+                self.news(phase, &record.message, shown)?;
+                self.late(recovery, "there is no plan yet", true).await
+            }
+        }
+    }
+
+    /// There is a plan.
+    async fn planned(
+        &self,
+        recovery: &VolumeRecovery,
+        record: &reattach_core::report::Record,
+        shown: &mut Shown,
+        interrupt: &mut Interrupt,
+    ) -> Result<Option<End>> {
+        let Some(plan) = &record.plan else {
+            self.news(phase(recovery), &record.message, shown)?;
+            return self.late(recovery, "there is no plan yet", true).await;
+        };
+        let hash = plan.hash.to_string();
+        if let Some(approved) = recovery.spec.approval.as_ref().map(|a| a.plan_hash.as_str()) {
+            if approved == hash {
+                return self.late(recovery, "the plan is approved and has not begun", true).await;
+            }
+            note(&format!(
+                "The facts have changed since plan {approved} was approved; the plan is {hash} now and has not run."
+            ));
+            return self.end_request(recovery, "the plan changed after its approval", End::Refused).await;
+        }
+        if shown.plan != hash {
+            if !shown.plan.is_empty() {
+                self.tell("\nThe facts have changed, and the plan with them:\n\n")?;
+            }
+            self.tell(&plan_text(plan))?;
+            shown.plan.clone_from(&hash);
+        }
+        match self.consent {
+            Consent::ShowOnly => {
+                self.end_request(recovery, "dry run: the plan was shown, nothing was touched", End::Done)
+                    .await
+            }
+            Consent::Given => self.approve(&hash, shown).await,
+            Consent::Ask => match self.ask(&hash, interrupt).await? {
+                Some(true) => self.approve(&hash, shown).await,
+                Some(false) => {
+                    self.end_request(recovery, "not approved, nothing was touched", End::Unhealed).await
+                }
+                None => self.interrupted().await.map(Some),
+            },
+            Consent::Later | Consent::Watch => {
+                let ns = &self.name.namespace;
+                note(&format!(
+                    "\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}",
+                    self.name.name
+                ));
+                note(&format!("Or not:    kubectl reattach abort -n {ns} {}", self.name.name));
+                Ok(Some(End::Waiting))
+            }
+        }
+    }
+
+    async fn approve(&self, hash: &str, shown: &mut Shown) -> Result<Option<End>> {
+        if shown.approved.as_deref() != Some(hash) {
+            records::approve(self.session, &self.name, hash, &self.user).await?;
+            note(&format!("\nPlan {hash} approved by {}.", self.user));
+            shown.approved = Some(hash.to_owned());
+        }
+        Ok(None)
+    }
+
+    /// Asks on the terminal; `None` when interrupted.
+    async fn ask(&self, hash: &str, interrupt: &mut Interrupt) -> Result<Option<bool>> {
+        let mut stderr = std::io::stderr();
+        write!(stderr, "\nRun plan {hash}? [y/N] ")?;
+        stderr.flush()?;
+        let (answered, answer) = oneshot::channel();
+        // A thread of its own: the runtime would wait at its end for a read that never comes.
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = std::io::stdin().lock().read_line(&mut line);
+            // Nobody waits any more after an interrupt.
+            let _ = answered.send(read.map(|_| line));
+        });
+        tokio::select! {
+            biased;
+            () = interrupt.heard() => Ok(None),
+            line = answer => Ok(Some(matches!(line??.trim().to_lowercase().as_str(), "y" | "yes"))),
+            () = tokio::time::sleep_until(self.deadline) => Ok(Some(false)),
+        }
+    }
+
+    /// Whether the time is over. `withdraw`: the request has no run to protect and is taken back.
+    async fn late(&self, recovery: &VolumeRecovery, what: &str, withdraw: bool) -> Result<Option<End>> {
+        if Instant::now() < self.deadline {
+            return Ok(None);
+        }
+        note(&format!("error: the time of --timeout is over: {what}"));
+        if withdraw {
+            return self.end_request(recovery, "timed out before it began", End::Waiting).await;
+        }
+        note(&format!(
+            "Follow it with: kubectl reattach status -n {} {} --watch",
+            self.name.namespace, self.name.name
+        ));
+        Ok(Some(End::Waiting))
+    }
+
+    /// Takes back a request that has touched nothing, so that it neither lingers nor runs later by surprise.
+    async fn end_request(&self, recovery: &VolumeRecovery, why: &str, end: End) -> Result<Option<End>> {
+        let last = recovery.clone();
+        records::abort(self.session, &self.name, &self.user, Some(why)).await?;
+        let until = Instant::now() + SETTLED_WITHIN;
+        while Instant::now() < until {
+            match records::again(self.session, &self.name).await? {
+                Some(r) if !phase(&r).is_final() && r.status.is_some() => {
+                    tokio::time::sleep(LOOK_EVERY).await
+                }
+                _ => break,
+            }
+        }
+        note(&format!("\nRequest {} was withdrawn: {why}.", self.name));
+        self.value(&last)?;
+        Ok(Some(end))
+    }
+
+    async fn interrupted(&self) -> Result<End> {
+        let now = records::again(self.session, &self.name).await?;
+        match now {
+            Some(recovery)
+                if !records::under_way(&recovery)
+                    && !phase(&recovery).is_final()
+                    && self.consent != Consent::Watch =>
+            {
+                self.end_request(
+                    &recovery,
+                    "interrupted before it began, nothing was touched",
+                    End::Interrupted,
+                )
+                .await?;
+            }
+            Some(recovery) if records::under_way(&recovery) && !self.driven_here => {
+                let (ns, name) = (&self.name.namespace, recovery.name_any());
+                note("\nInterrupted; the recovery is not over.");
+                note(&format!("Follow it: kubectl reattach status -n {ns} {name} --watch"));
+                note(&format!("End it:    kubectl reattach abort -n {ns} {name}"));
+            }
+            _ => {}
+        }
+        Ok(End::Interrupted)
+    }
+
+    async fn last_look(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<End> {
+        if let Some(recovery) = records::again(self.session, &self.name).await?
+            && phase(&recovery).is_final()
+            && let Some(end) = self.look(&recovery, shown, Instant::now(), interrupt).await?
+        {
+            return Ok(end);
+        }
+        Err(Fail::Other(format!(
+            "this process may no longer act on {} (its Lease is lost, or another process took over)",
+            self.name
+        ))
+        .into())
+    }
+
+    fn ended(&self, recovery: &VolumeRecovery, end: End) -> Result<End> {
+        let record = records::record(recovery);
+        self.tell(&format!("\n{}\n", status_line(&record)))?;
+        if end != End::Done {
+            self.tell(&paragraph("  ", &record.message, TEXT_WIDTH))?;
+        }
+        note(&format!("Post-mortem: kubectl reattach report -n {} {}", self.name.namespace, self.name.name));
+        self.value(recovery)?;
+        Ok(end)
+    }
+
+    /// A line whenever the phase or its sentence changes.
+    fn news(&self, phase: Phase, message: &str, shown: &mut Shown) -> Result<()> {
+        let text = match message {
+            "" => "waiting for the controller to look at it".to_owned(),
+            message => one_line(message),
+        };
+        let line = format!("{phase:?}: {text}");
+        if shown.message != line {
+            self.tell(&paragraph("", &line, TEXT_WIDTH))?;
+            shown.message = line;
+        }
+        Ok(())
+    }
+
+    /// Progress: on standard output for people, beside it when scripts read that.
+    fn tell(&self, text: &str) -> Result<()> {
+        match self.format {
+            Format::Table => out(text),
+            _ => {
+                note(text.trim_end_matches('\n'));
+                Ok(())
+            }
+        }
+    }
+
+    fn value(&self, recovery: &VolumeRecovery) -> Result<()> {
+        match self.format {
+            Format::Table => Ok(()),
+            format => crate::output::value(format, recovery),
+        }
+    }
+}
+
+/// Whether a person sits at this terminal.
+pub fn interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}

@@ -1,0 +1,64 @@
+//! Standard output: text, JSON and YAML. A closed pipe is an error like any other and ends the command quietly.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+/// How to print a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One JSON value.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Writes text to standard output.
+///
+/// # Errors
+/// Standard output is closed or full.
+pub fn out(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// As [`out`].
+pub fn line(text: &str) -> Result<()> {
+    out(&format!("{text}\n"))
+}
+
+/// Writes a line of progress or advice to standard error, so that standard output stays for the result.
+pub fn note(text: &str) {
+    // Nobody reads it: nothing is lost that a script relies on.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Writes a value as JSON or YAML; `Format::Table` prints JSON too (callers print their own tables).
+///
+/// # Errors
+/// As [`out`].
+pub fn value(format: Format, value: &impl Serialize) -> Result<()> {
+    match format {
+        // By way of JSON, so that both show the same names and number types.
+        Format::Yaml => out(&serde_saphyr::to_string(&serde_json::to_value(value)?)?),
+        Format::Json | Format::Table => line(&serde_json::to_string_pretty(value)?),
+    }
+}
+
+/// The columns to print on: `COLUMNS` if set, else the terminal's; `None` when nobody looks at a terminal, and lines are
+/// not cut then.
+pub fn width() -> Option<usize> {
+    let set = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| *c >= 40);
+    let stdout = std::io::stdout();
+    let seen = || terminal_size::terminal_size_of(&stdout).map(|(w, _)| usize::from(w.0));
+    if stdout.is_terminal() { set.or_else(seen) } else { set }
+}

@@ -1,0 +1,219 @@
+//! `plan`: what a recovery would do, step by step, or every reason why not. Persists nothing.
+
+use crate::diagnose;
+use crate::exit::End;
+use crate::fail::{Fail, one_line};
+use crate::output::{Format, note, out, value};
+use crate::session::{Global, Session, preflight, providers};
+use crate::table::paragraph;
+use anyhow::Result;
+use clap::Args;
+use reattach_controller::{Collector, Depth};
+use reattach_core::check::check;
+use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
+use reattach_core::plan::{Request, make};
+use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
+use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
+use reattach_core::safety::Refusal;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Shows what a recovery would do, step by step; writes nothing.
+///
+/// For each step: what will happen, the command a human would type, what could go wrong; and the expected downtime. Or
+/// every reason why nothing may be done. The one request that is no read asks the API server with `dryRun=All` whether a
+/// new pod of the workload would be accepted, and persists nothing.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach plan data-redis-0 -n cache
+  kubectl reattach plan data-redis-0 --runbook-file my-runbook.yaml
+  kubectl reattach plan data-web --confirm-workload Deployment/web    # accept that all its replicas stop
+  kubectl reattach plan data-redis-0 -o json | jq -r .plan.hash
+
+Exit codes: 0 there is a plan, or nothing is wrong; 4 it is refused; 5 not ours; 6 wait.")]
+pub struct PlanArgs {
+    /// The PersistentVolumeClaim.
+    #[arg(value_name = "CLAIM")]
+    claim: String,
+    /// The runbook.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNBOOK)]
+    runbook: String,
+    /// A runbook of your own, checked against the safety rules.
+    #[arg(long, value_name = "FILE", conflicts_with = "runbook")]
+    runbook_file: Option<PathBuf>,
+    /// A workload with several replicas, whose stop you accept.
+    #[arg(long, value_name = "KIND/NAME")]
+    confirm_workload: Option<String>,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// A claim, runbook or provider that cannot be used, or a read that failed.
+pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
+    let runbook = match &args.runbook_file {
+        Some(file) => from_file(file)?,
+        None => built_in(&args.runbook)?,
+    };
+    confirmation(args.confirm_workload.as_deref())?;
+    let providers = providers(global)?;
+    let session = Session::open(global).await?;
+    preflight(&providers, false).await?;
+    let claim = session.claim(&args.claim)?;
+    session.require_claim(&claim).await?;
+    let collector =
+        Collector { clients: session.clients.clone(), cache: None, providers, clock: session.clock.clone() };
+    let collected = collector.collect(&claim, None, Depth::Plan);
+    let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
+    let now = session.clock.now();
+    let diagnosis = classify(&evidence, now);
+    let Verdict::Ours { trouble } = &diagnosis.verdict else {
+        match args.output {
+            Format::Table => out(&format!(
+                "No plan for claim {claim}: there is nothing to plan.\n\n{}",
+                diagnosis_text(&diagnosis)
+            ))?,
+            format => value(format, &answer(&claim, &diagnosis, Value::Null, &[]))?,
+        }
+        return Ok(diagnose::end(&diagnosis.verdict));
+    };
+    let detach_command = collector.providers.detach_command(&evidence);
+    let confirm_workload = args.confirm_workload.as_deref();
+    let request =
+        Request { runbook: &runbook, confirm_workload, detach_command: &detach_command, for_show: true };
+    let made = make(&evidence, &diagnosis, &request, now).and_then(|plan| {
+        let objections = check(&plan, &evidence, confirm_workload, now);
+        if objections.is_empty() {
+            return Ok(plan);
+        }
+        let what = "the independent checker's consent";
+        Err(objections
+            .iter()
+            .map(|v| Refusal::Missing { what: what.to_owned(), why: v.to_string() })
+            .collect())
+    });
+    match (made, args.output) {
+        (Ok(plan), Format::Table) => {
+            out(&plan_text(&plan))?;
+            note("");
+            if let Trouble::Phantom { at, confirmed: false, .. } = trouble {
+                note(&format!(
+                    "Before anything runs, the agent on {} is asked to look at the machine anew.",
+                    at.node
+                ));
+            }
+            note(&format!(
+                "Nothing was written. The API server was asked with dryRun=All whether it would accept a new pod of {}.",
+                plan.pins.workload
+            ));
+            match &args.runbook_file {
+                Some(_) => note("A runbook from a file can be shown here; recover runs the built-in ones."),
+                None => note(&format!(
+                    "To run it: kubectl reattach recover -n {} {}",
+                    claim.namespace, claim.name
+                )),
+            }
+            Ok(End::Done)
+        }
+        (Ok(plan), format) => {
+            value(format, &answer(&claim, &diagnosis, serde_json::to_value(&plan)?, &[]))?;
+            Ok(End::Done)
+        }
+        (Err(refusals), Format::Table) => {
+            out(&refused(
+                &format!("No plan for claim {claim}"),
+                &trouble.to_string(),
+                &sentences(&refusals),
+            ))?;
+            own_rights(&session, &refusals).await;
+            Ok(End::Refused)
+        }
+        (Err(refusals), format) => {
+            value(format, &answer(&claim, &diagnosis, Value::Null, &refusals))?;
+            Ok(End::Refused)
+        }
+    }
+}
+
+/// One of the compiled-in runbooks.
+///
+/// # Errors
+/// [`Fail::Usage`] with the names that there are.
+pub fn built_in(name: &str) -> Result<Runbook, Fail> {
+    Runbook::built_in(name).map_err(|e| Fail::Usage(format!("--runbook: {e}")))
+}
+
+fn from_file(file: &Path) -> Result<Runbook, Fail> {
+    let bad = |why: String| Fail::Usage(format!("--runbook-file: {why}"));
+    let text =
+        std::fs::read_to_string(file).map_err(|e| bad(format!("cannot read {}: {e}", file.display())))?;
+    Runbook::parse(&file.display().to_string(), &text)
+        .map_err(|e| bad(one_line(&e.to_string()).replacen(": error: ", ": ", 1)))
+}
+
+/// Checks the shape of `--confirm-workload`.
+///
+/// # Errors
+/// [`Fail::Usage`].
+pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
+    let Some(text) = given else { return Ok(()) };
+    match text.split_once('/') {
+        Some((kind, name)) if !kind.is_empty() && !name.is_empty() && !name.contains('/') => Ok(()),
+        _ => {
+            Err(Fail::Usage(format!("--confirm-workload {text:?} must be KIND/NAME, such as Deployment/web")))
+        }
+    }
+}
+
+/// Refusals as text: a head, the trouble, and one reason per paragraph.
+pub fn refused(head: &str, trouble: &str, reasons: &[String]) -> String {
+    let mut text = format!(
+        "{head}: {}\n",
+        if reasons.len() == 1 {
+            "one reason against it".to_owned()
+        } else {
+            format!("{} reasons against it", reasons.len())
+        }
+    );
+    text.push_str(&paragraph("  ", trouble, TEXT_WIDTH));
+    text.push('\n');
+    for reason in reasons {
+        text.push_str(&paragraph("  - ", &one_line(reason), TEXT_WIDTH));
+    }
+    text
+}
+
+fn sentences(refusals: &[Refusal]) -> Vec<String> {
+    refusals.iter().map(ToString::to_string).collect()
+}
+
+/// The dry run was made with the rights of the person who asks; the controller's may differ.
+async fn own_rights(session: &Session, refusals: &[Refusal]) {
+    let about_pods = |r: &Refusal| matches!(r, Refusal::PodWouldBeRefused { why, .. } if why.contains("cannot create resource \"pods\""));
+    if refusals.iter().any(about_pods)
+        && let Ok(me) = session.user().await
+    {
+        note(&format!("\nnote: that pod was asked for with the rights of {me}; the controller has its own"));
+    }
+}
+
+fn answer(
+    claim: &reattach_core::ids::ObjectName,
+    diagnosis: &reattach_core::diagnosis::Diagnosis,
+    plan: Value,
+    refusals: &[Refusal],
+) -> Value {
+    let refusals: Vec<Value> = refusals
+        .iter()
+        .map(|r| {
+            let mut object = serde_json::to_value(r).unwrap_or_default();
+            object["sentence"] = json!(r.to_string());
+            object
+        })
+        .collect();
+    json!({ "claim": claim, "diagnosis": diagnosis, "plan": plan, "refusals": refusals })
+}

@@ -1,0 +1,162 @@
+//! VolumeRecoveries: finding them, asking for one, approving, aborting; and their content free of Kubernetes types.
+
+use crate::fail::Fail;
+use crate::session::Session;
+use jiff::Timestamp;
+use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
+use reattach_core::ids::ObjectName;
+use reattach_core::report::Record;
+use serde_json::json;
+
+/// Everything in a recovery that reports need.
+pub fn record(recovery: &VolumeRecovery) -> Record {
+    let status = recovery.status.clone().unwrap_or_default();
+    let namespace = recovery.namespace().unwrap_or_default();
+    Record {
+        recovery: ObjectName::new(namespace.as_str(), recovery.name_any()),
+        claim: ObjectName::new(namespace, recovery.spec.claim_name.as_str()),
+        mode: recovery.spec.mode,
+        requester: recovery.spec.requester.clone(),
+        reason: recovery.spec.reason.clone(),
+        phase: format!("{:?}", status.phase),
+        message: status.message,
+        diagnosis: status.diagnosis.map(|d| d.0),
+        refusals: status.refusals,
+        plan: status.plan.map(|p| p.0),
+        journal: status.journal.into_iter().map(|e| e.0).collect(),
+        created: created(recovery),
+        cloud_volume: None,
+    }
+}
+
+/// When it was created; the epoch for an object that never reached an API server.
+pub fn created(recovery: &VolumeRecovery) -> Timestamp {
+    recovery.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0)
+}
+
+/// Its phase.
+pub fn phase(recovery: &VolumeRecovery) -> Phase {
+    recovery.status.as_ref().map_or_else(Phase::default, |s| s.phase)
+}
+
+/// Whether steps have been performed and it is not over.
+pub fn under_way(recovery: &VolumeRecovery) -> bool {
+    let begun = |s: &VolumeRecoveryStatus| !s.journal.is_empty();
+    !phase(recovery).is_final() && recovery.status.as_ref().is_some_and(begun)
+}
+
+/// All recoveries of a namespace, or of all; sorted by namespace, claim and age, oldest first.
+///
+/// # Errors
+/// The API server's, as a sentence.
+pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<VolumeRecovery>, Fail> {
+    let client = session.clients.read.clone();
+    let api: Api<VolumeRecovery> =
+        namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
+    let mut items = session.ask("list the recoveries", api.list(&ListParams::default())).await?.items;
+    items.sort_by_key(|r| (r.namespace(), r.spec.claim_name.clone(), created(r), r.name_any()));
+    Ok(items)
+}
+
+/// The recovery of this name, or the one of the claim of this name that matters most: under way, then not over, then
+/// the newest.
+///
+/// # Errors
+/// [`Fail::NoRecovery`], or the API server's.
+pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail> {
+    let all = list(session, Some(&session.namespace)).await?;
+    let bare = name.rsplit('/').next().unwrap_or(name);
+    let (is_claim, is_recovery) = match name.split_once('/') {
+        None => (true, true),
+        Some(("pvc" | "persistentvolumeclaim" | "persistentvolumeclaims", _)) => (true, false),
+        Some(("vrec" | "volumerecovery" | "volumerecoveries", _)) => (false, true),
+        Some((kind, _)) => {
+            return Err(Fail::Usage(format!(
+                "{name:?} is of kind {kind:?}; give the name of a VolumeRecovery or of a claim"
+            )));
+        }
+    };
+    if is_recovery && let Some(found) = all.iter().find(|r| r.name_any() == bare) {
+        return Ok(found.clone());
+    }
+    let own = all.into_iter().filter(|r| is_claim && r.spec.claim_name == bare);
+    own.max_by_key(|r| (under_way(r), !phase(r).is_final(), created(r), r.name_any()))
+        .ok_or_else(|| Fail::NoRecovery { namespace: session.namespace.clone(), name: bare.to_owned() })
+}
+
+/// Reads one again; `None` when it is gone.
+///
+/// # Errors
+/// The API server's, as a sentence.
+pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
+    let api: Api<VolumeRecovery> = Api::namespaced(session.clients.read.clone(), &name.namespace);
+    session.ask("read the recovery", api.get_opt(&name.name)).await
+}
+
+/// Asks for a recovery.
+///
+/// # Errors
+/// The API server's, as a sentence; nothing was created then.
+pub async fn create(
+    session: &Session,
+    namespace: &str,
+    spec: VolumeRecoverySpec,
+) -> Result<VolumeRecovery, Fail> {
+    let stem: String = spec.claim_name.chars().take(200).collect();
+    let recovery = VolumeRecovery {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{stem}-")),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: None,
+    };
+    let api: Api<VolumeRecovery> = Api::namespaced(session.clients.records.clone(), namespace);
+    session.ask("ask for the recovery", api.create(&PostParams::default(), &recovery)).await
+}
+
+/// Approves one exact plan of a recovery.
+///
+/// # Errors
+/// The API server's, as a sentence; the plan does not run then.
+pub async fn approve(
+    session: &Session,
+    recovery: &ObjectName,
+    plan_hash: &str,
+    approver: &str,
+) -> Result<(), Fail> {
+    let spec = json!({ "approval": { "planHash": plan_hash, "approver": approver } });
+    patch(session, recovery, "approve the plan", spec).await
+}
+
+/// Aborts a recovery: whoever drives it puts everything back.
+///
+/// # Errors
+/// The API server's, as a sentence.
+pub async fn abort(
+    session: &Session,
+    recovery: &ObjectName,
+    by: &str,
+    reason: Option<&str>,
+) -> Result<(), Fail> {
+    let mut abort = json!({ "by": by });
+    if let Some(reason) = reason {
+        abort["reason"] = json!(reason);
+    }
+    patch(session, recovery, "abort the recovery", json!({ "abort": abort })).await
+}
+
+async fn patch(
+    session: &Session,
+    recovery: &ObjectName,
+    doing: &str,
+    spec: serde_json::Value,
+) -> Result<(), Fail> {
+    let api: Api<VolumeRecovery> = Api::namespaced(session.clients.records.clone(), &recovery.namespace);
+    let body = Patch::Merge(json!({ "spec": spec }));
+    session.ask(doing, api.patch(&recovery.name, &PatchParams::default(), &body)).await?;
+    Ok(())
+}

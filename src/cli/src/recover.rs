@@ -1,0 +1,186 @@
+//! `recover`: heals one claim's volume, by the controller or, with `--break-glass`, without one.
+
+use crate::break_glass;
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::follow::{Consent, Follow, interactive};
+use crate::interrupt::Interrupt;
+use crate::leader::{Leader, LeaseArgs, look};
+use crate::output::{Format, note, value};
+use crate::plan::{built_in, confirmation};
+use crate::records;
+use crate::session::{Global, Session};
+use anyhow::Result;
+use clap::Args;
+use kube::ResourceExt;
+use reattach_api::{VolumeRecovery, VolumeRecoverySpec};
+use reattach_core::ids::ObjectName;
+use reattach_core::policy::Mode;
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Heals one claim's volume.
+///
+/// Asks for a recovery, shows the plan, asks for your consent, and follows it to its end. The controller does the work, and its budgets and safety rules hold. With --break-glass this command does it itself,
+/// by the same gate and journal, when no controller is running.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach recover data-redis-0 -n cache
+  kubectl reattach recover data-redis-0 --dry-run
+  kubectl reattach recover data-redis-0 --yes --reason 'INC-42' -o json
+  kubectl reattach recover data-web --confirm-workload Deployment/web   # all its replicas stop
+  LINODE_TOKEN=... kubectl reattach recover data-redis-0 --break-glass
+
+Exit codes: 0 healed; 4 refused; 5 not ours; 6 not over (no consent yet, or timed out);
+7 aborted, failed or stuck. `kubectl reattach --help` has the whole table.")]
+pub struct RecoverArgs {
+    /// The PersistentVolumeClaim.
+    #[arg(value_name = "CLAIM")]
+    pub claim: String,
+    /// Show and record the plan, and do nothing.
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Approve the plan without asking.
+    #[arg(long, short)]
+    pub yes: bool,
+    /// The runbook.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNBOOK)]
+    pub runbook: String,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// A workload with several replicas, whose stop you accept.
+    #[arg(long, value_name = "KIND/NAME")]
+    pub confirm_workload: Option<String>,
+    /// Ask for the recovery and return at once; approve and watch it later.
+    #[arg(long, conflicts_with_all = ["yes", "break_glass"])]
+    pub no_wait: bool,
+    /// How long to follow it.
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    pub timeout: Duration,
+    /// Work without a controller: take its leader Lease and act from here. Needs the cloud token.
+    #[arg(long)]
+    pub break_glass: bool,
+    /// How to print the recovery at its end; progress then goes to standard error.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What stands against asking for the recovery at all; nothing was created then.
+pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
+    built_in(&args.runbook)?;
+    confirmation(args.confirm_workload.as_deref())?;
+    args.lease.check()?;
+    if args.reason.as_ref().is_some_and(|r| r.chars().count() > 1024) {
+        return Err(Fail::Usage("--reason may have at most 1024 characters".to_owned()).into());
+    }
+    if args.break_glass {
+        if !args.yes && !args.dry_run && !interactive() {
+            return Err(Fail::Usage("--break-glass acts from here, so somebody must consent: add --yes or --dry-run, or run it on a terminal".to_owned()).into());
+        }
+        return break_glass::run(&args, global).await;
+    }
+    let session = Session::open(global).await?;
+    let claim = session.claim(&args.claim)?;
+    session.require_claim(&claim).await?;
+    if let Some(running) = running(&session, &claim).await? {
+        let name = running.name_any();
+        return Err(Fail::Other(format!(
+            "recovery {name} of this claim is under way; follow it with: kubectl reattach status -n {} {name} --watch",
+            claim.namespace
+        ))
+        .into());
+    }
+    require_controller(&session, &args.lease).await?;
+    let user = session.user().await?;
+    // From here on there is a request to take back when the user thinks better of it.
+    let mut interrupt = Interrupt::listen()?;
+    let recovery = records::create(&session, &claim.namespace, spec(&args, &claim, &user)).await?;
+    let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
+    if args.no_wait {
+        match args.output {
+            Format::Table => crate::output::line(&format!("VolumeRecovery {name} was created."))?,
+            format => value(format, &recovery)?,
+        }
+        note(&format!("See its plan: kubectl reattach status -n {} {}", name.namespace, name.name));
+        return Ok(End::Done);
+    }
+    note(&format!("Recovery {name}, asked for by {user}."));
+    follow(&session, &args, name, user).run(None, &mut interrupt).await
+}
+
+/// How this command follows its recovery.
+pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, user: String) -> Follow<'a> {
+    let consent = match (args.dry_run, args.yes, interactive()) {
+        (true, _, _) => Consent::ShowOnly,
+        (_, true, _) => Consent::Given,
+        (_, _, true) => Consent::Ask,
+        _ => Consent::Later,
+    };
+    Follow {
+        session,
+        name,
+        consent,
+        user,
+        format: args.output,
+        deadline: Instant::now() + args.timeout,
+        driven_here: args.break_glass,
+    }
+}
+
+/// The request.
+pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &str) -> VolumeRecoverySpec {
+    VolumeRecoverySpec {
+        claim_name: claim.name.clone(),
+        mode: if args.dry_run { Mode::DryRun } else { Mode::Approve },
+        runbook: args.runbook.clone(),
+        reason: args.reason.clone(),
+        requester: user.to_owned(),
+        confirm_workload: args.confirm_workload.clone(),
+        abort: None,
+        approval: None,
+    }
+}
+
+/// The recovery of this claim that has begun and is not over.
+///
+/// # Errors
+/// The API server's, as a sentence.
+pub async fn running(session: &Session, claim: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
+    let all = records::list(session, Some(&claim.namespace)).await?;
+    Ok(all.into_iter().find(|r| r.spec.claim_name == claim.name && records::under_way(r)))
+}
+
+async fn require_controller(session: &Session, lease: &LeaseArgs) -> Result<(), Fail> {
+    match look(session, lease, reattach_cluster::lease::LEASE_DURATION).await? {
+        Leader::Live { .. } => Ok(()),
+        Leader::Hidden => {
+            note(&format!(
+                "note: you may not read Lease {}, so whether a controller runs shows only when it answers",
+                lease.name()
+            ));
+            Ok(())
+        }
+        Leader::None { why } => Err(Fail::Other(format!(
+            "no controller holds Lease {} ({why}), so nobody would do the work; install or start one, or use --break-glass",
+            lease.name()
+        ))),
+    }
+}
+
+/// `90s`, `15m`, `1h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no duration such as 90s, 15m or 1h"))?;
+    match Duration::try_from(span) {
+        Ok(duration) if !duration.is_zero() && duration <= Duration::from_secs(86_400) => Ok(duration),
+        _ => Err(format!("{text:?} must be more than 0 and at most 24h")),
+    }
+}

@@ -1,0 +1,107 @@
+//! `report`: the post-mortem of recoveries.
+
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::output::{line, note, out};
+use crate::records::{self, record};
+use crate::session::{Global, Session};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use reattach_core::report::{Incident, Record, html, json, markdown};
+use std::path::PathBuf;
+
+/// Writes the post-mortem of recoveries.
+///
+/// What was wrong, what was done when and by whom, how long it took, and what a person still has to do.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach report data-redis-0 -n cache > post-mortem.md
+  kubectl reattach report -A --since 6h --html post-mortem.html
+  kubectl reattach report data-redis-0 -o json | jq '.volumes[].healMillis'")]
+pub struct ReportArgs {
+    /// VolumeRecoveries or claims; otherwise all of the namespace.
+    #[arg(value_name = "RECOVERY|CLAIM", conflicts_with = "all_namespaces")]
+    names: Vec<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+    /// Only recoveries that were created so long ago or later.
+    #[arg(long, value_name = "DURATION", conflicts_with = "names", value_parser = since)]
+    since: Option<jiff::SignedDuration>,
+    /// The title.
+    #[arg(long, value_name = "TEXT", default_value = "Volume recovery post-mortem")]
+    title: String,
+    /// Also write it as one self-contained HTML file with a timeline picture.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// How to print it to standard output.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Form,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// Markdown.
+    #[default]
+    Markdown,
+    /// JSON.
+    Json,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// No such recovery, a file that cannot be written, or the API server's error.
+pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
+    let session = Session::open(global).await?;
+    let now = session.clock.now();
+    let mut found = Vec::new();
+    if args.names.is_empty() {
+        found = records::list(&session, (!args.all_namespaces).then_some(session.namespace.as_str())).await?;
+        if let Some(since) = args.since {
+            let from = now.saturating_sub(since).unwrap_or(Timestamp::MIN);
+            found.retain(|r| records::created(r) >= from);
+        }
+    }
+    for name in &args.names {
+        found.push(records::find(&session, name).await?);
+    }
+    if found.is_empty() {
+        let place = if args.all_namespaces {
+            "any namespace".to_owned()
+        } else {
+            format!("namespace {:?}", session.namespace)
+        };
+        return Err(Fail::Other(format!(
+            "there is no recovery in {place} to report on; -A looks everywhere"
+        ))
+        .into());
+    }
+    let records: Vec<Record> = found.iter().map(record).collect();
+    let incident = incident(args.title, records, now);
+    if let Some(file) = &args.html {
+        let written = std::fs::write(file, html(&incident));
+        written.map_err(|e| Fail::Other(format!("cannot write --html {}: {e}", file.display())))?;
+        note(&format!("{} was written.", file.display()));
+    }
+    match args.output {
+        Form::Markdown => out(&markdown(&incident))?,
+        Form::Json => line(&json(&incident))?,
+    }
+    Ok(End::Done)
+}
+
+/// From the first creation to the last line of a journal; to now, while something is not over.
+fn incident(title: String, records: Vec<Record>, now: Timestamp) -> Incident {
+    let from = records.iter().map(|r| r.created).min().unwrap_or(now);
+    let over = |r: &Record| matches!(r.phase.as_str(), "Recovered" | "Resolved" | "Aborted" | "Failed");
+    let last = records.iter().filter_map(|r| r.journal.last().map(|e| e.at)).max();
+    let to = if records.iter().all(over) { last.unwrap_or(now) } else { now };
+    Incident { title, from, to: to.max(from), records, notes: Vec::new() }
+}
+
+fn since(text: &str) -> Result<jiff::SignedDuration, String> {
+    text.parse().map_err(|_| format!("{text:?} is no duration such as 90m, 6h or 2d 12h"))
+}

@@ -1,0 +1,250 @@
+//! A connection to the cluster and to the clouds, with every failure as one sentence.
+
+use crate::fail::{Fail, one_line};
+use crate::output::note;
+use anyhow::Result;
+use clap::Args;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::Api;
+use reattach_cluster::client::{load, whoami};
+use reattach_cluster::{Clients, Clock};
+use reattach_controller::Providers;
+use reattach_controller::providers::{SetupError, from_env};
+use reattach_core::ids::ObjectName;
+use reattach_provider_api::{ProviderError, RightUse};
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An API server that is there accepts a connection within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// One request of a command; beyond it the API server does not answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The custom resources of the group, by plural name.
+const RESOURCES: [&str; 3] = ["volumerecoveries", "recoverypolicies", "nodevolumereports"];
+
+/// Options that every verb takes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Cluster and cloud")]
+pub struct Global {
+    /// The kubeconfig file; otherwise KUBECONFIG, ~/.kube/config, or the service account of the pod.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig to use.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The namespace; otherwise the context's.
+    #[arg(long, short, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The cloud that the volumes are at. linode reads LINODE_TOKEN, and LINODE_URL if set.
+    #[arg(long, global = true, value_name = "NAME", default_value = "linode")]
+    pub provider: String,
+}
+
+/// The cluster as one command sees it.
+#[derive(Clone)]
+pub struct Session {
+    /// The clients.
+    pub clients: Clients,
+    /// The clock.
+    pub clock: Clock,
+    /// The namespace that was asked for, or the context's.
+    pub namespace: String,
+    /// The API server's address, for error texts.
+    pub server: String,
+}
+
+impl Session {
+    /// Connects, and makes sure that the custom resources are there.
+    ///
+    /// # Errors
+    /// No usable kubeconfig, no answer, wrong credentials, missing custom resources: a [`Fail`].
+    pub async fn open(global: &Global) -> Result<Self> {
+        let config = load(global.kubeconfig.as_deref(), global.context.as_deref()).await;
+        let mut config = config.map_err(|e| Fail::Other(one_line(&e.to_string())))?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let server = config.cluster_url.to_string();
+        let clients = Clients::from_config(&config).map_err(|e| Fail::Other(one_line(&e.to_string())))?;
+        let session = Self { clients, clock: Clock::system(), namespace, server };
+        session.require_resources().await?;
+        Ok(session)
+    }
+
+    /// Runs one request under a time limit; `doing` completes "to …" in the error.
+    ///
+    /// # Errors
+    /// The client's error as a [`Fail`], or no answer in time.
+    pub async fn ask<T>(
+        &self,
+        doing: &str,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Fail> {
+        match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Fail::kubernetes(&error, &self.server, doing)),
+            Err(_) => Err(Fail::Unreachable {
+                server: self.server.clone(),
+                why: format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+            }),
+        }
+    }
+
+    async fn require_resources(&self) -> Result<(), Fail> {
+        let missing = |what: &str| {
+            Fail::Other(format!(
+                "{what} is not installed in the cluster at {}; apply deploy/crds first",
+                self.server
+            ))
+        };
+        let group = async {
+            match self.clients.read.list_api_group_resources("reattach.dev/v1alpha1").await {
+                Err(kube::Error::Api(s)) if s.is_not_found() => Ok(None),
+                other => other.map(Some),
+            }
+        };
+        let Some(group) = self.ask("read the API group reattach.dev", group).await? else {
+            return Err(missing("the API group reattach.dev/v1alpha1"));
+        };
+        match RESOURCES.iter().find(|plural| !group.resources.iter().any(|r| r.name == **plural)) {
+            Some(plural) => Err(missing(&format!("the custom resource {plural}.reattach.dev"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The user name that the API server knows this command by.
+    ///
+    /// # Errors
+    /// The API server does not say: nothing may be asked for or approved then.
+    pub async fn user(&self) -> Result<String, Fail> {
+        let name = self.ask("find out who you are", whoami(&self.clients.records)).await?;
+        match name.as_str() {
+            "" => Err(Fail::Other(
+                "the API server does not tell your user name, which a request must carry".to_owned(),
+            )),
+            _ => Ok(name),
+        }
+    }
+
+    /// The claim that a person names: `NAME` or `pvc/NAME`, in the session's namespace.
+    ///
+    /// # Errors
+    /// An empty name, or another kind.
+    pub fn claim(&self, name: &str) -> Result<ObjectName, Fail> {
+        Ok(ObjectName::new(self.namespace.as_str(), claim_name(name)?))
+    }
+
+    /// Makes sure that a claim exists.
+    ///
+    /// # Errors
+    /// [`Fail::NoClaim`], or no answer.
+    pub async fn require_claim(&self, claim: &ObjectName) -> Result<(), Fail> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.clients.read.clone(), &claim.namespace);
+        match self.ask("read the claim", api.get_opt(&claim.name)).await? {
+            Some(_) => Ok(()),
+            None => Err(Fail::NoClaim { namespace: claim.namespace.clone(), name: claim.name.clone() }),
+        }
+    }
+}
+
+fn claim_name(name: &str) -> Result<&str, Fail> {
+    let bare = match name.split_once('/') {
+        None => name,
+        Some(("pvc" | "persistentvolumeclaim" | "persistentvolumeclaims", bare)) => bare,
+        Some((kind, _)) => {
+            return Err(Fail::Usage(format!(
+                "{name:?} is of kind {kind:?}, and a PersistentVolumeClaim is needed: NAME or pvc/NAME"
+            )));
+        }
+    };
+    if bare.is_empty() || bare.contains('/') {
+        return Err(Fail::Usage(format!("{name:?} names no PersistentVolumeClaim; give NAME or pvc/NAME")));
+    }
+    Ok(bare)
+}
+
+/// Sets the providers up from the environment. Makes no request.
+///
+/// # Errors
+/// An unknown provider, a missing or malformed setting.
+pub fn providers(global: &Global) -> Result<Providers, Fail> {
+    let mut providers = Providers::default();
+    for name in global.provider.split(',').map(str::trim) {
+        match from_env(name) {
+            Ok(provider) => providers.register(provider),
+            Err(error @ SetupError::Unknown { .. }) => {
+                return Err(Fail::Usage(format!("--provider: {error}")));
+            }
+            Err(error) => return Err(Fail::Other(one_line(&error.to_string()))),
+        }
+    }
+    Ok(providers)
+}
+
+/// Asks every provider what the credential may do: reading, and `detach` too where it will be needed.
+///
+/// # Errors
+/// The provider does not answer, does not accept the credential, or it lacks a scope that is needed.
+pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> {
+    for provider in providers.all() {
+        let report = provider.preflight().await;
+        let name = provider.name();
+        if let Some(failure) = &report.failure {
+            return Err(Fail::Other(format!(
+                "provider {name}: {}{}",
+                one_line(&failure.to_string()),
+                advice(name, failure)
+            )));
+        }
+        let names = |uses: &[RightUse]| {
+            report.missing(uses).iter().map(|r| r.name.clone()).collect::<Vec<_>>().join(", ")
+        };
+        let reading = names(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]);
+        let detaching = names(&[RightUse::Detach]);
+        if !reading.is_empty() {
+            return Err(Fail::Other(format!(
+                "provider {name}: the token lacks the scopes {reading}, without which nothing can be told; give it these"
+            )));
+        }
+        if !detaching.is_empty() && detach {
+            return Err(Fail::Other(format!(
+                "provider {name}: the token lacks the scopes {detaching}, which a detach needs; give it these"
+            )));
+        }
+        if !detaching.is_empty() {
+            note(&format!(
+                "note: provider {name}: the token lacks {detaching}; enough to look, not to detach"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What to look at when a provider cannot be used at all.
+fn advice(provider: &str, failure: &ProviderError) -> String {
+    match (provider, failure) {
+        ("linode", ProviderError::Denied { .. }) => "; check LINODE_TOKEN".to_owned(),
+        ("linode", ProviderError::NotApplied { .. } | ProviderError::Unknown { .. }) => {
+            match std::env::var("LINODE_URL").ok().filter(|u| !u.trim().is_empty()) {
+                Some(url) => format!("; check the network, and LINODE_URL, which is {url}"),
+                None => "; check the network".to_owned(),
+            }
+        }
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_named_as_kubectl_names_them() {
+        assert_eq!(claim_name("data-redis-0").unwrap(), "data-redis-0");
+        assert_eq!(claim_name("pvc/data-redis-0").unwrap(), "data-redis-0");
+        for bad in ["", "pvc/", "pod/redis-0", "a/b/c", "pvc/a/b"] {
+            let fail = claim_name(bad).unwrap_err();
+            assert!(matches!(fail, Fail::Usage(_)), "{bad}: {fail}");
+        }
+    }
+}

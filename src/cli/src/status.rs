@@ -1,0 +1,217 @@
+//! `status`: where recoveries stand.
+
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::output::{Format, line, note, out, value, width};
+use crate::plan::refused;
+use crate::records::{self, created, phase, record};
+use crate::session::{Global, Session};
+use crate::table::{Table, age};
+use anyhow::Result;
+use clap::Args;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::report::{diagnosis_text, journal_text, plan_text, status_line, support_ticket};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How often a watch looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Shows where recoveries stand.
+///
+/// With a RECOVERY or CLAIM everything about that one: diagnosis, plan, journal.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach status -A
+  kubectl reattach status -n cache --watch
+  kubectl reattach status data-redis-0          # diagnosis, plan, journal
+  kubectl reattach status data-redis-0 --watch  # until it is over; exit code by its end")]
+pub struct StatusArgs {
+    /// A VolumeRecovery, or a claim.
+    #[arg(value_name = "RECOVERY|CLAIM", conflicts_with = "all_namespaces")]
+    name: Option<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+    /// Go on, and print what changes.
+    #[arg(long, short)]
+    watch: bool,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// No such recovery, or the API server's error.
+pub async fn run(args: StatusArgs, global: &Global) -> Result<End> {
+    if args.watch && args.output == Format::Yaml {
+        return Err(
+            Fail::Usage("--watch prints a table or one JSON object per line, not YAML".to_owned()).into()
+        );
+    }
+    let session = Session::open(global).await?;
+    if args.watch {
+        return tokio::select! {
+            biased;
+            ended = watch(&args, &session) => ended,
+            interrupted = tokio::signal::ctrl_c() => { interrupted?; Ok(End::Interrupted) }
+        };
+    }
+    match &args.name {
+        Some(name) => {
+            let recovery = records::find(&session, name).await?;
+            match args.output {
+                Format::Table => out(&text(&recovery))?,
+                format => value(format, &recovery)?,
+            }
+            Ok(end(phase(&recovery)))
+        }
+        None => {
+            let all = wanted(&args, &session).await?;
+            match args.output {
+                Format::Table if all.is_empty() => note(&nothing(&args, &session)),
+                Format::Table => out(&table(&all, args.all_namespaces, &session).text(width()))?,
+                format => value(format, &json!({ "apiVersion": "v1", "kind": "List", "items": all }))?,
+            }
+            Ok(End::Done)
+        }
+    }
+}
+
+async fn wanted(args: &StatusArgs, session: &Session) -> Result<Vec<VolumeRecovery>, Fail> {
+    records::list(session, (!args.all_namespaces).then_some(session.namespace.as_str())).await
+}
+
+fn nothing(args: &StatusArgs, session: &Session) -> String {
+    match args.all_namespaces {
+        true => "No recoveries in any namespace.".to_owned(),
+        false => format!("No recoveries in namespace {}; -A shows all.", session.namespace),
+    }
+}
+
+fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session) -> Table {
+    let mut head = vec!["CLAIM", "CLASS", "MODE", "PHASE", "AGE", "MESSAGE"];
+    if all_namespaces {
+        head.insert(0, "NAMESPACE");
+    }
+    let mut table = Table::new(&head);
+    for recovery in recoveries {
+        let status = recovery.status.clone().unwrap_or_default();
+        let mut row = vec![
+            recovery.spec.claim_name.clone(),
+            status.class.unwrap_or_default(),
+            recovery.spec.mode.to_string(),
+            format!("{:?}", status.phase),
+            age(created(recovery), session.clock.now()),
+            status.message,
+        ];
+        if all_namespaces {
+            row.insert(0, recovery.namespace().unwrap_or_default());
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// Everything about one recovery.
+fn text(recovery: &VolumeRecovery) -> String {
+    let record = record(recovery);
+    let mut text = format!("{}\n", status_line(&record));
+    let mut row = |label: &str, words: &str| {
+        text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
+    };
+    row("recovery", &record.recovery.to_string());
+    row("mode", &format!("{}, asked for by {}", record.mode, record.requester));
+    if let Some(reason) = &record.reason {
+        row("reason", reason);
+    }
+    row("created", &format!("{:.0}", record.created));
+    row("phase", &record.phase);
+    row("message", &record.message);
+    if let Some(approval) = &recovery.spec.approval {
+        row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
+    }
+    if let Some(abort) = &recovery.spec.abort {
+        let why = abort.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        row("abort", &format!("by {}{why}", abort.by));
+    }
+    if let Some(diagnosis) = record.diagnosis.as_ref().filter(|_| record.journal.is_empty()) {
+        text.push_str(&format!("\n{}", diagnosis_text(diagnosis)));
+    }
+    if !record.refusals.is_empty() {
+        text.push_str(&format!("\n{}", refused("Refused", "", &record.refusals)));
+    }
+    match &record.plan {
+        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", plan_text(plan))),
+        Some(plan) => text.push_str(&format!("\n{}", journal_text(plan, &record.journal))),
+        None => {}
+    }
+    if let Some(ticket) = support_ticket(&record) {
+        text.push_str(&format!("\nFor the provider's support:\n\n{ticket}\n"));
+    }
+    text
+}
+
+/// Prints what changes, until the one recovery is over or the user ends it.
+async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
+    let mut shown: BTreeMap<String, String> = BTreeMap::new();
+    let mut first = true;
+    loop {
+        let now = match &args.name {
+            Some(name) => vec![records::find(session, name).await?],
+            None => wanted(args, session).await?,
+        };
+        let fresh: Vec<&VolumeRecovery> = now
+            .iter()
+            .filter(|r| {
+                let state = format!("{:?} {}", phase(r), record(r).message);
+                shown.insert(r.uid().unwrap_or_default(), state.clone()) != Some(state)
+            })
+            .collect();
+        if args.output == Format::Json {
+            for recovery in fresh {
+                line(&serde_json::to_string(recovery)?)?;
+            }
+        } else if !fresh.is_empty() {
+            // All of them decide the widths, so that later lines stay under the head.
+            let lines = table(&now, args.all_namespaces, session).lines(width());
+            if first {
+                line(&lines[0])?;
+            }
+            let is_fresh = |r: &VolumeRecovery| fresh.iter().any(|f| f.uid() == r.uid());
+            for (recovery, text) in now.iter().zip(&lines[1..]) {
+                if is_fresh(recovery) {
+                    line(text)?;
+                }
+            }
+        } else if first && now.is_empty() {
+            note(&nothing(args, session));
+        }
+        first &= now.is_empty();
+        if let (Some(_), [one]) = (&args.name, now.as_slice())
+            && (phase(one).is_final() || phase(one) == Phase::Stuck)
+        {
+            note(&format!("\n{}", status_line(&record(one))));
+            return Ok(end(phase(one)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The exit code of one recovery's phase.
+fn end(phase: Phase) -> End {
+    match phase {
+        Phase::Recovered | Phase::Resolved | Phase::Planned => End::Done,
+        Phase::Diagnosing | Phase::Waiting | Phase::AwaitingApproval | Phase::Running | Phase::Restoring => {
+            End::Waiting
+        }
+        Phase::NotOurs => End::NotOurs,
+        Phase::Refused => End::Refused,
+        Phase::Aborted | Phase::Failed | Phase::Stuck => End::Unhealed,
+    }
+}

@@ -1,0 +1,291 @@
+//! A stage for the shipped binary: the in-memory API server and the cloud simulator on loopback sockets, a kubeconfig,
+//! and one StatefulSet whose volume is a phantom attachment.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod world;
+
+use axum::body::Body;
+use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, NewVolume, VolumeNo};
+use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch, Verb};
+use reattach_sim::{ApiServer, manifests, names};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tower::Service;
+
+pub const NS: &str = "cache";
+pub const CLAIM: &str = "data-redis-0";
+pub const POD: &str = "redis-0";
+pub const NODE: &str = "n0";
+pub const HANDLE: &str = "7001-pvc1";
+pub const DRIVER: &str = "linodebs.csi.linode.com";
+pub const BOOT: &str = "0b00-7e57-0002";
+pub const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+/// No recovery on this stage takes longer; a test that does is broken.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Stage {
+    pub server: ApiServer,
+    pub cloud: CloudSim,
+    pub kubeconfig: PathBuf,
+    pub cloud_url: String,
+    pub dir: PathBuf,
+}
+
+/// What a run of the binary left.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Stage {
+    /// A stage with the custom resources and the stuck workload.
+    pub async fn new(name: &str) -> Self {
+        let stage = Self::empty(name).await;
+        for crd in reattach_api::all_crds() {
+            assert!(stage.server.register_crd(&serde_json::to_value(crd).unwrap()));
+        }
+        stage.set();
+        stage
+    }
+
+    /// A stage with neither.
+    pub async fn empty(name: &str) -> Self {
+        let server = ApiServer::new(reattach_sim::Clock::wall(), 7);
+        let cloud = CloudSim::new(reattach_cloud_simulator::clock::system());
+        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let api = serve(api_router(server.clone())).await;
+        let cloud_url = serve(reattach_cloud_simulator::router(cloud.clone())).await;
+        let kubeconfig = dir.join("kubeconfig");
+        std::fs::write(&kubeconfig, kubeconfig_text(&api)).unwrap();
+        Self { server, cloud, kubeconfig, cloud_url, dir }
+    }
+
+    /// One StatefulSet on one node: VolumeAttachment and cloud say attached, the guest has no device.
+    fn set(&self) {
+        let cloud = &self.cloud;
+        cloud.create_instance(NewInstance::new("n0").with_id(100)).unwrap();
+        cloud.create_volume(NewVolume::new("pvc1").with_id(7001)).unwrap();
+        cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
+        cloud.make_phantom(VolumeNo(7001)).unwrap();
+        let s = &self.server;
+        s.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NS}}));
+        s.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "reattach-system"}}));
+        s.insert(
+            &json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": DRIVER},
+            "spec": {"attachRequired": true}}),
+        );
+        s.insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM));
+        s.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
+        let mut set = manifests::stateful_set(NS, "redis", 1);
+        set["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
+        set["status"] = json!({"replicas": 1, "readyReplicas": 0, "observedGeneration": 1,
+            "currentRevision": "redis-1", "updateRevision": "redis-1"});
+        let set = s.insert(&set);
+        self.insert_node();
+        self.insert_pod(set["metadata"]["uid"].as_str().unwrap(), false);
+        self.insert_attachment();
+        self.insert_report(&[]);
+        let at = s.clock().now().to_string();
+        let pod = s.read("", "pods", NS, POD).unwrap();
+        s.insert(&json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": "redis-0.1", "namespace": NS},
+            "type": "Warning", "reason": "FailedMount", "count": 7, "firstTimestamp": at, "lastTimestamp": at,
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": NS, "name": POD, "uid": pod["metadata"]["uid"]},
+            "source": {"component": "kubelet", "host": NODE},
+            "message": "MountVolume.MountDevice failed for volume \"pvc-1\" : rpc error: code = Internal desc = Unable to find device path out of attempted paths: [/dev/disk/by-id/linode-pvc1 /dev/disk/by-id/scsi-0Linode_Volume_pvc1]",
+        }));
+    }
+
+    pub fn insert_node(&self) {
+        let at = self.server.clock().now().to_string();
+        let volume = names::unique_volume_name(HANDLE, DRIVER);
+        self.server.insert(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
+            "spec": {"providerID": "linode://100"},
+            "status": {
+                "nodeInfo": {"architecture": "amd64", "bootID": BOOT, "containerRuntimeVersion": "containerd://2",
+                    "kernelVersion": "6.18", "kubeProxyVersion": "", "kubeletVersion": "v1.36.3", "machineID": "m",
+                    "operatingSystem": "linux", "osImage": "x", "systemUUID": "u"},
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": at, "lastTransitionTime": at}],
+                "volumesInUse": [volume], "volumesAttached": [{"name": volume, "devicePath": ""}],
+            },
+        }));
+        self.server.insert(
+            &json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": NODE},
+            "spec": {"drivers": [{"name": DRIVER, "nodeID": "100", "topologyKeys": []}]}}),
+        );
+        self.renew_node_lease();
+    }
+
+    pub fn renew_node_lease(&self) {
+        let at = self.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": NODE, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": at}}));
+    }
+
+    pub fn insert_pod(&self, set_uid: &str, ready: bool) {
+        let at = self.server.clock().now().to_string();
+        let word = if ready { "True" } else { "False" };
+        let state = if ready {
+            json!({"running": {"startedAt": at}})
+        } else {
+            json!({"waiting": {"reason": "ContainerCreating"}})
+        };
+        self.server.insert(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": POD, "namespace": NS, "labels": {"app": "redis"}, "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "redis", "uid": set_uid, "controller": true, "blockOwnerDeletion": true}]},
+            "spec": {"nodeName": NODE, "containers": [{"name": "redis", "image": "redis:1"}],
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}]},
+            "status": {"phase": if ready { "Running" } else { "Pending" },
+                "conditions": [{"type": "Ready", "status": word, "lastTransitionTime": at}],
+                "containerStatuses": [{"name": "redis", "image": "redis:1", "imageID": "", "ready": ready, "restartCount": 0, "state": state}]},
+        }));
+    }
+
+    pub fn attachment_name() -> String {
+        names::attachment_name(HANDLE, DRIVER, NODE)
+    }
+
+    pub fn insert_attachment(&self) {
+        self.server.insert(&json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": Self::attachment_name()},
+            "spec": {"attacher": DRIVER, "nodeName": NODE, "source": {"persistentVolumeName": "pvc-1"}},
+            "status": {"attached": true},
+        }));
+    }
+
+    /// The agent's report, with these devices (serial numbers) on the machine.
+    pub fn insert_report(&self, serials: &[&str]) {
+        let devices: Vec<Value> = serials
+            .iter()
+            .map(|s| json!({"kernelName": "sdc", "dev": "8:32", "identity": {"serial": s}, "sizeBytes": 10_u64 << 30,
+                "users": {"mounts": [], "holders": [], "loops": [], "openers": [], "swap": false}}))
+            .collect();
+        let inventory = json!({"bootId": BOOT, "bootedAt": "2021-07-11T00:00:00Z", "level": "basic",
+            "devices": devices, "csiVolumes": [], "unreadable": []});
+        let old = self.server.read("reattach.dev", "nodevolumereports", "", NODE);
+        let mut report = old.map_or_else(
+            || json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": {"name": NODE},
+                "spec": {"challenges": []}, "status": {"answers": []}}),
+            |old| (*old).clone(),
+        );
+        report["status"]["inventory"] = inventory;
+        self.server.insert(&report);
+    }
+
+    /// The command, with this stage's kubeconfig and cloud.
+    pub fn command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-reattach"));
+        command.args(args).env_clear().env("COLUMNS", "100").env("PATH", "/usr/bin:/bin");
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("LINODE_TOKEN", TOKEN)
+            .env("LINODE_URL", &self.cloud_url);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    pub async fn run(&self, args: &[&str]) -> Ran {
+        finish(self.command(args)).await
+    }
+
+    /// From now on the API server refuses these requests as RBAC would.
+    pub fn forbid(&self, verb: Verb, resource: &str, message: &str) {
+        let requests =
+            RequestMatch { verb: Some(verb), resource: Some(resource.to_owned()), ..RequestMatch::default() };
+        let status = ApiStatus::new(403, message);
+        self.server.add_fault(FaultRule::always(
+            requests,
+            Fault::Status { status, after_effect: false, retry_after: None },
+        ));
+    }
+
+    /// What the binary wrote: verb, resource and name of every mutation but self-subject reviews.
+    pub fn writes(&self) -> Vec<String> {
+        let written = |e: &reattach_sim::apiserver::AuditEntry| {
+            e.verb.mutates() && !e.resource.starts_with("selfsubject") && e.user == "jane"
+        };
+        let mut all: Vec<String> = self
+            .server
+            .audit()
+            .iter()
+            .filter(|e| written(e))
+            .map(|e| format!("{:?} {}{}", e.verb, e.resource, if e.dry_run { " (dry run)" } else { "" }))
+            .collect();
+        all.dedup();
+        all
+    }
+
+    /// The cloud's mutations so far.
+    pub fn cloud_writes(&self) -> Vec<String> {
+        let requests = self.cloud.requests();
+        requests.iter().filter(|r| r.method != "GET").map(|r| format!("{} {}", r.method, r.path)).collect()
+    }
+
+    /// A VolumeRecovery of the claim, if there is one.
+    pub fn recovery(&self) -> Option<std::sync::Arc<Value>> {
+        self.server.list("reattach.dev", "volumerecoveries", Some(NS)).into_iter().next()
+    }
+}
+
+pub async fn finish(mut command: tokio::process::Command) -> Ran {
+    let ended = tokio::time::timeout(PATIENCE, command.output()).await.expect("the command ends").unwrap();
+    Ran {
+        code: ended.status.code().unwrap_or(-1),
+        out: String::from_utf8(ended.stdout).unwrap(),
+        err: String::from_utf8(ended.stderr).unwrap(),
+    }
+}
+
+fn api_router(server: ApiServer) -> axum::Router {
+    let answer = move |request: axum::extract::Request| {
+        let server = server.clone();
+        async move {
+            let bearer =
+                request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let Some(user) = bearer.strip_prefix("Bearer ").filter(|u| *u == "jane") else {
+                let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Unauthorized",
+                    "message": "Unauthorized", "code": 401, "metadata": {}});
+                let answer = http_answer(401, &body);
+                return Ok::<_, Infallible>(answer);
+            };
+            let mut service = server.service_as(user);
+            Ok(match service.call(request).await {
+                Ok(answer) => answer.map(Body::new),
+                Err(error) => http_answer(502, &json!({"message": error.to_string()})),
+            })
+        }
+    };
+    axum::Router::new().fallback_service(tower::service_fn(answer))
+}
+
+fn http_answer(code: u16, body: &Value) -> axum::http::Response<Body> {
+    let answer = axum::http::Response::builder().status(code).header("content-type", "application/json");
+    answer.body(Body::from(body.to_string())).unwrap()
+}
+
+async fn serve(router: axum::Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
+pub fn kubeconfig_text(server: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: stage\n\
+         clusters:\n- name: stage\n  cluster:\n    server: {server}\n\
+         users:\n- name: jane\n  user:\n    token: jane\n- name: nobody\n  user:\n    token: nobody\n\
+         contexts:\n- name: stage\n  context: {{cluster: stage, user: jane, namespace: {NS}}}\n\
+         - name: stranger\n  context: {{cluster: stage, user: nobody, namespace: {NS}}}\n"
+    )
+}

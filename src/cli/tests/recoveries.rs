@@ -1,0 +1,299 @@
+//! Recoveries as a person asks for, approves, watches, aborts and resumes them, with a controller and without one.
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
+mod common;
+
+use common::world::{Running, assert_clean, turn};
+use common::{CLAIM, NODE, NS, Ran, Stage, finish};
+use reattach_cloud_simulator::VolumeNo;
+use serde_json::{Value, json};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[track_caller]
+fn ended(ran: &Ran, code: i32, parts: &[&str]) {
+    println!("rc {}\n--- out\n{}--- err\n{}", ran.code, ran.out, ran.err);
+    assert_eq!(ran.code, code, "{ran:?}");
+    let all = format!("{}{}", ran.out, ran.err);
+    // A sentence may be wrapped anywhere.
+    let flat = all.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(flat.contains(part), "{part:?} is not in:\n{all}");
+    }
+}
+
+/// Waits until something holds.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+fn phase(stage: &Stage) -> String {
+    stage.recovery().map(|r| r["status"]["phase"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
+}
+
+fn replicas(stage: &Stage) -> i64 {
+    stage.server.read("apps", "statefulsets", NS, "redis").unwrap()["spec"]["replicas"].as_i64().unwrap()
+}
+
+fn lease(stage: &Stage) -> Value {
+    (*stage.server.read("coordination.k8s.io", "leases", "reattach-system", "reattach-controller").unwrap())
+        .clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looking_writes_nothing() {
+    let stage = Stage::new("look").await;
+    ended(
+        &stage.run(&["diagnose", CLAIM]).await,
+        3,
+        &["class B (phantom attachment)", "the agent on n0 last reported: no device"],
+    );
+    ended(
+        &stage.run(&["diagnose"]).await,
+        3,
+        &["NAMESPACE CLAIM CLASS VERDICT WHY", "cache data-redis-0 B trouble"],
+    );
+    ended(
+        &stage.run(&["diagnose", "-A", "--facts"]).await,
+        3,
+        &["looked at because of: FailedMount", "Node n0 is Ready"],
+    );
+    ended(&stage.run(&["diagnose", "-n", "default"]).await, 0, &["No event, unready pod or agent's report"]);
+    let ran = stage.run(&["diagnose", CLAIM, "-o", "json"]).await;
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&value["items"][0]["class"], ran.code), (&json!("B"), 3));
+    let ran = stage.run(&["diagnose", "pvc/data-redis-0", "-o", "yaml"]).await;
+    ended(&ran, 3, &["class: B", "name: data-redis-0"]);
+    for args in [&["status"][..], &["status", "-A", "-o", "json"]] {
+        assert_eq!(stage.run(args).await.code, 0);
+    }
+    assert_eq!(stage.writes(), Vec::<String>::new());
+
+    let ran = stage.run(&["plan", CLAIM]).await;
+    ended(
+        &ran,
+        0,
+        &[
+            "7 steps",
+            "kubectl -n cache scale statefulset/redis --replicas=0",
+            "could go wrong",
+            "About 20 s",
+            "Nothing was written",
+            "dryRun=All",
+        ],
+    );
+    assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
+    let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["plan"]["hash"].as_str().map(str::len), Some(16));
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runbooks/scale-to-zero.yaml");
+    ended(&stage.run(&["plan", CLAIM, "--runbook-file", own]).await, 0, &["by runbook scale-to-zero"]);
+    assert_eq!(stage.writes(), ["Create pods (dry run)"], "and that persists nothing");
+    assert_eq!(stage.server.list("", "pods", Some(NS)).len(), 1);
+    assert_eq!(stage.cloud_writes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_waits_or_is_not_ours_says_so() {
+    let stage = Arc::new(Stage::new("refuse").await);
+    let world = turn(&stage);
+    let controller = Running::start(&stage).await;
+    let set = stage.server.read("apps", "statefulsets", NS, "redis").unwrap();
+    let mut deleting = (*set).clone();
+    deleting["spec"]["persistentVolumeClaimRetentionPolicy"] =
+        json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
+    stage.server.insert(&deleting);
+    let sentence = "deletes its claims when scaled down";
+    ended(
+        &stage.run(&["plan", CLAIM]).await,
+        4,
+        &["No plan for claim cache/data-redis-0: one reason against it", sentence],
+    );
+    let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (&value["refusals"][0]["refusal"], &value["plan"], ran.code),
+        (&json!("scaleDeletesClaims"), &Value::Null, 4)
+    );
+    ended(
+        &stage.run(&["recover", CLAIM, "--yes"]).await,
+        4,
+        &[sentence, "was withdrawn: refused, nothing was touched"],
+    );
+    assert_eq!((phase(&stage).as_str(), replicas(&stage)), ("Aborted", 1));
+    stage.server.insert(&set);
+
+    stage.cloud.lock_volume(VolumeNo(7001), "migration", true).unwrap();
+    ended(&stage.run(&["diagnose", CLAIM]).await, 6, &["support ticket"]);
+    ended(&stage.run(&["plan", CLAIM]).await, 6, &["there is nothing to plan"]);
+    ended(
+        &stage.run(&["recover", CLAIM, "--yes", "--timeout", "2s"]).await,
+        6,
+        &["Waiting:", "the time of --timeout is over", "withdrawn"],
+    );
+    stage.cloud.unlock_volume(VolumeNo(7001)).unwrap();
+
+    stage.insert_report(&["pvc1"]);
+    ended(&stage.run(&["diagnose", CLAIM]).await, 5, &["not ours"]);
+    ended(&stage.run(&["plan", CLAIM]).await, 5, &["there is nothing to plan"]);
+    ended(
+        &stage.run(&["recover", CLAIM, "--yes", "-o", "json"]).await,
+        5,
+        &["was withdrawn", "\"phase\": \"NotOurs\""],
+    );
+    assert_eq!(replicas(&stage), 1);
+    assert_eq!(stage.cloud_writes(), Vec::<String>::new());
+    assert_clean(&stage);
+    controller.stop().await;
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_the_controller() {
+    let stage = Arc::new(Stage::new("through").await);
+    let world = turn(&stage);
+    let controller = Running::start(&stage).await;
+    let ran = stage.run(&["recover", CLAIM, "--dry-run"]).await;
+    ended(&ran, 0, &["7 steps", "dry run: the plan was shown, nothing was touched"]);
+    assert_eq!(stage.writes(), ["Create volumerecoveries", "Patch volumerecoveries"]);
+
+    // Nobody can be asked here: the plan is shown, and how to approve it.
+    let ran = stage.run(&["recover", CLAIM, "--reason", "INC-42"]).await;
+    ended(&ran, 6, &["7 steps", "kubectl reattach approve -n cache data-redis-0-", "--plan "]);
+    let hash = ran.out.split_whitespace().nth(1).unwrap().to_owned();
+    ended(&stage.run(&["status", CLAIM]).await, 6, &["awaits approval", "INC-42", &hash]);
+    let other = "0123456789abcdef";
+    ended(
+        &stage.run(&["approve", CLAIM, "--plan", other]).await,
+        1,
+        &[&format!("is {hash} now, not {other}")],
+    );
+    assert_eq!(replicas(&stage), 1);
+    let ran = stage.run(&["approve", CLAIM, "--plan", &hash, "--wait"]).await;
+    ended(&ran, 0, &["approved by jane", "taken up, allowed by the approval of jane", "recovered in"]);
+    assert_clean(&stage);
+    ended(&stage.run(&["approve", CLAIM, "--plan", &hash]).await, 1, &["is past approval: Recovered"]);
+    ended(&stage.run(&["abort", CLAIM]).await, 1, &["is over already: Recovered"]);
+    ended(&stage.run(&["diagnose", CLAIM]).await, 0, &["Nothing to do"]);
+
+    let ran = stage.run(&["status"]).await;
+    ended(&ran, 0, &["CLAIM CLASS MODE PHASE AGE MESSAGE", "data-redis-0 B Approve Recovered"]);
+    assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
+    ended(&stage.run(&["status", CLAIM, "--watch"]).await, 0, &["recovered in"]);
+    let ran = stage.run(&["status", "-A", "-o", "json"]).await;
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["items"].as_array().map(Vec::len), Some(2));
+    let html = stage.dir.join("report.html");
+    let ran = stage.run(&["report", CLAIM, "--html", html.to_str().unwrap()]).await;
+    ended(&ran, 0, &["# Volume recovery post-mortem", "**recovered**", "INC-42"]);
+    assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
+    let ran = stage.run(&["report", "-A", "--since", "1h", "-o", "json"]).await;
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["volumes"].as_array().map(Vec::len), Some(2));
+    controller.stop().await;
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_in_the_middle_puts_everything_back() {
+    let stage = Arc::new(Stage::new("abort").await);
+    let controller = Running::start(&stage).await;
+    let world = turn(&stage);
+    let asked = stage.run(&["recover", CLAIM, "--no-wait", "-o", "json"]).await;
+    let asked: Value = serde_json::from_str(&asked.out).unwrap();
+    let name = asked["metadata"]["name"].as_str().unwrap();
+    until("a plan", || phase(&stage) == "AwaitingApproval").await;
+    // The world stands still: the run cannot get past its first step.
+    world.abort();
+    let hash = stage.recovery().unwrap()["status"]["planHash"].as_str().unwrap().to_owned();
+    ended(&stage.run(&["approve", name, "--plan", &hash]).await, 0, &["Follow it: kubectl reattach status"]);
+    until("scaled to zero", || replicas(&stage) == 0).await;
+    ended(&stage.run(&["recover", CLAIM, "--yes"]).await, 1, &["is under way", "--watch"]);
+    let world = turn(&stage);
+    let ran = stage.run(&["abort", name, "--reason", "by hand", "--wait"]).await;
+    ended(&ran, 0, &["aborted by jane"]);
+    assert_eq!(phase(&stage), "Aborted");
+    until("a pod again", || stage.server.read("", "pods", NS, common::POD).is_some()).await;
+    assert_clean(&stage);
+    ended(&stage.run(&["status", CLAIM]).await, 7, &["aborted", "by jane: by hand"]);
+    controller.stop().await;
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn break_glass_heals_without_a_controller() {
+    let stage = Arc::new(Stage::new("glass").await);
+    let world = turn(&stage);
+    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--dry-run"]).await;
+    ended(&ran, 0, &["7 steps", "dry run: the plan was shown"]);
+    let ours = ["volumerecoveries", "leases", "pods (dry run)", "events", "nodevolumereports"];
+    for write in stage.writes() {
+        assert!(ours.iter().any(|o| write.ends_with(o)), "{write}");
+    }
+    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes", "-o", "json"]).await;
+    ended(&ran, 0, &["Lease reattach-system/reattach-controller taken, term 2", "recovered in"]);
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["status"]["phase"], "Recovered");
+    let by = value["status"]["journal"][0]["by"].as_str().unwrap();
+    assert!(by.starts_with("jane@"), "{by}");
+    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "", "the Lease is given back");
+    assert_clean(&stage);
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn break_glass_steps_back_from_a_live_controller() {
+    let stage = Arc::new(Stage::new("live").await);
+    let controller = Running::start(&stage).await;
+    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+    ended(&ran, 1, &["the controller \"controller-0/uid/1\" is alive", "without --break-glass"]);
+    assert!(!stage.writes().iter().any(|w| w.contains("volumerecoveries")));
+    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "controller-0/uid/1");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
+    let stage = Arc::new(Stage::new("interrupt").await);
+    let world = turn(&stage);
+    let mut command = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]);
+    command.stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = child.id().unwrap().to_string();
+    until("a plan that runs", || phase(&stage) == "Running").await;
+    // The world stands still: nobody removes the pod.
+    world.abort();
+    until("scaled to zero", || replicas(&stage) == 0).await;
+    let killed = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.unwrap();
+    assert!(killed.success());
+    let output =
+        tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
+    let ran = Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    };
+    ended(
+        &ran,
+        130,
+        &[
+            "The recovery is not over",
+            "StatefulSet cache/redis may be at 0 replicas",
+            "kubectl reattach recover -n cache data-redis-0 --break-glass",
+        ],
+    );
+    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "", "the Lease is given back");
+    assert_eq!(replicas(&stage), 0);
+    let world = turn(&stage);
+    let ran = finish(stage.command(&["recover", CLAIM, "--break-glass", "--yes"])).await;
+    ended(&ran, 0, &["Resuming recovery data-redis-0-", "recovered in"]);
+    assert_clean(&stage);
+    world.abort();
+    let _ = NODE;
+}

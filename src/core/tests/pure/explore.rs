@@ -1,0 +1,403 @@
+//! Bounded exploration, depth first, of state spaces over the real `machine::next`: two executors that share one
+//! compare-and-swap journal, crashes and lost or delayed requests at any moment, the world moving in any order.
+//!
+//! Time moves in strides of 61 s, and only while every executor waits and no request is in flight: that is the
+//! assumption behind the machine's limit for requests in flight (60 s), stated here as a rule of the model.
+//! `REATTACH_CASES` set: larger budgets, every interleaving of the world, no practical bound.
+
+use super::world::{Issuer, Mark as Stamped, World, at, plan};
+use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::machine::{Action, Context, Effect, Next, State, next};
+use reattach_core::testkit::Case;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+const STRIDE: i64 = 61;
+
+/// Where an executor is. Each remembers the length of the journal that it acted on.
+#[derive(Clone, Debug)]
+enum Executor {
+    Idle,
+    Decided { length: usize, next: Next },
+    Issuing { length: usize, action: Action, turned: bool },
+    Replying { length: usize, action: Action, outcome: Outcome },
+}
+
+#[derive(Clone)]
+struct Global {
+    world: World,
+    journal: Rc<Vec<Entry>>,
+    digest: u64,
+    state: Rc<State>,
+    executors: [Executor; 2],
+    /// A request that left a crashed or impatient executor and has not arrived.
+    delayed: Option<(Effect, bool)>,
+    aborted: bool,
+    crashes: u32,
+    losses: u32,
+    aborts: u32,
+    meddles: u32,
+    strides: i64,
+}
+
+type Moves = Vec<(&'static str, Result<Global, String>)>;
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn is_detach(effect: &Effect) -> bool {
+    matches!(effect, Effect::CloudDetach { .. })
+}
+
+impl Global {
+    fn new(world: World, budget: [u32; 4]) -> Self {
+        // One for the patience with a stuck driver, one for a request in flight, one for a pod to settle.
+        let world_needs_patience = world.unpublish_fails;
+        let start = Self {
+            world,
+            journal: Rc::new(Vec::new()),
+            digest: 0,
+            state: Rc::new(State::new(plan())),
+            executors: [Executor::Idle, Executor::Idle],
+            delayed: None,
+            aborted: false,
+            crashes: budget[0],
+            losses: budget[1],
+            aborts: budget[2],
+            meddles: budget[3],
+            strides: if world_needs_patience { 3 } else { 2 },
+        };
+        start.append(Mark::Accepted { plan_hash: plan().hash.to_string(), authority: "test".into() }).unwrap()
+    }
+
+    fn append(&self, mark: Mark) -> Result<Self, String> {
+        let mut after = self.clone();
+        let seq = u32::try_from(self.journal.len()).unwrap();
+        let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), mark };
+        let mut state = (*self.state).clone();
+        state.apply(plan(), &entry).map_err(|e| e.to_string())?;
+        after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.mark));
+        let mut journal = (*self.journal).clone();
+        journal.push(entry);
+        (after.journal, after.state) = (Rc::new(journal), Rc::new(state));
+        Ok(after)
+    }
+
+    /// Decisions and replies on an old journal cannot be stored any more: their executors look again.
+    fn normal(mut self) -> Self {
+        let now = self.journal.len();
+        for executor in &mut self.executors {
+            if let Executor::Decided { length, .. } | Executor::Replying { length, .. } = executor
+                && *length != now
+            {
+                *executor = Executor::Idle;
+            }
+        }
+        if format!("{:?}", self.executors[0]) > format!("{:?}", self.executors[1]) {
+            self.executors.swap(0, 1);
+        }
+        self
+    }
+
+    fn key(&self) -> (u64, u64) {
+        let mut hasher = DefaultHasher::new();
+        self.world.hash(&mut hasher);
+        (self.aborted, self.crashes, self.losses, self.aborts, self.meddles, self.strides).hash(&mut hasher);
+        (hasher.finish(), digest(&format!("{} {:?} {:?}", self.digest, self.executors, self.delayed)))
+    }
+
+    fn decide(&self) -> Next {
+        let recovery = Case::recovery();
+        let cx = Context {
+            recovery: &recovery,
+            aborted_by: self.aborted.then_some("ada"),
+            confirm_workload: None,
+            now: at(self.world.now),
+        };
+        next(plan(), &self.state, &self.world.evidence(), &cx)
+    }
+
+    /// The request arrives. The model's own objections come first, then those between requests.
+    fn arrive(&mut self, effect: &Effect, turned: bool) -> Result<Outcome, String> {
+        let other_detach = self.delayed.as_ref().is_some_and(|(e, _)| is_detach(e));
+        if is_detach(effect) && other_detach {
+            return Err("two cloud detaches in flight".into());
+        }
+        let before = self.world.replicas;
+        let outcome = self.world.issue(effect, turned)?;
+        let issuing = self
+            .executors
+            .iter()
+            .any(|e| matches!(e, Executor::Issuing { action, .. } if is_detach(&action.effect)));
+        if self.world.replicas > before && (other_detach || issuing) {
+            return Err("restored while a cloud detach is outstanding".into());
+        }
+        Ok(outcome)
+    }
+
+    fn with(&self, which: usize, executor: Executor) -> Self {
+        let mut after = self.clone();
+        after.executors[which] = executor;
+        after
+    }
+
+    fn executor_moves(&self, which: usize, decision: &mut Option<Next>, moves: &mut Moves) {
+        let length = self.journal.len();
+        match &self.executors[which] {
+            Executor::Idle => {
+                let next = decision.get_or_insert_with(|| self.decide()).clone();
+                if matches!(next, Next::Record(_) | Next::Act(_)) {
+                    moves.push(("look", Ok(self.with(which, Executor::Decided { length, next }))));
+                }
+            }
+            Executor::Decided { next: Next::Record(mark), .. } => {
+                moves.push(("record", self.with(which, Executor::Idle).append(mark.clone())));
+            }
+            Executor::Decided { next: Next::Act(action), .. } => {
+                let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof: None };
+                let turned = self.state.turned_back().is_some();
+                let issuing = Executor::Issuing { length: length + 1, action: action.clone(), turned };
+                moves.push(("start", self.with(which, issuing).append(started)));
+            }
+            Executor::Decided { .. } => {}
+            Executor::Issuing { length, action, turned } => {
+                self.issue_moves(which, *length, action, *turned, moves)
+            }
+            Executor::Replying { action, outcome, .. } => {
+                let mark = Mark::Outcome { step: action.step, outcome: outcome.clone() };
+                moves.push(("reply", self.with(which, Executor::Idle).append(mark)));
+                if self.crashes > 0 {
+                    let mut after = self.with(which, Executor::Idle);
+                    after.crashes -= 1;
+                    moves.push(("crash before the reply is stored", Ok(after)));
+                }
+            }
+        }
+    }
+
+    fn issue_moves(&self, which: usize, length: usize, action: &Action, turned: bool, moves: &mut Moves) {
+        let unknown = || Outcome::Unknown { why: "lost".into() };
+        let replying = |outcome| Executor::Replying { length, action: action.clone(), outcome };
+        let mut arrived = self.with(which, Executor::Idle);
+        let outcome = arrived.arrive(&action.effect, turned);
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(broken) => return moves.push(("issue", Err(broken))),
+        };
+        let with = |mut global: Self, executor: Executor| {
+            global.executors[which] = executor;
+            global
+        };
+        if self.crashes > 0 {
+            let mut silent = self.with(which, Executor::Idle);
+            silent.crashes -= 1;
+            moves.push(("crash before issuing", Ok(silent.clone())));
+            if silent.delayed.is_none() {
+                silent.delayed = Some((action.effect.clone(), turned));
+                moves.push(("crash with the request on its way", Ok(silent)));
+            }
+        }
+        if self.losses > 0 {
+            let mut lost = self.with(which, replying(unknown()));
+            lost.losses -= 1;
+            moves.push(("request lost", Ok(lost.clone())));
+            if lost.delayed.is_none() {
+                lost.delayed = Some((action.effect.clone(), turned));
+                moves.push(("request delayed", Ok(lost)));
+            }
+            let mut deaf = with(arrived.clone(), replying(unknown()));
+            deaf.losses -= 1;
+            moves.push(("reply lost", Ok(deaf)));
+        }
+        moves.push(("issue", Ok(with(arrived, replying(outcome)))));
+    }
+
+    fn moves(&self) -> Moves {
+        let mut moves = Vec::new();
+        let mut decision = None;
+        for which in 0..2 {
+            self.executor_moves(which, &mut decision, &mut moves);
+        }
+        if let Some((effect, turned)) = &self.delayed {
+            let mut after = self.clone();
+            after.delayed = None;
+            let landed = after.arrive(effect, *turned);
+            moves.push(("land", landed.map(|_| after)));
+        }
+        let world: [(&'static str, fn(&mut World)); 7] = [
+            // Normally Kubernetes moves as one and only the cloud lags; the larger budgets interleave all of it.
+            ("Kubernetes", |w| {
+                w.workload_controller();
+                w.kubelet_tick();
+                w.attach_detach_controller();
+                w.attacher();
+                w.mount();
+            }),
+            ("workload controller", World::workload_controller),
+            ("kubelet", World::kubelet_tick),
+            ("attach/detach controller", World::attach_detach_controller),
+            ("attacher", World::attacher),
+            ("cloud", |w| {
+                // Jobs end whenever they like.
+                w.job = w.job.map(|(who, _)| (who, w.now));
+                w.attaching = w.attaching.map(|_| w.now);
+                w.cloud();
+            }),
+            ("mount", World::mount),
+        ];
+        for (name, act) in
+            world.into_iter().filter(|(name, _)| larger() || matches!(*name, "Kubernetes" | "cloud"))
+        {
+            let mut after = self.clone();
+            act(&mut after.world);
+            if after.world != self.world {
+                moves.push((name, Ok(after)));
+            }
+        }
+        let in_flight =
+            self.delayed.is_some() || self.executors.iter().any(|e| matches!(e, Executor::Issuing { .. }));
+        // Executors act at once; only one that waits lets time pass.
+        let idle = self.executors.iter().all(|e| matches!(e, Executor::Idle));
+        let waits = idle && matches!(decision.get_or_insert_with(|| self.decide()), Next::Wait { .. });
+        if self.strides > 0 && !in_flight && waits {
+            let mut after = self.clone();
+            after.strides -= 1;
+            after.world.now += STRIDE;
+            moves.push(("61 s pass", Ok(after)));
+        }
+        if self.aborts > 0 {
+            let mut after = self.clone();
+            (after.aborts, after.aborted) = (self.aborts - 1, true);
+            moves.push(("abort", Ok(after)));
+        }
+        // Between the last look and the arrival of a cloud detach nothing can see a person: the cloud cannot compare.
+        let detaching = self.executors.iter().any(|e| match e {
+            Executor::Decided { next: Next::Act(action), .. } | Executor::Issuing { action, .. } => {
+                is_detach(&action.effect)
+            }
+            _ => false,
+        }) || self.delayed.as_ref().is_some_and(|(e, _)| is_detach(e));
+        if self.meddles > 0 && self.world.stamp == Stamped::Ours && !detaching {
+            let mut after = self.clone();
+            after.meddles -= 1;
+            (after.world.replicas, after.world.version) = (1, self.world.version + 1);
+            moves.push(("a person scales back", Ok(after)));
+        }
+        moves
+    }
+
+    /// What must hold in every state.
+    fn objection(&self) -> Option<String> {
+        let ours = matches!(self.world.job, Some((Issuer::Us, _)));
+        match self.state.ended() {
+            Some(End::Stuck { why }) => Some(format!("stuck without a reason to: {why}")),
+            Some(_) if self.state.outstanding().is_some() => Some("ended with an outstanding effect".into()),
+            Some(_) if ours => Some("ended while our cloud detach is in flight".into()),
+            Some(_) if self.world.stamp == Stamped::Ours => {
+                Some("ended with our stamp on the workload".into())
+            }
+            Some(_) if self.world.replicas == 0 => Some("ended with the workload at zero".into()),
+            _ => None,
+        }
+    }
+}
+
+struct Found {
+    states: usize,
+    ends: BTreeMap<String, usize>,
+    most_detaches: u32,
+    whole: bool,
+}
+
+/// Depth first, with the way to a broken promise.
+fn explore(start: Global, limit: usize) -> Found {
+    let mut seen = HashSet::new();
+    let mut found = Found { states: 0, ends: BTreeMap::new(), most_detaches: 0, whole: true };
+    let mut way: Vec<&'static str> = Vec::new();
+    let mut stack: Vec<(usize, &'static str, Global)> = vec![(0, "start", start.normal())];
+    while let Some((depth, name, global)) = stack.pop() {
+        way.truncate(depth);
+        way.push(name);
+        if !seen.insert(global.key()) {
+            continue;
+        }
+        found.states += 1;
+        if found.states >= limit {
+            found.whole = false;
+            break;
+        }
+        found.most_detaches = found.most_detaches.max(global.world.detaches);
+        if let Some(broken) = global.objection() {
+            panic!(
+                "{broken}\n{way:?}\n{:#?}\n{:?}",
+                global.journal.iter().map(|e| &e.mark).collect::<Vec<_>>(),
+                global.world
+            );
+        }
+        if let Some(end) = global.state.ended() {
+            let text = format!("{end:?}");
+            *found.ends.entry(text.split([' ', '{']).next().unwrap_or("").to_owned()).or_default() += 1;
+        }
+        for (name, after) in global.moves() {
+            match after {
+                Ok(after) => stack.push((depth + 1, name, after.normal())),
+                Err(broken) => {
+                    let marks: Vec<_> = global.journal.iter().map(|e| &e.mark).collect();
+                    panic!("{broken} at {name:?}\n{way:?}\n{marks:#?}\n{:?}", global.world)
+                }
+            }
+        }
+    }
+    found
+}
+
+fn check(name: &str, stuck: bool, budget: [u32; 4]) -> Found {
+    let begun = std::time::Instant::now();
+    let limit = if larger() { 20_000_000 } else { 80_000 };
+    let found = explore(Global::new(World::new(stuck), budget), limit);
+    println!(
+        "{name}: {} states explored ({}), no rule broken; ends {:?}; at most {} cloud detaches; {:.1} s",
+        found.states,
+        if found.whole { "all" } else { "bounded, depth first" },
+        found.ends,
+        found.most_detaches,
+        begun.elapsed().as_secs_f32()
+    );
+    assert!(!found.ends.is_empty(), "{name}: no way leads to an end");
+    found
+}
+
+fn larger() -> bool {
+    std::env::var_os("REATTACH_CASES").is_some()
+}
+
+#[test]
+fn two_executors_with_a_healthy_driver() {
+    let budget = if larger() { [2, 2, 1, 1] } else { [0, 1, 1, 0] };
+    let found = check("two executors, healthy driver", false, budget);
+    assert!(found.ends.contains_key("Aborted") || !found.whole);
+}
+
+#[test]
+fn two_executors_with_a_stuck_driver_and_crashes() {
+    let budget = if larger() { [2, 2, 0, 0] } else { [1, 0, 0, 0] };
+    let found = check("two executors, stuck driver, crashes", true, budget);
+    assert!(found.most_detaches >= 1 || !found.whole);
+}
+
+#[test]
+fn two_executors_with_a_stuck_driver_and_an_abort() {
+    let budget = if larger() { [1, 1, 1, 1] } else { [0, 0, 1, 0] };
+    let found = check("two executors, stuck driver, abort", true, budget);
+    assert!(found.ends.contains_key("Aborted") || !found.whole);
+}
+
+#[test]
+fn two_executors_and_a_person_who_takes_over() {
+    let budget = if larger() { [1, 1, 0, 1] } else { [0, 0, 0, 1] };
+    check("two executors, a person", true, budget);
+}

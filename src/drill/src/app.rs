@@ -1,0 +1,148 @@
+//! Workloads to set the stage with.
+
+use crate::world::APPS;
+use reattach_cloud_simulator::{CloudSim, NewVolume, OpError};
+use reattach_sim::{ApiServer, manifests};
+use serde_json::{Value, json};
+
+/// A volume with its claim.
+#[derive(Clone, Debug)]
+pub struct AppVolume {
+    /// The cloud's number.
+    pub number: u64,
+    /// Its label at the cloud; the PersistentVolume's name without the dash.
+    pub label: String,
+    /// The claim.
+    pub claim: String,
+    /// The filesystem that the PersistentVolume asks for.
+    pub fs_type: String,
+}
+
+impl AppVolume {
+    /// The CSI handle, as Linode's driver makes it.
+    pub fn handle(&self) -> String {
+        format!("{}-{}", self.number, self.label)
+    }
+
+    /// The PersistentVolume's name.
+    pub fn pv(&self) -> String {
+        self.label.replacen("pvc", "pvc-", 1)
+    }
+
+    /// Creates the cloud volume, the PersistentVolume and the bound claim.
+    ///
+    /// # Errors
+    /// The cloud has a volume of that number or label.
+    pub fn create(&self, cloud: &CloudSim, server: &ApiServer) -> Result<(), OpError> {
+        cloud.create_volume(NewVolume::new(self.label.as_str()).with_id(self.number))?;
+        server.insert(&manifests::linode_volume(&self.pv(), &self.handle(), &self.fs_type, APPS, &self.claim));
+        server.insert(&manifests::claim(APPS, &self.claim, &self.pv()));
+        Ok(())
+    }
+}
+
+/// A workload with its volumes and whatever belongs to it.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The name of the workload, and the label `app` of its pods.
+    pub name: String,
+    /// What it is, in a few words for people.
+    pub role: String,
+    /// `Deployment` or `StatefulSet`.
+    pub kind: String,
+    /// How many pods.
+    pub replicas: usize,
+    /// Its volumes.
+    pub volumes: Vec<AppVolume>,
+    /// What is created by requests, the workload last.
+    pub objects: Vec<Value>,
+}
+
+impl App {
+    /// A Deployment with one volume on claim `NAME-data`.
+    pub fn deployment(name: &str, number: u64, label: &str, role: &str) -> Self {
+        let claim = format!("{name}-data");
+        let mounts = [manifests::claim_volume(&format!("{name}-data-volume"), &claim)];
+        Self {
+            name: name.to_owned(),
+            role: role.to_owned(),
+            kind: "Deployment".to_owned(),
+            replicas: 1,
+            volumes: vec![AppVolume { number, label: label.to_owned(), claim, fs_type: "ext4".to_owned() }],
+            objects: vec![manifests::deployment(APPS, name, 1, &mounts)],
+        }
+    }
+
+    /// A StatefulSet with one volume per pod, on claims `data-NAME-0` and so on; volumes are numbered from `number`,
+    /// and from the second on the ordinal is appended to the label.
+    pub fn stateful_set(name: &str, number: u64, label: &str, replicas: usize, role: &str) -> Self {
+        let volume = |n: usize| AppVolume {
+            number: number + n as u64,
+            label: if n == 0 { label.to_owned() } else { format!("{label}{n}") },
+            claim: format!("data-{name}-{n}"),
+            fs_type: "ext4".to_owned(),
+        };
+        Self {
+            name: name.to_owned(),
+            role: role.to_owned(),
+            kind: "StatefulSet".to_owned(),
+            replicas,
+            volumes: (0..replicas).map(volume).collect(),
+            objects: vec![manifests::stateful_set(APPS, name, i64::try_from(replicas).unwrap_or(1))],
+        }
+    }
+
+    /// The same with the filesystem of its volumes.
+    #[must_use]
+    pub fn with_fs_type(mut self, fs_type: &str) -> Self {
+        for volume in &mut self.volumes {
+            volume.fs_type = fs_type.to_owned();
+        }
+        self
+    }
+
+    /// The same with another object created before the workload.
+    #[must_use]
+    pub fn with_object(mut self, object: Value) -> Self {
+        self.objects.insert(0, object);
+        self
+    }
+
+    /// The same with a change of the workload's manifest.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Value)) -> Self {
+        if let Some(workload) = self.objects.last_mut() {
+            change(workload);
+        }
+        self
+    }
+
+    /// The same with a Secret that its pods mount. The Secret itself is not created.
+    #[must_use]
+    pub fn with_secret(self, secret: &str) -> Self {
+        let name = self.name.clone();
+        self.with(|w| {
+            let spec = &mut w["spec"]["template"]["spec"];
+            let volume = manifests::secret_volume(&format!("{name}-config"), secret);
+            match spec["volumes"].as_array_mut() {
+                Some(volumes) => volumes.push(volume),
+                None => spec["volumes"] = json!([volume]),
+            }
+        })
+    }
+
+    /// The plural of its kind in a path.
+    pub fn plural(&self) -> &'static str {
+        if self.kind == "StatefulSet" { "statefulsets" } else { "deployments" }
+    }
+
+    /// The API path of the workload.
+    pub fn path(&self) -> String {
+        format!("/apis/apps/v1/namespaces/{APPS}/{}/{}", self.plural(), self.name)
+    }
+
+    /// The workload as it is now.
+    pub fn read(&self, server: &ApiServer) -> Option<std::sync::Arc<Value>> {
+        server.read("apps", self.plural(), APPS, &self.name)
+    }
+}

@@ -1,0 +1,347 @@
+//! The stage: a cluster in memory, a simulated cloud, the shipped agents and controllers, in virtual time.
+
+use crate::app::App;
+use crate::cloud::SimulatedCloud;
+use crate::replica::{CrashPoint, Replica};
+use crate::scratch::Scratch;
+use jiff::Timestamp;
+use kube::Client;
+use reattach_agent::guest::HostRoot;
+use reattach_agent::report::{AgentConfig, ScanOn};
+use reattach_api::VolumeRecovery;
+use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock::tokio_from};
+use reattach_core::ids::NodeName;
+use reattach_core::policy::Mode;
+use reattach_sim::apiserver::AuditEntry;
+use reattach_sim::cloud::LinodeCsi;
+use reattach_sim::cluster::BuildError;
+use reattach_sim::kubelet::{DiskAfter, SimKubelet};
+use reattach_sim::{ApiServer, SimCluster};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::AbortHandle;
+
+/// The user that every agent is, as `deploy/` sets it up.
+pub const AGENT_USER: &str = "system:serviceaccount:reattach-system:reattach-agent";
+/// The namespace of the drill's workloads.
+pub const APPS: &str = "default";
+/// How often an agent looks unasked (the shipped default is longer; questions are answered at once anyway).
+const RESCAN: Duration = Duration::from_secs(15);
+
+/// Why the stage could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// The simulated cluster did not come up.
+    #[error(transparent)]
+    Cluster(#[from] BuildError),
+    /// The simulated cloud refused a step.
+    #[error("the simulated cloud refuses: {0}")]
+    Cloud(#[from] OpError),
+    /// A host tree could not be made.
+    #[error("no folder for the simulated hosts: {0}")]
+    Scratch(#[from] std::io::Error),
+    /// The simulated API server refused a request of the stage.
+    #[error("the simulated API server refuses {what}: {source}")]
+    Kubernetes {
+        /// The request.
+        what: String,
+        /// Its answer.
+        source: Box<kube::Error>,
+    },
+    /// Something did not come to pass in time.
+    #[error("{what} did not come to pass within {seconds} s")]
+    TooLate {
+        /// What.
+        what: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A part of the product could not be loaded.
+    #[error("{0}")]
+    Product(String),
+}
+
+/// A whole world. Dropping it stops everything and removes the simulated hosts' files.
+pub struct World {
+    /// The cluster.
+    pub cluster: SimCluster,
+    /// The cloud.
+    pub cloud: CloudSim,
+    /// The CSI driver's controller.
+    pub csi: LinodeCsi,
+    seed: u64,
+    agents: Mutex<BTreeMap<String, AbortHandle>>,
+    audit: Mutex<Vec<AuditEntry>>,
+    scratch: Scratch,
+}
+
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// A cluster of these nodes (name and instance), with agents, custom resources and the shipped default policy, and
+    /// without a controller. Runs on a paused clock.
+    ///
+    /// # Errors
+    /// [`WorldError`].
+    pub async fn build(seed: u64, start: Timestamp, nodes: &[(&str, u64)]) -> Result<Self, WorldError> {
+        let scratch = Scratch::new()?;
+        let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
+        cloud.add_token("drill", &["volumes:read_write", "linodes:read_write", "events:read_only"]);
+        let adapter = SimulatedCloud::new(cloud.clone());
+        let csi = LinodeCsi::new(Arc::new(adapter.clone()));
+        let mut builder = SimCluster::builder().seed(seed).start_at(start).cloud(Arc::new(csi.clone()), Arc::new(adapter));
+        for (name, instance) in nodes {
+            cloud.create_instance(NewInstance::new(*name).with_id(*instance))?;
+            builder = builder.node(name, *instance, Some(scratch.path().join(name)));
+        }
+        let cluster = builder.build().await?;
+        let world = Self { cluster, cloud, csi, seed, agents: Mutex::default(), audit: Mutex::default(), scratch };
+        world.install()?;
+        for (name, _) in nodes {
+            world.start_agent(name);
+        }
+        Ok(world)
+    }
+
+    /// What `deploy/` applies: custom resources and the default policy.
+    fn install(&self) -> Result<(), WorldError> {
+        let unreadable = |e: &dyn std::fmt::Display| WorldError::Product(format!("a shipped manifest cannot be read: {e}"));
+        for crd in reattach_api::all_crds() {
+            let crd = serde_json::to_value(crd).map_err(|e| unreadable(&e))?;
+            self.server().register_crd(&crd);
+        }
+        let policy: Value =
+            serde_saphyr::from_str(include_str!("../../../deploy/base/default-policy.yaml")).map_err(|e| unreadable(&e))?;
+        self.server().insert(&policy);
+        self.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": crate::replica::NAMESPACE}}));
+        self.server().insert(&json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",
+            "metadata": {"name": "linodebs.csi.linode.com"}, "spec": {"attachRequired": true}
+        }));
+        Ok(())
+    }
+
+    /// The API server.
+    pub fn server(&self) -> &ApiServer {
+        self.cluster.server()
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Timestamp {
+        self.cluster.clock().now()
+    }
+
+    /// A client of a person or of another program.
+    pub fn client_as(&self, user: &str) -> Client {
+        self.server().client_as(user)
+    }
+
+    /// Starts a controller replica.
+    pub fn replica(&self, name: &str, crash: Option<CrashPoint>) -> Replica {
+        Replica::start(name, self.server(), &self.cloud, crash)
+    }
+
+    fn start_agent(&self, node: &str) {
+        let config = AgentConfig {
+            node: NodeName::new(node),
+            root: HostRoot::new(self.scratch.path().join(node)),
+            rescan: RESCAN,
+            scan_on: ScanOn::CallingTask,
+        };
+        let clock = self.cluster.clock();
+        let client = self.client_as(AGENT_USER);
+        let run = reattach_agent::run(client, config, move || clock.now(), std::future::pending());
+        let handle = tokio::spawn(run).abort_handle();
+        if let Some(old) = lock(&self.agents).insert(node.to_owned(), handle) {
+            old.abort();
+        }
+    }
+
+    /// Stops the agent of a node for good.
+    pub fn stop_agent(&self, node: &str) {
+        if let Some(handle) = lock(&self.agents).remove(node) {
+            handle.abort();
+        }
+    }
+
+    /// A node of the cluster.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn node(&self, name: &str) -> Result<&SimKubelet, WorldError> {
+        self.cluster.node(name).ok_or_else(|| WorldError::Product(format!("the stage has no node {name}")))
+    }
+
+    /// The node is recycled uncleanly: off, and `off_for` later on again under the same name and instance ID. Its
+    /// guest has lost every device; the cloud's API still names it as the holder.
+    ///
+    /// # Errors
+    /// No such node.
+    pub async fn recycle(&self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
+        let kubelet = self.node(node)?;
+        let had_agent = lock(&self.agents).remove(node).inspect(AbortHandle::abort).is_some();
+        kubelet.recycle(disk, off_for).await;
+        if had_agent {
+            self.start_agent(node);
+        }
+        Ok(())
+    }
+
+    /// Creates an app with its volumes, and waits for nothing.
+    ///
+    /// # Errors
+    /// The cloud or the API server refuses.
+    pub async fn add(&self, app: &App) -> Result<(), WorldError> {
+        for volume in &app.volumes {
+            volume.create(&self.cloud, self.server())?;
+        }
+        for object in &app.objects {
+            self.create("system:admin", object).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates an object by a request.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn create(&self, user: &str, object: &Value) -> Result<Value, WorldError> {
+        self.request(user, "POST", &collection(object), "application/json", object).await
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn request(
+        &self,
+        user: &str,
+        method: &str,
+        path: &str,
+        content: &str,
+        body: &Value,
+    ) -> Result<Value, WorldError> {
+        let what = format!("{method} {path}");
+        let failed = |source: kube::Error| WorldError::Kubernetes { what: what.clone(), source: Box::new(source) };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content)
+            .body(body.to_string().into_bytes())
+            .map_err(|e| failed(kube::Error::HttpError(e)))?;
+        self.client_as(user).request(request).await.map_err(failed)
+    }
+
+    /// Merges `body` into an object.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn merge(&self, user: &str, path: &str, body: &Value) -> Result<Value, WorldError> {
+        self.request(user, "PATCH", path, "application/merge-patch+json", body).await
+    }
+
+    /// Creates or replaces a policy for every claim.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn policy(&self, name: &str, mode: Mode, precedence: i32) -> Result<(), WorldError> {
+        let policy = json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
+            "spec": {"mode": mode, "precedence": precedence},
+        });
+        self.create("sre@example.org", &policy).await.map(|_| ())
+    }
+
+    /// Every VolumeRecovery, by namespace and name.
+    pub fn recoveries(&self) -> Vec<VolumeRecovery> {
+        let all = self.server().list("reattach.dev", "volumerecoveries", None);
+        all.iter().filter_map(|v| serde_json::from_value(Value::clone(v)).ok()).collect()
+    }
+
+    /// Waits until `condition` holds, looking every 50 ms of virtual time; how long it took.
+    ///
+    /// # Errors
+    /// [`WorldError::TooLate`].
+    pub async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Result<Duration, WorldError> {
+        let found = self.cluster.until(limit, |_| condition(self)).await;
+        found.ok_or_else(|| WorldError::TooLate { what: what.to_owned(), seconds: limit.as_secs() })
+    }
+
+    /// Pods of an app (label `app`), sorted by name.
+    pub fn pods(&self, app: &str) -> Vec<Arc<Value>> {
+        let pods = self.server().list("", "pods", Some(APPS));
+        pods.into_iter().filter(|p| p["metadata"]["labels"]["app"] == app).collect()
+    }
+
+    /// Whether an app has exactly `replicas` pods, all Ready and none terminating.
+    pub fn app_ready(&self, app: &str, replicas: usize) -> bool {
+        let pods = self.pods(app);
+        pods.len() == replicas && pods.iter().all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
+    }
+
+    /// Every request so far that the product made and that asked for a change.
+    pub fn audit(&self) -> Vec<AuditEntry> {
+        let mut kept = lock(&self.audit);
+        let ours = |e: &AuditEntry| (e.user == crate::replica::CONTROLLER_USER || e.user == AGENT_USER) && e.verb.mutates();
+        kept.extend(self.server().take_audit().into_iter().filter(ours));
+        kept.clone()
+    }
+
+    /// Drops what the API server has logged of others, so that hours of it do not fill the memory.
+    pub fn trim_audit(&self) {
+        let mut kept = lock(&self.audit);
+        let ours = |e: &AuditEntry| (e.user == crate::replica::CONTROLLER_USER || e.user == AGENT_USER) && e.verb.mutates();
+        kept.extend(self.server().take_audit().into_iter().filter(ours));
+    }
+
+    /// The instance behind a node.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn instance(&self, node: &str) -> Result<InstanceNo, WorldError> {
+        let instance = self.node(node)?.instance();
+        instance.parse().map_err(|_| WorldError::Product(format!("instance {instance} is not a number")))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for agent in lock(&self.agents).values() {
+            agent.abort();
+        }
+    }
+}
+
+/// Whether a pod is Ready.
+pub fn is_ready(pod: &Value) -> bool {
+    pod["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+/// The collection that an object belongs to.
+fn collection(object: &Value) -> String {
+    let text = |p: &str| object.pointer(p).and_then(Value::as_str).unwrap_or_default();
+    let (version, kind) = (text("/apiVersion"), text("/kind").to_lowercase());
+    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let plural = match kind.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{kind}s"),
+    };
+    match text("/metadata/namespace") {
+        "" => format!("{root}/{plural}"),
+        namespace => format!("{root}/namespaces/{namespace}/{plural}"),
+    }
+}

@@ -1,0 +1,145 @@
+//! The rules of single kinds that clients rely on.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::resource::ResourceType;
+use super::status::ApiStatus;
+use crate::clock::rfc3339;
+
+/// What an apply configures, without its own identification.
+pub(super) fn intent(body: &Value) -> Value {
+    let mut body = body.clone();
+    if let Some(map) = body.as_object_mut() {
+        map.remove("apiVersion");
+        map.remove("kind");
+    }
+    if let Some(meta) = body["metadata"].as_object_mut() {
+        for key in ["name", "namespace", "resourceVersion", "uid"] {
+            meta.remove(key);
+        }
+    }
+    body
+}
+
+/// The grace period of a pod's deletion: none for pods that no kubelet looks after.
+pub(super) fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
+    let unbound = pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
+    let finished = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    if unbound || finished {
+        return 0;
+    }
+    asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30).max(0)
+}
+
+pub(super) fn check_versions(
+    rt: &ResourceType,
+    name: &str,
+    old: &Value,
+    sent: &Value,
+) -> Result<(), ApiStatus> {
+    let (have, want) =
+        (old["metadata"]["uid"].as_str().unwrap_or_default(), sent["uid"].as_str().unwrap_or_default());
+    if !want.is_empty() && want != have {
+        let why = format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
+        return Err(ApiStatus::conflict(rt, name, &why));
+    }
+    let want = sent["resourceVersion"].as_str().unwrap_or_default();
+    if !want.is_empty() && Some(want) != old["metadata"]["resourceVersion"].as_str() {
+        return Err(ApiStatus::modified(rt, name));
+    }
+    Ok(())
+}
+
+/// Drops nulls that copying of absent fields left behind.
+pub(super) fn prune(object: &mut Value) {
+    if let Some(meta) = object["metadata"].as_object_mut() {
+        meta.retain(|_, v| !v.is_null());
+        meta.remove("managedFields");
+    }
+    if let Some(map) = object.as_object_mut() {
+        map.retain(|_, v| !v.is_null());
+    }
+}
+
+pub(super) fn spec_differs(old: &Value, new: &Value) -> bool {
+    let strip = |o: &Value| {
+        let mut o = o.clone();
+        if let Some(map) = o.as_object_mut() {
+            map.remove("metadata");
+            map.remove("status");
+        }
+        o
+    };
+    strip(old) != strip(new)
+}
+
+pub(super) fn gates(pod: &Value) -> Vec<&Value> {
+    pod["spec"]["schedulingGates"].as_array().into_iter().flatten().map(|g| &g["name"]).collect()
+}
+
+pub(super) fn check_new_pod(rt: &ResourceType, name: &str, pod: &mut Value) -> Result<(), ApiStatus> {
+    if gates(pod).is_empty() {
+        return Ok(());
+    }
+    if pod["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()) {
+        return Err(ApiStatus::invalid(
+            rt,
+            name,
+            "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
+        ));
+    }
+    if pod["status"]["conditions"].is_null() {
+        // A gate that admission added.
+        pod["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+    Ok(())
+}
+
+pub(super) fn check_changed_pod(
+    rt: &ResourceType,
+    name: &str,
+    old: &Value,
+    new: &mut Value,
+    now: Timestamp,
+) -> Result<(), ApiStatus> {
+    if old["spec"]["nodeName"] != new["spec"]["nodeName"] || old["spec"]["volumes"] != new["spec"]["volumes"]
+    {
+        return Err(ApiStatus::invalid(
+            rt,
+            name,
+            "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+        ));
+    }
+    let (before, after) = (gates(old), gates(new));
+    if after.iter().any(|g| !before.contains(g)) {
+        return Err(ApiStatus::invalid(
+            rt,
+            name,
+            "spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate",
+        ));
+    }
+    if !before.is_empty() && after.is_empty() {
+        new["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "lastTransitionTime": rfc3339(now), "message": "",
+        }]);
+    }
+    Ok(())
+}
+
+pub(super) fn established(crd: &mut Value, now: Timestamp) {
+    let at = rfc3339(now);
+    crd["status"] = json!({
+        "acceptedNames": crd["spec"]["names"],
+        "storedVersions": crd["spec"]["versions"].as_array().into_iter().flatten()
+            .filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect::<Vec<_>>(),
+        "conditions": [
+            {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found", "lastTransitionTime": at},
+            {"type": "Established", "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": at},
+        ],
+    });
+}

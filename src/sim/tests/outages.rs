@@ -1,0 +1,208 @@
+//! Dead nodes, deleted nodes and failing detaches, as measured. Run with `--nocapture` for the figures.
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set must fail")]
+
+mod support;
+
+use std::time::Duration;
+
+use reattach_sim::cloud::CloudApiError;
+use reattach_sim::kubelet::DiskAfter;
+use reattach_sim::manifests;
+use serde_json::json;
+use support::{HANDLE, NS, POD, Stage, secs, stage, stage_with};
+
+async fn taint(s: &Stage, node: &str) {
+    let node_object = s.cluster.server().read("", "nodes", "", node).unwrap();
+    let mut taints = node_object["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    taints.push(
+        json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}),
+    );
+    let path = format!("/api/v1/nodes/{node}");
+    s.request("PATCH", &path, "application/merge-patch+json", &json!({"spec": {"taints": taints}}))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_statefulset_is_not_healed_and_the_taint_heals_it() {
+    let s = stage(1, 2).await;
+    s.ready().await;
+    let node = s.node_name();
+    s.kubelet().power_off().await;
+    let not_ready = s.cluster.until(secs(120), |c| !c.node_ready(&node)).await.expect("NotReady");
+    let terminating = s
+        .cluster
+        .until(secs(600), |c| c.pod(NS, POD).unwrap()["metadata"]["deletionTimestamp"].is_string())
+        .await
+        .expect("Terminating");
+    println!(
+        "A, StatefulSet: NotReady +{:.0} s (measured 50), Terminating +{:.0} s (350)",
+        not_ready.as_secs_f64(),
+        (not_ready + terminating).as_secs_f64()
+    );
+    assert!((40.0..=62.0).contains(&not_ready.as_secs_f64()));
+    assert!((340.0..=365.0).contains(&(not_ready + terminating).as_secs_f64()));
+    assert!(s.healed(850).await.is_none(), "not healed at 1,200 s");
+    assert_eq!(s.cloud.holder(HANDLE).as_deref(), Some(if node == "n0" { "100" } else { "101" }));
+    taint(&s, &node).await;
+    let t = s.healed(120).await.expect("heals").as_secs_f64();
+    println!(
+        "A, StatefulSet: Ready elsewhere {t:.1} s after the out-of-service taint (measured 12.2 and 18.0)"
+    );
+    assert_ne!(s.node_name(), node);
+    assert!(t < 45.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_waits_with_multi_attach() {
+    let volumes = [manifests::claim_volume("data", "data-redis-0")];
+    let mut d = manifests::deployment(NS, "web", 1, &volumes);
+    d["spec"]["strategy"] = json!({"type": "RollingUpdate"});
+    let s = stage_with(2, 2, None, Some(d)).await;
+    let pods = |s: &Stage| s.cluster.server().list("", "pods", Some(NS));
+    let name = |p: &serde_json::Value| p["metadata"]["name"].as_str().unwrap().to_owned();
+    let ready = s.cluster.until(secs(60), |c| pods(&s).iter().any(|p| c.pod_ready(NS, &name(p))));
+    ready.await.expect("up");
+    let old = pods(&s)[0].clone();
+    let node = old["spec"]["nodeName"].as_str().unwrap().to_owned();
+    s.cluster.node(&node).unwrap().power_off().await;
+    let pending = s.cluster.until(secs(600), |_| pods(&s).len() == 2).await.expect("a replacement");
+    println!("A, Deployment: replacement after {:.0} s (measured 379)", pending.as_secs_f64());
+    let new =
+        pods(&s).iter().find(|p| p["metadata"]["uid"] != old["metadata"]["uid"]).map(|p| name(p)).unwrap();
+    tokio::time::sleep(secs(800)).await;
+    let events = s.cluster.events(NS, &new, "FailedAttachVolume");
+    let old_name = name(&old);
+    assert_eq!(
+        events,
+        [(format!("Multi-Attach error for volume \"pvc-1\" Volume is already used by pod(s) {old_name}"), 1)],
+        "told once"
+    );
+    assert!(!s.cluster.pod_ready(NS, &new), "the 6-minute timer never started");
+    // A human force-deletes the old pod: then the 6-minute rule.
+    let path = format!("/api/v1/namespaces/{NS}/pods/{old_name}");
+    s.request("DELETE", &path, "application/json", &json!({"gracePeriodSeconds": 0})).await.unwrap();
+    let t = s.cluster.until(secs(500), |c| c.pod_ready(NS, &new)).await.expect("heals").as_secs_f64();
+    // Kubelet's own back-off while it waits for the attach (up to 122 s) comes on top of the six minutes.
+    println!("A, Deployment: Ready {t:.0} s after a force deletion (measured 367)");
+    assert!((360.0..=490.0).contains(&t));
+}
+
+#[tokio::test(start_paused = true)]
+async fn d_deleted_node_takes_six_minutes() {
+    let s = stage(3, 2).await;
+    s.ready().await;
+    let node = s.node_name();
+    s.kubelet().power_off().await;
+    tokio::time::sleep(secs(60)).await;
+    for path in [format!("/api/v1/nodes/{node}"), format!("/apis/storage.k8s.io/v1/csinodes/{node}")] {
+        s.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
+    }
+    let gone = s.cluster.until(secs(120), |c| c.pod(NS, POD).is_none()).await.expect("pod GC");
+    let t = s.healed(600).await.expect("heals").as_secs_f64() + gone.as_secs_f64();
+    println!(
+        "D, Node deleted: pod gone +{:.0} s (measured 42 to 65), Ready +{t:.0} s (412 to 427)",
+        gone.as_secs_f64()
+    );
+    assert!((35.0..=70.0).contains(&gone.as_secs_f64()));
+    assert!((360.0..=440.0).contains(&t));
+}
+
+/// After the first failed detach the volume counts as uncertain, and a second VolumeAttachment is made.
+#[tokio::test(start_paused = true)]
+async fn d_refused_detach_gives_two_attachments() {
+    refused_detach(4, 500, "Internal Server Error", 557).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn d_busy_cloud() {
+    refused_detach(4, 400, "Linode busy.", 45).await;
+}
+
+async fn refused_detach(seed: u64, status: u16, reason: &str, measured: u64) {
+    let s = stage(seed, 2).await;
+    s.ready().await;
+    let node = s.node_name();
+    let other = if node == "n0" { "n1" } else { "n0" };
+    s.cloud.refuse_detach(Some(CloudApiError::Refused { status, reason: reason.into() }));
+    s.kubelet().power_off().await;
+    tokio::time::sleep(secs(60)).await;
+    taint(&s, &node).await;
+    let both = s.cluster.until(secs(120), |_| s.attachment(&node).is_some() && s.attachment(other).is_some());
+    both.await.expect("two VolumeAttachments for one RWO volume");
+    assert!(s.attachment(&node).unwrap()["metadata"]["deletionTimestamp"].is_string());
+    let failed = |s: &Stage| {
+        s.cluster
+            .events(NS, POD, "FailedAttachVolume")
+            .iter()
+            .any(|(m, _)| m.contains("volume 7001 is already attached to linode"))
+    };
+    s.cluster.until(secs(60), |_| failed(&s)).await.expect("only the driver stops the second attach");
+    tokio::time::sleep(secs(600)).await;
+    assert!(!s.cluster.pod_ready(NS, POD));
+    s.cloud.refuse_detach(None);
+    let t = s.healed(700).await.expect("heals").as_secs_f64();
+    println!("D, detach refused with {reason:?}: Ready {t:.0} s after the release (measured {measured})");
+}
+
+#[tokio::test(start_paused = true)]
+async fn csi_controller_down() {
+    let s = stage(5, 2).await;
+    s.ready().await;
+    s.class_b(DiskAfter::Kept).await;
+    let node = s.node_name();
+    s.cluster.controllers().stop_attacher();
+    s.scale(0).await;
+    tokio::time::sleep(secs(480)).await;
+    assert!(s.attachment(&node).unwrap()["metadata"]["deletionTimestamp"].is_string());
+    s.cluster.controllers().resume_attacher();
+    let t = s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("gone").as_secs_f64();
+    println!(
+        "CSI controller down for 480 s: VA gone {t:.1} s after it is back (Ready elsewhere measured 7.8)"
+    );
+    assert!(t < 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn away_for_seven_minutes() {
+    let s = stage(6, 1).await;
+    s.ready().await;
+    let uid = s.pod().unwrap()["metadata"]["uid"].clone();
+    let kubelet = s.kubelet().clone();
+    kubelet.power_off().await;
+    tokio::time::sleep(secs(420)).await;
+    assert!(s.pod().unwrap()["metadata"]["deletionTimestamp"].is_string());
+    kubelet.power_on().await;
+    let replaced = s.cluster.until(secs(60), |c| c.pod(NS, POD).is_some_and(|p| p["metadata"]["uid"] != uid));
+    let t = replaced.await.expect("the old pod goes").as_secs_f64();
+    println!("away for 420 s: pod gone {t:.1} s after the return (measured 3)");
+    assert!(t < 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn partition_leaves_the_pod_running() {
+    let s = stage(7, 2).await;
+    s.ready().await;
+    let node = s.node_name();
+    let boot = s.kubelet().boot_id();
+    s.kubelet().partition(true);
+    s.cluster.until(secs(120), |c| !c.node_ready(&node)).await.expect("NotReady");
+    s.kubelet().partition(false);
+    s.cluster.until(secs(60), |c| c.node_ready(&node)).await.expect("Ready again");
+    s.cluster.until(secs(30), |c| c.pod_ready(NS, POD)).await.expect("the pod is reported Ready again");
+    assert_eq!(s.kubelet().boot_id(), boot);
+    assert_eq!(s.pod().unwrap()["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn manager_restart_keeps_what_is_attached() {
+    let s = stage(8, 2).await;
+    s.ready().await;
+    let node = s.node_name();
+    s.cluster.controllers().start_manager();
+    tokio::time::sleep(secs(130)).await;
+    assert!(s.attached(&node) && s.cluster.pod_ready(NS, POD));
+    s.scale(0).await;
+    s.cluster.until(secs(60), |_| s.attachment(&node).is_none()).await.expect("detached");
+    assert!(s.cluster.clock().elapsed() > Duration::ZERO);
+}

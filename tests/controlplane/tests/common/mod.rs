@@ -1,0 +1,15 @@
+//! A stage for the shipped binaries: a real control plane, simulated kubelets and a simulated Linode, the manifests of
+//! `deploy/`, and reattach as processes with exactly the rights that those manifests give.
+#![allow(dead_code)] // Each test file uses its own part.
+
+pub mod processes;
+pub mod stage;
+pub mod workloads;
+
+pub use processes::Process;
+pub use stage::{Stage, StageOptions};
+
+use std::time::Duration;
+
+/// Anything on the real control plane happens within this time or not at all.
+pub const LIMIT: Duration = Duration::from_secs(180);

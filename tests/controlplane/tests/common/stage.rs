@@ -1,0 +1,256 @@
+//! Setting the stage.
+
+use super::{LIMIT, Process};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use reattach_api::{RecoveryPolicy, VolumeRecovery};
+use reattach_cloud_simulator::{CloudSim, NewInstance, NewVolume, VolumeNo, clock, router};
+use reattach_core::policy::Mode;
+use reattach_sim::Clock;
+use reattach_sim::cloud::SimulatedCloud;
+use reattach_sim::kubelet::{KubeletConfig, SimKubelet};
+use reattach_tests_controlplane::{ControlPlane, Options, eventually};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// What a stage has.
+pub struct StageOptions {
+    /// How many nodes.
+    pub nodes: u64,
+    /// The policy's mode; none: no policy besides the shipped one.
+    pub mode: Option<Mode>,
+    /// How many controller processes.
+    pub controllers: usize,
+    /// Further users of the API server, with their groups.
+    pub users: Vec<(&'static str, Vec<&'static str>)>,
+}
+
+impl Default for StageOptions {
+    fn default() -> Self {
+        Self { nodes: 2, mode: Some(Mode::Auto), controllers: 2, users: Vec::new() }
+    }
+}
+
+/// A stage with everything on it.
+pub struct Stage {
+    /// The control plane.
+    pub plane: ControlPlane,
+    /// The cloud.
+    pub cloud: CloudSim,
+    /// The cloud's URL.
+    pub cloud_url: String,
+    /// The nodes.
+    pub kubelets: Vec<SimKubelet>,
+    /// The agents, one per node.
+    pub agents: Vec<Process>,
+    /// The controllers.
+    pub controllers: Vec<Process>,
+    /// Where host trees and logs are.
+    pub folder: PathBuf,
+    /// An administrator.
+    pub admin: Client,
+    volumes: std::sync::atomic::AtomicU64,
+}
+
+/// The token that the simulated cloud accepts.
+pub const TOKEN: &str = "a-token-for-the-simulated-cloud";
+/// The namespace of reattach itself.
+pub const SYSTEM: &str = "reattach-system";
+
+impl Stage {
+    /// Sets the stage; nothing is wrong yet.
+    pub async fn set(options: StageOptions) -> Self {
+        let cloud = CloudSim::new(clock::system());
+        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let cloud_url = format!("http://{}", listener.local_addr().expect("an address"));
+        let app = router(cloud.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let mut plane_options = Options::with_csi(&cloud_url, TOKEN);
+        for (user, groups) in &options.users {
+            plane_options = plane_options.user(*user, groups);
+        }
+        let plane = ControlPlane::start(plane_options).await.expect("a control plane");
+        let admin = plane.admin_client();
+        let folder = plane.folder().join("reattach");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let mut stage = Self {
+            plane,
+            cloud,
+            cloud_url,
+            kubelets: Vec::new(),
+            agents: Vec::new(),
+            controllers: Vec::new(),
+            folder,
+            admin,
+            volumes: 1.into(),
+        };
+        stage.install();
+        stage.add_nodes(options.nodes).await;
+        if let Some(mode) = options.mode {
+            stage.policy("test", mode).await;
+        }
+        stage.start_agents().await;
+        for _ in 0..options.controllers {
+            stage.start_controller().await;
+        }
+        stage
+    }
+
+    /// Applies the Linode overlay of `deploy/`, strictly.
+    fn install(&self) {
+        let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        let rendered = Command::new("kubectl")
+            .args(["kustomize", &format!("{repository}/deploy/overlays/linode")])
+            .output()
+            .expect("kubectl");
+        assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+        // Twice: custom resources need their definitions to be established first.
+        let mut result = self.apply(&rendered.stdout);
+        for _ in 0..20 {
+            if result.is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            result = self.apply(&rendered.stdout);
+        }
+        result.expect("the manifests are accepted");
+    }
+
+    fn apply(&self, manifests: &[u8]) -> Result<(), String> {
+        let mut child = Command::new("kubectl")
+            .args(["apply", "--server-side", "--validate=strict", "-f", "-", "--kubeconfig"])
+            .arg(self.plane.admin_kubeconfig())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl");
+        child.stdin.take().expect("a pipe").write_all(manifests).expect("kubectl reads");
+        let output = child.wait_with_output().expect("kubectl ends");
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    }
+
+    async fn add_nodes(&mut self, count: u64) {
+        for n in 1..=count {
+            let (name, instance) = (format!("node-{n}"), 1000 + n);
+            self.cloud.create_instance(NewInstance::new(name.as_str()).with_id(instance)).expect("an instance");
+            let mut config = KubeletConfig::linode(&name, instance, n);
+            let host = self.folder.join("hosts").join(&name);
+            std::fs::create_dir_all(&host).expect("a folder");
+            config.host_root = Some(host);
+            let machines = Arc::new(SimulatedCloud::new(self.cloud.clone()));
+            let kubelet = SimKubelet::new(config, self.admin.clone(), machines, Clock::wall().as_fn());
+            kubelet.power_on().await;
+            self.kubelets.push(kubelet);
+        }
+    }
+
+    /// Puts a policy in force that beats the shipped one.
+    pub async fn policy(&self, name: &str, mode: Mode) {
+        let policy: RecoveryPolicy = serde_json::from_value(json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
+            "spec": {"mode": mode, "runbook": "scale-to-zero", "precedence": 10},
+        }))
+        .expect("a policy");
+        let api: Api<RecoveryPolicy> = Api::all(self.admin.clone());
+        let params = kube::api::PatchParams::apply("test").force();
+        api.patch(name, &params, &kube::api::Patch::Apply(&policy)).await.expect("accepted");
+    }
+
+    /// One agent per node, each with the token of its own pod of the DaemonSet.
+    async fn start_agents(&mut self) {
+        for kubelet in self.kubelets.clone() {
+            let node = kubelet.node().to_owned();
+            let pod = self.pod_on(SYSTEM, "reattach-agent", &node).await;
+            let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
+            let config = config.expect("a kubeconfig").display().to_string();
+            let host = self.folder.join("hosts").join(&node).display().to_string();
+            let log = self.folder.join(format!("agent-{node}.log"));
+            let arguments = ["--host-root", &host, "--node-name", &node, "--rescan", "5s"];
+            self.agents.push(Process::start("reattach-agent", &log, &arguments, &[("KUBECONFIG", config)]));
+        }
+    }
+
+    /// The name of a pod of `app` that is bound to `node`.
+    async fn pod_on(&self, namespace: &str, app: &str, node: &str) -> String {
+        let api: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
+        let what = format!("a pod of {app} on {node}");
+        let found = eventually(&what, LIMIT, async || {
+            let pods = api.list(&ListParams::default()).await.ok()?;
+            let here = |p: &&Pod| {
+                p.name_any().starts_with(app) && p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
+            };
+            pods.items.iter().find(here).map(ResourceExt::name_any)
+        });
+        found.await.expect("the DaemonSet makes one")
+    }
+
+    /// The environment of a controller or of the command line.
+    pub fn cloud_environment(&self) -> Vec<(&'static str, String)> {
+        vec![("LINODE_TOKEN", TOKEN.to_owned()), ("LINODE_URL", self.cloud_url.clone())]
+    }
+
+    /// Starts one more controller process, with the controller's service account.
+    pub async fn start_controller(&mut self) {
+        let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
+        let config = config.expect("a kubeconfig").display().to_string();
+        let n = self.controllers.len();
+        let log = self.folder.join(format!("controller-{n}.log"));
+        let name = format!("controller-{n}");
+        let arguments = ["--provider", "linode", "--listen", "127.0.0.1:0", "--pod-name", &name, "--pod-uid", "test"];
+        let mut environment = self.cloud_environment();
+        environment.push(("KUBECONFIG", config));
+        environment.push(("RUST_LOG", "info,reattach_controller=debug".to_owned()));
+        self.controllers.push(Process::start("reattach-controller", &log, &arguments, &environment));
+    }
+
+    /// Creates a cloud volume and gives its number and CSI handle.
+    pub fn volume(&self, label: &str) -> (VolumeNo, String) {
+        let no = 50_000 + self.volumes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let volume = self.cloud.create_volume(NewVolume::new(label).with_id(no)).expect("a volume");
+        (volume, format!("{no}-{label}"))
+    }
+
+    /// Creates any object from JSON, status included.
+    pub async fn create(&self, object: Value) {
+        let mut child = Command::new("kubectl")
+            .args(["create", "-f", "-", "--kubeconfig"])
+            .arg(self.plane.admin_kubeconfig())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl");
+        child.stdin.take().expect("a pipe").write_all(object.to_string().as_bytes()).expect("kubectl reads");
+        let output = child.wait_with_output().expect("kubectl ends");
+        assert!(output.status.success(), "{}\n{object}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The recoveries of a namespace.
+    pub async fn recoveries(&self, namespace: &str) -> Vec<VolumeRecovery> {
+        let api: Api<VolumeRecovery> = Api::namespaced(self.admin.clone(), namespace);
+        api.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default()
+    }
+
+    /// The kubelet of a node.
+    pub fn kubelet(&self, node: &str) -> &SimKubelet {
+        self.kubelets.iter().find(|k| k.node() == node).expect("a node of the stage")
+    }
+
+    /// Everything that the processes printed, for a failing test.
+    pub fn logs(&self) -> String {
+        let all = self.controllers.iter().chain(&self.agents);
+        all.map(|p| format!("--- {}\n{}\n", p.log.display(), p.output())).collect()
+    }
+
+    /// Now, for comparing with the audit log.
+    pub fn now() -> Timestamp {
+        Clock::wall().now()
+    }
+}
