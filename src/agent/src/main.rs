@@ -58,6 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[allow(clippy::disallowed_methods)] // A binary's shell: the one place of this crate where clocks are read.
 fn start(args: &Args) -> anyhow::Result<()> {
     if !args.host_root.join("proc").is_dir() {
         bail!(
@@ -101,6 +102,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
     ended
 }
 
+#[allow(clippy::disallowed_methods)] // As above.
 async fn serve(node: &str, rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
     let inferred = kube::Config::infer().await;
     // Its text has its causes in it already.

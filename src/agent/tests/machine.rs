@@ -1,7 +1,7 @@
 //! The real kernel under this test: what needs rights that are not there says so loudly and is not counted as seen.
 
 // Helpers outside of test functions fail tests by panicking too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod common;
 

@@ -3,6 +3,9 @@
 //! Plans, journals and diagnoses are the types of [`reattach_core`]; in the schema they are objects whose unknown
 //! fields are preserved, because their shape is versioned by the plan's own `version` field and checked when read.
 
+// The lint takes the print columns of kube's derive for repetitions.
+#![allow(clippy::duplicated_attributes)]
+
 mod crds;
 mod node_volume_report;
 mod opaque;

@@ -86,7 +86,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
         deadline,
         driven_here: false,
     };
-    match follow.run(None, &mut Interrupt::listen()?).await? {
+    match follow.run(None, &mut Interrupt::listen(false)?).await? {
         // That is what was asked for.
         End::Unhealed => match records::again(&session, &name).await?.map(|r| phase(&r)) {
             Some(Phase::Aborted) | None => Ok(End::Done),

@@ -103,6 +103,6 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
         deadline,
         driven_here: false,
     }
-    .run(None, &mut Interrupt::listen()?)
+    .run(None, &mut Interrupt::listen(false)?)
     .await
 }

@@ -14,6 +14,7 @@ use kube::ResourceExt;
 use prometheus_client::registry::Registry;
 use reattach_cluster::gate::Gate;
 use reattach_controller::metrics::Metrics;
+use reattach_controller::recovery::Reservations;
 use reattach_controller::{Collector, Executor, limits};
 use reattach_core::ids::ObjectName;
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     let cache = watches::start(&session, &mut tasks).await?;
 
     let identity = format!("{user}@{}/{}", host(), std::process::id());
-    let mut interrupt = Interrupt::listen()?;
+    let mut interrupt = Interrupt::listen(true)?;
     let (elector, leadership) = tokio::select! {
         biased;
         () = interrupt.heard() => return Ok(End::Interrupted),
@@ -59,6 +60,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
         gate: Gate::new(session.clients.clone(), leading),
         identity,
         metrics: Metrics::register(&mut Registry::default()),
+        reservations: Reservations::default(),
     };
     let ended = drive(args, &session, executor, &cache, &claim, user, &mut interrupt).await;
     end_election.send_replace(true);
@@ -111,10 +113,11 @@ async fn drive(
             phase
         }
     });
-    let ended = follow(session, args, name, user).run(Some(gone), interrupt).await;
+    let ended = follow(session, args, name.clone(), user).run(Some(gone), interrupt).await;
     // The turn under way ends first: an effect is never cut off between itself and its journal line.
     let settle = async {
-        if !matches!(ended, Ok(End::Done | End::Unhealed | End::Refused | End::NotOurs)) {
+        let last = records::again(session, &name).await;
+        if !matches!(last, Ok(None)) && !matches!(last, Ok(Some(r)) if records::phase(&r).is_final()) {
             stop.send_replace(true);
         }
         driver.await

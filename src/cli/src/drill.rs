@@ -1,8 +1,13 @@
 //! `kubectl reattach drill`: the embedded game day. Needs no cluster and no credentials.
 
+use anyhow::Context;
 use clap::Args;
+use reattach_core::report;
+use reattach_drill::timeline::{Line, paragraph, span};
+use reattach_drill::{SCENARIOS, play};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Arguments of `drill`.
 #[derive(Args, Debug, Clone)]
@@ -38,7 +43,44 @@ pub struct DrillArgs {
 /// Plays a scenario.
 ///
 /// # Errors
-/// The scenario does not exist, the simulated cluster could not be built, or the HTML file cannot be written.
-pub fn run(_args: DrillArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("drill is being built")
+/// The scenario does not exist, the simulated cluster could not be built, the scenario got stuck, or the HTML file cannot
+/// be written.
+pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
+    if args.list {
+        for scenario in SCENARIOS {
+            print!("{:<20}  {}", scenario.name, paragraph(22, scenario.summary).trim_start());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let started = std::time::Instant::now();
+    let live = !args.json && !args.quiet;
+    if live {
+        println!("reattach drill, scenario {}, seed {}. Times are UTC in virtual time.", args.scenario, args.seed);
+    }
+    let sink = Arc::new(move |line: &Line| {
+        if live {
+            print!("{}", line.render());
+        }
+    });
+    let outcome = play(&args.scenario, args.seed, sink)?;
+    if let Some(file) = &args.html {
+        let page = report::html(&outcome.incident);
+        std::fs::write(file, page).with_context(|| format!("--html {} cannot be written", file.display()))?;
+    }
+    if args.json {
+        let mut document = serde_json::to_value(&outcome)?;
+        document["good"] = outcome.good().into();
+        document["report"] = serde_json::from_str(&report::json(&outcome.incident))?;
+        println!("{}", serde_json::to_string_pretty(&document)?);
+    } else {
+        println!("{}", outcome.summary());
+        println!("== Post-mortem\n\n{}", report::markdown(&outcome.incident));
+        let (virtual_time, wall) = (outcome.incident.to.duration_since(outcome.incident.from), started.elapsed());
+        let virtual_time = span(virtual_time.as_secs_f64());
+        eprintln!("{virtual_time} of cluster time in {:.1} s.", wall.as_secs_f64());
+        if let Some(file) = &args.html {
+            eprintln!("The post-mortem with its picture: {}", file.display());
+        }
+    }
+    Ok(if outcome.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -133,9 +133,9 @@ impl Follow<'_> {
             let text = journal_text(plan, &record.journal);
             let fresh = text.strip_prefix(shown.journal.as_str()).unwrap_or(&text).to_owned();
             if shown.journal.is_empty() {
-                self.tell("\n")?;
+                self.tell("\n");
             }
-            self.tell(&fresh)?;
+            self.tell(&fresh);
             shown.journal = text;
         }
         match phase {
@@ -144,16 +144,16 @@ impl Follow<'_> {
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
             Phase::Running | Phase::Restoring => self.late(recovery, "the run goes on", false).await,
             _ if self.consent == Consent::Watch => {
-                self.news(phase, &record.message, shown)?;
+                self.news(phase, &record.message, shown);
                 self.late(recovery, "it goes on without you", false).await
             }
             Phase::Refused => {
                 let trouble = record.diagnosis.as_ref().map(|d| d.verdict.to_string()).unwrap_or_default();
-                self.tell(&refused(&format!("Refused, claim {}", record.claim), &trouble, &record.refusals))?;
+                self.tell(&refused(&format!("Refused, claim {}", record.claim), &trouble, &record.refusals));
                 self.end_request(recovery, "refused, nothing was touched", End::Refused).await
             }
             Phase::NotOurs => {
-                self.tell(&paragraph("", &format!("{}: {}", record.claim, record.message), TEXT_WIDTH))?;
+                self.tell(&paragraph("", &format!("{}: {}", record.claim, record.message), TEXT_WIDTH));
                 self.end_request(recovery, "the trouble is not ours, nothing was touched", End::NotOurs).await
             }
             Phase::Planned | Phase::AwaitingApproval => {
@@ -168,7 +168,7 @@ impl Follow<'_> {
                 self.end_request(recovery, "no controller answered", End::Waiting).await
             }
             _ => {
-                self.news(phase, &record.message, shown)?;
+                self.news(phase, &record.message, shown);
                 self.late(recovery, "there is no plan yet", true).await
             }
         }
@@ -183,7 +183,7 @@ impl Follow<'_> {
         interrupt: &mut Interrupt,
     ) -> Result<Option<End>> {
         let Some(plan) = &record.plan else {
-            self.news(phase(recovery), &record.message, shown)?;
+            self.news(phase(recovery), &record.message, shown);
             return self.late(recovery, "there is no plan yet", true).await;
         };
         let hash = plan.hash.to_string();
@@ -198,9 +198,9 @@ impl Follow<'_> {
         }
         if shown.plan != hash {
             if !shown.plan.is_empty() {
-                self.tell("\nThe facts have changed, and the plan with them:\n\n")?;
+                self.tell("\nThe facts have changed, and the plan with them:\n\n");
             }
-            self.tell(&plan_text(plan))?;
+            self.tell(&plan_text(plan));
             shown.plan.clone_from(&hash);
         }
         match self.consent {
@@ -334,9 +334,9 @@ impl Follow<'_> {
 
     fn ended(&self, recovery: &VolumeRecovery, end: End) -> Result<End> {
         let record = records::record(recovery);
-        self.tell(&format!("\n{}\n", status_line(&record)))?;
+        self.tell(&format!("\n{}\n", status_line(&record)));
         if end != End::Done {
-            self.tell(&paragraph("  ", &record.message, TEXT_WIDTH))?;
+            self.tell(&paragraph("  ", &record.message, TEXT_WIDTH));
         }
         note(&format!("Post-mortem: kubectl reattach report -n {} {}", self.name.namespace, self.name.name));
         self.value(recovery)?;
@@ -344,27 +344,24 @@ impl Follow<'_> {
     }
 
     /// A line whenever the phase or its sentence changes.
-    fn news(&self, phase: Phase, message: &str, shown: &mut Shown) -> Result<()> {
+    fn news(&self, phase: Phase, message: &str, shown: &mut Shown) {
         let text = match message {
-            "" => "waiting for the controller to look at it".to_owned(),
+            "" => "waiting for the first look".to_owned(),
             message => one_line(message),
         };
         let line = format!("{phase:?}: {text}");
         if shown.message != line {
-            self.tell(&paragraph("", &line, TEXT_WIDTH))?;
+            self.tell(&paragraph("", &line, TEXT_WIDTH));
             shown.message = line;
         }
-        Ok(())
     }
 
-    /// Progress: on standard output for people, beside it when scripts read that.
-    fn tell(&self, text: &str) -> Result<()> {
+    /// Progress: on standard output for people, beside it when scripts read that. A reader that went away stops no
+    /// recovery.
+    fn tell(&self, text: &str) {
         match self.format {
-            Format::Table => out(text),
-            _ => {
-                note(text.trim_end_matches('\n'));
-                Ok(())
-            }
+            Format::Table => drop(out(text)),
+            _ => note(text.trim_end_matches('\n')),
         }
     }
 

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 Examples:
   kubectl reattach plan data-redis-0 -n cache
   kubectl reattach plan data-redis-0 --runbook-file my-runbook.yaml
-  kubectl reattach plan data-web --confirm-workload Deployment/web    # accept that all its replicas stop
+  kubectl reattach plan data-web --confirm-workload Deployment/web   # all its replicas stop
   kubectl reattach plan data-redis-0 -o json | jq -r .plan.hash
 
 Exit codes: 0 there is a plan, or nothing is wrong; 4 it is refused; 5 not ours; 6 wait.")]

@@ -101,7 +101,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
     require_controller(&session, &args.lease).await?;
     let user = session.user().await?;
     // From here on there is a request to take back when the user thinks better of it.
-    let mut interrupt = Interrupt::listen()?;
+    let mut interrupt = Interrupt::listen(false)?;
     let recovery = records::create(&session, &claim.namespace, spec(&args, &claim, &user)).await?;
     let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
     if args.no_wait {

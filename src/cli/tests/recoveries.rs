@@ -3,9 +3,11 @@
 
 mod common;
 
+use common::golden::golden;
 use common::world::{Running, assert_clean, turn};
-use common::{CLAIM, NODE, NS, Ran, Stage, finish};
+use common::{CLAIM, NS, Ran, Stage, finish};
 use reattach_cloud_simulator::VolumeNo;
+use reattach_sim::apiserver::Verb;
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -65,6 +67,14 @@ async fn looking_writes_nothing() {
         &["looked at because of: FailedMount", "Node n0 is Ready"],
     );
     ended(&stage.run(&["diagnose", "-n", "default"]).await, 0, &["No event, unready pod or agent's report"]);
+    let (one, all) = (stage.run(&["diagnose", CLAIM]).await, stage.run(&["diagnose", "-A"]).await);
+    golden(
+        "diagnose.txt",
+        &format!(
+            "$ kubectl reattach diagnose {CLAIM}\n{}\n$ kubectl reattach diagnose -A\n{}",
+            one.out, all.out
+        ),
+    );
     let ran = stage.run(&["diagnose", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((&value["items"][0]["class"], ran.code), (&json!("B"), 3));
@@ -140,7 +150,11 @@ async fn what_is_refused_waits_or_is_not_ours_says_so() {
     stage.cloud.unlock_volume(VolumeNo(7001)).unwrap();
 
     stage.insert_report(&["pvc1"]);
-    ended(&stage.run(&["diagnose", CLAIM]).await, 5, &["not ours"]);
+    ended(
+        &stage.run(&["diagnose", CLAIM]).await,
+        5,
+        &["Not ours: the volume is attached and the machine has the device"],
+    );
     ended(&stage.run(&["plan", CLAIM]).await, 5, &["there is nothing to plan"]);
     ended(
         &stage.run(&["recover", CLAIM, "--yes", "-o", "json"]).await,
@@ -159,6 +173,12 @@ async fn through_the_controller() {
     let stage = Arc::new(Stage::new("through").await);
     let world = turn(&stage);
     let controller = Running::start(&stage).await;
+    // Who may not read the Lease learns from the answer whether a controller is there.
+    stage.forbid(Verb::Get, "leases", "leases.coordination.k8s.io \"reattach-controller\" is forbidden: User \"jane\" cannot get resource \"leases\" in API group \"coordination.k8s.io\" in the namespace \"reattach-system\"");
+    let ran = stage.run(&["recover", CLAIM, "--dry-run"]).await;
+    ended(&ran, 0, &["you may not read Lease", "7 steps"]);
+    stage.server.clear_faults();
+    let _ = stage.server.take_audit();
     let ran = stage.run(&["recover", CLAIM, "--dry-run"]).await;
     ended(&ran, 0, &["7 steps", "dry run: the plan was shown, nothing was touched"]);
     assert_eq!(stage.writes(), ["Create volumerecoveries", "Patch volumerecoveries"]);
@@ -166,7 +186,7 @@ async fn through_the_controller() {
     // Nobody can be asked here: the plan is shown, and how to approve it.
     let ran = stage.run(&["recover", CLAIM, "--reason", "INC-42"]).await;
     ended(&ran, 6, &["7 steps", "kubectl reattach approve -n cache data-redis-0-", "--plan "]);
-    let hash = ran.out.split_whitespace().nth(1).unwrap().to_owned();
+    let hash = ran.err.split_whitespace().skip_while(|w| *w != "--plan").nth(1).unwrap().to_owned();
     ended(&stage.run(&["status", CLAIM]).await, 6, &["awaits approval", "INC-42", &hash]);
     let other = "0123456789abcdef";
     ended(
@@ -185,17 +205,32 @@ async fn through_the_controller() {
     let ran = stage.run(&["status"]).await;
     ended(&ran, 0, &["CLAIM CLASS MODE PHASE AGE MESSAGE", "data-redis-0 B Approve Recovered"]);
     assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
+    let ages = |text: &str| -> String {
+        // Ages and times are of this run.
+        let word = |w: &str| {
+            if w.len() > 1 && w.ends_with('s') && w[..w.len() - 1].bytes().all(|b| b.is_ascii_digit()) {
+                "7s".to_owned()
+            } else {
+                w.to_owned()
+            }
+        };
+        text.split('\n')
+            .map(|l| l.split(' ').filter(|w| !w.is_empty()).map(word).collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    golden("status.txt", &format!("$ kubectl reattach status\n{}", ages(&ran.out)));
     ended(&stage.run(&["status", CLAIM, "--watch"]).await, 0, &["recovered in"]);
     let ran = stage.run(&["status", "-A", "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!(value["items"].as_array().map(Vec::len), Some(2));
+    assert_eq!(value["items"].as_array().map(Vec::len), Some(3));
     let html = stage.dir.join("report.html");
     let ran = stage.run(&["report", CLAIM, "--html", html.to_str().unwrap()]).await;
     ended(&ran, 0, &["# Volume recovery post-mortem", "**recovered**", "INC-42"]);
     assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
     let ran = stage.run(&["report", "-A", "--since", "1h", "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!(value["volumes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(value["volumes"].as_array().map(Vec::len), Some(3));
     controller.stop().await;
     world.abort();
 }
@@ -258,6 +293,28 @@ async fn break_glass_steps_back_from_a_live_controller() {
     controller.stop().await;
 }
 
+async fn send(signal: &str, pid: &str) {
+    let sent = tokio::process::Command::new("kill").args([signal, pid]).status().await.unwrap();
+    assert!(sent.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_terminal_ends_no_break_glass() {
+    let stage = Arc::new(Stage::new("hangup").await);
+    let world = turn(&stage);
+    let mut child = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]).spawn().unwrap();
+    let pid = child.id().unwrap().to_string();
+    until("a plan that runs", || phase(&stage) == "Running").await;
+    drop((child.stdout.take(), child.stderr.take()));
+    send("-HUP", &pid).await;
+    let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(phase(&stage), "Recovered");
+    assert_eq!(lease(&stage)["spec"]["holderIdentity"], "");
+    assert_clean(&stage);
+    world.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
     let stage = Arc::new(Stage::new("interrupt").await);
@@ -270,8 +327,7 @@ async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
     // The world stands still: nobody removes the pod.
     world.abort();
     until("scaled to zero", || replicas(&stage) == 0).await;
-    let killed = tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.unwrap();
-    assert!(killed.success());
+    send("-INT", &pid).await;
     let output =
         tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
     let ran = Ran {
@@ -295,5 +351,62 @@ async fn an_interrupted_break_glass_says_how_to_go_on_and_does() {
     ended(&ran, 0, &["Resuming recovery data-redis-0-", "recovered in"]);
     assert_clean(&stage);
     world.abort();
-    let _ = NODE;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
+    let stage = Arc::new(Stage::new("putback").await);
+    let world = turn(&stage);
+    let child = stage.command(&["recover", CLAIM, "--break-glass", "--yes"]).spawn().unwrap();
+    let pid = child.id().unwrap().to_string();
+    until("a plan that runs", || phase(&stage) == "Running").await;
+    world.abort();
+    until("scaled to zero", || replicas(&stage) == 0).await;
+    send("-TERM", &pid).await;
+    let output =
+        tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let ran = stage.run(&["abort", CLAIM]).await;
+    ended(&ran, 0, &["no controller holds Lease", "nothing is put back until one runs", "--break-glass"]);
+    let world = turn(&stage);
+    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+    ended(
+        &ran,
+        7,
+        &["Resuming recovery", "turned back: aborted by jane", "aborted; everything was put back"],
+    );
+    until("a pod again", || stage.server.read("", "pods", NS, common::POD).is_some()).await;
+    assert_clean(&stage);
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
+    let stage = Arc::new(Stage::new("dead").await);
+    let world = turn(&stage);
+    let at = stage.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
+        "spec": {"holderIdentity": "controller-9/uid/1", "leaseDurationSeconds": 15, "leaseTransitions": 4, "renewTime": at}}));
+    let began = std::time::SystemTime::UNIX_EPOCH
+        + Duration::from_millis(u64::try_from(stage.server.clock().now().as_millisecond()).unwrap());
+    let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;
+    ended(
+        &ran,
+        0,
+        &[
+            "was last held by controller-9/uid/1",
+            "Lease reattach-system/reattach-controller taken, term 5",
+            "recovered in",
+        ],
+    );
+    let first = stage.recovery().unwrap()["status"]["journal"][0]["at"]
+        .as_str()
+        .unwrap()
+        .parse::<jiff::Timestamp>()
+        .unwrap();
+    let waited = std::time::SystemTime::from(first).duration_since(began).unwrap();
+    assert!(waited >= Duration::from_secs(15), "one whole lease, on our own clock: {waited:?}");
+    assert_clean(&stage);
+    world.abort();
 }

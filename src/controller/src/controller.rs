@@ -8,7 +8,7 @@ use crate::providers::Providers;
 use crate::recovery::{Executor, Limits};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{Phase, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
@@ -85,6 +85,7 @@ impl Controller {
             gate: Gate::new(self.clients.clone(), leadership.clone()),
             identity: self.settings.identity.clone(),
             metrics: self.metrics.clone(),
+            reservations: crate::recovery::Reservations::default(),
         };
         Leader { executor, cache, settings: self.settings, leadership, driven: BTreeMap::new(), drivers: JoinSet::new() }
             .run(stop)
@@ -283,19 +284,23 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         .iter()
         .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
         .find(|n| running.iter().any(|(r, _)| r == n));
-    let policies = cache.policies.filter(|_| true);
-    let budgets = policies.iter().max_by_key(|p| p.spec.precedence).map(|p| p.spec.budgets.clone()).unwrap_or_default();
+    let budgets = claim.and_then(|c| ruling_policy(cache, &c)).map(|p| p.budgets).unwrap_or_default();
     Limits { budgets, running, rival, policy_mode: None }
 }
 
 /// How far the policy that rules the claim goes now, for a recovery that was made under a policy by `username`.
 fn policy_mode(cache: &Cache, name: &ObjectName, username: &str) -> Option<Mode> {
     let own = cache.recoveries.get(&name.namespace, &name.name).filter(|r| r.spec.requester == username)?;
-    let claim = cache.claims.get(&name.namespace, &own.spec.claim_name)?;
+    ruling_policy(cache, &Executor::claim_of(&own)).map(|p| p.mode)
+}
+
+/// The policy that rules a claim now.
+fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<RecoveryPolicySpec> {
+    let claim = cache.claims.get(&name.namespace, &name.name)?;
     let pv = claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
     let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
     let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
-    ruling(&cache.policies.filter(|_| true), &subject).map(|p| p.spec.mode)
+    ruling(&cache.policies.filter(|_| true), &subject).map(|p| p.spec.clone())
 }
 
 /// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.

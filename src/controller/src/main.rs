@@ -8,6 +8,7 @@ use reattach_controller::http::{Endpoints, router};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::providers::from_env;
 use reattach_controller::{Controller, Providers, Settings};
+use reattach_provider_api::{ProviderError, RightUse};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -85,17 +86,23 @@ async fn run(args: Args) -> Result<()> {
         for right in &report.rights {
             tracing::info!(provider = provider.name(), right = right.name, grant = ?right.grant, "preflight");
         }
-        if let Some(failure) = report.failure {
-            bail!("provider {}: {failure}", provider.name());
+        let names = |uses: &[RightUse]| {
+            report.missing(uses).into_iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let unreadable = names(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]);
+        if !unreadable.is_empty() {
+            bail!("provider {}: the token lacks {unreadable}; give it these scopes", provider.name());
         }
-        let missing: Vec<&str> = report
-            .rights
-            .iter()
-            .filter(|r| r.grant == reattach_provider_api::Grant::Missing)
-            .map(|r| r.name.as_str())
-            .collect();
-        if !missing.is_empty() {
-            bail!("provider {}: the token lacks {}; give it these scopes", provider.name(), missing.join(", "));
+        // Enough for Observe and DryRun; a detach would be refused by the cloud, and the journal would say so.
+        let unwritable = names(&[RightUse::Detach]);
+        if !unwritable.is_empty() {
+            tracing::warn!(provider = provider.name(), missing = unwritable, "the token cannot detach volumes");
+        }
+        match &report.failure {
+            Some(failure @ ProviderError::Denied { .. }) => bail!("provider {}: {failure}", provider.name()),
+            // A cloud that is away now must not keep the watches from starting: nothing is done without its answers.
+            Some(failure) => tracing::warn!(provider = provider.name(), %failure, "the cloud does not answer"),
+            None => {}
         }
     }
     let username = reattach_cluster::client::whoami(&clients.records).await.context("cannot ask who this process is")?;

@@ -8,7 +8,7 @@ use reattach_core::machine::Effect;
 use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
 
 /// Issues the effect within the pass's deadline. A reply that does not come in time leaves the outcome unknown.
-pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: &Located, clock: &Clock) -> Outcome {
+pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: Option<&Located>, clock: &Clock) -> Outcome {
     let issue = async {
         match effect {
             Effect::ScaleToZero { workload, resource_version, path, stamp } => {
@@ -21,10 +21,10 @@ pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: &Located
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }
             Effect::CloudDetach { proof } => {
-                if *proof.volume() != volume.id {
-                    let why = format!("the proof is for volume {}, not {}", proof.volume(), volume.id);
+                let Some(volume) = volume.filter(|v| v.id == *proof.volume()) else {
+                    let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
                     return Outcome::NotApplied { why, retry: false };
-                }
+                };
                 let left = pass.deadline().duration_since(tokio::time::Instant::now());
                 let reply = volume.provider().detach(DetachRequest::plain(proof.clone(), left)).await;
                 detached(reply)

@@ -43,6 +43,18 @@ pub enum VolumeState {
     Other(String),
 }
 
+impl fmt::Display for VolumeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active => f.write_str("Active"),
+            Self::Busy { doing } => write!(f, "busy ({doing})"),
+            Self::Locked { reason } => write!(f, "locked ({reason})"),
+            Self::Detaching => f.write_str("Detaching"),
+            Self::Other(word) => write!(f, "{word} (a word that this build does not know)"),
+        }
+    }
+}
+
 /// One cloud volume as the provider described it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

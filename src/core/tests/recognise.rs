@@ -89,7 +89,8 @@ fn fields_may_be_missing() {
 
 #[test]
 fn quotes_may_differ() {
-    let texts: [(&str, fn(&str) -> String); 5] = [
+    type Requote = fn(&str) -> String;
+    let texts: [(&str, Requote); 5] = [
         ("single", |t| t.replace('"', "'")),
         ("back", |t| t.replace('"', "`")),
         ("typographic", |t| t.replace(" \"", " “").replace('"', "”")),

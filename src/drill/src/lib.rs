@@ -2,10 +2,19 @@
 //! simulated cloud, in virtual time. No cluster, no credentials.
 
 pub mod app;
-pub mod cloud;
+pub mod checks;
+pub mod ledger;
+mod observe;
+mod play;
+mod record;
 pub mod replica;
+mod scenario;
 mod scratch;
+pub mod stage;
+pub mod timeline;
 mod virtual_time;
 pub mod world;
 
+pub use play::{DrillError, Fared, Outcome, play};
+pub use scenario::{SCENARIOS, Scenario};
 pub use virtual_time::in_virtual_time;

@@ -1,7 +1,9 @@
 //! One replica of the controller, which can be cut off or killed at an exact point.
 
+use crate::ledger::{Entry, Ledger, Target};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
+use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 use prometheus_client::registry::Registry;
@@ -20,6 +22,8 @@ use tower::ServiceExt;
 
 /// The user that every replica is, as `deploy/` sets it up.
 pub const CONTROLLER_USER: &str = "system:serviceaccount:reattach-system:reattach-controller";
+/// The token that the simulated cloud accepts.
+pub(crate) const TOKEN: &str = "drill";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
 
@@ -32,7 +36,8 @@ pub enum Side {
     After,
 }
 
-/// Where a replica dies: at its `number`th changing request to the API server or the cloud, counted from 1.
+/// Where a replica dies: at its `number`th changing request to the API server or the cloud, counted from 1. Leases,
+/// Events and dry runs do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrashPoint {
     /// Which request.
@@ -86,11 +91,11 @@ pub struct Replica {
 
 impl Replica {
     /// Starts the shipped controller as the pod `name`, over the simulated API server and cloud.
-    pub fn start(name: &str, server: &ApiServer, cloud: &CloudSim, crash: Option<CrashPoint>) -> Self {
+    pub fn start(name: &str, server: &ApiServer, cloud: &CloudSim, ledger: &Ledger, crash: Option<CrashPoint>) -> Self {
         let tap = Arc::new(Tap { crash: Mutex::new(crash), ..Tap::default() });
-        let client = tapped_client(server, name, tap.clone());
+        let client = tapped_client(server, name, ledger.clone(), tap.clone());
         let mut providers = Providers::default();
-        match linode(cloud, tap.clone()) {
+        match linode(cloud, name, ledger.clone(), tap.clone()) {
             Ok(provider) => providers.register(Arc::new(provider)),
             Err(error) => tracing::error!(%error, "the drill's own settings are wrong"),
         }
@@ -158,23 +163,46 @@ impl Drop for Replica {
     }
 }
 
-/// A client that names the replica in its user agent and passes the tap.
-fn tapped_client(server: &ApiServer, name: &str, tap: Arc<Tap>) -> Client {
+/// A client that names the replica in its user agent, writes its changing requests down, and passes the tap.
+fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) -> Client {
     let service = server.service_as(CONTROLLER_USER);
+    let clock = server.clock();
     let agent = HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("reattach-controller"));
-    let service = tower::service_fn(move |mut request: Request<Body>| {
-        let (service, tap, agent) = (service.clone(), tap.clone(), agent.clone());
+    let name = name.to_owned();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (service, ledger, tap, agent, name) = (service.clone(), ledger.clone(), tap.clone(), agent.clone(), name.clone());
         async move {
-            request.headers_mut().insert(http::header::USER_AGENT, agent);
-            let changes = !matches!(*request.method(), http::Method::GET | http::Method::HEAD);
-            let what = || format!("{} {}", request.method(), request.uri().path());
-            let side = if changes { tap.pass(what) } else { None };
+            let (mut head, body) = request.into_parts();
+            head.headers.insert(http::header::USER_AGENT, agent);
+            let bytes = body.collect().await.map_err(tower::BoxError::from)?.to_bytes();
+            if matches!(head.method, http::Method::GET | http::Method::HEAD) {
+                return service.oneshot(Request::from_parts(head, Body::from(bytes))).await;
+            }
+            let entry = Entry {
+                sent: 0,
+                answered: None,
+                at: clock.now(),
+                by: name,
+                target: Target::Kubernetes,
+                method: head.method.to_string(),
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
+                body: serde_json::from_slice(&bytes).unwrap_or_default(),
+            };
+            // Leases and Events are written all the time and a crash there is like one anywhere else in between.
+            let (_, resource, _) = entry.resource();
+            let counts = !entry.dry_run() && !matches!(resource, "leases" | "events");
+            let side = if counts { tap.pass(|| entry.line()) } else { None };
             if side == Some(Side::Before) {
                 return tap.die().await;
             }
-            let reply = service.oneshot(request).await;
+            let sent = ledger.send(entry);
+            let reply = service.oneshot(Request::from_parts(head, Body::from(bytes))).await;
             if side == Some(Side::After) {
                 return tap.die().await;
+            }
+            if let Ok(reply) = &reply {
+                ledger.answer(sent, reply.status().as_u16());
             }
             reply
         }
@@ -183,24 +211,45 @@ fn tapped_client(server: &ApiServer, name: &str, tap: Arc<Tap>) -> Client {
 }
 
 /// The shipped Linode provider over the simulated cloud's HTTP face, in memory.
-fn linode(cloud: &CloudSim, tap: Arc<Tap>) -> Result<LinodeProvider, reattach_linode::ConfigError> {
-    let config = LinodeConfig::new(Token::new("drill")?, Some("https://linode.invalid"))?;
+fn linode(cloud: &CloudSim, name: &str, ledger: Ledger, tap: Arc<Tap>) -> Result<LinodeProvider, reattach_linode::ConfigError> {
     let inner = in_memory(cloud.clone());
+    let (cloud, name) = (cloud.clone(), name.to_owned());
     let service = tower::service_fn(move |request: Request<Bytes>| {
-        let (inner, tap) = (inner.clone(), tap.clone());
+        let (inner, ledger, tap, cloud, name) = (inner.clone(), ledger.clone(), tap.clone(), cloud.clone(), name.clone());
         async move {
-            let changes = request.method() != http::Method::GET;
-            let what = || format!("cloud: {} {}", request.method(), request.uri().path());
-            let side = if changes { tap.pass(what) } else { None };
+            if request.method() == http::Method::GET {
+                return inner.oneshot(request).await;
+            }
+            let entry = Entry {
+                sent: 0,
+                answered: None,
+                at: cloud.now(),
+                by: name,
+                target: Target::Cloud,
+                method: request.method().to_string(),
+                path: request.uri().path().to_owned(),
+                query: String::new(),
+                body: serde_json::from_slice(request.body()).unwrap_or_default(),
+            };
+            let side = tap.pass(|| format!("cloud: {}", entry.line()));
             if side == Some(Side::Before) {
                 return tap.die().await;
             }
+            let sent = ledger.send(entry);
             let reply: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
             if side == Some(Side::After) {
                 return tap.die().await;
             }
+            if let Ok(reply) = &reply {
+                ledger.answer(sent, reply.status().as_u16());
+            }
             reply
         }
     });
-    Ok(LinodeProvider::new(HttpTransport::new(service), config))
+    Ok(LinodeProvider::new(HttpTransport::new(service), linode_config()?))
+}
+
+/// The provider's settings: the token that the simulated cloud knows.
+pub(crate) fn linode_config() -> Result<LinodeConfig, reattach_linode::ConfigError> {
+    LinodeConfig::new(Token::new(TOKEN)?, Some("https://linode.invalid"))
 }

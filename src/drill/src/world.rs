@@ -1,8 +1,8 @@
 //! The stage: a cluster in memory, a simulated cloud, the shipped agents and controllers, in virtual time.
 
 use crate::app::App;
-use crate::cloud::SimulatedCloud;
-use crate::replica::{CrashPoint, Replica};
+use crate::ledger::Ledger;
+use crate::replica::{CrashPoint, Replica, TOKEN};
 use crate::scratch::Scratch;
 use jiff::Timestamp;
 use kube::Client;
@@ -13,7 +13,7 @@ use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock
 use reattach_core::ids::NodeName;
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
-use reattach_sim::cloud::LinodeCsi;
+use reattach_sim::cloud::{LinodeCsi, SimulatedCloud};
 use reattach_sim::cluster::BuildError;
 use reattach_sim::kubelet::{DiskAfter, SimKubelet};
 use reattach_sim::{ApiServer, SimCluster};
@@ -27,8 +27,8 @@ use tokio::task::AbortHandle;
 pub const AGENT_USER: &str = "system:serviceaccount:reattach-system:reattach-agent";
 /// The namespace of the drill's workloads.
 pub const APPS: &str = "default";
-/// How often an agent looks unasked (the shipped default is longer; questions are answered at once anyway).
-const RESCAN: Duration = Duration::from_secs(15);
+/// How often an agent looks unasked: the shipped default.
+const RESCAN: Duration = Duration::from_secs(10);
 
 /// Why the stage could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,8 @@ pub struct World {
     pub cloud: CloudSim,
     /// The CSI driver's controller.
     pub csi: LinodeCsi,
+    /// What the controller's replicas asked for.
+    pub ledger: Ledger,
     seed: u64,
     agents: Mutex<BTreeMap<String, AbortHandle>>,
     audit: Mutex<Vec<AuditEntry>>,
@@ -90,7 +92,7 @@ impl World {
     pub async fn build(seed: u64, start: Timestamp, nodes: &[(&str, u64)]) -> Result<Self, WorldError> {
         let scratch = Scratch::new()?;
         let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
-        cloud.add_token("drill", &["volumes:read_write", "linodes:read_write", "events:read_only"]);
+        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
         let adapter = SimulatedCloud::new(cloud.clone());
         let csi = LinodeCsi::new(Arc::new(adapter.clone()));
         let mut builder = SimCluster::builder().seed(seed).start_at(start).cloud(Arc::new(csi.clone()), Arc::new(adapter));
@@ -99,7 +101,7 @@ impl World {
             builder = builder.node(name, *instance, Some(scratch.path().join(name)));
         }
         let cluster = builder.build().await?;
-        let world = Self { cluster, cloud, csi, seed, agents: Mutex::default(), audit: Mutex::default(), scratch };
+        let world = Self { cluster, cloud, csi, ledger: Ledger::default(), seed, agents: Mutex::default(), audit: Mutex::default(), scratch };
         world.install()?;
         for (name, _) in nodes {
             world.start_agent(name);
@@ -147,7 +149,7 @@ impl World {
 
     /// Starts a controller replica.
     pub fn replica(&self, name: &str, crash: Option<CrashPoint>) -> Replica {
-        Replica::start(name, self.server(), &self.cloud, crash)
+        Replica::start(name, self.server(), &self.cloud, &self.ledger, crash)
     }
 
     fn start_agent(&self, node: &str) {
@@ -293,19 +295,13 @@ impl World {
         pods.len() == replicas && pods.iter().all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
     }
 
-    /// Every request so far that the product made and that asked for a change.
-    pub fn audit(&self) -> Vec<AuditEntry> {
+    /// Every changing request of the agents so far, from the API server's log. Others' are dropped, so that hours of them
+    /// do not fill the memory.
+    pub fn agents_audit(&self) -> Vec<AuditEntry> {
         let mut kept = lock(&self.audit);
-        let ours = |e: &AuditEntry| (e.user == crate::replica::CONTROLLER_USER || e.user == AGENT_USER) && e.verb.mutates();
-        kept.extend(self.server().take_audit().into_iter().filter(ours));
+        let theirs = |e: &AuditEntry| e.user == AGENT_USER && e.verb.mutates();
+        kept.extend(self.server().take_audit().into_iter().filter(theirs));
         kept.clone()
-    }
-
-    /// Drops what the API server has logged of others, so that hours of it do not fill the memory.
-    pub fn trim_audit(&self) {
-        let mut kept = lock(&self.audit);
-        let ours = |e: &AuditEntry| (e.user == crate::replica::CONTROLLER_USER || e.user == AGENT_USER) && e.verb.mutates();
-        kept.extend(self.server().take_audit().into_iter().filter(ours));
     }
 
     /// The instance behind a node.

@@ -28,6 +28,7 @@ impl Clock {
 
     /// A clock that reads the machine's wall clock now.
     #[must_use]
+    #[allow(clippy::disallowed_methods)] // The one place of this crate where the system's clock is read.
     pub fn wall() -> Self {
         Self::starting_at(Timestamp::now())
     }

@@ -2,6 +2,7 @@
 //! and one StatefulSet whose volume is a phantom attachment.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod golden;
 pub mod world;
 
 use axum::body::Body;
@@ -200,8 +201,9 @@ impl Stage {
 
     /// From now on the API server refuses these requests as RBAC would.
     pub fn forbid(&self, verb: Verb, resource: &str, message: &str) {
-        let requests =
-            RequestMatch { verb: Some(verb), resource: Some(resource.to_owned()), ..RequestMatch::default() };
+        let client = Some("jane".to_owned());
+        let resource = Some(resource.to_owned());
+        let requests = RequestMatch { verb: Some(verb), resource, client, ..RequestMatch::default() };
         let status = ApiStatus::new(403, message);
         self.server.add_fault(FaultRule::always(
             requests,

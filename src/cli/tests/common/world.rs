@@ -82,7 +82,9 @@ async fn workload(stage: &Stage) {
             }
         }
         (true, false, _) => {
-            stage.cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
+            if stage.cloud.volume(VolumeNo(7001)).is_some_and(|v| v.holder.is_none()) {
+                stage.cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
+            }
             stage.insert_attachment();
             stage.insert_node();
             stage.insert_report(&["pvc1"]);

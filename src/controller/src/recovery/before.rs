@@ -11,7 +11,7 @@ use reattach_core::check::check;
 use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, diagnose, sight};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
-use reattach_core::ids::NodeName;
+use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
 use reattach_core::plan::{Plan, Request, make};
 use reattach_core::policy::Mode;
@@ -196,12 +196,9 @@ impl Executor {
             },
             Mode::Auto => format!("mode Auto, asked for by {}", recovery.spec.requester),
         };
-        if let Some(refusal) = budget(limits, &node) {
-            self.keep(recovery, Phase::Waiting, refusal.to_string(), memory).await?;
-            return Ok(pause);
-        }
-        if let Some(rival) = &limits.rival {
-            self.keep(recovery, Phase::Waiting, format!("recovery {rival} of the same claim goes first"), memory).await?;
+        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        if let Err(why) = self.reservations.take(&name, &plan.claim, &node, limits) {
+            self.keep(recovery, Phase::Waiting, why.to_string(), memory).await?;
             return Ok(pause);
         }
         let recovery = finish::hold(self, recovery).await?;
@@ -261,7 +258,8 @@ impl Executor {
     /// A person's abort, or the deletion of the object, which is one too.
     pub(super) fn ended_by_people(&self, recovery: &VolumeRecovery) -> Option<String> {
         if let Some(abort) = &recovery.spec.abort {
-            return Some(format!("aborted by {}", abort.by));
+            let why = abort.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+            return Some(format!("aborted by {}{why}", abort.by));
         }
         recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
     }
@@ -278,16 +276,4 @@ fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
         .find(|node| matches!(sight(evidence, node, now), Sight::Unknown { .. }))
         .cloned()
-}
-
-/// S7: how much may be under way at once.
-fn budget(limits: &Limits, node: &str) -> Option<Refusal> {
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let running = count(limits.running.len());
-    if running >= limits.budgets.cluster {
-        return Some(Refusal::Budget { scope: "in the cluster".to_owned(), running, limit: limits.budgets.cluster });
-    }
-    let here = count(limits.running.iter().filter(|(_, n)| n == node).count());
-    (here >= limits.budgets.node)
-        .then(|| Refusal::Budget { scope: format!("on node {node}"), running: here, limit: limits.budgets.node })
 }

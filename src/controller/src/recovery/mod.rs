@@ -20,7 +20,10 @@
 
 mod before;
 mod journal;
+mod reserve;
 mod run;
+
+pub use reserve::Reservations;
 
 use crate::collect::Collector;
 use crate::finish;
@@ -53,6 +56,8 @@ pub struct Executor {
     pub identity: String,
     /// Metrics of the process.
     pub metrics: Metrics,
+    /// Places of the runs under way; shared by all drivers of the process.
+    pub reservations: Reservations,
 }
 
 /// What a turn leads to.
@@ -117,6 +122,17 @@ pub struct Limits {
 impl Executor {
     /// Drives one recovery until it is over, it is gone, `stop` turns true, or leadership is lost.
     pub async fn drive(
+        &self,
+        name: &ObjectName,
+        limits: impl Fn(&ObjectName) -> Limits,
+        stop: watch::Receiver<bool>,
+    ) -> Option<Phase> {
+        let phase = self.drive_to_the_end(name, limits, stop).await;
+        self.reservations.give_back(name);
+        phase
+    }
+
+    async fn drive_to_the_end(
         &self,
         name: &ObjectName,
         limits: impl Fn(&ObjectName) -> Limits,
@@ -200,12 +216,11 @@ impl Executor {
         if status.phase.is_final() {
             return finish::release(self, recovery).await;
         }
-        let turn = if status.journal.is_empty() {
+        if status.journal.is_empty() {
             self.before_the_run(recovery, limits, memory).await
         } else {
             self.one_step(recovery, memory).await
-        };
-        turn
+        }
     }
 
     pub(crate) fn later(&self, by: SignedDuration) -> Timestamp {

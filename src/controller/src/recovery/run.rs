@@ -15,6 +15,10 @@ use reattach_core::plan::Plan;
 use reattach_core::runbook::StepKind;
 use std::mem::discriminant;
 
+/// A step that waits longer says in the status what for.
+const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
+/// An effect without a known outcome is a person's business after so long.
+const UNKNOWN_FOR_LONG: SignedDuration = SignedDuration::from_mins(5);
 /// After the gate stayed shut the turn is taken again so much later.
 const SHUT: SignedDuration = SignedDuration::from_secs(1);
 
@@ -42,10 +46,39 @@ impl Executor {
                 self.append(recovery, &plan, mark, memory).await?;
                 Ok(Turn::Again)
             }
-            Next::Wait { until, .. } => Ok(Turn::Pause { until }),
+            Next::Wait { why, until } => {
+                self.say_what_is_awaited(recovery, &state, &why, memory).await?;
+                Ok(Turn::Pause { until })
+            }
             Next::Done(_) => crate::finish::release(self, recovery).await,
             Next::Act(action) => self.confirm(recovery, &plan, &state, action, memory).await,
         }
+    }
+
+    /// Shows in the status what a long wait waits for; an effect whose outcome stays unknown needs a person.
+    async fn say_what_is_awaited(
+        &self,
+        mut recovery: VolumeRecovery,
+        state: &State,
+        why: &str,
+        memory: &mut Memory,
+    ) -> Result<(), TurnError> {
+        let now = self.collector.clock.now();
+        let since = |at: Option<jiff::Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+        let unknown_for = state.outstanding().map(|ix| match state.step(ix) {
+            StepState::Started { at } | StepState::Issued { started: at, .. } => since(Some(*at)),
+            _ => SignedDuration::ZERO,
+        });
+        if unknown_for.is_some_and(|d| d > UNKNOWN_FOR_LONG) {
+            let why = format!("whether the last effect was applied is still not known, so nothing is touched: {why}");
+            self.keep(recovery, Phase::Stuck, why, memory).await?;
+        } else if since(state.entered_at()) > WAITED_FOR_LONG {
+            let status = recovery.status.get_or_insert_default();
+            let base = status.message.split("; waiting: ").next().unwrap_or_default().to_owned();
+            let phase = status.phase;
+            self.keep(recovery, phase, format!("{base}; waiting: {why}"), memory).await?;
+        }
+        Ok(())
     }
 
     /// Right before an effect everything is read live, and the machine must still say the same.
@@ -67,11 +100,9 @@ impl Executor {
             Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
             _ => return Ok(Turn::Again),
         };
+        // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
         let located = live.csi(self.collector.clock.now()).and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
-        match located {
-            Some(volume) => self.act(recovery, plan, action, &volume, memory).await,
-            None => Ok(Turn::Pause { until: self.later(SHUT) }),
-        }
+        self.act(recovery, plan, action, located.as_ref(), memory).await
     }
 
     /// S3: journal, gate, effect, outcome.
@@ -80,7 +111,7 @@ impl Executor {
         recovery: VolumeRecovery,
         plan: &Plan,
         action: Action,
-        volume: &Located,
+        volume: Option<&Located>,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let proof = match &action.effect {

@@ -319,7 +319,7 @@ fn attachment_sentence(a: &AttachmentFacts) -> String {
 fn cloud_sentence(c: &CloudVolume) -> String {
     let holders = c.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let holders = if holders.is_empty() { "nobody".to_owned() } else { format!("instance {holders}") };
-    format!("the cloud says volume {} ({}) is held by {holders}, state {:?}", c.id, c.label, c.state)
+    format!("the cloud says volume {} ({}) is held by {holders}, state {}", c.id, c.label, c.state)
 }
 
 fn pod_sentence(p: &PodFacts) -> String {

@@ -48,7 +48,7 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
             if !matches!(cloud.state, VolumeState::Active | VolumeState::Detaching) {
                 out.push(Refusal::Missing {
                     what: "a usable state of the cloud volume".into(),
-                    why: format!("it is {:?}", cloud.state),
+                    why: format!("it is {}", cloud.state),
                 });
             }
         }

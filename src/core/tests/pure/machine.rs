@@ -654,11 +654,11 @@ fn a_pod_that_appears_again_starts_the_handshake_anew() {
     run.world.pod = None;
     let gone = run.world.now;
     run.assert_recovered("a pod that came and went", 1);
-    let again = run.journal.iter().filter_map(|e| match &e.mark {
+    let mut again = run.journal.iter().filter_map(|e| match &e.mark {
         Mark::NoUser { seen } if seen.lease.is_some() => Some(seen.at),
         _ => None,
     });
-    assert!(again.last().unwrap() >= at(gone), "{}", run.story());
+    assert!(again.next_back().unwrap() >= at(gone), "{}", run.story());
 }
 
 /// The Lease could not be read at the moment when the last pod was gone: the handshake starts when it can.

@@ -1,5 +1,7 @@
 //! Tests of the pure core: tables, properties and explored state spaces. One binary, so that it links once.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::type_complexity)] // Tests may panic and take the time.
+
 mod check;
 mod diagnosis;
 mod explore;

@@ -65,6 +65,17 @@ fn reply(code: u16, body: &Value) -> Result<http::Response<ReplyBody>, BoxError>
     Ok(http::Response::builder().status(code).header("content-type", "application/json").body(body)?)
 }
 
+/// A refusal before any resource was found. A path that no handler serves is answered in plain text by the real server's
+/// router, without a Status.
+fn refuse(e: &ApiStatus) -> Result<http::Response<ReplyBody>, BoxError> {
+    if *e != ApiStatus::no_such_path() {
+        return reply(e.code, &e.body());
+    }
+    let body = Full::new(Bytes::from_static(b"404 page not found\n")).map_err(|never| match never {}).boxed_unsync();
+    let plain = "text/plain; charset=utf-8";
+    Ok(http::Response::builder().status(404).header("content-type", plain).body(body)?)
+}
+
 impl ApiServer {
     async fn answer(
         &self,
@@ -77,15 +88,15 @@ impl ApiServer {
                 let types = lock(&self.inner.state).types.clone();
                 return match discovery::answer(&types, &segments) {
                     Ok(found) => reply(200, &found),
-                    Err(e) => reply(e.code, &e.body()),
+                    Err(e) => refuse(&e),
                 };
             }
             Ok(target) => target,
-            Err(e) => return reply(e.code, &e.body()),
+            Err(e) => return refuse(&e),
         };
         let req = match self.resource_request(head, target, user) {
             Ok(req) => req,
-            Err(e) => return reply(e.code, &e.body()),
+            Err(e) => return refuse(&e),
         };
         let parsed: Value = if body.is_empty() {
             Value::Null

@@ -2,6 +2,9 @@
 //! `deploy/`, and reattach as processes with exactly the rights that those manifests give.
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod command;
+pub mod logs;
+pub mod measure;
 pub mod processes;
 pub mod stage;
 pub mod workloads;
@@ -13,3 +16,5 @@ use std::time::Duration;
 
 /// Anything on the real control plane happens within this time or not at all.
 pub const LIMIT: Duration = Duration::from_secs(180);
+/// How long a recycled machine is off.
+pub const AWAY: Duration = Duration::from_secs(3);

@@ -1,11 +1,12 @@
 //! Workloads with volumes, and waiting for them.
 
 use super::{LIMIT, Stage};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{NodeVolumeReport, Phase, VolumeRecovery};
 use reattach_cloud_simulator::VolumeNo;
+use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::manifests;
 use reattach_tests_controlplane::eventually;
 use serde_json::{Value, json};
@@ -21,37 +22,140 @@ impl Stage {
 
     /// A bound claim over a new cloud volume.
     pub async fn bound_claim(&self, namespace: &str, claim: &str) -> VolumeNo {
-        let label = format!("pvc{namespace}{claim}").replace('-', "");
-        let (volume, handle) = self.volume(&label[..label.len().min(32)]);
+        self.bound_claim_with(namespace, claim, "ext4", |_| {}).await
+    }
+
+    /// The same with another filesystem type in the PersistentVolume, and the claim changed as the test likes.
+    pub async fn bound_claim_with(
+        &self,
+        namespace: &str,
+        claim: &str,
+        fs_type: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> VolumeNo {
+        let mut label = format!("{namespace}{claim}").replace('-', "");
+        label.truncate(32);
+        let (volume, handle) = self.volume(&label);
         let pv = format!("pv-{namespace}-{claim}");
+        let mut object = manifests::claim(namespace, claim, &pv);
+        change(&mut object);
+        let mut pv = manifests::linode_volume(&pv, &handle, fs_type, namespace, claim);
+        pv["spec"]["accessModes"] = object["spec"]["accessModes"].clone();
         let volumes: Api<PersistentVolume> = Api::all(self.admin.clone());
-        let object = serde_json::from_value(manifests::linode_volume(&pv, &handle, "ext4", namespace, claim)).expect("a PV");
-        volumes.create(&PostParams::default(), &object).await.expect("created");
+        let pv = serde_json::from_value(pv).expect("a PV");
+        volumes.create(&PostParams::default(), &pv).await.expect("created");
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.admin.clone(), namespace);
-        let object = serde_json::from_value(manifests::claim(namespace, claim, &pv)).expect("a claim");
+        let object = serde_json::from_value(object).expect("a claim");
         claims.create(&PostParams::default(), &object).await.expect("created");
         volume
     }
 
     /// A single-replica Deployment with one volume on `node`; its claim has the same name.
     pub async fn deployment(&self, namespace: &str, name: &str, node: &str) -> VolumeNo {
+        self.deployment_with(namespace, name, node, |_| {}).await
+    }
+
+    /// The same, changed as the test likes.
+    pub async fn deployment_with(
+        &self,
+        namespace: &str,
+        name: &str,
+        node: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> VolumeNo {
         let volume = self.bound_claim(namespace, name).await;
         let mut object = manifests::deployment(namespace, name, 1, &[manifests::claim_volume("data", name)]);
         pin(&mut object, node);
+        change(&mut object);
         self.create(object).await;
         volume
     }
 
+    /// A single-replica ReplicaSet of its own, as [`Stage::deployment`].
+    pub async fn replica_set(&self, namespace: &str, name: &str, node: &str) -> VolumeNo {
+        let change = |object: &mut Value| {
+            object["kind"] = json!("ReplicaSet");
+            object["spec"].as_object_mut().expect("a spec").remove("strategy");
+        };
+        self.deployment_with(namespace, name, node, change).await
+    }
+
     /// A StatefulSet; the claims are `data-NAME-0` and so on.
     pub async fn stateful_set(&self, namespace: &str, name: &str, replicas: i64, node: &str) -> Vec<VolumeNo> {
+        self.stateful_set_with(namespace, name, replicas, node, |_| {}).await
+    }
+
+    /// The same, changed as the test likes.
+    pub async fn stateful_set_with(
+        &self,
+        namespace: &str,
+        name: &str,
+        replicas: i64,
+        node: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Vec<VolumeNo> {
         let mut volumes = Vec::new();
         for n in 0..replicas {
             volumes.push(self.bound_claim(namespace, &format!("data-{name}-{n}")).await);
         }
         let mut object = manifests::stateful_set(namespace, name, replicas);
         pin(&mut object, node);
+        change(&mut object);
         self.create(object).await;
         volumes
+    }
+
+    /// A workload's object.
+    pub async fn workload(&self, namespace: &str, kind: &str, name: &str) -> DynamicObject {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.admin.clone(), namespace, &apps(kind));
+        api.get(name).await.expect("the workload is there")
+    }
+
+    /// Its replicas and whether it carries an annotation of ours.
+    pub async fn count(&self, namespace: &str, kind: &str, name: &str) -> (i64, bool) {
+        let object = self.workload(namespace, kind, name).await;
+        let stamped = object.annotations().keys().any(|k| k == STAMP_ANNOTATION);
+        (object.data.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1), stamped)
+    }
+
+    /// Everything of ours that is still somewhere: stamps, finalizers, questions to agents. Empty when all is well.
+    pub async fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for kind in ["Deployment", "StatefulSet", "ReplicaSet"] {
+            let api: Api<DynamicObject> = Api::all_with(self.admin.clone(), &apps(kind));
+            let list = api.list(&ListParams::default()).await.expect("listed");
+            let marked = list.items.iter().filter(|o| o.annotations().contains_key(STAMP_ANNOTATION));
+            found.extend(marked.map(|o| format!("a stamp on {kind} {}", o.name_any())));
+        }
+        let recoveries: Api<VolumeRecovery> = Api::all(self.admin.clone());
+        let list = recoveries.list(&ListParams::default()).await.expect("listed").items;
+        let held = list.iter().filter(|r| !r.finalizers().is_empty());
+        found.extend(held.map(|r| format!("a finalizer on VolumeRecovery {}", r.name_any())));
+        let over = |uid: &str| {
+            let of = list.iter().find(|r| r.uid().as_deref() == Some(uid));
+            of.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
+        };
+        let reports: Api<NodeVolumeReport> = Api::all(self.admin.clone());
+        for report in reports.list(&ListParams::default()).await.expect("listed") {
+            let old = report.spec.challenges.iter().filter(|c| over(c.recovery.as_str()));
+            found.extend(old.map(|c| format!("a question of {} to {}", c.recovery, report.name_any())));
+        }
+        let nodes: Api<Node> = Api::all(self.admin.clone());
+        for node in nodes.list(&ListParams::default()).await.expect("listed") {
+            let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+            let ours = taints.iter().filter(|t| t.key.starts_with("reattach.dev/"));
+            found.extend(ours.map(|t| format!("taint {} on {}", t.key, node.name_any())));
+        }
+        found
+    }
+
+    /// Waits until nothing of ours is left.
+    pub async fn await_nothing_left(&self) {
+        let what = "nothing of ours left";
+        let done = eventually(what, LIMIT, async || self.leftovers().await.is_empty().then_some(())).await;
+        if done.is_err() {
+            panic!("left behind: {:#?}", self.leftovers().await);
+        }
     }
 
     /// The pods of a workload made by [`Stage::deployment`] or [`Stage::stateful_set`].
@@ -111,8 +215,12 @@ impl Stage {
     }
 }
 
+fn apps(kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("apps", "v1", kind))
+}
+
 /// Binds a workload's pods to a node by a node selector.
-fn pin(object: &mut Value, node: &str) {
+pub fn pin(object: &mut Value, node: &str) {
     object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
 }
 

@@ -1,0 +1,95 @@
+//! S7 and S4: how much may be under way at once, and one recovery per claim.
+
+use super::Limits;
+use reattach_core::ids::ObjectName;
+use reattach_core::safety::Refusal;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The runs that this process has begun or is about to. The cache shows a run only a moment after it began, so that
+/// drivers which decide at the same moment must count each other here.
+#[derive(Clone, Debug, Default)]
+pub struct Reservations(Arc<Mutex<BTreeMap<ObjectName, Place>>>);
+
+#[derive(Clone, Debug)]
+struct Place {
+    claim: ObjectName,
+    node: String,
+}
+
+/// Why a run may not begin now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotNow {
+    /// A budget is spent.
+    #[error(transparent)]
+    Budget(Refusal),
+    /// Another recovery of the same claim is under way.
+    #[error("recovery {0} of the same claim goes first")]
+    Rival(ObjectName),
+}
+
+impl Reservations {
+    /// Reserves a place for a run, or says why there is none.
+    pub(super) fn take(&self, name: &ObjectName, claim: &ObjectName, node: &str, limits: &Limits) -> Result<(), NotNow> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = || places.iter().filter(|(n, _)| *n != name);
+        let rival = others().find(|(_, p)| p.claim == *claim).map(|(n, _)| n.clone()).or_else(|| limits.rival.clone());
+        if let Some(rival) = rival {
+            return Err(NotNow::Rival(rival));
+        }
+        let mut busy: BTreeMap<&ObjectName, &str> = limits.running.iter().map(|(n, node)| (n, node.as_str())).collect();
+        busy.extend(others().map(|(n, p)| (n, p.node.as_str())));
+        busy.remove(name);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (running, here) = (count(busy.len()), count(busy.values().filter(|n| **n == node).count()));
+        let over = |scope: String, running, limit| Err(NotNow::Budget(Refusal::Budget { scope, running, limit }));
+        if running >= limits.budgets.cluster {
+            return over("in the cluster".to_owned(), running, limits.budgets.cluster);
+        }
+        if here >= limits.budgets.node {
+            return over(format!("on node {node}"), here, limits.budgets.node);
+        }
+        places.insert(name.clone(), Place { claim: claim.clone(), node: node.to_owned() });
+        Ok(())
+    }
+
+    /// Gives the place back.
+    pub(super) fn give_back(&self, name: &ObjectName) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reattach_api::Budgets;
+
+    fn name(n: &str) -> ObjectName {
+        ObjectName::new("ns", n)
+    }
+
+    #[test]
+    fn drivers_that_decide_at_once_count_each_other() {
+        let places = Reservations::default();
+        let limits = Limits { budgets: Budgets { cluster: 3, node: 2 }, ..Limits::default() };
+        assert_eq!(places.take(&name("r1"), &name("c1"), "node-1", &limits), Ok(()));
+        assert_eq!(places.take(&name("r1"), &name("c1"), "node-1", &limits), Ok(()), "its own place does not count");
+        assert_eq!(places.take(&name("r2"), &name("c1"), "node-1", &limits), Err(NotNow::Rival(name("r1"))));
+        assert_eq!(places.take(&name("r3"), &name("c3"), "node-1", &limits), Ok(()));
+        let full = places.take(&name("r4"), &name("c4"), "node-1", &limits).expect_err("two on the node");
+        assert!(full.to_string().contains("on node node-1 and the budget is 2"), "{full}");
+        assert_eq!(places.take(&name("r5"), &name("c5"), "node-2", &limits), Ok(()));
+        let full = places.take(&name("r6"), &name("c6"), "node-3", &limits).expect_err("three in the cluster");
+        assert!(full.to_string().contains("in the cluster and the budget is 3"), "{full}");
+        places.give_back(&name("r1"));
+        assert_eq!(places.take(&name("r6"), &name("c1"), "node-3", &limits), Ok(()));
+    }
+
+    #[test]
+    fn runs_of_another_process_count_too() {
+        let running = vec![(name("other"), "node-1".to_owned())];
+        let limits = Limits { budgets: Budgets { cluster: 9, node: 1 }, running, ..Limits::default() };
+        assert!(matches!(Reservations::default().take(&name("r"), &name("c"), "node-1", &limits), Err(NotNow::Budget(_))));
+        assert_eq!(Reservations::default().take(&name("other"), &name("c"), "node-1", &limits), Ok(()));
+    }
+}

@@ -1,0 +1,212 @@
+//! The safety rules, checked from outside: from the cloud's own history, the objects as they are, and every request.
+
+use crate::ledger::{Entry, Target};
+use crate::stage::{Cast, Expect, Stage, state_of};
+use crate::world::World;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::journal::Mark;
+use reattach_core::stamp::STAMP_ANNOTATION;
+use reattach_sim::apiserver::AuditEntry;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One rule and what breaks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// The rule of the design.
+    pub rule: &'static str,
+    /// What is promised.
+    pub promise: String,
+    /// What was found against it; empty: it held.
+    pub broken: Vec<String>,
+}
+
+impl Check {
+    fn new(rule: &'static str, promise: impl Into<String>, broken: Vec<String>) -> Self {
+        Self { rule, promise: promise.into(), broken }
+    }
+
+    /// Whether it held.
+    pub fn held(&self) -> bool {
+        self.broken.is_empty()
+    }
+}
+
+/// Every rule, at the end of a scenario.
+pub fn all(stage: &Stage) -> Vec<Check> {
+    let world = &stage.world;
+    let entries = world.ledger.entries();
+    let mut checks = vec![
+        one_writer(world),
+        Check::new("S2", "nothing is left at zero, no stamp, finalizer or question of ours is left", leftovers(stage)),
+        Check::new("S3", format!("every effect was in the journal before it was issued ({} effects)", effects(&entries).len()), unjournaled(&entries)),
+        Check::new("S7", "only workloads, attachments and volumes that a plan names were touched", strangers(&entries)),
+        Check::new("S6", "agents wrote their own reports and nothing else", agents(&world.agents_audit())),
+    ];
+    if let Some(until) = stage.dry_until {
+        let first: Vec<&Entry> = entries.iter().take(until).collect();
+        let broken = first.iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
+        checks.insert(1, Check::new("S6", format!("DryRun changed nothing ({} writes, all of our own records)", first.len()), broken));
+    }
+    let (running, untouched): (Vec<String>, Vec<String>) = stage.cast.values().fold((vec![], vec![]), |(mut r, mut u), c| {
+        match c.expect {
+            Expect::Running => r.extend(not_running(world, c)),
+            Expect::Untouched => u.extend(touched(world, c)),
+            Expect::Restored => {}
+        }
+        (r, u)
+    });
+    if stage.cast.values().any(|c| c.expect == Expect::Running) {
+        checks.push(Check::new("", "every workload that is ours to heal runs, with as many replicas as before", running));
+    }
+    if stage.cast.values().any(|c| c.expect == Expect::Untouched) {
+        checks.push(Check::new("S7", "what is not ours was named and not touched: same pods, same generation", untouched));
+    }
+    checks.push(Check::new("", "the scenario took its course", stage.broken.clone()));
+    checks
+}
+
+fn one_writer(world: &World) -> Check {
+    let mut broken = Vec::new();
+    for volume in world.cloud.volumes() {
+        let most = world.cloud.max_holders(volume.id);
+        if most > 1 {
+            broken.push(format!("volume {} ({}) had {most} holders at one moment", volume.id, volume.label));
+        }
+    }
+    for pulled in world.cloud.pulled() {
+        broken.push(format!("volume {} was pulled from instance {} while in use at {}", pulled.volume, pulled.instance, pulled.at));
+    }
+    Check::new("S1", "no volume ever had two holders, and none was pulled from a guest that used it", broken)
+}
+
+fn leftovers(stage: &Stage) -> Vec<String> {
+    let world = &stage.world;
+    let mut found = Vec::new();
+    let mut open = Vec::new();
+    for recovery in world.recoveries() {
+        let phase = recovery.status.as_ref().map(|s| s.phase).unwrap_or_default();
+        if !phase.is_final() {
+            open.push(recovery.uid().unwrap_or_default());
+        }
+        if phase.is_final() && !recovery.finalizers().is_empty() {
+            found.push(format!("VolumeRecovery {} is over and keeps finalizers {:?}", recovery.name_any(), recovery.finalizers()));
+        }
+        if matches!(phase, Phase::Running | Phase::Restoring | Phase::Stuck) {
+            found.push(format!("VolumeRecovery {} is still in phase {phase:?}", recovery.name_any()));
+        }
+    }
+    for cast in stage.cast.values() {
+        let Some(workload) = cast.app.read(world.server()) else {
+            found.push(format!("{} {} is gone", cast.app.kind, cast.app.name));
+            continue;
+        };
+        let replicas = workload["spec"]["replicas"].as_u64().unwrap_or(1);
+        if replicas != cast.app.replicas as u64 {
+            found.push(format!("{} {} has {replicas} replicas and had {}", cast.app.kind, cast.app.name, cast.app.replicas));
+        }
+        if !workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
+            found.push(format!("{} {} still carries the stamp", cast.app.kind, cast.app.name));
+        }
+    }
+    for report in world.server().list("reattach.dev", "nodevolumereports", None) {
+        for challenge in report["spec"]["challenges"].as_array().into_iter().flatten() {
+            if !open.iter().any(|uid| challenge["recovery"] == uid.as_str()) {
+                found.push(format!("node {} is still asked for a recovery that is over", report["metadata"]["name"]));
+            }
+        }
+    }
+    for node in world.server().list("", "nodes", None) {
+        for taint in node["spec"]["taints"].as_array().into_iter().flatten() {
+            if taint["key"].as_str().is_some_and(|k| k.starts_with("reattach.dev/")) {
+                found.push(format!("node {} still carries taint {}", node["metadata"]["name"], taint["key"]));
+            }
+        }
+    }
+    found
+}
+
+fn effects(entries: &[Entry]) -> Vec<&Entry> {
+    entries.iter().filter(|e| !e.is_a_record()).collect()
+}
+
+/// Whether a recovery's journal, as it was stored, says that this very effect is under way.
+fn announces(recovery: &VolumeRecovery, effect: &Entry) -> bool {
+    let Some(status) = &recovery.status else { return false };
+    let started = status.journal.iter().rev().find_map(|e| match &e.mark {
+        Mark::Started { .. } => Some(true),
+        Mark::Outcome { .. } => Some(false),
+        _ => None,
+    });
+    started == Some(true) && pinned(recovery, effect)
+}
+
+/// Whether the recovery's plan names what the request changes.
+fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
+    let Some(plan) = recovery.status.as_ref().and_then(|s| s.plan.as_ref()) else { return false };
+    if effect.target == Target::Cloud {
+        return effect.path.contains(&format!("/volumes/{}/", plan.pins.volume));
+    }
+    let (_, resource, name) = effect.resource();
+    let workload = &plan.pins.workload;
+    resource == workload.plural && name == workload.name.name
+        || resource == "volumeattachments" && name == plan.pins.attachment_name
+}
+
+/// Every stored version of a recovery: when its answer came, and the object.
+fn journals(entries: &[Entry]) -> Vec<(u64, VolumeRecovery)> {
+    let writes = entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status") && e.accepted());
+    let read = |e: &Entry| Some((e.answered?.0, serde_json::from_value(e.body.clone()).ok()?));
+    let mut all: Vec<(u64, VolumeRecovery)> = writes.filter_map(read).collect();
+    all.sort_by_key(|(at, _)| *at);
+    all
+}
+
+/// S3: effects that no journal announced when they were sent.
+fn unjournaled(entries: &[Entry]) -> Vec<String> {
+    let stored = journals(entries);
+    let mut broken = Vec::new();
+    for effect in effects(entries) {
+        // A newer version of the same recovery replaces an older one.
+        let mut latest: BTreeMap<String, &VolumeRecovery> = BTreeMap::new();
+        for (_, recovery) in stored.iter().take_while(|(at, _)| *at < effect.sent) {
+            latest.insert(recovery.uid().unwrap_or_default(), recovery);
+        }
+        if !latest.values().any(|r| announces(r, effect)) {
+            broken.push(format!("not announced: {}", effect.line()));
+        }
+    }
+    broken
+}
+
+/// S7: effects on something that no plan names.
+fn strangers(entries: &[Entry]) -> Vec<String> {
+    let stored = journals(entries);
+    let known = |e: &&Entry| !stored.iter().any(|(_, r)| pinned(r, e));
+    effects(entries).into_iter().filter(known).map(Entry::line).collect()
+}
+
+fn agents(audit: &[AuditEntry]) -> Vec<String> {
+    let wrong = |e: &&AuditEntry| e.resource != "nodevolumereports";
+    audit.iter().filter(wrong).map(|e| format!("{} {} {}", e.verb, e.resource, e.name)).collect()
+}
+
+fn not_running(world: &World, cast: &Cast) -> Option<String> {
+    let pods = world.pods(&cast.app.name);
+    let state = |p: &Value| p["status"]["phase"].as_str().unwrap_or("?").to_owned();
+    (!world.app_ready(&cast.app.name, cast.app.replicas)).then(|| {
+        let states: Vec<String> = pods.iter().map(|p| state(p)).collect();
+        format!("{} {} does not run: pods {states:?}", cast.app.kind, cast.app.name)
+    })
+}
+
+fn touched(world: &World, cast: &Cast) -> Option<String> {
+    let now = state_of(world, &cast.app);
+    match &cast.before {
+        Some(before) if *before == now => None,
+        Some(_) => Some(format!("{} {} or its pods are not what they were", cast.app.kind, cast.app.name)),
+        None => Some(format!("{} {}: nobody remembered how it was", cast.app.kind, cast.app.name)),
+    }
+}

@@ -1,0 +1,273 @@
+//! Looking at the world from outside, as an engineer with `kubectl` would, and telling what changed.
+
+use crate::app::App;
+use crate::timeline::{Line, Who, span};
+use crate::world::{APPS, World, is_ready};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus};
+use reattach_core::journal::{Entry, End, Mark, Outcome};
+use reattach_core::plan::{Plan, StepIx};
+use reattach_core::policy::Mode;
+use reattach_core::proof::ProofKind;
+use reattach_core::report::plan_text;
+use reattach_core::runbook::StepKind;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What was seen of one recovery.
+#[derive(Default)]
+struct SeenRecovery {
+    version: String,
+    lines: usize,
+    phase: Option<Phase>,
+    message: String,
+}
+
+/// What was seen of one app.
+#[derive(Default)]
+struct SeenApp {
+    ready: Option<bool>,
+    since: Option<Timestamp>,
+    complained: BTreeSet<String>,
+}
+
+/// Remembers what it has told already.
+#[derive(Default)]
+pub(crate) struct Observer {
+    apps: Vec<App>,
+    seen_apps: BTreeMap<String, SeenApp>,
+    recoveries: BTreeMap<String, SeenRecovery>,
+    leader: String,
+    looked_at: u64,
+    plan_shown: bool,
+}
+
+impl Observer {
+    pub(crate) fn follow(&mut self, app: &App) {
+        self.apps.push(app.clone());
+    }
+
+    /// The app of a claim; a claim that no app has speaks for itself.
+    fn app_of(&self, claim: &str) -> String {
+        let found = self.apps.iter().find(|a| a.volumes.iter().any(|v| v.claim == claim));
+        found.map_or_else(|| claim.to_owned(), |a| a.name.clone())
+    }
+
+    /// What changed since the last look, in the order of time.
+    pub(crate) fn look(&mut self, world: &World) -> Vec<Line> {
+        let version = world.server().resource_version();
+        if version == self.looked_at {
+            return Vec::new();
+        }
+        self.looked_at = version;
+        let mut lines = self.pods(world);
+        lines.extend(self.leader(world));
+        lines.extend(self.work(world));
+        lines.sort_by_key(|l| l.at);
+        lines
+    }
+
+    fn leader(&mut self, world: &World) -> Option<Line> {
+        let lease = world.server().read("coordination.k8s.io", "leases", crate::replica::NAMESPACE, "reattach-controller")?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        if holder == self.leader || holder.is_empty() {
+            return None;
+        }
+        let term = lease["spec"]["leaseTransitions"].as_i64().unwrap_or(0);
+        let text = format!("{holder} is leader now (term {term})");
+        self.leader = holder;
+        Some(line(world.now(), Who::Reattach, "", text))
+    }
+
+    fn pods(&mut self, world: &World) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let now = world.now();
+        let events = world.server().list("", "events", Some(APPS));
+        for app in &self.apps {
+            let pods = world.pods(&app.name);
+            let seen = self.seen_apps.entry(app.name.clone()).or_default();
+            let ready = pods.len() >= app.replicas && pods.iter().all(|p| is_ready(p));
+            match (seen.ready, ready) {
+                (None | Some(false), true) => {
+                    let node = pods.first().and_then(|p| p["spec"]["nodeName"].as_str()).unwrap_or("?");
+                    let text = match seen.since {
+                        Some(since) => format!("runs again on {node}, after {}", span(now.duration_since(since).as_secs_f64())),
+                        None => format!("{} runs on {node}", app.role),
+                    };
+                    lines.push(line(now, Who::Kubernetes, &app.name, text));
+                    seen.ready = Some(true);
+                }
+                (Some(true), false) => {
+                    (seen.ready, seen.since) = (Some(false), Some(now));
+                    lines.push(line(now, Who::Kubernetes, &app.name, "is down: its pod is not Ready".to_owned()));
+                }
+                _ => {}
+            }
+            let about = |e: &Value| {
+                let uid = e["involvedObject"]["uid"].as_str().unwrap_or_default();
+                pods.iter().any(|p| p["metadata"]["uid"] == uid)
+            };
+            for event in events.iter().filter(|e| e["reason"] == "FailedMount" && about(e)) {
+                let message = event["message"].as_str().unwrap_or_default();
+                let key = format!("{}{message}", event["involvedObject"]["uid"]);
+                if seen.ready != Some(true) && seen.complained.insert(key) {
+                    lines.push(line(now, Who::Kubernetes, &app.name, format!("FailedMount: {message}")));
+                }
+            }
+        }
+        lines
+    }
+
+    fn work(&mut self, world: &World) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for raw in world.server().list("reattach.dev", "volumerecoveries", None) {
+            let version = raw["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+            let name = raw["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            let seen = self.recoveries.entry(name).or_default();
+            if seen.version == version {
+                continue;
+            }
+            seen.version = version;
+            let Ok(recovery) = serde_json::from_value::<VolumeRecovery>(Value::clone(&raw)) else { continue };
+            let mut seen = std::mem::take(seen);
+            lines.extend(self.recovery(&recovery, &mut seen, world.now()));
+            self.recoveries.insert(recovery.name_any(), seen);
+        }
+        lines
+    }
+
+    fn recovery(&mut self, recovery: &VolumeRecovery, seen: &mut SeenRecovery, now: Timestamp) -> Vec<Line> {
+        let Some(status) = &recovery.status else { return Vec::new() };
+        let about = self.app_of(&recovery.spec.claim_name);
+        let mut lines = Vec::new();
+        if let Some(plan) = status.plan.as_ref().map(|p| &p.0) {
+            let journal: Vec<&Entry> = status.journal.iter().map(|e| &e.0).collect();
+            for entry in journal.iter().skip(seen.lines) {
+                let accepted = journal.first().map(|e| e.at);
+                lines.extend(told(plan, entry, accepted).map(|text| line(entry.at, Who::Reattach, &about, text)));
+            }
+        }
+        seen.lines = status.journal.len();
+        if status.journal.is_empty() && (seen.phase != Some(status.phase) || seen.message != status.message) {
+            lines.extend(self.concluded(recovery, status, &about, seen, now));
+        }
+        (seen.phase, seen.message) = (Some(status.phase), status.message.clone());
+        lines
+    }
+
+    /// A conclusion before any step.
+    fn concluded(
+        &mut self,
+        recovery: &VolumeRecovery,
+        status: &VolumeRecoveryStatus,
+        about: &str,
+        seen: &SeenRecovery,
+        now: Timestamp,
+    ) -> Option<Line> {
+        let say = |text: String| Some(line(now, Who::Reattach, about, text));
+        let message = &status.message;
+        match status.phase {
+            Phase::Diagnosing if message.is_empty() => None,
+            Phase::Diagnosing => say(format!("looks closer: {message}")),
+            Phase::NotOurs => say(format!("{message}. Nothing will be touched")),
+            Phase::Waiting => say(format!("waits: {message}")),
+            Phase::Refused => say(format!("REFUSED: {message}")),
+            Phase::Resolved => say(format!("the trouble went away: {message}")),
+            Phase::Aborted => say(message.clone()),
+            Phase::Planned | Phase::AwaitingApproval => self.planned(recovery, status, about, seen, now),
+            _ => None,
+        }
+    }
+
+    fn planned(
+        &mut self,
+        recovery: &VolumeRecovery,
+        status: &VolumeRecoveryStatus,
+        about: &str,
+        seen: &SeenRecovery,
+        now: Timestamp,
+    ) -> Option<Line> {
+        if seen.phase == Some(status.phase) && recovery.spec.mode == Mode::DryRun {
+            return None;
+        }
+        let plan = &status.plan.as_ref()?.0;
+        let would = match recovery.spec.mode {
+            Mode::Approve => "has a plan and waits for a person's approval of it",
+            _ => "would act, and does not (DryRun)",
+        };
+        let mut said = line(
+            now,
+            Who::Reattach,
+            about,
+            format!(
+                "{}. It {would}: scale {} from {} to 0, see the volume free, scale back; about {} s of downtime, plan {}",
+                plan.trouble, plan.pins.workload, plan.pins.replicas, plan.downtime.typical_seconds, plan.hash
+            ),
+        );
+        if !self.plan_shown {
+            self.plan_shown = true;
+            said.text.push_str(". The first plan in full, the others are alike:");
+            said.block = plan_text(plan).lines().map(str::to_owned).collect();
+        }
+        Some(said)
+    }
+}
+
+fn line(at: Timestamp, who: Who, about: &str, text: String) -> Line {
+    Line { at, who, about: about.to_owned(), text, block: Vec::new() }
+}
+
+/// A journal line as a sentence; `None` for one that says nothing new.
+fn told(plan: &Plan, entry: &Entry, accepted: Option<Timestamp>) -> Option<String> {
+    let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
+    let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
+    let after = || accepted.map_or_else(String::new, |from| format!(", {} after it began", span(entry.at.duration_since(from).as_secs_f64())));
+    match &entry.mark {
+        Mark::Accepted { plan_hash, authority } => Some(format!("{}. Takes up plan {plan_hash} ({})", plan.trouble, short(authority))),
+        Mark::Started { step, intent, proof } => {
+            let proof = match proof {
+                Some(ProofKind::KubeletHandshake { node, .. }) => format!(
+                    "; proof that nobody writes: the live kubelet of {node} reports the volume unused, after the last pod was gone"
+                ),
+                None => String::new(),
+            };
+            Some(format!("{}: {intent}{proof}", number(step)))
+        }
+        Mark::Outcome { outcome, step } => match outcome {
+            Outcome::Applied { .. } => None,
+            Outcome::NotApplied { why, .. } => Some(format!("{}: not applied: {why}", number(step))),
+            Outcome::Unknown { why } => Some(format!("{}: whether it was applied is NOT KNOWN ({why}); it is observed, not repeated", number(step))),
+            Outcome::ObservedApplied { seen } => Some(format!("{}: observed that it was applied: {seen}", number(step))),
+            Outcome::ObservedNotApplied { seen } => Some(format!("{}: observed that it was not applied: {seen}", number(step))),
+        },
+        Mark::Completed { step, seen } => match kind(step)? {
+            StepKind::AwaitDetached if first_wait(plan, *step) => Some(format!("{}: the volume is free: {seen}", number(step))),
+            StepKind::CloudDetach => Some(format!("{}: {seen}", number(step))),
+            StepKind::ScaleToZero => Some(format!("{}: {seen}", number(step))),
+            StepKind::Verify => Some(format!("{}: {seen}", number(step))),
+            _ => None,
+        },
+        Mark::Skipped { step, why } => match kind(step)? {
+            StepKind::AwaitDetached => Some(format!("{}: {why}", number(step))),
+            _ => None,
+        },
+        Mark::NoUser { .. } => None,
+        Mark::TurnedBack { why } => Some(format!("turns back and restores: {why}")),
+        Mark::Ended { end } => Some(match end {
+            End::Recovered => format!("RECOVERED{}", after()),
+            End::Aborted => format!("ABORTED; everything was put back{}", after()),
+            End::Failed { why } => format!("FAILED; everything was put back: {why}"),
+            End::Stuck { why } => format!("STUCK, a person is needed: {why}"),
+        }),
+    }
+}
+
+fn first_wait(plan: &Plan, step: StepIx) -> bool {
+    plan.steps.iter().position(|s| s.kind == StepKind::AwaitDetached) == Some(step.index())
+}
+
+/// The authority without the long name of our own service account.
+fn short(authority: &str) -> String {
+    authority.replace(crate::replica::CONTROLLER_USER, "a policy")
+}

@@ -1,0 +1,196 @@
+//! Playing a scenario from its first line to its verdict.
+
+use crate::checks::{self, Check};
+use crate::record::{describe, record};
+use crate::scenario::{SCENARIOS, Scenario};
+use crate::stage::{Expect, Sink, Stage, recovery_of};
+use crate::timeline::{Line, paragraph, span, table};
+use crate::virtual_time::in_virtual_time;
+use crate::world::WorldError;
+use jiff::Timestamp;
+use reattach_core::report::{Fate, Incident, fate};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Why a drill could not be played.
+#[derive(Debug, thiserror::Error)]
+pub enum DrillError {
+    /// No such scenario.
+    #[error("there is no scenario {name:?}; there are: {known}")]
+    NoSuchScenario {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// No thread or runtime.
+    #[error("the drill could not be started: {0}")]
+    Start(#[from] std::io::Error),
+    /// The scenario did not take its course.
+    #[error("the scenario stopped at {at} (seed {seed}): {source}")]
+    Course {
+        /// Virtual time.
+        at: Timestamp,
+        /// The seed.
+        seed: u64,
+        /// What did not come to pass.
+        source: WorldError,
+    },
+}
+
+/// How one workload fared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fared {
+    /// The workload.
+    pub workload: String,
+    /// What became of it, in words.
+    pub result: String,
+    /// The class.
+    pub class: String,
+    /// From the plan's acceptance to its end, in words.
+    pub healed_in: String,
+    /// Whether the cloud had to be asked to detach.
+    pub cloud_detach: bool,
+    /// Whether it runs now.
+    pub runs: bool,
+}
+
+/// What came of a drill.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The scenario.
+    pub scenario: String,
+    /// The seed.
+    pub seed: u64,
+    /// The timeline.
+    pub lines: Vec<Line>,
+    /// Every workload.
+    pub workloads: Vec<Fared>,
+    /// The safety rules.
+    pub checks: Vec<Check>,
+    /// What the post-mortem is made of.
+    #[serde(skip)]
+    pub incident: Incident,
+}
+
+impl Outcome {
+    /// Whether every rule held and every workload is as it should be.
+    pub fn good(&self) -> bool {
+        self.checks.iter().all(Check::held)
+    }
+
+    /// The tables after the timeline.
+    pub fn summary(&self) -> String {
+        let rows: Vec<Vec<String>> = self
+            .workloads
+            .iter()
+            .map(|f| {
+                let detach = if f.cloud_detach { "yes" } else { "no" };
+                let runs = if f.runs { "runs" } else { "DOWN" };
+                [f.workload.as_str(), &f.class, &f.result, &f.healed_in, detach, runs].map(str::to_owned).to_vec()
+            })
+            .collect();
+        let mut out = String::from("\n== How it went\n\n");
+        out.push_str(&table(&["workload", "class", "what reattach did", "took", "cloud detach", "now"], &rows));
+        out.push_str("\n== The safety rules, checked from outside\n\n");
+        for check in &self.checks {
+            let word = if check.held() { "held  " } else { "BROKEN" };
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "  {word}  {:<3} {}", check.rule, check.promise);
+            for broken in &check.broken {
+                out.push_str(&paragraph(14, broken));
+            }
+        }
+        let verdict = if self.good() { "Good: every rule held and every workload is as it should be." } else { "NOT GOOD: see BROKEN above." };
+        let _ = writeln!(out, "\n  {verdict}\n  Replay: kubectl reattach drill --scenario {} --seed {}", self.scenario, self.seed);
+        out
+    }
+
+    /// Everything as text: for comparing two runs.
+    pub fn transcript(&self) -> String {
+        let lines: String = self.lines.iter().map(Line::render).collect();
+        lines + &self.summary()
+    }
+}
+
+/// Plays a scenario in virtual time; `sink` gets each line as it comes.
+///
+/// # Errors
+/// [`DrillError`].
+///
+/// # Panics
+/// When the code under test panics.
+pub fn play(name: &str, seed: u64, sink: Sink) -> Result<Outcome, DrillError> {
+    let Some(scenario) = Scenario::named(name) else {
+        let known = SCENARIOS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+        return Err(DrillError::NoSuchScenario { name: name.to_owned(), known });
+    };
+    in_virtual_time(move || async move {
+        match scenario.play(seed, sink).await {
+            Ok(stage) => Ok(finish(scenario, seed, stage).await),
+            Err(source) => Err(DrillError::Course { at: Timestamp::UNIX_EPOCH, seed, source }),
+        }
+    })?
+}
+
+async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
+    for replica in std::mem::take(&mut stage.replicas) {
+        replica.stop().await;
+    }
+    stage.look();
+    let checks = checks::all(&stage);
+    let mut records = Vec::new();
+    let mut workloads = Vec::new();
+    for cast in stage.cast.values() {
+        let runs = stage.world.app_ready(&cast.app.name, cast.app.replicas);
+        let Some(recovery) = recovery_of(&stage.world, &cast.app) else {
+            let result = "nothing: no trouble was seen".to_owned();
+            workloads.push(Fared { workload: cast.app.name.clone(), result, class: "-".into(), healed_in: "-".into(), cloud_detach: false, runs });
+            continue;
+        };
+        let number = cast.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
+        let cloud = match number {
+            Some(number) => describe(&stage.world, number).await,
+            None => None,
+        };
+        let one = record(&recovery, cloud);
+        workloads.push(fared(&one, &cast.app.name, runs, cast.expect));
+        records.push(one);
+    }
+    records.sort_by(|a, b| (a.created, &a.claim).cmp(&(b.created, &b.claim)));
+    let incident = Incident {
+        title: scenario.title.to_owned(),
+        from: stage.from,
+        to: stage.world.now(),
+        records,
+        notes: stage.notes.clone(),
+    };
+    Outcome { scenario: scenario.name.to_owned(), seed, lines: stage.lines().to_vec(), workloads, checks, incident }
+}
+
+fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
+    let fate = fate(record);
+    let class = record.diagnosis.as_ref().and_then(reattach_core::diagnosis::Diagnosis::class);
+    let class = class.or(record.plan.as_ref().map(reattach_core::plan::Plan::class));
+    let healed = match (&fate, record.journal.first(), record.journal.last()) {
+        (Fate::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
+        _ => "-".to_owned(),
+    };
+    let detached = record.journal.iter().any(|e| {
+        matches!(&e.mark, reattach_core::journal::Mark::Started { proof: Some(_), .. })
+    });
+    let result = match expect {
+        Expect::Untouched => format!("named it {}, touched nothing", fate.title()),
+        _ => fate.title().to_owned(),
+    };
+    Fared {
+        workload: app.to_owned(),
+        result,
+        class: class.map_or_else(|| "-".to_owned(), |c| format!("{c}, {}", c.title())),
+        healed_in: healed,
+        cloud_detach: detached,
+        runs,
+    }
+}

@@ -1,0 +1,244 @@
+//! What a scenario works with: the world, the apps on it, the running timeline and the notes for the post-mortem.
+
+use crate::app::App;
+use crate::observe::Observer;
+use crate::replica::{CrashPoint, Replica};
+use crate::timeline::{Line, Who};
+use crate::world::{World, WorldError};
+use jiff::Timestamp;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::report::TimelineNote;
+use reattach_sim::kubelet::DiskAfter;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often the world is looked at while a scenario waits.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Takes the lines as they come.
+pub type Sink = Arc<dyn Fn(&Line) + Send + Sync>;
+
+/// What must be true of an app at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Running, with its volume and as many replicas as before.
+    Running,
+    /// Not ours: the very same objects as before, touched by nobody.
+    Untouched,
+    /// As many replicas wanted as before; whether it runs is not ours to say.
+    Restored,
+}
+
+/// An app on the stage.
+#[derive(Clone, Debug)]
+pub struct Cast {
+    /// The app.
+    pub app: App,
+    /// What must be true at the end.
+    pub expect: Expect,
+    /// UID of each pod and generation of the workload at the moment that counts for [`Expect::Untouched`].
+    pub before: Option<(Vec<String>, i64)>,
+}
+
+/// The stage of one scenario.
+pub struct Stage {
+    /// The world.
+    pub world: World,
+    /// The apps by name.
+    pub cast: BTreeMap<String, Cast>,
+    /// Running replicas.
+    pub replicas: Vec<Replica>,
+    /// Notes for the post-mortem.
+    pub notes: Vec<TimelineNote>,
+    /// Where the post-mortem begins.
+    pub from: Timestamp,
+    /// Requests in the ledger when DryRun ended; everything before must be records only.
+    pub dry_until: Option<usize>,
+    /// Things that a scenario found wrong by itself.
+    pub broken: Vec<String>,
+    lines: Vec<Line>,
+    observer: Observer,
+    sink: Sink,
+}
+
+impl Stage {
+    /// Sets the world up.
+    ///
+    /// # Errors
+    /// [`WorldError`].
+    pub async fn new(seed: u64, start: Timestamp, nodes: &[(&str, u64)], sink: Sink) -> Result<Self, WorldError> {
+        let world = World::build(seed, start, nodes).await?;
+        let from = world.now();
+        Ok(Self {
+            world,
+            cast: BTreeMap::new(),
+            replicas: Vec::new(),
+            notes: Vec::new(),
+            from,
+            dry_until: None,
+            broken: Vec::new(),
+            lines: Vec::new(),
+            observer: Observer::default(),
+            sink,
+        })
+    }
+
+    /// Every line so far.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    fn tell_line(&mut self, line: Line) {
+        (self.sink)(&line);
+        self.lines.push(line);
+    }
+
+    /// A heading.
+    pub fn heading(&mut self, text: &str, block: &[&str]) {
+        self.look();
+        let block = block.iter().map(|l| (*l).to_owned()).collect();
+        self.tell_line(Line { at: self.world.now(), who: Who::Drill, about: String::new(), text: text.to_owned(), block });
+    }
+
+    /// A line about something that is done to the world; also a note for the post-mortem.
+    pub fn tell(&mut self, who: Who, about: &str, text: impl Into<String>) {
+        self.look();
+        let (at, text) = (self.world.now(), text.into());
+        let noted = if about.is_empty() { text.clone() } else { format!("{about}: {text}") };
+        self.notes.push(TimelineNote { at, text: format!("{}.", noted.trim_end_matches('.')) });
+        self.tell_line(Line { at, who, about: about.to_owned(), text, block: Vec::new() });
+    }
+
+    /// Tells what changed since the last look.
+    pub fn look(&mut self) {
+        for line in self.observer.look(&self.world) {
+            self.tell_line(line);
+        }
+    }
+
+    /// Lets time pass, telling what happens.
+    pub async fn pass(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            tokio::time::sleep(LOOK.min(end - Instant::now())).await;
+            self.look();
+        }
+    }
+
+    /// Waits until `condition` holds, telling what happens.
+    ///
+    /// # Errors
+    /// [`WorldError::TooLate`].
+    pub async fn until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        condition: impl Fn(&World) -> bool,
+    ) -> Result<Duration, WorldError> {
+        let start = Instant::now();
+        loop {
+            self.look();
+            if condition(&self.world) {
+                return Ok(start.elapsed());
+            }
+            if start.elapsed() >= limit {
+                return Err(WorldError::TooLate { what: what.to_owned(), seconds: limit.as_secs() });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Adds an app and follows it; waits for nothing.
+    ///
+    /// # Errors
+    /// [`WorldError`].
+    pub async fn add(&mut self, app: App, expect: Expect) -> Result<(), WorldError> {
+        self.world.add(&app).await?;
+        self.observer.follow(&app);
+        self.cast.insert(app.name.clone(), Cast { app, expect, before: None });
+        Ok(())
+    }
+
+    /// Waits until these apps run.
+    ///
+    /// # Errors
+    /// [`WorldError::TooLate`].
+    pub async fn running(&mut self, apps: &[&str], limit: Duration) -> Result<Duration, WorldError> {
+        let want: Vec<(String, usize)> = apps
+            .iter()
+            .filter_map(|name| self.cast.get(*name))
+            .map(|c| (c.app.name.clone(), c.app.replicas))
+            .collect();
+        let what = format!("{} running", apps.join(", "));
+        self.until(&what, limit, move |w| want.iter().all(|(name, n)| w.app_ready(name, *n))).await
+    }
+
+    /// Remembers how an app is now, for [`Expect::Untouched`].
+    pub fn remember(&mut self, app: &str) {
+        if let Some(cast) = self.cast.get_mut(app) {
+            cast.before = Some(state_of(&self.world, &cast.app));
+        }
+    }
+
+    /// Starts a replica of the controller.
+    pub fn start_replica(&mut self, name: &str, crash: Option<CrashPoint>) {
+        let replica = self.world.replica(name, crash);
+        self.replicas.push(replica);
+    }
+
+    /// The node of an app's first pod.
+    pub fn node_of(&self, app: &str) -> String {
+        let pods = self.world.pods(app);
+        pods.first().and_then(|p| p["spec"]["nodeName"].as_str()).unwrap_or_default().to_owned()
+    }
+
+    /// Recycles a node, telling so.
+    ///
+    /// # Errors
+    /// [`WorldError`].
+    pub async fn recycle(&mut self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
+        self.tell(Who::Provider, "", format!("recycles {node}: it loses power without a shutdown"));
+        self.world.recycle(node, disk, off_for).await?;
+        self.tell(
+            Who::Provider,
+            "",
+            format!("{node} is back after {} s: same name, same instance, same attachments by the API, and no disks in it", off_for.as_secs()),
+        );
+        Ok(())
+    }
+
+    /// The newest recovery of an app's claims.
+    pub fn recovery_of(&self, app: &str) -> Option<VolumeRecovery> {
+        recovery_of(&self.world, &self.cast.get(app)?.app)
+    }
+
+    /// Waits until the newest recovery of every one of these apps is in one of the phases.
+    ///
+    /// # Errors
+    /// [`WorldError::TooLate`].
+    pub async fn phases(&mut self, apps: &[&str], phases: &[Phase], limit: Duration) -> Result<Duration, WorldError> {
+        let apps: Vec<App> = apps.iter().filter_map(|a| self.cast.get(*a)).map(|c| c.app.clone()).collect();
+        let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
+        let what = format!("recoveries of {} in phase {phases:?}", names.join(", "));
+        let is = |r: VolumeRecovery| r.status.is_some_and(|s| phases.contains(&s.phase));
+        self.until(&what, limit, |w| apps.iter().all(|a| recovery_of(w, a).is_some_and(is))).await
+    }
+}
+
+/// The newest recovery of an app's claims: the last created, by time and name.
+pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
+    let own = |r: &VolumeRecovery| app.volumes.iter().any(|v| v.claim == r.spec.claim_name);
+    let last = |r: &VolumeRecovery| r.status.as_ref().is_none_or(|s| !s.phase.is_final());
+    let born = |r: &VolumeRecovery| r.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    world.recoveries().into_iter().filter(own).max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+}
+
+/// UIDs of the pods and generation of the workload.
+pub fn state_of(world: &World, app: &App) -> (Vec<String>, i64) {
+    let uid = |p: &serde_json::Value| p["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let pods = world.pods(&app.name).iter().map(|p| uid(p)).collect();
+    let generation = app.read(world.server()).and_then(|w| w["metadata"]["generation"].as_i64()).unwrap_or(0);
+    (pods, generation)
+}
