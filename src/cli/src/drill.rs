@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 use reattach_core::report;
 use reattach_drill::timeline::{Line, paragraph, span};
-use reattach_drill::{SCENARIOS, play};
+use reattach_drill::{Pace, SCENARIOS, play};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
             print!("{}", line.render());
         }
     });
-    let outcome = play(&args.scenario, args.seed, sink)?;
+    let outcome = play(&args.scenario, args.seed, Pace::Full, sink)?;
     if let Some(file) = &args.html {
         let page = report::html(&outcome.incident);
         std::fs::write(file, page).with_context(|| format!("--html {} cannot be written", file.display()))?;

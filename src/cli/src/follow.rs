@@ -208,33 +208,48 @@ impl Follow<'_> {
                 self.end_request(recovery, "dry run: the plan was shown, nothing was touched", End::Done)
                     .await
             }
-            Consent::Given => self.approve(&hash, shown).await,
+            Consent::Given => self.approve(recovery, &hash, shown).await,
             Consent::Ask => match self.ask(&hash, interrupt).await? {
-                Some(true) => self.approve(&hash, shown).await,
+                Some(true) => self.approve(recovery, &hash, shown).await,
                 Some(false) => {
                     self.end_request(recovery, "not approved, nothing was touched", End::Unhealed).await
                 }
                 None => self.interrupted().await.map(Some),
             },
             Consent::Later | Consent::Watch => {
-                let ns = &self.name.namespace;
-                note(&format!(
-                    "\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}",
-                    self.name.name
-                ));
-                note(&format!("Or not:    kubectl reattach abort -n {ns} {}", self.name.name));
+                self.later(&hash);
                 Ok(Some(End::Waiting))
             }
         }
     }
 
-    async fn approve(&self, hash: &str, shown: &mut Shown) -> Result<Option<End>> {
+    async fn approve(&self, recovery: &VolumeRecovery, hash: &str, shown: &mut Shown) -> Result<Option<End>> {
         if shown.approved.as_deref() != Some(hash) {
-            records::approve(self.session, &self.name, hash, &self.user).await?;
+            match records::approve(self.session, &self.name, hash, &self.user).await {
+                Ok(()) => {}
+                // To ask and to approve are rights of their own: the plan waits for someone who has the other one.
+                Err(error @ (Fail::Forbidden { .. } | Fail::Api { .. })) if !self.driven_here => {
+                    note(&format!("error: {error}"));
+                    self.later(hash);
+                    return Ok(Some(End::Waiting));
+                }
+                Err(error) => {
+                    self.end_request(recovery, "it could not be approved, nothing was touched", End::Error)
+                        .await?;
+                    return Err(error.into());
+                }
+            }
             note(&format!("\nPlan {hash} approved by {}.", self.user));
             shown.approved = Some(hash.to_owned());
         }
         Ok(None)
+    }
+
+    /// Says how the plan that is shown can be run or dropped.
+    fn later(&self, hash: &str) {
+        let ns = &self.name.namespace;
+        note(&format!("\nTo run it: kubectl reattach approve -n {ns} {} --plan {hash}", self.name.name));
+        note(&format!("Or not:    kubectl reattach abort -n {ns} {}", self.name.name));
     }
 
     /// Asks on the terminal; `None` when interrupted.

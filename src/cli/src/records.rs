@@ -71,7 +71,15 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
     let (is_claim, is_recovery) = match name.split_once('/') {
         None => (true, true),
         Some(("pvc" | "persistentvolumeclaim" | "persistentvolumeclaims", _)) => (true, false),
-        Some(("vrec" | "volumerecovery" | "volumerecoveries", _)) => (false, true),
+        // As `kubectl get -o name` prints it, too.
+        Some((
+            "vrec"
+            | "volumerecovery"
+            | "volumerecoveries"
+            | "volumerecovery.reattach.dev"
+            | "volumerecoveries.reattach.dev",
+            _,
+        )) => (false, true),
         Some((kind, _)) => {
             return Err(Fail::Usage(format!(
                 "{name:?} is of kind {kind:?}; give the name of a VolumeRecovery or of a claim"

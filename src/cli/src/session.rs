@@ -99,7 +99,8 @@ impl Session {
         };
         let group = async {
             match self.clients.read.list_api_group_resources("reattach.dev/v1alpha1").await {
-                Err(kube::Error::Api(s)) if s.is_not_found() => Ok(None),
+                // A real API server answers an unknown group with a bare 404 and no Status.
+                Err(kube::Error::Api(s)) if s.code == 404 => Ok(None),
                 other => other.map(Some),
             }
         };

@@ -7,7 +7,7 @@ use common::golden::golden;
 use common::world::{Running, assert_clean, turn};
 use common::{CLAIM, NS, Ran, Stage, finish};
 use reattach_cloud_simulator::VolumeNo;
-use reattach_sim::apiserver::Verb;
+use reattach_sim::apiserver::{ApiStatus, Verb};
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -231,6 +231,41 @@ async fn through_the_controller() {
     let ran = stage.run(&["report", "-A", "--since", "1h", "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["volumes"].as_array().map(Vec::len), Some(3));
+    controller.stop().await;
+    world.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_ask_and_not_approve_leaves_the_plan_to_those_who_may() {
+    let stage = Arc::new(Stage::new("approver").await);
+    let world = turn(&stage);
+    stage.server.add_admission(Arc::new(|request| {
+        let approves = request.object.is_some_and(|o| o["spec"]["approval"].is_object());
+        match approves && request.user == "jane" {
+            true => Err(ApiStatus::new(403, "denied request: approving needs the verb approve")),
+            false => Ok(Default::default()),
+        }
+    }));
+    let ran = stage.run(&["recover", CLAIM, "--yes", "--break-glass"]).await;
+    ended(
+        &ran,
+        1,
+        &[
+            "refused to approve the plan: denied request",
+            "withdrawn: it could not be approved, nothing was touched",
+        ],
+    );
+    assert_eq!((phase(&stage).as_str(), replicas(&stage)), ("Aborted", 1));
+    let controller = Running::start(&stage).await;
+    let ran = stage.run(&["recover", CLAIM, "--yes"]).await;
+    ended(
+        &ran,
+        6,
+        &["refused to approve the plan: denied request", "To run it: kubectl reattach approve -n cache"],
+    );
+    assert_eq!(replicas(&stage), 1);
+    ended(&stage.run(&["abort", CLAIM, "--wait"]).await, 0, &["aborted by jane"]);
+    assert_clean(&stage);
     controller.stop().await;
     world.abort();
 }

@@ -19,7 +19,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// What can be kept in the cache.
-pub trait Cached: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+pub trait Cached:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
 impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Cached for K {}
 
 /// The objects of one kind.

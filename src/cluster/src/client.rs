@@ -63,9 +63,18 @@ fn restricted(client: Client) -> Client {
     let service = tower::service_fn(move |request: Request<Body>| {
         let client = client.clone();
         async move {
-            if !changes_only_records(request.method(), request.uri().path(), request.uri().query().unwrap_or("")) {
+            if !changes_only_records(
+                request.method(),
+                request.uri().path(),
+                request.uri().query().unwrap_or(""),
+            ) {
                 return Err(kube::Error::Service(
-                    format!("{} {} is not one of reattach's own records", request.method(), request.uri().path()).into(),
+                    format!(
+                        "{} {} is not one of reattach's own records",
+                        request.method(),
+                        request.uri().path()
+                    )
+                    .into(),
                 ));
             }
             client.send(request).await
@@ -92,7 +101,8 @@ pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
         _ => return false,
     };
     // A namespaced path: namespaces/<ns>/<resource>/<name>.
-    let (resource, name) = if resource == Some("namespaces") { (parts.next(), parts.next()) } else { (resource, name) };
+    let (resource, name) =
+        if resource == Some("namespaces") { (parts.next(), parts.next()) } else { (resource, name) };
     match (group, resource) {
         ("reattach.dev", Some("volumerecoveries" | "nodevolumereports")) => true,
         // Creating a Lease names it in the body; the name is checked where it can be seen.
@@ -108,7 +118,10 @@ pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
 ///
 /// # Errors
 /// [`ConnectError::Config`] in one sentence.
-pub async fn load(kubeconfig: Option<&std::path::Path>, context: Option<&str>) -> Result<Config, ConnectError> {
+pub async fn load(
+    kubeconfig: Option<&std::path::Path>,
+    context: Option<&str>,
+) -> Result<Config, ConnectError> {
     use kube::config::{KubeConfigOptions, Kubeconfig};
     let bad = |e: &dyn std::fmt::Display| ConnectError::Config(e.to_string());
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
@@ -183,7 +196,11 @@ mod tests {
             (Method::POST, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries", ""),
             (Method::PATCH, "/apis/reattach.dev/v1alpha1/namespaces/a/volumerecoveries/x/status", ""),
             (Method::PATCH, "/apis/reattach.dev/v1alpha1/nodevolumereports/n1", ""),
-            (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases/reattach-controller", ""),
+            (
+                Method::PUT,
+                "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases/reattach-controller",
+                "",
+            ),
             (Method::POST, "/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases", ""),
             (Method::POST, "/api/v1/namespaces/a/events", ""),
             (Method::POST, "/apis/events.k8s.io/v1/namespaces/a/events", ""),

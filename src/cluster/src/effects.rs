@@ -3,9 +3,10 @@
 
 use crate::gate::EffectPass;
 use crate::workloads::api_resource;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::Api;
-use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use reattach_core::ids::{ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
@@ -67,13 +68,46 @@ pub async fn restore(
         }
         _ => {
             let body = conditional(workload, version, no_stamp, replicas);
-            outcome(patch(pass, workload, None, &body).await, &detail)
+            let outcome = outcome(patch(pass, workload, None, &body).await, &detail);
+            if outcome.applied() && workload.kind == "Deployment" {
+                unstamp_copies(pass, workload).await;
+            }
+            outcome
+        }
+    }
+}
+
+/// The Deployment controller copies annotations to its ReplicaSets and never takes them off again (Kubernetes
+/// `pkg/controller/deployment/util/deployment_util.go`, `copyDeploymentAnnotationsToReplicaSet`); a rollback would bring
+/// the stamp back. Best effort: a copy names another object's UID and restores nothing.
+async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
+    let api: Api<ReplicaSet> = Api::namespaced(pass.client().clone(), &workload.name.namespace);
+    let stamped = |s: &&ReplicaSet| {
+        let stamp = s.annotations().get(STAMP_ANNOTATION).and_then(|v| Stamp::from_annotation(v).ok());
+        stamp.is_some_and(|stamp| stamp.workload == workload.uid)
+    };
+    let sets = match api.list(&ListParams::default()).await {
+        Ok(sets) => sets,
+        Err(error) => {
+            return tracing::debug!(%workload, %error, "copies of the stamp may be left on its ReplicaSets");
+        }
+    };
+    for set in sets.items.iter().filter(stamped) {
+        let body = json!({ "metadata": { "uid": set.uid(), "annotations": { STAMP_ANNOTATION: null } } });
+        if let Err(error) = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
+            tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
         }
     }
 }
 
 /// Touches a VolumeAttachment so that external-attacher looks at it at once (any change but its own error fields does).
-pub async fn requeue(pass: &EffectPass, name: &str, uid: &Uid, version: &ResourceVersion, at: jiff::Timestamp) -> Outcome {
+pub async fn requeue(
+    pass: &EffectPass,
+    name: &str,
+    uid: &Uid,
+    version: &ResourceVersion,
+    at: jiff::Timestamp,
+) -> Outcome {
     let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
     let body = json!({
         "metadata": { "uid": uid, "resourceVersion": version, "annotations": { REQUEUE_ANNOTATION: at.to_string() } }
@@ -81,7 +115,12 @@ pub async fn requeue(pass: &EffectPass, name: &str, uid: &Uid, version: &Resourc
     outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
 }
 
-fn conditional(workload: &WorkloadRef, version: &ResourceVersion, annotations: Value, replicas: Option<i32>) -> Value {
+fn conditional(
+    workload: &WorkloadRef,
+    version: &ResourceVersion,
+    annotations: Value,
+    replicas: Option<i32>,
+) -> Value {
     let mut body = json!({ "metadata": { "uid": workload.uid, "resourceVersion": version } });
     if !annotations.is_null() {
         body["metadata"]["annotations"] = annotations;
@@ -99,7 +138,8 @@ async fn patch(
     body: &Value,
 ) -> Result<DynamicObject, kube::Error> {
     let resource = api_resource(workload);
-    let api: Api<DynamicObject> = Api::namespaced_with(pass.client().clone(), &workload.name.namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(pass.client().clone(), &workload.name.namespace, &resource);
     let (name, params, patch) = (workload.name.name.as_str(), PatchParams::default(), Patch::Merge(body));
     let call = async {
         match subresource {

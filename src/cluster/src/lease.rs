@@ -101,7 +101,14 @@ pub struct Elector {
 impl Elector {
     /// An elector for the Lease `name` in `namespace`, as `me` (unique per process: pod name and UID).
     pub fn new(records: Client, namespace: &str, name: &str, me: &str, clock: crate::Clock) -> Self {
-        Self { api: Api::namespaced(records, namespace), name: name.into(), me: me.into(), clock, seen: None, held: None }
+        Self {
+            api: Api::namespaced(records, namespace),
+            name: name.into(),
+            me: me.into(),
+            clock,
+            seen: None,
+            held: None,
+        }
     }
 
     /// Runs until `stop` turns true, publishing leadership; releases the lease at the end.
@@ -221,7 +228,9 @@ impl Elector {
     /// # Errors
     /// The API server's error; the lease then runs out by itself.
     pub async fn release(&mut self) -> Result<(), kube::Error> {
-        let (Some(term), Some(lease)) = (self.held.take(), self.api.get_opt(&self.name).await?) else { return Ok(()) };
+        let (Some(term), Some(lease)) = (self.held.take(), self.api.get_opt(&self.name).await?) else {
+            return Ok(());
+        };
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
         if holder == Some(self.me.as_str()) {
             self.write(Some(lease), term, "").await?;

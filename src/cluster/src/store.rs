@@ -39,7 +39,8 @@ pub enum SaveError {
 /// # Errors
 /// See [`SaveError`].
 pub async fn save(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
-    let api: Api<VolumeRecovery> = Api::namespaced(records.clone(), &recovery.namespace().unwrap_or_default());
+    let api: Api<VolumeRecovery> =
+        Api::namespaced(records.clone(), &recovery.namespace().unwrap_or_default());
     match api.replace_status(&recovery.name_any(), &PostParams::default(), recovery).await {
         Ok(stored) => Ok(stored),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),

@@ -2,9 +2,7 @@
 
 use crate::cache::Cache;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{
-    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -74,7 +72,8 @@ impl View {
         };
         if let Some(pv) = view.volume_name() {
             view.volume = cache.volumes.get("", &pv);
-            view.attachments = cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
+            view.attachments =
+                cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
         }
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
         for node in view.node_names(claim, pinned) {
@@ -89,7 +88,11 @@ impl View {
     ///
     /// # Errors
     /// The first read that failed: nothing may be concluded then.
-    pub async fn live(client: &Client, claim: &ObjectName, pinned: Option<&str>) -> Result<Self, kube::Error> {
+    pub async fn live(
+        client: &Client,
+        claim: &ObjectName,
+        pinned: Option<&str>,
+    ) -> Result<Self, kube::Error> {
         let ns = claim.namespace.as_str();
         let all = ListParams::default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);

@@ -4,7 +4,7 @@ use crate::facts;
 use crate::view::{View, claims_of};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodSpec, PodTemplateSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -56,7 +56,8 @@ pub async fn read(
 ) -> Result<Option<WorkloadFacts>, kube::Error> {
     let (object, reference, manager) = match remembered {
         Some(w) => {
-            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &w.name.namespace, &api_resource(w));
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(client.clone(), &w.name.namespace, &api_resource(w));
             match api.get_opt(&w.name.name).await? {
                 Some(object) if object.uid().as_deref() == Some(w.uid.as_str()) => {
                     let above = controller_of(&object.metadata).cloned();
@@ -80,7 +81,9 @@ async fn climb(
     claim: &ObjectName,
 ) -> Result<Option<(DynamicObject, WorkloadRef, Option<OwnerReference>)>, kube::Error> {
     let pods = view.pods_of(&claim.name);
-    let Some(mut owner) = pods.iter().find_map(|p| controller_of(&p.metadata)).cloned() else { return Ok(None) };
+    let Some(mut owner) = pods.iter().find_map(|p| controller_of(&p.metadata)).cloned() else {
+        return Ok(None);
+    };
     let mut best: Option<(DynamicObject, WorkloadRef)> = None;
     for _ in 0..MAX_OWNERS {
         // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
@@ -188,13 +191,18 @@ async fn describe(
         resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
         generation: object.metadata.generation.unwrap_or(0),
         deleting: object.metadata.deletion_timestamp.is_some(),
-        replicas: object.data.pointer("/spec/replicas").and_then(Value::as_i64).map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        replicas: object
+            .data
+            .pointer("/spec/replicas")
+            .and_then(Value::as_i64)
+            .map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
         scaling: scaling(&object, &workload),
         stamp,
         rollout: rollout(&object, &workload),
         deletes_claims_when_scaled: set.as_ref().is_some_and(deletes_claims),
         ordered: set.as_ref().is_some_and(|s| {
-            s.spec.as_ref().and_then(|s| s.pod_management_policy.as_deref()).unwrap_or("OrderedReady") == "OrderedReady"
+            s.spec.as_ref().and_then(|s| s.pod_management_policy.as_deref()).unwrap_or("OrderedReady")
+                == "OrderedReady"
         }),
         autoscalers: scalers,
         managers,
@@ -249,7 +257,8 @@ fn rollout(object: &DynamicObject, w: &WorkloadRef) -> Option<String> {
                 return Some("its controller has not seen the newest generation".to_owned());
             }
             let (total, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
-            (want > 0 && (updated < want || total > want)).then(|| format!("{updated} of {want} pods are of the new version, {total} in all"))
+            (want > 0 && (updated < want || total > want))
+                .then(|| format!("{updated} of {want} pods are of the new version, {total} in all"))
         }
         "StatefulSet" => {
             let set: StatefulSet = parse(object)?;
@@ -258,7 +267,9 @@ fn rollout(object: &DynamicObject, w: &WorkloadRef) -> Option<String> {
                 return Some("its controller has not seen the newest generation".to_owned());
             }
             match (status.current_revision, status.update_revision) {
-                (Some(current), Some(update)) if current != update => Some(format!("from {current} to {update}")),
+                (Some(current), Some(update)) if current != update => {
+                    Some(format!("from {current} to {update}"))
+                }
                 _ => None,
             }
         }
@@ -286,7 +297,9 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
 async fn autoscalers(client: &Client, w: &WorkloadRef) -> Result<Vec<AutoscalerFacts>, kube::Error> {
     let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &w.name.namespace);
     let targets = |h: &&HorizontalPodAutoscaler| {
-        h.spec.as_ref().is_some_and(|s| s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name)
+        h.spec
+            .as_ref()
+            .is_some_and(|s| s.scale_target_ref.kind == w.kind && s.scale_target_ref.name == w.name.name)
     };
     let list = api.list(&ListParams::default()).await?;
     Ok(list
@@ -306,7 +319,11 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
     let labels = object.metadata.labels.as_ref().unwrap_or(&empty);
     let annotations = object.metadata.annotations.as_ref().unwrap_or(&empty);
     if let Some(owner) = above {
-        found.push(ManagerFacts { kind: ManagerKind::Operator, evidence: format!("owned by {} {}", owner.kind, owner.name), paused: false });
+        found.push(ManagerFacts {
+            kind: ManagerKind::Operator,
+            evidence: format!("owned by {} {}", owner.kind, owner.name),
+            paused: false,
+        });
     }
     for key in ["kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name"] {
         if labels.contains_key(key) {
@@ -314,7 +331,8 @@ fn managers(object: &DynamicObject, above: Option<OwnerReference>) -> Vec<Manage
             found.push(ManagerFacts { kind: ManagerKind::Flux, evidence: format!("label {key}"), paused });
         }
     }
-    let argo = annotations.contains_key("argocd.argoproj.io/tracking-id") || labels.contains_key("argocd.argoproj.io/instance");
+    let argo = annotations.contains_key("argocd.argoproj.io/tracking-id")
+        || labels.contains_key("argocd.argoproj.io/instance");
     if argo {
         let evidence = "its tracking annotation or label".to_owned();
         found.push(ManagerFacts { kind: ManagerKind::ArgoCd, evidence, paused: false });
@@ -333,7 +351,8 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
         Err(error) => return Err(error),
     };
     let targets = |o: &&DynamicObject| {
-        let target = |key: &str| o.data.pointer(&format!("/spec/scaleTargetRef/{key}")).and_then(Value::as_str);
+        let target =
+            |key: &str| o.data.pointer(&format!("/spec/scaleTargetRef/{key}")).and_then(Value::as_str);
         target("name") == Some(w.name.name.as_str()) && target("kind").unwrap_or("Deployment") == w.kind
     };
     Ok(list
@@ -353,10 +372,20 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
 ///
 /// # Errors
 /// The request got no definite answer.
-pub async fn dry_run_pod(records: &Client, read: &Client, w: &WorkloadRef) -> Result<Result<(), String>, kube::Error> {
+pub async fn dry_run_pod(
+    records: &Client,
+    read: &Client,
+    w: &WorkloadRef,
+) -> Result<Result<(), String>, kube::Error> {
     let api: Api<DynamicObject> = Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
-    let template = api.get(&w.name.name).await.ok().as_ref().and_then(template_of);
-    let Some(template) = template else { return Ok(Err("it has no pod template".to_owned())) };
+    let object = api.get_opt(&w.name.name).await?;
+    let template = object.as_ref().and_then(template_of);
+    let Some(mut template) = template else { return Ok(Err("it has no pod template".to_owned())) };
+    if let (Some(set), Some(spec)) =
+        (object.as_ref().filter(|_| w.kind == "StatefulSet").and_then(parse), &mut template.spec)
+    {
+        add_claims(&set, spec);
+    }
     let metadata = template.metadata.unwrap_or_default();
     let pod = Pod {
         metadata: ObjectMeta {
@@ -373,5 +402,25 @@ pub async fn dry_run_pod(records: &Client, read: &Client, w: &WorkloadRef) -> Re
         Ok(_) => Ok(Ok(())),
         Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(Err(s.message.clone())),
         Err(error) => Err(error),
+    }
+}
+
+/// Gives a pod spec the volumes that the StatefulSet's controller makes of the claim templates; they replace volumes of
+/// the same name (Kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
+fn add_claims(set: &StatefulSet, spec: &mut PodSpec) {
+    let first = set.spec.as_ref().and_then(|s| s.ordinals.as_ref()).and_then(|o| o.start).unwrap_or(0);
+    let templates = set.spec.iter().flat_map(|s| s.volume_claim_templates.iter().flatten());
+    let volumes = spec.volumes.get_or_insert_default();
+    for name in templates.map(ResourceExt::name_any) {
+        let claim_name = format!("{name}-{}-{first}", set.name_any());
+        volumes.retain(|v| v.name != name);
+        volumes.push(Volume {
+            name,
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name,
+                ..Default::default()
+            }),
+            ..Volume::default()
+        });
     }
 }

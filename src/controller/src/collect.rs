@@ -6,6 +6,7 @@ use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail};
 use reattach_cluster::{Clients, Clock, facts};
+use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{ObjectName, Uid};
@@ -93,7 +94,8 @@ impl Collector {
             Some(mut workload) => {
                 if detail == Detail::Full {
                     let clients = &self.clients;
-                    let answer = workloads::dry_run_pod(&clients.records, &clients.read, &workload.workload).await?;
+                    let answer =
+                        workloads::dry_run_pod(&clients.records, &clients.read, &workload.workload).await?;
                     workload.pod_dry_run = Some(answer);
                 }
                 Fact::present(workload, source, self.clock.now())
@@ -114,12 +116,17 @@ impl Collector {
                 return;
             }
         };
-        let (fresh, jobs) = match depth {
-            Depth::Diagnose | Depth::Plan => (false, false),
-            Depth::Execute { live, scaling, .. } => (live, !scaling),
-        };
+        let fresh = matches!(depth, Depth::Execute { live: true, .. });
         e.cloud_id = Some(located.id.clone());
         e.cloud_volume = located.describe(fresh, now).await;
+        let jobs = match depth {
+            Depth::Diagnose => false,
+            // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
+            Depth::Plan | Depth::Execute { scaling: true, .. } => {
+                matches!(diagnose(e, now()).verdict, Verdict::Ours { .. })
+            }
+            Depth::Execute { .. } => true,
+        };
         if jobs {
             let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;

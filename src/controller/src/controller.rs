@@ -52,7 +52,13 @@ pub struct Controller {
 
 impl Controller {
     /// A controller over these clients and providers.
-    pub fn new(clients: Clients, providers: Providers, clock: Clock, settings: Settings, metrics: Metrics) -> Self {
+    pub fn new(
+        clients: Clients,
+        providers: Providers,
+        clock: Clock,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Self {
         Self { clients, providers, clock, settings, metrics }
     }
 
@@ -69,7 +75,8 @@ impl Controller {
         ready.send_replace(true);
         let (publish, leadership) = watch::channel(None);
         let Settings { namespace, lease, identity, .. } = &self.settings;
-        let elector = Elector::new(self.clients.records.clone(), namespace, lease, identity, self.clock.clone());
+        let elector =
+            Elector::new(self.clients.records.clone(), namespace, lease, identity, self.clock.clone());
         // The elector outlives the drivers: an effect under way must end inside our lease.
         let (end_election, election_ended) = watch::channel(false);
         // In a set, so that a run that is dropped stops renewing the Lease.
@@ -87,9 +94,16 @@ impl Controller {
             metrics: self.metrics.clone(),
             reservations: crate::recovery::Reservations::default(),
         };
-        Leader { executor, cache, settings: self.settings, leadership, driven: BTreeMap::new(), drivers: JoinSet::new() }
-            .run(stop)
-            .await;
+        Leader {
+            executor,
+            cache,
+            settings: self.settings,
+            leadership,
+            driven: BTreeMap::new(),
+            drivers: JoinSet::new(),
+        }
+        .run(stop)
+        .await;
         end_election.send_replace(true);
         // The election task ends by itself once told to; a panic in it has nothing left to lose here.
         let _ = election.join_next().await;
@@ -161,9 +175,7 @@ impl Leader {
     }
 
     fn drive_all(&mut self, stop: &watch::Receiver<bool>) {
-        let pending = self.cache.recoveries.filter(|r| {
-            !phase(r).is_final() || !r.finalizers().is_empty()
-        });
+        let pending = self.cache.recoveries.filter(|r| !phase(r).is_final() || !r.finalizers().is_empty());
         self.executor.metrics.running.set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
         for recovery in pending {
             let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
@@ -173,7 +185,10 @@ impl Leader {
             let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
             let (task_name, username) = (name.clone(), self.settings.username.clone());
             let handle = self.drivers.spawn(async move {
-                let limits = |n: &ObjectName| Limits { policy_mode: policy_mode(&cache, n, &username), ..limits(&cache, n) };
+                let limits = |n: &ObjectName| Limits {
+                    policy_mode: policy_mode(&cache, n, &username),
+                    ..limits(&cache, n)
+                };
                 executor.drive(&task_name, limits, stop).await;
                 task_name
             });
@@ -205,7 +220,9 @@ impl Leader {
                 claim_name: nominee.claim.name.clone(),
                 mode: policy.spec.mode,
                 runbook: policy.spec.runbook.clone(),
-                reason: Some(format!("policy {}; {}", policy.name_any(), nominee.why).chars().take(1000).collect()),
+                reason: Some(
+                    format!("policy {}; {}", policy.name_any(), nominee.why).chars().take(1000).collect(),
+                ),
                 requester: self.settings.username.clone(),
                 confirm_workload: None,
                 abort: None,
@@ -265,7 +282,8 @@ fn phase(recovery: &VolumeRecovery) -> Phase {
 
 /// Recoveries with a run under way, and their nodes.
 fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
-    let runs = |r: &VolumeRecovery| !phase(r).is_final() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    let runs =
+        |r: &VolumeRecovery| !phase(r).is_final() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
     let node = |r: &VolumeRecovery| {
         r.status.as_ref().and_then(|s| s.plan.as_ref()).map(|p| p.pins.node.to_string()).unwrap_or_default()
     };
@@ -297,7 +315,8 @@ fn policy_mode(cache: &Cache, name: &ObjectName, username: &str) -> Option<Mode>
 /// The policy that rules a claim now.
 fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<RecoveryPolicySpec> {
     let claim = cache.claims.get(&name.namespace, &name.name)?;
-    let pv = claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
+    let pv =
+        claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
     let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
     let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
     ruling(&cache.policies.filter(|_| true), &subject).map(|p| p.spec.clone())
@@ -325,7 +344,8 @@ fn trouble_name(evidence: &Evidence) -> String {
 /// Tells apart recoveries of the same trouble under another policy, or of trouble that went away and came back with
 /// other pods. The same occasion has the same name, so two sweeps never make two recoveries of it.
 fn occasion(evidence: &Evidence, policy: &RecoveryPolicy) -> String {
-    let mut parts = vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
+    let mut parts =
+        vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
     parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
     reattach_core::plan::short_hash(&parts)
 }

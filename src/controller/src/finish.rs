@@ -45,8 +45,12 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
     }
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
         let rest: Vec<&String> = recovery.finalizers().iter().filter(|f| *f != FINALIZER).collect();
-        let body = json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": rest } });
-        match api(executor, &recovery).patch(&recovery.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
+        let body =
+            json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": rest } });
+        match api(executor, &recovery)
+            .patch(&recovery.name_any(), &PatchParams::default(), &Patch::Merge(&body))
+            .await
+        {
             Ok(_) => {}
             Err(kube::Error::Api(s)) if s.is_not_found() => {}
             Err(kube::Error::Api(s)) if s.is_conflict() => return Err(SaveError::Conflict.into()),
@@ -70,7 +74,9 @@ pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory:
         let labels = EndLabels { phase: format!("{:?}", status.phase), class };
         executor.metrics.ended.get_or_create(&labels).inc();
         let first = status.journal.first().map(|e| e.at);
-        if let (Phase::Recovered, Some(from), Some(to)) = (status.phase, first, status.journal.last().map(|e| e.at)) {
+        if let (Phase::Recovered, Some(from), Some(to)) =
+            (status.phase, first, status.journal.last().map(|e| e.at))
+        {
             executor.metrics.duration.observe(to.duration_since(from).as_secs_f64());
         }
     }

@@ -28,7 +28,11 @@ pub fn router(endpoints: Endpoints) -> Router {
 }
 
 async fn ready(State(e): State<Endpoints>) -> (StatusCode, &'static str) {
-    if *e.ready.borrow() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "the watches are not ready") }
+    if *e.ready.borrow() {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the watches are not ready")
+    }
 }
 
 async fn metrics(State(e): State<Endpoints>) -> Result<String, StatusCode> {

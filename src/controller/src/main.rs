@@ -69,7 +69,10 @@ async fn main() -> std::process::ExitCode {
 
 async fn run(args: Args) -> Result<()> {
     if !args.lease.starts_with("reattach-") {
-        bail!("--lease {:?} must begin with \"reattach-\": the writing client refuses any other Lease", args.lease);
+        bail!(
+            "--lease {:?} must begin with \"reattach-\": the writing client refuses any other Lease",
+            args.lease
+        );
     }
     let mut providers = Providers::default();
     for name in &args.providers {
@@ -78,7 +81,8 @@ async fn run(args: Args) -> Result<()> {
     let config = reattach_cluster::client::load(args.kubeconfig.as_deref(), None).await?;
     let clients = Clients::from_config(&config)?;
     let version = clients.read.apiserver_version().await;
-    let version = version.with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;
+    let version =
+        version.with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;
     tracing::info!(server = %config.cluster_url, version = version.git_version, "connected");
     reattach_cluster::client::require_crds(&clients.read).await?;
     for provider in providers.all() {
@@ -96,16 +100,23 @@ async fn run(args: Args) -> Result<()> {
         // Enough for Observe and DryRun; a detach would be refused by the cloud, and the journal would say so.
         let unwritable = names(&[RightUse::Detach]);
         if !unwritable.is_empty() {
-            tracing::warn!(provider = provider.name(), missing = unwritable, "the token cannot detach volumes");
+            tracing::warn!(
+                provider = provider.name(),
+                missing = unwritable,
+                "the token cannot detach volumes"
+            );
         }
         match &report.failure {
             Some(failure @ ProviderError::Denied { .. }) => bail!("provider {}: {failure}", provider.name()),
             // A cloud that is away now must not keep the watches from starting: nothing is done without its answers.
-            Some(failure) => tracing::warn!(provider = provider.name(), %failure, "the cloud does not answer"),
+            Some(failure) => {
+                tracing::warn!(provider = provider.name(), %failure, "the cloud does not answer")
+            }
             None => {}
         }
     }
-    let username = reattach_cluster::client::whoami(&clients.records).await.context("cannot ask who this process is")?;
+    let username =
+        reattach_cluster::client::whoami(&clients.records).await.context("cannot ask who this process is")?;
     // The process is part of the identity: a container that restarts in its pod is a new contender.
     let identity = format!("{}/{}/{}", args.pod_name, args.pod_uid, std::process::id());
     let mut registry = Registry::default();

@@ -55,7 +55,12 @@ impl Metrics {
         registry.register("reattach_effects", "Effects that passed or met the gate", metrics.effects.clone());
         registry.register("reattach_leader", "1 while this process is leader", metrics.leader.clone());
         registry.register("reattach_recoveries_running", "Recoveries under way", metrics.running.clone());
-        registry.register_with_unit("reattach_recovery", "From acceptance to recovery", Unit::Seconds, metrics.duration.clone());
+        registry.register_with_unit(
+            "reattach_recovery",
+            "From acceptance to recovery",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
         metrics
     }
 }

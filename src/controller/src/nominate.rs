@@ -49,7 +49,11 @@ fn hint(
     events: &BTreeMap<String, Arc<Event>>,
     dead: &BTreeSet<(String, String)>,
 ) -> Option<String> {
-    let ready = pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .any(|c| c.type_ == "Ready" && c.status == "True");
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     if ready {
         // Kubernetes is content with such a pod and emits nothing: only the agent sees that its mount is dead.
@@ -57,12 +61,20 @@ fn hint(
         return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
     }
     if let Some(event) = pod.uid().and_then(|u| events.get(&u)) {
-        return Some(format!("{}: {}", event.reason.as_deref().unwrap_or("event"), event.message.as_deref().unwrap_or("")));
+        return Some(format!(
+            "{}: {}",
+            event.reason.as_deref().unwrap_or("event"),
+            event.message.as_deref().unwrap_or("")
+        ));
     }
     let node_ready = cache.nodes.get("", &node).map(|n| {
-        n.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
+        n.status
+            .iter()
+            .flat_map(|s| s.conditions.iter().flatten())
+            .any(|c| c.type_ == "Ready" && c.status == "True")
     });
-    (!node.is_empty() && node_ready != Some(true)).then(|| format!("node {node} is not Ready or does not exist"))
+    (!node.is_empty() && node_ready != Some(true))
+        .then(|| format!("node {node} is not Ready or does not exist"))
 }
 
 fn finished(pod: &Pod) -> bool {

@@ -8,7 +8,12 @@ use reattach_core::machine::Effect;
 use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
 
 /// Issues the effect within the pass's deadline. A reply that does not come in time leaves the outcome unknown.
-pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: Option<&Located>, clock: &Clock) -> Outcome {
+pub(crate) async fn perform(
+    pass: &EffectPass,
+    effect: &Effect,
+    volume: Option<&Located>,
+    clock: &Clock,
+) -> Outcome {
     let issue = async {
         match effect {
             Effect::ScaleToZero { workload, resource_version, path, stamp } => {
@@ -41,12 +46,22 @@ pub(crate) async fn perform(pass: &EffectPass, effect: &Effect, volume: Option<&
 fn detached(reply: Result<DetachOutcome, ProviderError>) -> Outcome {
     let not_applied = |why: String, retry| Outcome::NotApplied { why, retry };
     match reply {
-        Ok(DetachOutcome::Accepted) => Outcome::Applied { detail: "the cloud accepted the detach".to_owned() },
-        Ok(DetachOutcome::AlreadyDetached) => Outcome::Applied { detail: "the volume was detached already".to_owned() },
-        Ok(DetachOutcome::Detaching) => Outcome::Applied { detail: "a detach was under way already".to_owned() },
-        Ok(DetachOutcome::AttachedElsewhere(other)) => not_applied(format!("instance {other} has the volume now"), false),
+        Ok(DetachOutcome::Accepted) => {
+            Outcome::Applied { detail: "the cloud accepted the detach".to_owned() }
+        }
+        Ok(DetachOutcome::AlreadyDetached) => {
+            Outcome::Applied { detail: "the volume was detached already".to_owned() }
+        }
+        Ok(DetachOutcome::Detaching) => {
+            Outcome::Applied { detail: "a detach was under way already".to_owned() }
+        }
+        Ok(DetachOutcome::AttachedElsewhere(other)) => {
+            not_applied(format!("instance {other} has the volume now"), false)
+        }
         Ok(DetachOutcome::Busy { detail }) => not_applied(format!("busy: {detail}"), true),
-        Ok(DetachOutcome::Locked { reason }) => not_applied(format!("locked by the provider: {reason}"), true),
+        Ok(DetachOutcome::Locked { reason }) => {
+            not_applied(format!("locked by the provider: {reason}"), true)
+        }
         Err(error @ ProviderError::Unknown { .. }) => Outcome::Unknown { why: error.to_string() },
         Err(error @ ProviderError::Throttled { .. }) => not_applied(error.to_string(), true),
         Err(error) => not_applied(error.to_string(), false),

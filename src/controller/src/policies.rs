@@ -33,7 +33,9 @@ pub fn ruling<'a>(policies: &'a [Arc<RecoveryPolicy>], subject: &Subject<'_>) ->
 
 fn selects(spec: &RecoveryPolicySpec, subject: &Subject<'_>) -> bool {
     let s = &spec.selector;
-    let listed = |list: &[String], value: Option<&str>| list.is_empty() || value.is_some_and(|v| list.iter().any(|l| l == v));
+    let listed = |list: &[String], value: Option<&str>| {
+        list.is_empty() || value.is_some_and(|v| list.iter().any(|l| l == v))
+    };
     listed(&s.namespaces, Some(subject.namespace))
         && listed(&s.storage_classes, subject.claim.storage_class.as_deref())
         && listed(&s.drivers, subject.driver)

@@ -86,7 +86,9 @@ impl Located {
                         memory.insert(self.id.clone(), (asked, answer.clone()));
                         answer
                     }
-                    None => return Fact::unknown("the provider left the volume out of its answer", source, now()),
+                    None => {
+                        return Fact::unknown("the provider left the volume out of its answer", source, now());
+                    }
                 }
             }
         };
@@ -98,7 +100,11 @@ impl Located {
     }
 
     /// The volume's jobs since a moment.
-    pub async fn jobs(&self, since: jiff::Timestamp, now: impl Fn() -> jiff::Timestamp) -> Fact<Vec<CloudJob>> {
+    pub async fn jobs(
+        &self,
+        since: jiff::Timestamp,
+        now: impl Fn() -> jiff::Timestamp,
+    ) -> Fact<Vec<CloudJob>> {
         let source = Source::Cloud(self.provider().name().to_owned());
         match self.provider().jobs(&self.id, since).await {
             Ok(jobs) => Fact::present(jobs, source, now()),
@@ -110,7 +116,8 @@ impl Located {
 impl Providers {
     /// What a person would type to detach the volume at the cloud.
     pub fn detach_command(&self, evidence: &reattach_core::evidence::Evidence) -> String {
-        let located = evidence.volume.shown().and_then(|v| v.csi.as_ref()).and_then(|c| self.locate(c).ok().flatten());
+        let located =
+            evidence.volume.shown().and_then(|v| v.csi.as_ref()).and_then(|c| self.locate(c).ok().flatten());
         let holder = evidence.cloud_volume.shown().and_then(|v| v.holders.first());
         match (located, holder) {
             (Some(l), Some(holder)) => l.provider().detach_command(&l.id, holder),

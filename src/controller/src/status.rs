@@ -5,7 +5,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
 
 /// Sets phase and message, and the conditions that follow from them. Returns whether anything changed.
-pub(crate) fn set(recovery: &mut VolumeRecovery, phase: Phase, message: impl Into<String>, now: Timestamp) -> bool {
+pub(crate) fn set(
+    recovery: &mut VolumeRecovery,
+    phase: Phase,
+    message: impl Into<String>,
+    now: Timestamp,
+) -> bool {
     let generation = recovery.metadata.generation;
     let status = recovery.status.get_or_insert_with(VolumeRecoveryStatus::default);
     let before = status.clone();
@@ -19,7 +24,11 @@ pub(crate) fn set(recovery: &mut VolumeRecovery, phase: Phase, message: impl Int
         Phase::NotOurs | Phase::Planned | Phase::AwaitingApproval | Phase::Aborted => (false, false, false),
     };
     let (reason, message) = (format!("{phase:?}"), status.message.clone());
-    for (kind, on) in [(condition::RECOVERED, recovered), (condition::PROGRESSING, progressing), (condition::STALLED, stalled)] {
+    for (kind, on) in [
+        (condition::RECOVERED, recovered),
+        (condition::PROGRESSING, progressing),
+        (condition::STALLED, stalled),
+    ] {
         set_condition(status, kind, on, &reason, &message, generation, now);
     }
     *status != before

@@ -30,7 +30,11 @@ pub fn check(plan: &Plan, evidence: &Evidence, confirmed: Option<&str>, now: Tim
         }
     };
     say("S8", plan.version == PLAN_VERSION, "the plan is of another version");
-    say("S8", plan.computed_hash() == plan.hash && plan.hash != PlanHash::from(""), "the plan's hash does not match its content");
+    say(
+        "S8",
+        plan.computed_hash() == plan.hash && plan.hash != PlanHash::from(""),
+        "the plan's hash does not match its content",
+    );
     shape(plan, &mut say);
     pins(plan, evidence, now, &mut say);
     losses(plan, evidence, confirmed, now, &mut say);
@@ -45,11 +49,32 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
     let (scale, restore) = (first(StepKind::ScaleToZero), first(StepKind::Restore));
     if let Some(detach) = first(StepKind::CloudDetach) {
         say("S1", scale.is_some_and(|s| s < detach), "a cloud detach without the claim held away first");
-        say("S1", plan.steps[detach].effect_class == EffectClass::Once, "a cloud detach that could be repeated blindly");
-        say("S1", restore.is_none_or(|r| last(StepKind::CloudDetach).is_some_and(|d| d < r)), "a cloud detach after pods may run again");
+        say(
+            "S1",
+            plan.steps[detach].effect_class == EffectClass::Once,
+            "a cloud detach that could be repeated blindly",
+        );
+        say(
+            "S1",
+            restore.is_none_or(|r| last(StepKind::CloudDetach).is_some_and(|d| d < r)),
+            "a cloud detach after pods may run again",
+        );
     }
-    say("S2", scale.is_none() || (last(StepKind::ScaleToZero) == scale && restore > scale && last(StepKind::Restore) == restore), "a scale to zero without exactly one restore after it");
-    say("S2", restore.is_none_or(|r| r > 0 && kinds[r - 1] == StepKind::AwaitDetached && plan.steps[r - 1].patience_seconds.is_none()), "a restore that does not wait for the detach");
+    say(
+        "S2",
+        scale.is_none()
+            || (last(StepKind::ScaleToZero) == scale
+                && restore > scale
+                && last(StepKind::Restore) == restore),
+        "a scale to zero without exactly one restore after it",
+    );
+    say(
+        "S2",
+        restore.is_none_or(|r| {
+            r > 0 && kinds[r - 1] == StepKind::AwaitDetached && plan.steps[r - 1].patience_seconds.is_none()
+        }),
+        "a restore that does not wait for the detach",
+    );
     say("S5", plan.steps.iter().all(|s| s.deadline_seconds > 0), "a step without a deadline");
 }
 
@@ -58,53 +83,140 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
     let p = &plan.pins;
     let claim = e.claim.read(now, MAX_AGE).present();
     say("S8", plan.claim == e.claim_name, "the plan is for another claim");
-    say("S8", claim.is_some_and(|c| c.uid == p.claim && !c.deleting), "the claim is not the pinned one, or is being deleted");
+    say(
+        "S8",
+        claim.is_some_and(|c| c.uid == p.claim && !c.deleting),
+        "the claim is not the pinned one, or is being deleted",
+    );
     let one_writer = |m: &AccessMode| matches!(m, AccessMode::ReadWriteOnce | AccessMode::ReadWriteOncePod);
-    say("S1", claim.is_some_and(|c| !c.access_modes.is_empty() && c.access_modes.iter().all(one_writer)), "the claim is not for a single writer");
+    say(
+        "S1",
+        claim.is_some_and(|c| !c.access_modes.is_empty() && c.access_modes.iter().all(one_writer)),
+        "the claim is not for a single writer",
+    );
     let claims = e.workload.read(now, MAX_AGE).present().map_or(&[][..], |w| w.claims.as_slice());
     let out = |c: &ClaimFacts| c.opted_out.is_some();
-    say("S7", !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)), "the claim, its namespace or its workload is opted out");
-    say("S8", e.volume.read(now, MAX_AGE).present().is_some_and(|v| v.uid == p.pv), "the PersistentVolume is not the pinned one");
+    say(
+        "S7",
+        !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)),
+        "the claim, its namespace or its workload is opted out",
+    );
+    say(
+        "S8",
+        e.volume.read(now, MAX_AGE).present().is_some_and(|v| v.uid == p.pv),
+        "the PersistentVolume is not the pinned one",
+    );
     let cloud = e.cloud_volume.read(now, MAX_AGE).present();
-    say("S8", cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib), "the cloud volume is not the pinned one");
-    say("S1", cloud.is_some_and(|c| c.holders.as_slice() == std::slice::from_ref(&p.holder)), "the pinned holder is not the cloud's only holder");
+    say(
+        "S8",
+        cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib),
+        "the cloud volume is not the pinned one",
+    );
+    say(
+        "S1",
+        cloud.is_some_and(|c| c.holders.as_slice() == std::slice::from_ref(&p.holder)),
+        "the pinned holder is not the cloud's only holder",
+    );
     let node = e.nodes.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
-    say("S8", node.is_some_and(|n| n.instance.as_ref() == Some(&p.holder) && n.boot_id == p.boot_id), "the node is another machine or another boot than pinned");
-    let foreign = |t: &str| t == "node.kubernetes.io/out-of-service" || t.contains("medik8s.io/") || t == "karpenter.sh/disrupted";
-    say("S9", node.is_some_and(|n| !n.taints.iter().any(|t| foreign(t))), "someone else is at work on the node");
+    say(
+        "S8",
+        node.is_some_and(|n| n.instance.as_ref() == Some(&p.holder) && n.boot_id == p.boot_id),
+        "the node is another machine or another boot than pinned",
+    );
+    let foreign = |t: &str| {
+        t == "node.kubernetes.io/out-of-service" || t.contains("medik8s.io/") || t == "karpenter.sh/disrupted"
+    };
+    say(
+        "S9",
+        node.is_some_and(|n| !n.taints.iter().any(|t| foreign(t))),
+        "someone else is at work on the node",
+    );
     let attachments = e.attachments.read(now, MAX_AGE).present();
-    say("S8", attachments.is_some_and(|a| a.iter().any(|a| a.uid == p.attachment && a.name == p.attachment_name && a.node == p.node)), "the VolumeAttachment is not the pinned one");
-    say("S7", attachments.is_some_and(|a| a.iter().all(|a| a.node == p.node)), "another node has a VolumeAttachment of the volume");
+    say(
+        "S8",
+        attachments.is_some_and(|a| {
+            a.iter().any(|a| a.uid == p.attachment && a.name == p.attachment_name && a.node == p.node)
+        }),
+        "the VolumeAttachment is not the pinned one",
+    );
+    say(
+        "S7",
+        attachments.is_some_and(|a| a.iter().all(|a| a.node == p.node)),
+        "another node has a VolumeAttachment of the volume",
+    );
     let agrees = matches!(&plan.trouble, Trouble::Phantom { at, attachment, .. } if at.node == p.node && at.instance == p.holder && *attachment == p.attachment);
     say("S8", agrees, "the diagnosis and the pins disagree");
 }
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
-fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, say: &mut impl FnMut(&str, bool, &str)) {
+fn losses(
+    plan: &Plan,
+    e: &Evidence,
+    confirmed: Option<&str>,
+    now: Timestamp,
+    say: &mut impl FnMut(&str, bool, &str),
+) {
     let Some(w) = e.workload.read(now, MAX_AGE).present() else {
         say("S2", false, "the workload is not known");
         return;
     };
     let p = &plan.pins;
-    say("S8", w.workload == p.workload && w.replicas == p.replicas, "the workload is not the pinned one, or its count changed");
+    say(
+        "S8",
+        w.workload == p.workload && w.replicas == p.replicas,
+        "the workload is not the pinned one, or its count changed",
+    );
     say("S2", !w.deletes_claims_when_scaled, "the workload deletes its claims when scaled");
     say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
     say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
     say("S2", w.rollout.is_none() && !w.deleting, "the workload is being changed");
-    say("S2", w.autoscalers.iter().all(|a| a.min_replicas > 0), "an autoscaler may keep the workload at zero");
-    say("S2", w.managers.iter().all(|m| m.paused && m.kind != ManagerKind::ArgoCd), "someone else owns the count");
+    say(
+        "S2",
+        w.autoscalers.iter().all(|a| a.min_replicas > 0),
+        "an autoscaler may keep the workload at zero",
+    );
+    say(
+        "S2",
+        w.managers.iter().all(|m| m.paused && m.kind != ManagerKind::ArgoCd),
+        "someone else owns the count",
+    );
     say("S2", w.scaling != ScalePath::None, "the workload cannot be scaled back");
     say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
     say("S2", w.pod_dry_run == Some(Ok(())), "a new pod is not known to be accepted");
-    say("S2", w.claims.iter().all(|(_, c)| c.as_ref().is_some_and(|c| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid))), "a claim of the workload would not survive");
-    let named = confirmed.is_some_and(|c| c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name)));
-    say("S2", w.replicas == 1 || (w.replicas > 1 && named), "the count is not one, and nobody named the workload");
+    say(
+        "S2",
+        w.claims.iter().all(|(_, c)| {
+            c.as_ref().is_some_and(|c| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid))
+        }),
+        "a claim of the workload would not survive",
+    );
+    let named = confirmed
+        .is_some_and(|c| c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name)));
+    say(
+        "S2",
+        w.replicas == 1 || (w.replicas > 1 && named),
+        "the count is not one, and nobody named the workload",
+    );
     let restless = w.pods.iter().filter(|x| !x.ready || x.deleting_since.is_some()).count();
-    say("S2", !w.ordered || (restless <= 1 && w.pods.iter().all(|x| x.deleting_since.is_none())), "ordered pods would never reach zero");
-    say("S2", w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready), "a healthy pod's preStop hook would run");
+    say(
+        "S2",
+        !w.ordered || (restless <= 1 && w.pods.iter().all(|x| x.deleting_since.is_none())),
+        "ordered pods would never reach zero",
+    );
+    say(
+        "S2",
+        w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready),
+        "a healthy pod's preStop hook would run",
+    );
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
     let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
     say("S7", now_pods == pinned, "the workload's pods are not the pinned ones");
     let users = e.pods.read(now, MAX_AGE).present();
-    say("S7", users.is_some_and(|u| u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))), "a pod outside the workload uses the claim");
+    say(
+        "S7",
+        users.is_some_and(|u| {
+            u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
+        }),
+        "a pod outside the workload uses the claim",
+    );
 }

@@ -7,7 +7,8 @@ use crate::cloud::{CloudInstance, CloudJob, CloudVolume};
 use crate::fact::{Fact, Reading};
 use crate::guest::{Answer, GuestInventory};
 use crate::ids::{
-    BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle, VolumeId,
+    BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
+    VolumeId,
 };
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};

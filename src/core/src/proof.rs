@@ -151,9 +151,10 @@ pub fn kubelet_handshake(
     if let Some(pod) = pods.and_then(|p| p.first()) {
         return Err(NoProof::PodPresent { pod: pod.name.to_string() });
     }
-    let csi = evidence
-        .csi(now)
-        .ok_or_else(|| NoProof::Missing { what: "the PersistentVolume".into(), why: "no fresh CSI source".into() })?;
+    let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
+        what: "the PersistentVolume".into(),
+        why: "no fresh CSI source".into(),
+    })?;
     let fact = evidence.nodes.get(node);
     let facts = match fact {
         Some(fact) => fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?,
@@ -167,7 +168,10 @@ pub fn kubelet_handshake(
     }
     if facts.instance.as_ref() != Some(holder) {
         return Err(NoProof::Holder {
-            found: facts.instance.as_ref().map_or("no instance".into(), |i| format!("{i} behind Node {node}")),
+            found: facts
+                .instance
+                .as_ref()
+                .map_or("no instance".into(), |i| format!("{i} behind Node {node}")),
             expected: holder.clone(),
         });
     }
@@ -175,7 +179,8 @@ pub fn kubelet_handshake(
         return Err(NoProof::InUse { node: node.clone() });
     }
     // volumesInUse counts only as read after the last pod was gone (P3 after P2).
-    let read_after = evidence.collected_at > no_user.at && fact.at >= no_user.at && evidence.pods.at >= no_user.at;
+    let read_after =
+        evidence.collected_at > no_user.at && fact.at >= no_user.at && evidence.pods.at >= no_user.at;
     let lease_renewed = match (facts.lease_renewed, no_user.lease) {
         (Some(new), Some(old)) if new > old && read_after => new,
         _ => return Err(NoProof::LeaseNotRenewed { node: node.clone() }),
@@ -183,7 +188,10 @@ pub fn kubelet_handshake(
     veto(evidence, node, now)?;
     let cloud = fresh(evidence.cloud_volume.read(now, MAX_AGE), "the cloud volume")?;
     let Some(cloud) = cloud else {
-        return Err(NoProof::Missing { what: "the cloud volume".into(), why: "the cloud does not know it".into() });
+        return Err(NoProof::Missing {
+            what: "the cloud volume".into(),
+            why: "the cloud does not know it".into(),
+        });
     };
     if cloud.holders != [holder.clone()] {
         let found = cloud.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -217,7 +225,9 @@ fn held_at_zero(evidence: &Evidence, recovery: &crate::ids::Uid, now: Timestamp)
             Ok(())
         }
         Some(Err(why)) => Err(NoProof::NoHold { why: why.clone() }),
-        _ => Err(NoProof::NoHold { why: format!("{} has {} replicas", workload.workload, workload.replicas) }),
+        _ => {
+            Err(NoProof::NoHold { why: format!("{} has {} replicas", workload.workload, workload.replicas) })
+        }
     }
 }
 
@@ -235,7 +245,8 @@ fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoPr
         return Ok(());
     };
     let identity = evidence.cloud_volume.shown().map(|v| &v.identity);
-    if let Some(device) = guest.devices.iter().find(|d| Some(&d.identity) == identity && !d.users.is_empty()) {
+    if let Some(device) = guest.devices.iter().find(|d| Some(&d.identity) == identity && !d.users.is_empty())
+    {
         return Err(NoProof::Veto { node: node.clone(), what: format!("{:?}", device.users) });
     }
     let live = guest

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 pub const DEFAULT_RUNBOOK: &str = "scale-to-zero";
 
 /// The runbooks that are compiled in, as name and YAML.
-pub const BUILT_IN: [(&str, &str); 1] = [(DEFAULT_RUNBOOK, include_str!("../../../runbooks/scale-to-zero.yaml"))];
+pub const BUILT_IN: [(&str, &str); 1] =
+    [(DEFAULT_RUNBOOK, include_str!("../../../runbooks/scale-to-zero.yaml"))];
 
 /// An ordered list of typed steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +132,9 @@ impl Runbook {
         let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: self.name.clone(), why: why.to_owned() });
         let at = |kind| self.steps.iter().position(|s| s.step == kind);
         let Some(scale) = at(StepKind::ScaleToZero) else {
-            return unsafe_("steps has no ScaleToZero; every runbook of this build holds the claim by it, add it first");
+            return unsafe_(
+                "steps has no ScaleToZero; every runbook of this build holds the claim by it, add it first",
+            );
         };
         let Some(restore) = at(StepKind::Restore) else {
             return unsafe_("steps has ScaleToZero and no Restore: nothing may be left at zero, add Restore");
@@ -147,7 +150,9 @@ impl Runbook {
         if self.steps[..restore].last().map(|s| s.step) != Some(StepKind::AwaitDetached)
             || self.steps[restore - 1].patience_seconds.is_some()
         {
-            return unsafe_("the step before Restore must be AwaitDetached without patienceSeconds: scaling back before the VolumeAttachment is gone heals nothing");
+            return unsafe_(
+                "the step before Restore must be AwaitDetached without patienceSeconds: scaling back before the VolumeAttachment is gone heals nothing",
+            );
         }
         if at(StepKind::CloudDetach).is_some_and(|c| c > restore) {
             return unsafe_("CloudDetach must stand before Restore: later the volume is in use");
@@ -160,7 +165,10 @@ impl Runbook {
                 return unsafe_(&format!("deadlineSeconds of {:?} must be 1 to 86400", step.step));
             }
             if step.patience_seconds.is_some() && step.step != StepKind::AwaitDetached {
-                return unsafe_(&format!("patienceSeconds is for AwaitDetached only, not for {:?}", step.step));
+                return unsafe_(&format!(
+                    "patienceSeconds is for AwaitDetached only, not for {:?}",
+                    step.step
+                ));
             }
             if step.patience_seconds.is_some_and(|p| p == 0 || p > step.deadline_seconds) {
                 return unsafe_("patienceSeconds must be 1 to deadlineSeconds");

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 #[allow(missing_docs)] // The sentences above the variants name the fields.
 pub enum Refusal {
     /// S2: claims would be deleted by the scale to zero.
-    #[error("{workload} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first")]
+    #[error(
+        "{workload} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first"
+    )]
     ScaleDeletesClaims { workload: String },
     /// S2: a claim of the workload is being deleted.
     #[error("claim {claim} is being deleted; it would go for good once its pod is gone")]
@@ -26,10 +28,14 @@ pub enum Refusal {
     #[error("{workload} has the generic ephemeral volume {volume}, whose data is deleted with its pod")]
     EphemeralVolume { workload: String, volume: String },
     /// S2: an emptyDir dies with its pod.
-    #[error("{workload} has the emptyDir {volume}, whose data is deleted with its pod; annotate the workload with reattach.dev/expendable-emptydirs=true if it may be lost")]
+    #[error(
+        "{workload} has the emptyDir {volume}, whose data is deleted with its pod; annotate the workload with reattach.dev/expendable-emptydirs=true if it may be lost"
+    )]
     EmptyDir { workload: String, volume: String },
     /// S2: more than one replica would stop.
-    #[error("{workload} has {replicas} replicas and all of them would stop; a person may accept that by naming the workload (--confirm-workload {short})")]
+    #[error(
+        "{workload} has {replicas} replicas and all of them would stop; a person may accept that by naming the workload (--confirm-workload {short})"
+    )]
     ManyReplicas { workload: String, short: String, replicas: i32 },
     /// S2: an OrderedReady StatefulSet with several stuck pods never reaches zero.
     #[error("{workload} stops its pods in order and waits for each to be Ready, and {count} of them are not: scaling to zero would never finish", count = pods.len())]
@@ -44,10 +50,14 @@ pub enum Refusal {
     #[error("HorizontalPodAutoscaler {name} has minReplicas 0, so a count of zero would not be ours alone")]
     AutoscalerMinZero { name: String },
     /// S2: something else owns the count.
-    #[error("{manager} owns the replica count of {workload} ({evidence}) and would scale it back at once; pause it first")]
+    #[error(
+        "{manager} owns the replica count of {workload} ({evidence}) and would scale it back at once; pause it first"
+    )]
     CountManaged { workload: String, manager: String, evidence: String },
     /// S2: pods could not come back.
-    #[error("a pod made from the template of {workload} would be refused now ({why}), so the workload would not come back")]
+    #[error(
+        "a pod made from the template of {workload} would be refused now ({why}), so the workload would not come back"
+    )]
     PodWouldBeRefused { workload: String, why: String },
     /// S2: the dry-run create was not made.
     #[error("whether a new pod of {workload} would be accepted is not known yet")]
@@ -65,7 +75,9 @@ pub enum Refusal {
     #[error("{workload} is being deleted")]
     WorkloadDeleting { workload: String },
     /// Bare pods are not recreated.
-    #[error("pod {pod} has no owner that would make a new one; reattach never deletes or recreates a bare pod")]
+    #[error(
+        "pod {pod} has no owner that would make a new one; reattach never deletes or recreates a bare pod"
+    )]
     BarePod { pod: String },
     /// Jobs, DaemonSets and the like.
     #[error("{workload} cannot be scaled to zero and back")]
@@ -83,7 +95,9 @@ pub enum Refusal {
     #[error("the cloud names {count} holders of the volume ({list}); with more than one nothing is touched", count = holders.len(), list = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     ManyHolders { holders: Vec<InstanceId> },
     /// S7: another node has a VolumeAttachment of the volume too.
-    #[error("VolumeAttachment {attachment} of node {node} names the volume too; with two of them nothing is touched")]
+    #[error(
+        "VolumeAttachment {attachment} of node {node} names the volume too; with two of them nothing is touched"
+    )]
     OtherAttachment { attachment: String, node: String },
     /// A fact is not known well enough.
     #[error("{what} is not known well enough ({why}), and what is not known is never safe")]
@@ -127,4 +141,3 @@ impl Refusal {
         )
     }
 }
-

@@ -34,7 +34,10 @@ impl Stamp {
         let stamp: Self = serde_json::from_str(value)
             .map_err(|e| format!("annotation {STAMP_ANNOTATION} is not a stamp of ours ({e})"))?;
         if stamp.replicas < 1 {
-            return Err(format!("annotation {STAMP_ANNOTATION} would restore to {} replicas", stamp.replicas));
+            return Err(format!(
+                "annotation {STAMP_ANNOTATION} would restore to {} replicas",
+                stamp.replicas
+            ));
         }
         Ok(stamp)
     }

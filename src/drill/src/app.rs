@@ -54,6 +54,8 @@ pub struct App {
     pub replicas: usize,
     /// Its volumes.
     pub volumes: Vec<AppVolume>,
+    /// Claims that replace those of the volumes.
+    pub claims: Vec<Value>,
     /// What is created by requests, the workload last.
     pub objects: Vec<Value>,
 }
@@ -69,6 +71,7 @@ impl App {
             kind: "Deployment".to_owned(),
             replicas: 1,
             volumes: vec![AppVolume { number, label: label.to_owned(), claim, fs_type: "ext4".to_owned() }],
+            claims: Vec::new(),
             objects: vec![manifests::deployment(APPS, name, 1, &mounts)],
         }
     }
@@ -88,6 +91,7 @@ impl App {
             kind: "StatefulSet".to_owned(),
             replicas,
             volumes: (0..replicas).map(volume).collect(),
+            claims: Vec::new(),
             objects: vec![manifests::stateful_set(APPS, name, i64::try_from(replicas).unwrap_or(1))],
         }
     }

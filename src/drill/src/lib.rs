@@ -16,5 +16,5 @@ mod virtual_time;
 pub mod world;
 
 pub use play::{DrillError, Fared, Outcome, play};
-pub use scenario::{SCENARIOS, Scenario};
+pub use scenario::{Pace, SCENARIOS, Scenario};
 pub use virtual_time::in_virtual_time;

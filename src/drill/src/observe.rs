@@ -10,7 +10,6 @@ use reattach_core::journal::{Entry, End, Mark, Outcome};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
-use reattach_core::report::plan_text;
 use reattach_core::runbook::StepKind;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,9 +37,12 @@ pub(crate) struct Observer {
     apps: Vec<App>,
     seen_apps: BTreeMap<String, SeenApp>,
     recoveries: BTreeMap<String, SeenRecovery>,
+    /// The last conclusion told per app: a second recovery that says the same says nothing new.
+    concluded: BTreeMap<String, String>,
     leader: String,
     looked_at: u64,
     plan_shown: bool,
+    detach_shown: bool,
 }
 
 impl Observer {
@@ -112,7 +114,7 @@ impl Observer {
                 let message = event["message"].as_str().unwrap_or_default();
                 let key = format!("{}{message}", event["involvedObject"]["uid"]);
                 if seen.ready != Some(true) && seen.complained.insert(key) {
-                    lines.push(line(now, Who::Kubernetes, &app.name, format!("FailedMount: {message}")));
+                    lines.push(line(now, Who::Kubernetes, &app.name, format!("FailedMount: {}", cut(message))));
                 }
             }
         }
@@ -145,7 +147,8 @@ impl Observer {
             let journal: Vec<&Entry> = status.journal.iter().map(|e| &e.0).collect();
             for entry in journal.iter().skip(seen.lines) {
                 let accepted = journal.first().map(|e| e.at);
-                lines.extend(told(plan, entry, accepted).map(|text| line(entry.at, Who::Reattach, &about, text)));
+                let text = self.told(&about, plan, entry, accepted);
+                lines.extend(text.map(|text| line(entry.at, Who::Reattach, &about, text)));
             }
         }
         seen.lines = status.journal.len();
@@ -165,19 +168,24 @@ impl Observer {
         seen: &SeenRecovery,
         now: Timestamp,
     ) -> Option<Line> {
-        let say = |text: String| Some(line(now, Who::Reattach, about, text));
         let message = &status.message;
-        match status.phase {
-            Phase::Diagnosing if message.is_empty() => None,
-            Phase::Diagnosing => say(format!("looks closer: {message}")),
-            Phase::NotOurs => say(format!("{message}. Nothing will be touched")),
-            Phase::Waiting => say(format!("waits: {message}")),
-            Phase::Refused => say(format!("REFUSED: {message}")),
-            Phase::Resolved => say(format!("the trouble went away: {message}")),
-            Phase::Aborted => say(message.clone()),
-            Phase::Planned | Phase::AwaitingApproval => self.planned(recovery, status, about, seen, now),
-            _ => None,
-        }
+        let text = match status.phase {
+            Phase::Diagnosing if message.is_empty() => return None,
+            // A question that is answered within a second is no news.
+            Phase::Diagnosing if message.starts_with("asking the agent") => return None,
+            Phase::Diagnosing => format!("looks closer: {message}"),
+            Phase::NotOurs => format!("{}. Nothing will be touched", cut(message)),
+            Phase::Waiting => format!("waits: {message}"),
+            Phase::Refused => format!("does not act: {message}"),
+            Phase::Resolved => format!("the trouble went away: {message}"),
+            // Another recovery goes on in its place.
+            Phase::Aborted if message.starts_with("the policy now says") => return None,
+            Phase::Aborted => message.clone(),
+            Phase::Planned | Phase::AwaitingApproval => return self.planned(recovery, status, about, seen, now),
+            _ => return None,
+        };
+        let before = self.concluded.insert(about.to_owned(), text.clone());
+        (before.as_ref() != Some(&text)).then(|| line(now, Who::Reattach, about, text))
     }
 
     fn planned(
@@ -193,74 +201,104 @@ impl Observer {
         }
         let plan = &status.plan.as_ref()?.0;
         let would = match recovery.spec.mode {
-            Mode::Approve => "has a plan and waits for a person's approval of it",
-            _ => "would act, and does not (DryRun)",
+            Mode::Approve => "Has a plan and waits for a person's approval of it",
+            _ => "Would act, and does not (DryRun)",
         };
+        let trouble = plan.trouble.to_string();
+        let shown = if self.concluded.get(about) == Some(&trouble) { String::new() } else { format!("{trouble}. ") };
+        self.concluded.insert(about.to_owned(), trouble);
         let mut said = line(
             now,
             Who::Reattach,
             about,
             format!(
-                "{}. It {would}: scale {} from {} to 0, see the volume free, scale back; about {} s of downtime, plan {}",
-                plan.trouble, plan.pins.workload, plan.pins.replicas, plan.downtime.typical_seconds, plan.hash
+                "{shown}{would}: plan {}, {} to 0 and back, about {} s of downtime",
+                plan.hash, plan.pins.workload, plan.downtime.typical_seconds
             ),
         );
         if !self.plan_shown {
             self.plan_shown = true;
-            said.text.push_str(". The first plan in full, the others are alike:");
-            said.block = plan_text(plan).lines().map(str::to_owned).collect();
+            said.text.push_str(". The first plan in short, with what a person would type (kubectl reattach plan shows all of it):");
+            for (n, step) in plan.steps.iter().enumerate() {
+                said.block.push(format!("{}. {}", n + 1, step.what));
+                said.block.extend(step.command.lines().map(|l| format!("     $ {}", l.trim())));
+            }
         }
         Some(said)
     }
+
+    /// A journal line as a sentence; `None` for one that says nothing new.
+    fn told(&mut self, about: &str, plan: &Plan, entry: &Entry, accepted: Option<Timestamp>) -> Option<String> {
+        let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
+        let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
+        let seconds = |from: Timestamp| span(entry.at.duration_since(from).as_secs_f64());
+        Some(match &entry.mark {
+            Mark::Accepted { plan_hash, authority } => {
+                let trouble = plan.trouble.to_string();
+                let known = self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
+                let shown = if known { String::new() } else { format!("{trouble}. ") };
+                format!("{shown}Takes up plan {plan_hash} ({})", short(authority))
+            }
+            Mark::Started { step, intent, proof } => {
+                let proof = match proof {
+                    Some(ProofKind::KubeletHandshake { node, .. }) => format!(
+                        "; proof that nobody writes: the live kubelet of {node} reports the volume unused, after the last pod was gone"
+                    ),
+                    None => String::new(),
+                };
+                format!("{}: {intent}{proof}", number(step))
+            }
+            Mark::Outcome { outcome, step } => match outcome {
+                Outcome::Applied { .. } => return None,
+                Outcome::NotApplied { why, .. } => format!("{}: not applied: {why}", number(step)),
+                Outcome::Unknown { why } => {
+                    format!("{}: whether it was applied is NOT KNOWN ({why}); it is observed, never repeated blindly", number(step))
+                }
+                Outcome::ObservedApplied { seen } => format!("{}: observed that it was applied: {seen}", number(step)),
+                Outcome::ObservedNotApplied { seen } => format!("{}: observed that it was not applied: {seen}", number(step)),
+            },
+            Mark::Completed { step, seen } => match kind(step)? {
+                StepKind::AwaitDetached if first_wait(plan, *step) || self.concluded.contains_key(&stuck(about)) => {
+                    self.concluded.remove(&stuck(about));
+                    let who = if std::mem::replace(&mut self.detach_shown, true) { String::new() } else { format!(": {seen}") };
+                    format!("{}: the volume is free{who}", number(step))
+                }
+                StepKind::CloudDetach => format!("{}: {seen}", number(step)),
+                _ => return None,
+            },
+            Mark::Skipped { step, why } if kind(step)? == StepKind::AwaitDetached => {
+                self.concluded.insert(stuck(about), why.clone());
+                format!("{}: {why}", number(step))
+            }
+            Mark::Skipped { .. } | Mark::NoUser { .. } => return None,
+            Mark::TurnedBack { why } => format!("turns back and restores: {why}"),
+            Mark::Ended { end } => match end {
+                End::Recovered => format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default()),
+                End::Aborted => "ABORTED; everything was put back".to_owned(),
+                End::Failed { why } => format!("FAILED; everything was put back: {why}"),
+                End::Stuck { why } => format!("STUCK, a person is needed: {why}"),
+            },
+        })
+    }
+}
+
+/// Under which the observer remembers that Kubernetes' own detach was stuck.
+fn stuck(about: &str) -> String {
+    format!("{about} stuck")
+}
+
+/// A long message of others, cut to a few lines.
+fn cut(message: &str) -> String {
+    const LONGEST: usize = 230;
+    if message.chars().count() <= LONGEST {
+        return message.to_owned();
+    }
+    let head: String = message.chars().take(LONGEST).collect();
+    format!("{}…", head.trim_end())
 }
 
 fn line(at: Timestamp, who: Who, about: &str, text: String) -> Line {
     Line { at, who, about: about.to_owned(), text, block: Vec::new() }
-}
-
-/// A journal line as a sentence; `None` for one that says nothing new.
-fn told(plan: &Plan, entry: &Entry, accepted: Option<Timestamp>) -> Option<String> {
-    let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
-    let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
-    let after = || accepted.map_or_else(String::new, |from| format!(", {} after it began", span(entry.at.duration_since(from).as_secs_f64())));
-    match &entry.mark {
-        Mark::Accepted { plan_hash, authority } => Some(format!("{}. Takes up plan {plan_hash} ({})", plan.trouble, short(authority))),
-        Mark::Started { step, intent, proof } => {
-            let proof = match proof {
-                Some(ProofKind::KubeletHandshake { node, .. }) => format!(
-                    "; proof that nobody writes: the live kubelet of {node} reports the volume unused, after the last pod was gone"
-                ),
-                None => String::new(),
-            };
-            Some(format!("{}: {intent}{proof}", number(step)))
-        }
-        Mark::Outcome { outcome, step } => match outcome {
-            Outcome::Applied { .. } => None,
-            Outcome::NotApplied { why, .. } => Some(format!("{}: not applied: {why}", number(step))),
-            Outcome::Unknown { why } => Some(format!("{}: whether it was applied is NOT KNOWN ({why}); it is observed, not repeated", number(step))),
-            Outcome::ObservedApplied { seen } => Some(format!("{}: observed that it was applied: {seen}", number(step))),
-            Outcome::ObservedNotApplied { seen } => Some(format!("{}: observed that it was not applied: {seen}", number(step))),
-        },
-        Mark::Completed { step, seen } => match kind(step)? {
-            StepKind::AwaitDetached if first_wait(plan, *step) => Some(format!("{}: the volume is free: {seen}", number(step))),
-            StepKind::CloudDetach => Some(format!("{}: {seen}", number(step))),
-            StepKind::ScaleToZero => Some(format!("{}: {seen}", number(step))),
-            StepKind::Verify => Some(format!("{}: {seen}", number(step))),
-            _ => None,
-        },
-        Mark::Skipped { step, why } => match kind(step)? {
-            StepKind::AwaitDetached => Some(format!("{}: {why}", number(step))),
-            _ => None,
-        },
-        Mark::NoUser { .. } => None,
-        Mark::TurnedBack { why } => Some(format!("turns back and restores: {why}")),
-        Mark::Ended { end } => Some(match end {
-            End::Recovered => format!("RECOVERED{}", after()),
-            End::Aborted => format!("ABORTED; everything was put back{}", after()),
-            End::Failed { why } => format!("FAILED; everything was put back: {why}"),
-            End::Stuck { why } => format!("STUCK, a person is needed: {why}"),
-        }),
-    }
 }
 
 fn first_wait(plan: &Plan, step: StepIx) -> bool {
@@ -269,5 +307,5 @@ fn first_wait(plan: &Plan, step: StepIx) -> bool {
 
 /// The authority without the long name of our own service account.
 fn short(authority: &str) -> String {
-    authority.replace(crate::replica::CONTROLLER_USER, "a policy")
+    authority.replace(&format!("asked for by {}", crate::replica::CONTROLLER_USER), "by policy")
 }

@@ -2,12 +2,13 @@
 
 use crate::checks::{self, Check};
 use crate::record::{describe, record};
-use crate::scenario::{SCENARIOS, Scenario};
+use crate::scenario::{Pace, SCENARIOS, Scenario};
 use crate::stage::{Expect, Sink, Stage, recovery_of};
 use crate::timeline::{Line, paragraph, span, table};
 use crate::virtual_time::in_virtual_time;
 use crate::world::WorldError;
 use jiff::Timestamp;
+use reattach_api::VolumeRecovery;
 use reattach_core::report::{Fate, Incident, fate};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -122,13 +123,13 @@ impl Outcome {
 ///
 /// # Panics
 /// When the code under test panics.
-pub fn play(name: &str, seed: u64, sink: Sink) -> Result<Outcome, DrillError> {
+pub fn play(name: &str, seed: u64, pace: Pace, sink: Sink) -> Result<Outcome, DrillError> {
     let Some(scenario) = Scenario::named(name) else {
         let known = SCENARIOS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
         return Err(DrillError::NoSuchScenario { name: name.to_owned(), known });
     };
     in_virtual_time(move || async move {
-        match scenario.play(seed, sink).await {
+        match scenario.play(seed, pace, sink).await {
             Ok(stage) => Ok(finish(scenario, seed, stage).await),
             Err(source) => Err(DrillError::Course { at: Timestamp::UNIX_EPOCH, seed, source }),
         }
@@ -155,7 +156,9 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
             Some(number) => describe(&stage.world, number).await,
             None => None,
         };
-        let one = record(&recovery, cloud);
+        let mut one = record(&recovery, cloud);
+        // The trouble was first acted on by the first recovery of the claim, in DryRun perhaps.
+        one.created = first_seen(&stage, &recovery).unwrap_or(one.created);
         workloads.push(fared(&one, &cast.app.name, runs, cast.expect));
         records.push(one);
     }
@@ -168,6 +171,11 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         notes: stage.notes.clone(),
     };
     Outcome { scenario: scenario.name.to_owned(), seed, lines: stage.lines().to_vec(), workloads, checks, incident }
+}
+
+fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
+    let same = |r: &VolumeRecovery| r.spec.claim_name == recovery.spec.claim_name;
+    stage.world.recoveries().into_iter().filter(same).filter_map(|r| r.metadata.creation_timestamp.map(|t| t.0)).min()
 }
 
 fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: Expect) -> Fared {

@@ -106,9 +106,23 @@ impl Stage {
     pub fn tell(&mut self, who: Who, about: &str, text: impl Into<String>) {
         self.look();
         let (at, text) = (self.world.now(), text.into());
-        let noted = if about.is_empty() { text.clone() } else { format!("{about}: {text}") };
-        self.notes.push(TimelineNote { at, text: format!("{}.", noted.trim_end_matches('.')) });
+        let whom = match (who, about) {
+            (Who::Provider, "") => "The provider: ".to_owned(),
+            (Who::Provider, about) => format!("The provider, {about}: "),
+            (Who::Person, "") => "A person: ".to_owned(),
+            (Who::Person, about) => format!("A person, {about}: "),
+            _ => String::new(),
+        };
+        self.notes.push(TimelineNote { at, text: format!("{whom}{}.", text.trim_end_matches('.')) });
         self.tell_line(Line { at, who, about: about.to_owned(), text, block: Vec::new() });
+    }
+
+    /// A text under a line, as it is.
+    pub fn show(&mut self, who: Who, about: &str, text: &str, block: &str) {
+        self.look();
+        let block = block.lines().map(str::to_owned).collect();
+        let (at, about, text) = (self.world.now(), about.to_owned(), text.to_owned());
+        self.tell_line(Line { at, who, about, text, block });
     }
 
     /// Tells what changed since the last look.
@@ -200,7 +214,10 @@ impl Stage {
     /// [`WorldError`].
     pub async fn recycle(&mut self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
         self.tell(Who::Provider, "", format!("recycles {node}: it loses power without a shutdown"));
-        self.world.recycle(node, disk, off_for).await?;
+        let recycled = self.world.begin_recycle(node, disk, off_for)?;
+        self.pass(off_for).await;
+        recycled.await;
+        self.world.end_recycle(node);
         self.tell(
             Who::Provider,
             "",

@@ -189,13 +189,38 @@ impl World {
     /// # Errors
     /// No such node.
     pub async fn recycle(&self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
-        let kubelet = self.node(node)?;
-        let had_agent = lock(&self.agents).remove(node).inspect(AbortHandle::abort).is_some();
-        kubelet.recycle(disk, off_for).await;
-        if had_agent {
+        self.begin_recycle(node, disk, off_for)?.await;
+        self.end_recycle(node);
+        Ok(())
+    }
+
+    /// Begins a recycle; the future ends when the machine is on again. Then [`World::end_recycle`] is due.
+    ///
+    /// # Errors
+    /// No such node.
+    pub(crate) fn begin_recycle(
+        &self,
+        node: &str,
+        disk: DiskAfter,
+        off_for: Duration,
+    ) -> Result<impl Future<Output = ()> + use<>, WorldError> {
+        let kubelet = self.node(node)?.clone();
+        if let Some(agent) = lock(&self.agents).get(node) {
+            agent.abort();
+        }
+        let task = tokio::spawn(async move { kubelet.recycle(disk, off_for).await });
+        Ok(async move {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the simulated machine did not come back");
+            }
+        })
+    }
+
+    /// The agent starts again with its machine.
+    pub(crate) fn end_recycle(&self, node: &str) {
+        if lock(&self.agents).contains_key(node) {
             self.start_agent(node);
         }
-        Ok(())
     }
 
     /// Creates an app with its volumes, and waits for nothing.
@@ -205,6 +230,9 @@ impl World {
     pub async fn add(&self, app: &App) -> Result<(), WorldError> {
         for volume in &app.volumes {
             volume.create(&self.cloud, self.server())?;
+        }
+        for claim in &app.claims {
+            self.server().insert(claim);
         }
         for object in &app.objects {
             self.create("system:admin", object).await?;

@@ -35,6 +35,15 @@ pub struct Stage {
     pub dir: PathBuf,
 }
 
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // A failed test keeps its files to be looked at.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
 /// What a run of the binary left.
 #[derive(Debug)]
 pub struct Ran {
@@ -261,7 +270,13 @@ fn api_router(server: ApiServer) -> axum::Router {
                 return Ok::<_, Infallible>(answer);
             };
             let mut service = server.service_as(user);
+            let group = request.uri().path() == "/apis/reattach.dev/v1alpha1";
             Ok(match service.call(request).await {
+                // A real API server answers an unknown group with bare text.
+                Ok(answer) if group && answer.status() == 404 => {
+                    let bare = axum::http::Response::builder().status(404);
+                    bare.body(Body::from("404 page not found\n")).unwrap()
+                }
                 Ok(answer) => answer.map(Body::new),
                 Err(error) => http_answer(502, &json!({"message": error.to_string()})),
             })

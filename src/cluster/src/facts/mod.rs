@@ -28,7 +28,8 @@ pub fn evidence(
         Some(v) => Fact::present(v, api(what), at),
         None => Fact::absent(api(what), at),
     };
-    let opted_out = view.namespace.as_ref().and_then(|n| opt_out(n.metadata.annotations.as_ref(), "the namespace"));
+    let opted_out =
+        view.namespace.as_ref().and_then(|n| opt_out(n.metadata.annotations.as_ref(), "the namespace"));
     let claim = view.claim.as_ref().map(|c| {
         let mut facts = objects::claim(c);
         facts.opted_out = facts.opted_out.or(opted_out.clone());
@@ -38,8 +39,12 @@ pub fn evidence(
     let pods: Vec<_> = view.pods_of(&name.name).into_iter().map(|p| objects::pod(p)).collect();
     let mut attachments: Vec<_> = view.attachments.iter().map(|a| objects::attachment(a)).collect();
     attachments.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut events: Vec<_> =
-        view.events.iter().filter_map(|e| objects::event(e)).filter(|e| pods.iter().any(|p| p.name == e.pod)).collect();
+    let mut events: Vec<_> = view
+        .events
+        .iter()
+        .filter_map(|e| objects::event(e))
+        .filter(|e| pods.iter().any(|p| p.name == e.pod))
+        .collect();
     events.sort_by_key(|e| e.last_seen);
     let unknown_cloud = || Source::Cloud("none".to_owned());
     Evidence {
@@ -76,7 +81,12 @@ fn nodes(view: &View, resolve: ResolveInstance<'_>, at: Timestamp) -> BTreeMap<N
         let source = Source::Kubernetes(format!("Node {name}"));
         let fact = match node {
             Some(node) => {
-                let facts = objects::node(node, view.leases.get(name).map(AsRef::as_ref), view.csi_nodes.get(name).map(AsRef::as_ref), resolve);
+                let facts = objects::node(
+                    node,
+                    view.leases.get(name).map(AsRef::as_ref),
+                    view.csi_nodes.get(name).map(AsRef::as_ref),
+                    resolve,
+                );
                 Fact::present(facts, source, at)
             }
             None => Fact::absent(source, at),

@@ -3,14 +3,19 @@
 use super::{ResolveInstance, opt_out};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use reattach_core::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts, VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
+    VolumeFacts,
 };
-use reattach_core::ids::{BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle};
+use reattach_core::ids::{
+    BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
+};
 
 /// A PersistentVolumeClaim.
 pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
@@ -64,7 +69,9 @@ pub(super) fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> Volume
 /// A VolumeAttachment.
 pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
     let status = a.status.clone().unwrap_or_default();
-    let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| e.map(|e| e.message.unwrap_or_else(|| "no message".into()));
+    let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| {
+        e.map(|e| e.message.unwrap_or_else(|| "no message".into()))
+    };
     AttachmentFacts {
         name: a.name_any(),
         uid: Uid::from(a.uid().unwrap_or_default()),
@@ -104,7 +111,12 @@ pub fn pod(p: &Pod) -> PodFacts {
 }
 
 /// A Node with its Lease and CSINode.
-pub(super) fn node(n: &Node, lease: Option<&Lease>, csi: Option<&CSINode>, resolve: ResolveInstance<'_>) -> NodeFacts {
+pub(super) fn node(
+    n: &Node,
+    lease: Option<&Lease>,
+    csi: Option<&CSINode>,
+    resolve: ResolveInstance<'_>,
+) -> NodeFacts {
     let status = n.status.clone().unwrap_or_default();
     let spec = n.spec.clone().unwrap_or_default();
     let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
@@ -118,7 +130,9 @@ pub(super) fn node(n: &Node, lease: Option<&Lease>, csi: Option<&CSINode>, resol
         volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
         taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),
         lease_renewed: lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0)),
-        csi_drivers: csi.map(|c| c.spec.drivers.iter().map(|d| DriverName::from(d.name.as_str())).collect()).unwrap_or_default(),
+        csi_drivers: csi
+            .map(|c| c.spec.drivers.iter().map(|d| DriverName::from(d.name.as_str())).collect())
+            .unwrap_or_default(),
     }
 }
 
@@ -128,13 +142,17 @@ pub(super) fn event(e: &Event) -> Option<EventFacts> {
         return None;
     }
     let series = e.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
-    let last = series
-        .or(e.last_timestamp.as_ref().map(|t| t.0))
-        .or(e.event_time.as_ref().map(|t| t.0))
-        .or(e.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    let last = series.or(e.last_timestamp.as_ref().map(|t| t.0)).or(e.event_time.as_ref().map(|t| t.0)).or(e
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|t| t.0));
     let component = e.source.as_ref().and_then(|s| s.component.clone()).filter(|c| !c.is_empty());
     Some(EventFacts {
-        pod: ObjectName::new(e.metadata.namespace.clone().unwrap_or_default(), e.involved_object.name.clone().unwrap_or_default()),
+        pod: ObjectName::new(
+            e.metadata.namespace.clone().unwrap_or_default(),
+            e.involved_object.name.clone().unwrap_or_default(),
+        ),
         reason: e.reason.clone().unwrap_or_default(),
         component: component.or(e.reporting_component.clone()).unwrap_or_default(),
         message: e.message.clone().unwrap_or_default(),

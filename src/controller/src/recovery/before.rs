@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use reattach_api::{Opaque, Phase, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
-use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, diagnose, sight};
+use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, WaitReason, diagnose, sight};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
@@ -24,6 +24,9 @@ use tokio::time::Instant;
 const ANSWER_GOOD_FOR: Duration = Duration::from_secs(60);
 /// Without a change the diagnosis is made anew after so long.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// The same where it may take hours: a provider's lock costs one read of the cloud each time, and what is not ours is
+/// looked at again anyway when an object changes.
+const LOOK_RARELY: SignedDuration = SignedDuration::from_secs(20);
 
 impl Executor {
     /// One turn of a recovery whose journal is empty.
@@ -44,8 +47,13 @@ impl Executor {
         let claim = Self::claim_of(&recovery);
         let epoch = recovery.status.as_ref().map_or(0, |s| s.epoch);
         let asked = u64::try_from(epoch).ok().filter(|e| *e > 0).map(|e| (Self::uid_of(&recovery), e));
-        let evidence = self.collector.collect(&claim, asked, Depth::Plan).await?;
-        let diagnosis = diagnose(&evidence, now);
+        let mut evidence = self.collector.collect(&claim, asked.clone(), Depth::Diagnose).await?;
+        let mut diagnosis = diagnose(&evidence, now);
+        if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
+            // The workload and whether its pods would come back: asked only where there is something to plan.
+            evidence = self.collector.collect(&claim, asked, Depth::Plan).await?;
+            diagnosis = diagnose(&evidence, self.collector.clock.now());
+        }
         recovery.status.get_or_insert_default().diagnosis = Some(Opaque(diagnosis.clone()));
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
         match &diagnosis.verdict {
@@ -53,7 +61,13 @@ impl Executor {
                 return self.settle(recovery, Phase::Resolved, diagnosis.verdict.to_string(), memory).await;
             }
             Verdict::NotOurs { .. } => return self.rest(recovery, Phase::NotOurs, &diagnosis, memory).await,
-            Verdict::Wait { .. } => return self.rest(recovery, Phase::Waiting, &diagnosis, memory).await,
+            Verdict::Wait { reason } => {
+                if matches!(reason, WaitReason::CloudBusy { .. }) {
+                    // What the machine answered while the cloud was at work says nothing about afterwards.
+                    memory.asked = None;
+                }
+                return self.rest(recovery, Phase::Waiting, &diagnosis, memory).await;
+            }
             Verdict::Unclassified { .. } => {
                 // A question is answered at once; the unasked report of a machine that has just come back may take longer.
                 if memory.asked.is_none()
@@ -65,7 +79,9 @@ impl Executor {
                 return self.rest(recovery, Phase::Diagnosing, &diagnosis, memory).await;
             }
             Verdict::Ours { trouble: Trouble::Phantom { at, confirmed, .. } } => {
-                if let Some(turn) = self.challenge(&mut recovery, &at.node, *confirmed, &evidence, memory).await? {
+                if let Some(turn) =
+                    self.challenge(&mut recovery, &at.node, *confirmed, &evidence, memory).await?
+                {
                     return Ok(turn);
                 }
             }
@@ -86,7 +102,9 @@ impl Executor {
         evidence: &Evidence,
         memory: &mut Memory,
     ) -> Result<Option<Turn>, TurnError> {
-        let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now())) else {
+        let (Some(cloud), Some(csi)) =
+            (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now()))
+        else {
             return Ok(None);
         };
         let fresh = memory.asked.is_some_and(|(_, when)| when.elapsed() < ANSWER_GOOD_FOR);
@@ -106,7 +124,12 @@ impl Executor {
         let status = recovery.status.get_or_insert_default();
         status.epoch += 1;
         let epoch = u64::try_from(status.epoch).unwrap_or(0);
-        status::set(recovery, Phase::Diagnosing, format!("asking the agent on {node} to look at the machine anew"), self.collector.clock.now());
+        status::set(
+            recovery,
+            Phase::Diagnosing,
+            format!("asking the agent on {node} to look at the machine anew"),
+            self.collector.clock.now(),
+        );
         let stored = store::save(&self.collector.clients.records, recovery).await?;
         let challenge = Challenge {
             recovery: Self::uid_of(&stored),
@@ -120,7 +143,12 @@ impl Executor {
         Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }))
     }
 
-    fn plan(&self, recovery: &VolumeRecovery, evidence: &Evidence, diagnosis: &Diagnosis) -> Result<Plan, Vec<Refusal>> {
+    fn plan(
+        &self,
+        recovery: &VolumeRecovery,
+        evidence: &Evidence,
+        diagnosis: &Diagnosis,
+    ) -> Result<Plan, Vec<Refusal>> {
         let runbook = Runbook::built_in(&recovery.spec.runbook)
             .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
         let detach_command = self.collector.providers.detach_command(evidence);
@@ -138,7 +166,10 @@ impl Executor {
         }
         Err(objections
             .into_iter()
-            .map(|v| Refusal::Missing { what: "the independent checker's consent".to_owned(), why: v.to_string() })
+            .map(|v| Refusal::Missing {
+                what: "the independent checker's consent".to_owned(),
+                why: v.to_string(),
+            })
             .collect())
     }
 
@@ -185,7 +216,10 @@ impl Executor {
             Mode::Approve => match &recovery.spec.approval {
                 Some(a) if a.plan_hash == plan.hash.as_str() => format!("the approval of {}", a.approver),
                 Some(a) => {
-                    let message = format!("{summary}; the approval is for plan {} and does not hold for this one", a.plan_hash);
+                    let message = format!(
+                        "{summary}; the approval is for plan {} and does not hold for this one",
+                        a.plan_hash
+                    );
                     self.keep(recovery, Phase::AwaitingApproval, message, memory).await?;
                     return Ok(pause);
                 }
@@ -220,7 +254,11 @@ impl Executor {
         status.plan_hash = None;
         status.refusals.clear();
         self.keep(recovery, phase, diagnosis.verdict.to_string(), memory).await?;
-        Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })
+        let patient = matches!(
+            &diagnosis.verdict,
+            Verdict::NotOurs { .. } | Verdict::Wait { reason: WaitReason::ProviderLock { .. } }
+        );
+        Ok(Turn::Pause { until: self.later(if patient { LOOK_RARELY } else { LOOK_AGAIN }) })
     }
 
     /// Stores the last phase of a recovery that never ran.
@@ -248,9 +286,15 @@ impl Executor {
                 c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())
             });
             status::set(&mut recovery, phase, message, self.collector.clock.now());
-            before.is_some_and(|b| b.resource_version() == recovery.resource_version() && b.status == recovery.status)
+            before.is_some_and(|b| {
+                b.resource_version() == recovery.resource_version() && b.status == recovery.status
+            })
         };
-        let stored = if unchanged { recovery } else { store::save(&self.collector.clients.records, &recovery).await? };
+        let stored = if unchanged {
+            recovery
+        } else {
+            store::save(&self.collector.clients.records, &recovery).await?
+        };
         finish::tell(self, &stored, memory).await;
         Ok(stored)
     }

@@ -41,13 +41,21 @@ impl Executor {
                 }
                 Err(SaveError::Gone) => return Err(SaveError::Gone.into()),
                 Err(SaveError::Conflict | SaveError::Other(_)) => {
-                    let api: Api<VolumeRecovery> =
-                        Api::namespaced(self.collector.clients.read.clone(), &recovery.namespace().unwrap_or_default());
-                    let Some(now) = api.get_opt(&recovery.name_any()).await? else { return Err(SaveError::Gone.into()) };
+                    let api: Api<VolumeRecovery> = Api::namespaced(
+                        self.collector.clients.read.clone(),
+                        &recovery.namespace().unwrap_or_default(),
+                    );
+                    let Some(now) = api.get_opt(&recovery.name_any()).await? else {
+                        return Err(SaveError::Gone.into());
+                    };
                     let journal = now.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
                     if journal.len() > lines {
                         // A lost reply: the line may be ours.
-                        return if journal[lines..] == [Opaque(entry.clone())] { Ok(now) } else { Err(TurnError::Lost) };
+                        return if journal[lines..] == [Opaque(entry.clone())] {
+                            Ok(now)
+                        } else {
+                            Err(TurnError::Lost)
+                        };
                     }
                     recovery = now;
                 }
@@ -82,14 +90,18 @@ impl Executor {
 /// Phase and message of a run in this state.
 fn describe(plan: &Plan, state: &State) -> (Phase, String) {
     match (state.ended(), state.turned_back()) {
-        (Some(End::Recovered), _) => (Phase::Recovered, format!("{} runs with its volume again", plan.pins.workload)),
+        (Some(End::Recovered), _) => {
+            (Phase::Recovered, format!("{} runs with its volume again", plan.pins.workload))
+        }
         (Some(End::Aborted), _) => (Phase::Aborted, "aborted; everything was put back".to_owned()),
         (Some(End::Failed { why }), _) => (Phase::Failed, why.clone()),
         (Some(End::Stuck { why }), _) => (Phase::Stuck, why.clone()),
         (None, Some(why)) => (Phase::Restoring, format!("putting back: {why}")),
         (None, None) => {
             let step = state.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?)));
-            let message = step.map_or("finishing".to_owned(), |(ix, s)| format!("step {ix} of {}: {}", plan.steps.len(), s.what));
+            let message = step.map_or("finishing".to_owned(), |(ix, s)| {
+                format!("step {ix} of {}: {}", plan.steps.len(), s.what)
+            });
             (Phase::Running, message)
         }
     }

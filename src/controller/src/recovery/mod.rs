@@ -41,7 +41,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A turn is taken at least this often, whatever happens: level-triggered means not to depend on a wake-up.
-const AT_LEAST_EVERY: SignedDuration = SignedDuration::from_secs(10);
+const AT_LEAST_EVERY: SignedDuration = SignedDuration::from_secs(20);
 /// Changes that come in bursts are looked at together.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -211,7 +211,12 @@ impl Executor {
     ///
     /// # Errors
     /// [`TurnError`].
-    pub async fn turn(&self, recovery: VolumeRecovery, limits: &Limits, memory: &mut Memory) -> Result<Turn, TurnError> {
+    pub async fn turn(
+        &self,
+        recovery: VolumeRecovery,
+        limits: &Limits,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {
             return finish::release(self, recovery).await;

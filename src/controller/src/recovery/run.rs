@@ -24,7 +24,11 @@ const SHUT: SignedDuration = SignedDuration::from_secs(1);
 
 impl Executor {
     /// One turn of a recovery with a journal.
-    pub(super) async fn one_step(&self, recovery: VolumeRecovery, memory: &mut Memory) -> Result<Turn, TurnError> {
+    pub(super) async fn one_step(
+        &self,
+        recovery: VolumeRecovery,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
         if self.gate.leadership().is_none() {
             return Err(TurnError::NotLeader);
         }
@@ -64,13 +68,16 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<(), TurnError> {
         let now = self.collector.clock.now();
-        let since = |at: Option<jiff::Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+        let since =
+            |at: Option<jiff::Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
         let unknown_for = state.outstanding().map(|ix| match state.step(ix) {
             StepState::Started { at } | StepState::Issued { started: at, .. } => since(Some(*at)),
             _ => SignedDuration::ZERO,
         });
         if unknown_for.is_some_and(|d| d > UNKNOWN_FOR_LONG) {
-            let why = format!("whether the last effect was applied is still not known, so nothing is touched: {why}");
+            let why = format!(
+                "whether the last effect was applied is still not known, so nothing is touched: {why}"
+            );
             self.keep(recovery, Phase::Stuck, why, memory).await?;
         } else if since(state.entered_at()) > WAITED_FOR_LONG {
             let status = recovery.status.get_or_insert_default();
@@ -101,7 +108,9 @@ impl Executor {
             _ => return Ok(Turn::Again),
         };
         // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
-        let located = live.csi(self.collector.clock.now()).and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
+        let located = live
+            .csi(self.collector.clock.now())
+            .and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
         self.act(recovery, plan, action, located.as_ref(), memory).await
     }
 
@@ -135,8 +144,18 @@ impl Executor {
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
     }
 
-    async fn look(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, live: bool) -> Result<Evidence, TurnError> {
-        let asked = recovery.status.as_ref().and_then(|s| u64::try_from(s.epoch).ok()).map(|e| (Self::uid_of(recovery), e));
+    async fn look(
+        &self,
+        recovery: &VolumeRecovery,
+        plan: &Plan,
+        state: &State,
+        live: bool,
+    ) -> Result<Evidence, TurnError> {
+        let asked = recovery
+            .status
+            .as_ref()
+            .and_then(|s| u64::try_from(s.epoch).ok())
+            .map(|e| (Self::uid_of(recovery), e));
         let scale = plan.find(StepKind::ScaleToZero);
         let scaling = scale.is_some_and(|ix| match state.step(ix) {
             StepState::Pending | StepState::Started { .. } => true,
@@ -149,7 +168,8 @@ impl Executor {
 
     fn ask(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, evidence: &Evidence) -> Next {
         let uid = Self::uid_of(recovery);
-        let deleted = recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
+        let deleted =
+            recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
         let aborted_by = recovery.spec.abort.as_ref().map(|a| a.by.as_str()).or(deleted);
         let confirm_workload = recovery.spec.confirm_workload.as_deref();
         let cx = Context { recovery: &uid, aborted_by, confirm_workload, now: self.collector.clock.now() };
@@ -157,7 +177,12 @@ impl Executor {
     }
 
     /// A state that no executor could have written: stop, and say so.
-    async fn page(&self, recovery: VolumeRecovery, why: String, memory: &mut Memory) -> Result<Turn, TurnError> {
+    async fn page(
+        &self,
+        recovery: VolumeRecovery,
+        why: String,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
         tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
         Ok(Turn::Pause { until: self.later(SignedDuration::from_mins(5)) })

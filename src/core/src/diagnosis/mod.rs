@@ -134,7 +134,9 @@ pub struct StuckPod {
 #[serde(tag = "trouble", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Trouble {
     /// Class A.
-    #[error("class A: node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it")]
+    #[error(
+        "class A: node {node} (instance {instance}) is not Ready and still holds the volume, so no other node can have it"
+    )]
     DeadNode {
         /// The dead node.
         node: NodeName,
@@ -172,7 +174,9 @@ pub enum Trouble {
         cause: StuckCause,
     },
     /// Class E.
-    #[error("class E: the cloud says instance {holder} has the volume, and no VolumeAttachment speaks for that instance")]
+    #[error(
+        "class E: the cloud says instance {holder} has the volume, and no VolumeAttachment speaks for that instance"
+    )]
     Orphan {
         /// The cloud's holder.
         holder: InstanceId,
@@ -331,7 +335,9 @@ pub enum NotOurs {
         node: NodeName,
     },
     /// The volume is where it should be; what the pod waits for is something else.
-    #[error("the volume is attached and the machine has the device; the pod waits for something else: {what}")]
+    #[error(
+        "the volume is attached and the machine has the device; the pod waits for something else: {what}"
+    )]
     Other {
         /// The newest message about it.
         what: String,

@@ -39,22 +39,32 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
         let same_boot = evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id);
         let ours = evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
         if same_boot && same_device && ours {
+            // An agent writes its report with each answer and on every change: what it lists may have come since.
+            let inventory = evidence.guest(node, now).present();
+            let came = inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
             return match &answer.seen {
+                Seen::NoDevice | Seen::DeadMount { .. } if came => Sight::Device,
                 Seen::NoDevice => Sight::NoDevice { confirmed: true },
                 Seen::DeadMount { .. } => Sight::DeadMount { confirmed: true },
                 Seen::InUse { .. } | Seen::Idle => Sight::Device,
-                Seen::Unreadable { items } => Sight::Unknown { why: format!("unreadable: {}", items.join(", ")) },
+                Seen::Unreadable { items } => {
+                    Sight::Unknown { why: format!("unreadable: {}", items.join(", ")) }
+                }
             };
         }
     }
     let guest = match evidence.guest(node, now) {
         Reading::Present(guest) => guest,
         Reading::Absent => return Sight::Unknown { why: format!("no agent has reported from {node}") },
-        Reading::Stale { age_secs } => return Sight::Unknown { why: format!("the report is {age_secs} s old") },
+        Reading::Stale { age_secs } => {
+            return Sight::Unknown { why: format!("the report is {age_secs} s old") };
+        }
         Reading::Unknown { why } => return Sight::Unknown { why: why.to_owned() },
     };
     let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(now)) else {
-        return Sight::Unknown { why: "the device's identity is not known without the cloud's answer".to_owned() };
+        return Sight::Unknown {
+            why: "the device's identity is not known without the cloud's answer".to_owned(),
+        };
     };
     if guest.devices.iter().any(|d| d.identity == cloud.identity) {
         return Sight::Device;

@@ -1,12 +1,18 @@
 //! The truth table itself.
 
-use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckCause, StuckPod, Trouble, Verdict, WaitReason, sight};
-use crate::cloud::{CloudVolume, VolumeState};
+use super::{
+    Class, Diagnosis, Missing, NotOurs, Sight, StuckCause, StuckPod, Trouble, Verdict, WaitReason, sight,
+};
+use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Fact;
 use crate::ids::NodeName;
 use crate::recognise::{Message, Nomination, nominate};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+/// A device that its guest does not have yet is no phantom: from the beginning of an attach, whose job takes seconds
+/// (Linode), the device has this long to appear.
+const SETTLING: SignedDuration = SignedDuration::from_secs(15);
 
 /// Diagnoses one claim from its evidence at `now`.
 pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
@@ -30,10 +36,14 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
         return not_ours(NotOurs::AttachNotRequired { driver: csi.driver.to_string() });
     }
     let Some(cloud_id) = &evidence.cloud_id else {
-        return not_ours(NotOurs::UnknownProvider { driver: csi.driver.to_string(), handle: csi.handle.to_string() });
+        return not_ours(NotOurs::UnknownProvider {
+            driver: csi.driver.to_string(),
+            handle: csi.handle.to_string(),
+        });
     };
     let pods = known(&evidence.pods, now, "the list of pods")?.map_or(&[][..], Vec::as_slice);
-    let attachments = known(&evidence.attachments, now, "the list of VolumeAttachments")?.map_or(&[][..], Vec::as_slice);
+    let attachments =
+        known(&evidence.attachments, now, "the list of VolumeAttachments")?.map_or(&[][..], Vec::as_slice);
     for a in attachments {
         facts.push(attachment_sentence(a));
     }
@@ -57,7 +67,8 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn judge_pods(&self, pods: &[PodFacts], facts: &mut Vec<String>) -> Result<Verdict, Missing> {
-        let live: Vec<&PodFacts> = pods.iter().filter(|p| !p.is_finished() || p.deleting_since.is_some()).collect();
+        let live: Vec<&PodFacts> =
+            pods.iter().filter(|p| !p.is_finished() || p.deleting_since.is_some()).collect();
         // A pod that is Ready may still sit on a dead mount: look at the guest before calling it healthy.
         for pod in &live {
             let Some(node) = &pod.node else { continue };
@@ -72,12 +83,21 @@ impl Table<'_> {
         if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
-        let why = if live.is_empty() { "no pod wants the volume" } else { "every pod that wants the volume is Ready" };
+        let why = if live.is_empty() {
+            "no pod wants the volume"
+        } else {
+            "every pod that wants the volume is Ready"
+        };
         Ok(Verdict::Healthy { why: why.to_owned() })
     }
 
     /// A pod bound to a node. `None`: nothing is wrong with it.
-    fn judge_bound(&self, pod: &PodFacts, node: &NodeName, facts: &mut Vec<String>) -> Result<Option<Verdict>, Missing> {
+    fn judge_bound(
+        &self,
+        pod: &PodFacts,
+        node: &NodeName,
+        facts: &mut Vec<String>,
+    ) -> Result<Option<Verdict>, Missing> {
         let Some(fact) = self.evidence.nodes.get(node) else {
             return Err(Missing { what: format!("Node {node}"), why: "it was not read".to_owned() });
         };
@@ -87,7 +107,10 @@ impl Table<'_> {
         };
         facts.push(node_sentence(node_facts));
         let Some(instance) = node_facts.instance.clone() else {
-            return Err(Missing { what: format!("the instance behind Node {node}"), why: "its providerID names none that a provider knows".to_owned() });
+            return Err(Missing {
+                what: format!("the instance behind Node {node}"),
+                why: "its providerID names none that a provider knows".to_owned(),
+            });
         };
         let here = self.attachments.iter().find(|a| a.node == *node);
         let held_here = self.cloud.holders.contains(&instance);
@@ -98,10 +121,17 @@ impl Table<'_> {
             if let Some(verdict) = self.stuck_records()? {
                 return Ok(Some(verdict));
             }
-            let why = format!("its node {node} is not Ready, and the volume is not held there by Kubernetes and the cloud alike");
+            let why = format!(
+                "its node {node} is not Ready, and the volume is not held there by Kubernetes and the cloud alike"
+            );
             return Err(still_runs(pod, why));
         }
-        let at = StuckPod { pod: pod.name.clone(), uid: pod.uid.clone(), node: node.clone(), instance: instance.clone() };
+        let at = StuckPod {
+            pod: pod.name.clone(),
+            uid: pod.uid.clone(),
+            node: node.clone(),
+            instance: instance.clone(),
+        };
         let seen = sight(self.evidence, node, self.now);
         facts.push(sight_sentence(node, &seen));
         let Some(va) = here else {
@@ -127,22 +157,33 @@ impl Table<'_> {
                 Some(_) => self.held_elsewhere(node)?,
             }));
         }
-        let csi_registered = self.evidence.csi(self.now).is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
+        let csi_registered =
+            self.evidence.csi(self.now).is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
         match seen {
             Sight::NoDevice { .. } | Sight::DeadMount { .. } if !csi_registered => {
                 let driver = self.evidence.csi(self.now).map(|c| c.driver.to_string()).unwrap_or_default();
                 Ok(Some(wait(WaitReason::DriverNotRegistered { driver, node: node.clone() })))
             }
-            Sight::NoDevice { confirmed } => {
-                Ok(Some(ours(Trouble::Phantom { at, attachment: va.uid.clone(), dead_mount: false, confirmed })))
+            Sight::NoDevice { confirmed } => Ok(Some(ours(Trouble::Phantom {
+                at,
+                attachment: va.uid.clone(),
+                dead_mount: false,
+                confirmed,
+            }))),
+            Sight::DeadMount { confirmed } => Ok(Some(ours(Trouble::Phantom {
+                at,
+                attachment: va.uid.clone(),
+                dead_mount: true,
+                confirmed,
+            }))),
+            Sight::Device => {
+                Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what: self.newest_message(pod) } }))
             }
-            Sight::DeadMount { confirmed } => {
-                Ok(Some(ours(Trouble::Phantom { at, attachment: va.uid.clone(), dead_mount: true, confirmed })))
-            }
-            Sight::Device => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what: self.newest_message(pod) } })),
             Sight::Unknown { why } => match self.not_ours_event(pod) {
                 Some(what) => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what } })),
-                None => Err(Missing { what: format!("what the machine behind {node} sees of the volume"), why }),
+                None => {
+                    Err(Missing { what: format!("what the machine behind {node} sees of the volume"), why })
+                }
             },
         }
     }
@@ -171,14 +212,20 @@ impl Table<'_> {
         if let Some(va) = self.attachments.iter().find(|a| a.node != *node) {
             if let Some(pod) = self.live_pod_on(&va.node) {
                 return Ok(match pod.deleting_since {
-                    None => Verdict::NotOurs { reason: NotOurs::HeldByLivePod { pod: pod.name.clone(), node: va.node.clone() } },
-                    Some(_) => wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: va.node.clone() }),
+                    None => Verdict::NotOurs {
+                        reason: NotOurs::HeldByLivePod { pod: pod.name.clone(), node: va.node.clone() },
+                    },
+                    Some(_) => {
+                        wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: va.node.clone() })
+                    }
                 });
             }
             return Ok(wait(WaitReason::Detaching { node: va.node.clone() }));
         }
         let spoken_for = |holder| {
-            self.attachments.iter().any(|a| self.evidence.node(&a.node, self.now).is_some_and(|n| n.instance.as_ref() == Some(holder)))
+            self.attachments.iter().any(|a| {
+                self.evidence.node(&a.node, self.now).is_some_and(|n| n.instance.as_ref() == Some(holder))
+            })
         };
         match self.cloud.holders.iter().find(|h| !spoken_for(h)) {
             Some(holder) => Ok(ours(Trouble::Orphan { holder: holder.clone(), wanted_by: node.clone() })),
@@ -201,7 +248,10 @@ impl Table<'_> {
                 return Ok(Some(ours(Trouble::DeadNode { node: va.node.clone(), instance })));
             }
             if let Some(error) = va.detach_error.as_ref().filter(|_| va.deleting_since.is_some()) {
-                return Ok(Some(stuck(va, StuckCause::DetachError { node: va.node.clone(), error: error.clone() })));
+                return Ok(Some(stuck(
+                    va,
+                    StuckCause::DetachError { node: va.node.clone(), error: error.clone() },
+                )));
             }
         }
         Ok(None)
@@ -225,7 +275,9 @@ impl Table<'_> {
             _ => return verdict,
         };
         match &self.cloud.state {
-            VolumeState::Locked { reason } => wait(WaitReason::ProviderLock { reason: reason.clone(), class }),
+            VolumeState::Locked { reason } => {
+                wait(WaitReason::ProviderLock { reason: reason.clone(), class })
+            }
             VolumeState::Busy { doing } => wait(WaitReason::CloudBusy { doing: doing.clone() }),
             VolumeState::Detaching => wait(WaitReason::CloudBusy { doing: "detaching".to_owned() }),
             VolumeState::Other(word) => wait(WaitReason::CloudBusy { doing: word.clone() }),
@@ -237,14 +289,19 @@ impl Table<'_> {
         }
     }
 
-    /// The provider's word for a job of the volume that can still change something.
+    /// The provider's word for a job of the volume that can still change something, or that ended a moment ago: the
+    /// guest's kernel finds a new device a little later than the cloud says that it is attached.
     fn pending_job(&self) -> Option<String> {
         let jobs = self.evidence.jobs.read(self.now, MAX_AGE).present()?;
-        jobs.iter().find(|j| j.is_pending() && j.volume.as_ref() == Some(&self.cloud.id)).map(|j| j.action.clone())
+        let fresh =
+            |j: &CloudJob| j.status != JobStatus::Failed && self.now.duration_since(j.created) < SETTLING;
+        let mut of_the_volume = jobs.iter().filter(|j| j.volume.as_ref() == Some(&self.cloud.id));
+        of_the_volume.find(|j| j.is_pending() || fresh(j)).map(|j| j.action.clone())
     }
 
     fn newest_message(&self, pod: &PodFacts) -> String {
-        let event = self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"));
+        let event =
+            self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"));
         match (event, &pod.waiting_reason) {
             (Some(event), _) => event.message.clone(),
             (None, Some(reason)) => format!("a container is {reason}"),
@@ -254,7 +311,12 @@ impl Table<'_> {
 
     /// An event whose text alone shows trouble that no detach heals.
     fn not_ours_event(&self, pod: &PodFacts) -> Option<String> {
-        let event = self.evidence.events.iter().rev().find(|e| e.pod == pod.name && e.reason.starts_with("Failed"))?;
+        let event = self
+            .evidence
+            .events
+            .iter()
+            .rev()
+            .find(|e| e.pod == pod.name && e.reason.starts_with("Failed"))?;
         let message = Message {
             reason: Some(event.reason.clone()),
             source_component: Some(event.component.clone()),
@@ -337,7 +399,9 @@ fn sight_sentence(node: &NodeName, seen: &Sight) -> String {
     let by = |confirmed: &bool| if *confirmed { "answered" } else { "last reported" };
     match seen {
         Sight::NoDevice { confirmed } => format!("the agent on {node} {}: no device", by(confirmed)),
-        Sight::DeadMount { confirmed } => format!("the agent on {node} {}: no device, a dead mount remains", by(confirmed)),
+        Sight::DeadMount { confirmed } => {
+            format!("the agent on {node} {}: no device, a dead mount remains", by(confirmed))
+        }
         Sight::Device => format!("the agent on {node} sees the device"),
         Sight::Unknown { why } => format!("what {node} sees is not known: {why}"),
     }

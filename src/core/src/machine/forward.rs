@@ -33,7 +33,9 @@ struct Look<'a> {
 /// The next thing on the way forward.
 pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
     let Some(ix) = state.current() else { return Next::Record(Mark::Ended { end: End::Recovered }) };
-    let Some(step) = plan.steps.get(ix.index()) else { return Next::Record(Mark::Ended { end: End::Recovered }) };
+    let Some(step) = plan.steps.get(ix.index()) else {
+        return Next::Record(Mark::Ended { end: End::Recovered });
+    };
     let entered = state.entered_at().unwrap_or(cx.now);
     let look = Look { plan, state, evidence, cx, ix, step, entered };
     let proposal = match step.kind {
@@ -55,7 +57,8 @@ impl Look<'_> {
             Next::Wait { why, until } => (why, until),
             // An executor that was away starts nothing on an old decision. Restoring is never too late.
             Next::Act(Action { ref effect, .. })
-                if self.cx.now >= deadline && matches!(effect, Effect::ScaleToZero { .. } | Effect::CloudDetach { .. }) =>
+                if self.cx.now >= deadline
+                    && matches!(effect, Effect::ScaleToZero { .. } | Effect::CloudDetach { .. }) =>
             {
                 ("an executor that starts it".to_owned(), deadline)
             }
@@ -70,7 +73,9 @@ impl Look<'_> {
             let why = format!("the workload was restored and its pod is not Ready after {seconds} s: {why}");
             return Next::Record(Mark::Ended { end: End::Failed { why } });
         }
-        Next::Record(Mark::TurnedBack { why: TurnBack::Deadline { step: self.ix, seconds, waiting_for: why } })
+        Next::Record(Mark::TurnedBack {
+            why: TurnBack::Deadline { step: self.ix, seconds, waiting_for: why },
+        })
     }
 
     fn scale_to_zero(&self) -> Next {
@@ -132,7 +137,10 @@ impl Look<'_> {
         }
         Next::Act(Action {
             step: self.ix,
-            intent: format!("scale {} from {} to 0, stamped with that count", workload.workload, workload.replicas),
+            intent: format!(
+                "scale {} from {} to 0, stamped with that count",
+                workload.workload, workload.replicas
+            ),
             effect: Effect::ScaleToZero {
                 workload: workload.workload.clone(),
                 resource_version: workload.resource_version.clone(),
@@ -157,7 +165,9 @@ impl Look<'_> {
             {
                 None
             }
-            doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => Some(self.poll(&doubt.to_string())),
+            doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => {
+                Some(self.poll(&doubt.to_string()))
+            }
             other => Some(self.refused(&format!("the diagnosis changed: {other}"))),
         }
     }
@@ -213,7 +223,10 @@ impl Look<'_> {
         let node = self.evidence.node(&pins.node, self.cx.now)?;
         if node.boot_id != pins.boot_id {
             let (was, is) = (&pins.boot_id, &node.boot_id);
-            return Some(format!("the boot of {} changed since the plan was made (was {was}, is {is})", pins.node));
+            return Some(format!(
+                "the boot of {} changed since the plan was made (was {was}, is {is})",
+                pins.node
+            ));
         }
         (node.instance.as_ref() != Some(&pins.holder))
             .then(|| format!("the instance behind {} is not {} any more", pins.node, pins.holder))
@@ -225,7 +238,9 @@ impl Look<'_> {
         }
         let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
-        let (Some(workload), Some(pods)) = (workload, pods) else { return self.poll("the pods must be read") };
+        let (Some(workload), Some(pods)) = (workload, pods) else {
+            return self.poll("the pods must be read");
+        };
         if let Some(again) = self.user_again() {
             return again;
         }
@@ -242,7 +257,8 @@ impl Look<'_> {
     fn user_again(&self) -> Option<Next> {
         let seen = self.evidence.pods.read(self.cx.now, MAX_AGE).present().is_some_and(|p| !p.is_empty());
         let begun = self.state.no_user().is_some_and(|n| n.lease.is_some());
-        (seen && begun).then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
+        (seen && begun)
+            .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
     }
 
     /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read.
@@ -253,7 +269,8 @@ impl Look<'_> {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };
-        (pods.is_empty() && due).then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
+        (pods.is_empty() && due)
+            .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
     }
 
     /// Someone who changed the count or the stamp while the workload was at zero wins.
@@ -291,23 +308,31 @@ impl Look<'_> {
             return self.poll("VolumeAttachments and the cloud must be read");
         };
         if let Some(why) = self.still_held(attachments, !cloud.holders.is_empty()) {
-            let patience = self.step.patience_seconds.map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
+            let patience =
+                self.step.patience_seconds.map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
             return match patience {
                 Some(at) if self.cx.now >= at && self.detach_is_stuck(attachments) => {
-                    let why = format!("Kubernetes' own detach is stuck after {} s: {why}", self.step.patience_seconds.unwrap_or(0));
+                    let why = format!(
+                        "Kubernetes' own detach is stuck after {} s: {why}",
+                        self.step.patience_seconds.unwrap_or(0)
+                    );
                     Next::Record(Mark::Skipped { step: self.ix, why })
                 }
                 Some(at) if self.cx.now < at => wait(why, at.min(later(self.cx.now, CLOUD_POLL))),
                 _ => self.poll(&why),
             };
         }
-        self.completed("kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go")
+        self.completed(
+            "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go",
+        )
     }
 
     /// What still holds the volume, in the order in which it lets go. What cannot be read counts as holding; a Node that
     /// is gone does not.
     fn still_held(&self, attachments: &[AttachmentFacts], cloud: bool) -> Option<String> {
-        let Some(csi) = self.evidence.csi(self.cx.now) else { return Some("the PersistentVolume must be read".to_owned()) };
+        let Some(csi) = self.evidence.csi(self.cx.now) else {
+            return Some("the PersistentVolume must be read".to_owned());
+        };
         let name = csi.unique_name();
         let node = match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
             Some(Reading::Present(node)) => Some(node),
@@ -352,14 +377,24 @@ impl Look<'_> {
                     self.poll("the cloud's detach is under way")
                 };
             }
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => return self.failed(why),
-            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } if self.cx.now < later(*at, BUSY) => {
-                return wait(format!("the cloud did not accept the detach ({why}); it is asked again"), later(*at, BUSY));
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                return self.failed(why);
+            }
+            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
+                if self.cx.now < later(*at, BUSY) =>
+            {
+                return wait(
+                    format!("the cloud did not accept the detach ({why}); it is asked again"),
+                    later(*at, BUSY),
+                );
             }
             _ => {}
         }
         if cloud.holders.is_empty() && !pending {
-            return Next::Record(Mark::Skipped { step: self.ix, why: "the cloud names no holder already".to_owned() });
+            return Next::Record(Mark::Skipped {
+                step: self.ix,
+                why: "the cloud names no holder already".to_owned(),
+            });
         }
         if pending {
             return self.poll("a job of the volume is pending at the provider");
@@ -385,8 +420,17 @@ impl Look<'_> {
         if let Some(line) = self.user_again().or_else(|| self.handshake_begins()) {
             return line;
         }
-        let Some(no_user) = self.state.no_user() else { return self.poll("the pods' end must be seen first") };
-        match kubelet_handshake(self.evidence, &pins.node, &pins.holder, no_user, self.cx.recovery, self.cx.now) {
+        let Some(no_user) = self.state.no_user() else {
+            return self.poll("the pods' end must be seen first");
+        };
+        match kubelet_handshake(
+            self.evidence,
+            &pins.node,
+            &pins.holder,
+            no_user,
+            self.cx.recovery,
+            self.cx.now,
+        ) {
             Ok(proof) if *proof.volume() == pins.volume => Next::Act(Action {
                 step: self.ix,
                 intent: format!("detach volume {} from instance {} at the cloud", pins.volume, pins.holder),
@@ -402,7 +446,10 @@ impl Look<'_> {
             return match outcome {
                 o if o.applied() => self.completed("external-attacher was told to try again"),
                 // It would try by itself: never worth failing for.
-                _ => Next::Record(Mark::Skipped { step: self.ix, why: "the attacher tries again by itself".to_owned() }),
+                _ => Next::Record(Mark::Skipped {
+                    step: self.ix,
+                    why: "the attacher tries again by itself".to_owned(),
+                }),
             };
         }
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
@@ -418,24 +465,35 @@ impl Look<'_> {
                     resource_version: va.resource_version.clone(),
                 },
             }),
-            None => Next::Record(Mark::Skipped { step: self.ix, why: "no VolumeAttachment is left".to_owned() }),
+            None => {
+                Next::Record(Mark::Skipped { step: self.ix, why: "no VolumeAttachment is left".to_owned() })
+            }
         }
     }
 
     fn restore(&self) -> Next {
         match self.evidence.workload.read(self.cx.now, MAX_AGE) {
             Reading::Present(w) => match self.state.step(self.ix) {
-                StepState::Issued { outcome, .. } if outcome.applied() => self.completed("the count is restored and the stamp is off"),
-                StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
+                StepState::Issued { outcome, .. } if outcome.applied() => {
+                    self.completed("the count is restored and the stamp is off")
+                }
+                StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                    self.failed(why)
+                }
                 _ => put_back(self.ix, w, self.state, self.cx).unwrap_or_else(|| {
                     if w.replicas == 0 {
-                        return self.taken_over().unwrap_or_else(|| self.poll("the stamp must be read again"));
+                        return self
+                            .taken_over()
+                            .unwrap_or_else(|| self.poll("the stamp must be read again"));
                     }
-                    let why = format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
+                    let why =
+                        format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
                     Next::Record(Mark::Skipped { step: self.ix, why })
                 }),
             },
-            Reading::Absent => Next::Record(Mark::Skipped { step: self.ix, why: "the workload was deleted".to_owned() }),
+            Reading::Absent => {
+                Next::Record(Mark::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
+            }
             _ => self.poll("the workload must be read"),
         }
     }
@@ -459,15 +517,22 @@ impl Look<'_> {
         };
         let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
         let instance = node.and_then(|n| n.instance.as_ref());
-        let attached = attachments.iter().any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
+        let attached = attachments
+            .iter()
+            .any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
         if !attached || instance.is_none() || cloud.holders.iter().ne(instance) {
-            return self.poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
+            return self
+                .poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
         }
         let settled = later(pod.ready_since.unwrap_or(self.cx.now), SETTLED);
         if self.cx.now < settled {
             return wait(format!("pod {} is Ready", pod.name), settled);
         }
-        self.completed(&format!("pod {} is Ready on {} with the volume", pod.name, pod.node.as_ref().map_or("", |n| n.as_str())))
+        self.completed(&format!(
+            "pod {} is Ready on {} with the volume",
+            pod.name,
+            pod.node.as_ref().map_or("", |n| n.as_str())
+        ))
     }
 
     fn completed(&self, seen: &str) -> Next {

@@ -123,7 +123,10 @@ pub fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         return Next::Done(end.clone());
     }
     if !state.accepted() {
-        return Next::Wait { why: "no plan was accepted".to_owned(), until: unwind::later(cx.now, observe::CLOUD_POLL) };
+        return Next::Wait {
+            why: "no plan was accepted".to_owned(),
+            until: unwind::later(cx.now, observe::CLOUD_POLL),
+        };
     }
     if let Some(pending) = observe::outstanding(plan, state, evidence, cx) {
         return pending;
@@ -131,7 +134,9 @@ pub fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
     if state.turned_back().is_none()
         && let Some(by) = cx.aborted_by
     {
-        return Next::Record(Mark::TurnedBack { why: crate::journal::TurnBack::Aborted { by: by.to_owned() } });
+        return Next::Record(Mark::TurnedBack {
+            why: crate::journal::TurnBack::Aborted { by: by.to_owned() },
+        });
     }
     match state.turned_back() {
         Some(why) => unwind::next(plan, state, evidence, cx, why),

@@ -68,14 +68,19 @@ fn detached(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, st
         return observed(step, true, "the cloud no longer names the holder and no job is pending");
     }
     if read.duration_since(started) > IN_FLIGHT {
-        return observed(step, false, "the holder is unchanged, no job is pending, and the request's time is over");
+        return observed(
+            step,
+            false,
+            "the holder is unchanged, no job is pending, and the request's time is over",
+        );
     }
     wait(cx.now, "the detach request may still be on its way")
 }
 
 fn observed(step: StepIx, applied: bool, seen: &str) -> Next {
     let seen = seen.to_owned();
-    let outcome = if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
+    let outcome =
+        if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
     Next::Record(Mark::Outcome { step, outcome })
 }
 

@@ -163,7 +163,9 @@ impl State {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
-                if kind != StepKind::Restore && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
+                if kind != StepKind::Restore
+                    && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied())
+                {
                     return Err("its effect is in force already");
                 }
                 *slot = StepState::Started { at: entry.at };
@@ -260,7 +262,10 @@ impl State {
     /// The step whose effect was started and has no known outcome.
     pub fn outstanding(&self) -> Option<StepIx> {
         let unknown = |s: &StepState| {
-            matches!(s, StepState::Started { .. } | StepState::Issued { outcome: Outcome::Unknown { .. }, .. })
+            matches!(
+                s,
+                StepState::Started { .. } | StepState::Issued { outcome: Outcome::Unknown { .. }, .. }
+            )
         };
         let at = self.steps.iter().position(unknown)?;
         u32::try_from(at).ok().map(StepIx)

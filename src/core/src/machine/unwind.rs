@@ -20,10 +20,17 @@ const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 const MOST_RESTORES: u32 = 60;
 
 /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
-pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
+pub(super) fn next(
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+    why: &TurnBack,
+) -> Next {
     let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore) {
+    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore)
+    {
         return stuck(format!("the workload could not be restored ({why}); its stamp says how"));
     }
     if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
@@ -39,18 +46,20 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         _ => return wait("the workload must be read to restore it"),
     };
     match put_back(restore, w, state, cx) {
-        Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => {
-            stuck(format!("{} could not be restored in {MOST_RESTORES} tries; its stamp says how", w.workload))
-        }
+        Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => stuck(format!(
+            "{} could not be restored in {MOST_RESTORES} tries; its stamp says how",
+            w.workload
+        )),
         Some(next) => next,
         None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => {
             stuck(format!("{} is at 0 and the stamp that says how to restore it was edited", w.workload))
         }
         None => match state.unheard_since(scale) {
             // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
-            Some(at) if cx.now < later(at, IN_FLIGHT) => {
-                Next::Wait { why: "the scale to zero may still be on its way".to_owned(), until: later(at, IN_FLIGHT) }
-            }
+            Some(at) if cx.now < later(at, IN_FLIGHT) => Next::Wait {
+                why: "the scale to zero may still be on its way".to_owned(),
+                until: later(at, IN_FLIGHT),
+            },
             _ => end(why),
         },
     }
@@ -95,8 +104,7 @@ pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &C
     if stamp.recovery != *cx.recovery || stamp.workload != w.workload.uid {
         return None;
     }
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore)
-    {
+    if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore) {
         let until = later(*at, backoff(state.attempts(restore)));
         if cx.now < until {
             return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
@@ -105,7 +113,10 @@ pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &C
     let replicas = (w.replicas == 0).then_some(stamp.replicas);
     let intent = match replicas {
         Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
-        None => format!("remove the stamp from {}; its {} replicas are someone else's and stand", w.workload, w.replicas),
+        None => format!(
+            "remove the stamp from {}; its {} replicas are someone else's and stand",
+            w.workload, w.replicas
+        ),
     };
     Some(Next::Act(Action {
         step: restore,

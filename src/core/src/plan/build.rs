@@ -26,9 +26,17 @@ pub struct Request<'a> {
 /// # Errors
 /// Every refusal that applies, not only the first. A diagnosis without a class has nothing to plan and gives one
 /// refusal with the verdict's sentence.
-pub fn make(evidence: &Evidence, diagnosis: &Diagnosis, request: &Request<'_>, now: Timestamp) -> Result<Plan, Vec<Refusal>> {
+pub fn make(
+    evidence: &Evidence,
+    diagnosis: &Diagnosis,
+    request: &Request<'_>,
+    now: Timestamp,
+) -> Result<Plan, Vec<Refusal>> {
     let Verdict::Ours { trouble } = &diagnosis.verdict else {
-        return Err(vec![Refusal::Missing { what: "one of the five classes".into(), why: diagnosis.verdict.to_string() }]);
+        return Err(vec![Refusal::Missing {
+            what: "one of the five classes".into(),
+            why: diagnosis.verdict.to_string(),
+        }]);
     };
     let Trouble::Phantom { at, attachment, confirmed, .. } = trouble else {
         return Err(vec![Refusal::NoRemedy {
@@ -85,13 +93,17 @@ fn advice(trouble: &Trouble) -> String {
 }
 
 fn pins(evidence: &Evidence, at: &StuckPod, attachment: &Uid, now: Timestamp) -> Result<Pins, Refusal> {
-    let missing = |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
+    let missing =
+        |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
     let claim = evidence.claim.read(now, MAX_AGE).present().ok_or_else(|| missing("the claim"))?;
     let pv = evidence.volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the PersistentVolume"))?;
-    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the cloud volume"))?;
+    let cloud =
+        evidence.cloud_volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the cloud volume"))?;
     let node = evidence.node(&at.node, now).ok_or_else(|| missing("the Node"))?;
-    let attachments = evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
-    let va = attachments.iter().find(|a| a.uid == *attachment).ok_or_else(|| missing("the VolumeAttachment"))?;
+    let attachments =
+        evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
+    let va =
+        attachments.iter().find(|a| a.uid == *attachment).ok_or_else(|| missing("the VolumeAttachment"))?;
     let workload = evidence.workload.read(now, MAX_AGE).present().ok_or_else(|| missing("the workload"))?;
     let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
     // The order in which an API lists them must not change the plan's hash.
@@ -123,20 +135,25 @@ fn downtime(runbook: &Runbook) -> Downtime {
 fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedStep {
     let w = &pins.workload;
     let (ns, name, kind) = (&w.name.namespace, &w.name.name, w.kind.to_lowercase());
-    let text = |what: String, precondition: &str, command: String, risk: &str, observed_by: &str, class| PlannedStep {
-        kind: step.step,
-        what,
-        precondition: precondition.to_owned(),
-        command,
-        risk: risk.to_owned(),
-        observed_by: observed_by.to_owned(),
-        effect_class: class,
-        deadline_seconds: step.deadline_seconds,
-        patience_seconds: step.patience_seconds,
+    let text = |what: String, precondition: &str, command: String, risk: &str, observed_by: &str, class| {
+        PlannedStep {
+            kind: step.step,
+            what,
+            precondition: precondition.to_owned(),
+            command,
+            risk: risk.to_owned(),
+            observed_by: observed_by.to_owned(),
+            effect_class: class,
+            deadline_seconds: step.deadline_seconds,
+            patience_seconds: step.patience_seconds,
+        }
     };
     match step.step {
         StepKind::ScaleToZero => text(
-            format!("scale {w} from {} to 0 and stamp it with the count to restore, in one write", pins.replicas),
+            format!(
+                "scale {w} from {} to 0 and stamp it with the count to restore, in one write",
+                pins.replicas
+            ),
             "every refusal of scaling to zero is absent, read again; the write is refused if the workload changed meanwhile",
             format!("kubectl -n {ns} scale {kind}/{name} --replicas=0"),
             "the workload stays down until it is restored; the stamp on it suffices for that",
@@ -152,7 +169,10 @@ fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedSte
             EffectClass::Repeatable,
         ),
         StepKind::CloudDetach => text(
-            format!("if Kubernetes' own detach is stuck: detach volume {} from instance {} at the cloud", pins.volume, pins.holder),
+            format!(
+                "if Kubernetes' own detach is stuck: detach volume {} from instance {} at the cloud",
+                pins.volume, pins.holder
+            ),
             "the kubelet's own word that it does not use the volume, newer than the last pod; the VolumeAttachment is going; the cloud still names this instance, read again",
             request.detach_command.to_owned(),
             "a cloud that is busy or has locked the volume refuses; the workload is then restored and a person paged",
@@ -160,9 +180,15 @@ fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedSte
             EffectClass::Once,
         ),
         StepKind::Requeue => text(
-            format!("if VolumeAttachment {} is still there: touch it, so that external-attacher tries again now", pins.attachment_name),
+            format!(
+                "if VolumeAttachment {} is still there: touch it, so that external-attacher tries again now",
+                pins.attachment_name
+            ),
             "the cloud names no holder",
-            format!("kubectl annotate volumeattachment {} reattach.dev/requeued=$(date +%s) --overwrite", pins.attachment_name),
+            format!(
+                "kubectl annotate volumeattachment {} reattach.dev/requeued=$(date +%s) --overwrite",
+                pins.attachment_name
+            ),
             "none: the attacher would try by itself within 5 minutes",
             "the write is accepted",
             EffectClass::Conditional,

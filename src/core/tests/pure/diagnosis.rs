@@ -239,6 +239,17 @@ fn waits() -> Vec<Row> {
             "the cloud is busy with the volume (volume_attach)",
         ),
         row(
+            "wait-cloud-job-just-ended",
+            {
+                let mut case = d();
+                case.evidence.jobs =
+                    Fact::present(vec![job(JobStatus::Finished)], Source::Cloud("linode".into()), start());
+                case
+            },
+            None,
+            "the cloud is busy with the volume (volume_attach)",
+        ),
+        row(
             "wait-detaching",
             d().attachment(|a| a.deleting_since = Some(start())),
             None,

@@ -1,12 +1,14 @@
 //! The founding incident: 2021-07-11, python-discord on Linode LKE. Its public post-mortem took 5 h 20 min.
 
-use super::{after, reading};
+use super::{Pace, after, reading};
 use crate::app::App;
+use crate::record::{describe, record};
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
 use crate::world::WorldError;
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
+use reattach_core::report::support_ticket;
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
 use std::time::Duration;
@@ -24,7 +26,11 @@ const LOCKED_VOLUME: u64 = 411_806;
 const NOT_OURS: [&str; 2] = ["site", "grafana"];
 const PERSON: &str = "sre@example.org";
 
-pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, WorldError> {
+    let unlocked_at = match pace {
+        Pace::Full => "2021-07-11T06:36:00Z",
+        Pace::Short => "2021-07-11T01:20:00Z",
+    };
     let mut s = Stage::new(seed, "2021-07-11T00:52:00Z".parse().unwrap_or_default(), &NODES, sink).await?;
     s.heading(
         "A cluster of three nodes at Linode; reattach is installed with its default policy: DryRun",
@@ -37,7 +43,7 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     not_ours(&mut s).await?;
     dry_run(&mut s).await?;
     for_real(&mut s).await?;
-    unlock(&mut s).await?;
+    unlock(&mut s, unlocked_at).await?;
     Ok(s)
 }
 
@@ -121,9 +127,18 @@ async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
     Ok(())
 }
 
-async fn unlock(s: &mut Stage) -> Result<(), WorldError> {
-    s.heading("All but the locked one run. Hours pass; reattach asks the provider again and again and touches nothing", &[]);
-    after(s, "2021-07-11T06:36:00Z").await;
+/// The support ticket for the locked volume.
+async fn ticket(s: &Stage) -> Option<String> {
+    let recovery = s.recovery_of(LOCKED)?;
+    support_ticket(&record(&recovery, describe(&s.world, LOCKED_VOLUME).await))
+}
+
+async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {
+    s.heading("All but the locked one run. Hours pass: reattach asks the provider again and again, and touches nothing", &[]);
+    if let Some(ticket) = ticket(s).await {
+        s.show(Who::Reattach, LOCKED, "has the ticket for the provider ready to send:", &ticket);
+    }
+    after(s, unlocked_at).await;
     let still = reading(s, LOCKED, Phase::Waiting);
     if !still {
         s.broken.push(format!("{LOCKED} did not wait until the lock was lifted"));

@@ -34,7 +34,7 @@ fn number(name: &str) -> String {
 }
 
 /// A staging or pod directory, mounted from `device` or not.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MountView {
     pub spec: VolumeSpec,
     pub pod: String,
@@ -42,7 +42,7 @@ pub(super) struct MountView {
 }
 
 /// A container's first process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProcessView {
     pub pid: u32,
     pub pod: String,
@@ -50,7 +50,7 @@ pub(super) struct ProcessView {
 }
 
 /// What the host looks like.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostView {
     pub boot_id: String,
     pub booted: Timestamp,
@@ -75,21 +75,27 @@ type Entries = BTreeMap<PathBuf, Entry>;
 #[derive(Debug)]
 pub(super) struct HostTree {
     root: PathBuf,
+    /// What `shown` was made from. It is looked at every second, and mostly nothing has changed.
+    view: Option<HostView>,
     shown: Entries,
 }
 
 impl HostTree {
     pub fn new(root: PathBuf) -> Self {
-        Self { root, shown: Entries::new() }
+        Self { root, view: None, shown: Entries::new() }
     }
 
     /// The machine is off: nothing to see.
     pub fn clear(&mut self) {
+        self.view = None;
         self.apply(Entries::new());
     }
 
     pub fn show(&mut self, view: &HostView) {
-        self.apply(entries(view));
+        if self.view.as_ref() != Some(view) {
+            self.apply(entries(view));
+            self.view = Some(view.clone());
+        }
     }
 
     fn apply(&mut self, wanted: Entries) {

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 /// A child process whose output goes to a file; it is killed when dropped.
 pub struct Process {
     child: Child,
+    ended: bool,
     /// Where its output goes.
     pub log: PathBuf,
 }
@@ -24,7 +25,7 @@ impl Process {
             .stderr(file)
             .spawn()
             .unwrap_or_else(|e| panic!("{binary} does not start: {e}"));
-        Self { child, log: log.to_owned() }
+        Self { child, ended: false, log: log.to_owned() }
     }
 
     /// Ends it as the kubelet does first: SIGTERM. Returns whether it ended well.
@@ -32,13 +33,20 @@ impl Process {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).expect("a pid"), rustix::process::Signal::TERM)
             .expect("it is ours");
+        self.ended = true;
         self.child.wait().is_ok_and(|s| s.success())
     }
 
     /// Ends it as a power cut does.
     pub fn kill(&mut self) {
+        self.ended = true;
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Whether this test has not ended it.
+    pub fn runs(&self) -> bool {
+        !self.ended
     }
 
     /// What it has printed.

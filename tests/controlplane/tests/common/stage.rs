@@ -2,6 +2,7 @@
 
 use super::{LIMIT, Process};
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -26,13 +27,15 @@ pub struct StageOptions {
     pub mode: Option<Mode>,
     /// How many controller processes.
     pub controllers: usize,
+    /// How many volumes a node may have.
+    pub volumes_per_node: u32,
     /// Further users of the API server, with their groups.
     pub users: Vec<(&'static str, Vec<&'static str>)>,
 }
 
 impl Default for StageOptions {
     fn default() -> Self {
-        Self { nodes: 2, mode: Some(Mode::Auto), controllers: 2, users: Vec::new() }
+        Self { nodes: 2, mode: Some(Mode::Auto), controllers: 2, volumes_per_node: 8, users: Vec::new() }
     }
 }
 
@@ -91,7 +94,7 @@ impl Stage {
             volumes: 1.into(),
         };
         stage.install();
-        stage.add_nodes(options.nodes).await;
+        stage.add_nodes(options.nodes, options.volumes_per_node).await;
         if let Some(mode) = options.mode {
             stage.policy("test", mode).await;
         }
@@ -136,7 +139,7 @@ impl Stage {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
-    async fn add_nodes(&mut self, count: u64) {
+    async fn add_nodes(&mut self, count: u64, volumes: u32) {
         for n in 1..=count {
             let (name, instance) = (format!("node-{n}"), 1000 + n);
             self.cloud.create_instance(NewInstance::new(name.as_str()).with_id(instance)).expect("an instance");
@@ -144,6 +147,7 @@ impl Stage {
             let host = self.folder.join("hosts").join(&name);
             std::fs::create_dir_all(&host).expect("a folder");
             config.host_root = Some(host);
+            config.max_volumes = volumes;
             let machines = Arc::new(SimulatedCloud::new(self.cloud.clone()));
             let kubelet = SimKubelet::new(config, self.admin.clone(), machines, Clock::wall().as_fn());
             kubelet.power_on().await;
@@ -170,7 +174,11 @@ impl Stage {
             let pod = self.pod_on(SYSTEM, "reattach-agent", &node).await;
             let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
             let config = config.expect("a kubeconfig").display().to_string();
-            let host = self.folder.join("hosts").join(&node).display().to_string();
+            let host = self.folder.join("hosts").join(&node);
+            let boot = host.join("proc/sys/kernel/random/boot_id");
+            let shown = eventually("the host's boot ID", LIMIT, async || boot.exists().then_some(()));
+            shown.await.expect("the machine is on");
+            let host = host.display().to_string();
             let log = self.folder.join(format!("agent-{node}.log"));
             let arguments = ["--host-root", &host, "--node-name", &node, "--rescan", "5s"];
             self.agents.push(Process::start("reattach-agent", &log, &arguments, &[("KUBECONFIG", config)]));
@@ -210,6 +218,27 @@ impl Stage {
         self.controllers.push(Process::start("reattach-controller", &log, &arguments, &environment));
     }
 
+    /// Waits until one of the controllers holds the leader Lease; answers its number.
+    pub async fn leader(&self) -> usize {
+        let api: Api<Lease> = Api::namespaced(self.admin.clone(), SYSTEM);
+        let found = eventually("a leader", LIMIT, async || {
+            let lease = api.get_opt("reattach-controller").await.ok()??.spec?;
+            let holder = lease.holder_identity.filter(|h| !h.is_empty())?;
+            let number: usize = holder.strip_prefix("controller-")?.split('/').next()?.parse().ok()?;
+            self.controllers.get(number)?.runs().then_some(number)
+        });
+        found.await.expect("a controller that leads")
+    }
+
+    /// Stops every controller as the kubelet does.
+    pub fn stop_controllers(&mut self) {
+        for controller in &mut self.controllers {
+            if controller.runs() {
+                assert!(controller.terminate(), "a controller did not end well: {}", controller.output());
+            }
+        }
+    }
+
     /// Creates a cloud volume and gives its number and CSI handle.
     pub fn volume(&self, label: &str) -> (VolumeNo, String) {
         let no = 50_000 + self.volumes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -243,10 +272,15 @@ impl Stage {
         self.kubelets.iter().find(|k| k.node() == node).expect("a node of the stage")
     }
 
-    /// Everything that the processes printed, for a failing test.
+    /// The end of what each process printed, for a failing test.
     pub fn logs(&self) -> String {
         let all = self.controllers.iter().chain(&self.agents);
-        all.map(|p| format!("--- {}\n{}\n", p.log.display(), p.output())).collect()
+        all.map(|p| {
+            let output = p.output();
+            let lines: Vec<&str> = output.lines().collect();
+            format!("--- {}\n{}\n", p.log.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
+        })
+        .collect()
     }
 
     /// Now, for comparing with the audit log.

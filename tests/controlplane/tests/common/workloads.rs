@@ -200,10 +200,21 @@ impl Stage {
         match found.await {
             Ok(recovery) => recovery,
             Err(error) => {
-                let all = self.recoveries(namespace).await;
-                panic!("{error}\n{}\n{}", serde_json::to_string_pretty(&all).unwrap_or_default(), self.logs())
+                panic!("{error}\n{}\n{}", self.story(namespace).await, self.logs())
             }
         }
+    }
+
+    /// Where every recovery of a namespace stands, and what it did: for a failing test.
+    async fn story(&self, namespace: &str) -> String {
+        let mut lines = Vec::new();
+        for r in self.recoveries(namespace).await {
+            let status = r.status.clone().unwrap_or_default();
+            lines.push(format!("{} of {}: {:?}: {}", r.name_any(), r.spec.claim_name, status.phase, status.message));
+            lines.extend(status.diagnosis.iter().flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))));
+            lines.extend(status.journal.iter().map(|e| format!("    {} {:?}", e.at, e.mark)));
+        }
+        lines.join("\n")
     }
 
     /// Patches an object as an administrator.

@@ -1,0 +1,171 @@
+//! Short scenarios on two nodes, each about one thing that can go wrong.
+
+use super::reading;
+use crate::app::App;
+use crate::replica::{CrashPoint, Side};
+use crate::stage::{Expect, Sink, Stage};
+use crate::timeline::Who;
+use crate::world::{APPS, WorldError};
+use kube::ResourceExt;
+use reattach_api::Phase;
+use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
+use reattach_core::policy::Mode;
+use reattach_sim::kubelet::DiskAfter;
+use serde_json::json;
+use std::time::Duration;
+
+const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
+const PERSON: &str = "sre@example.org";
+/// A recovery whose cloud detach is needed may wait out the runbook's patience and external-attacher's back-off.
+const LONG: Duration = Duration::from_secs(900);
+
+fn redis() -> App {
+    App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn postgres() -> App {
+    App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
+}
+
+/// Redis and PostgreSQL run, two replicas of the controller watch, and the policy has this mode.
+async fn set(seed: u64, mode: Mode, apps: &[(App, Expect)], sink: Sink) -> Result<Stage, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(seed, start, &NODES, sink).await?;
+    s.heading(&format!("Two nodes at Linode; the policy's mode is {mode}"), &[]);
+    for (app, expect) in apps {
+        s.add(app.clone(), *expect).await?;
+    }
+    s.world.policy("everything", mode, 0).await?;
+    let names: Vec<&str> = apps.iter().map(|(a, _)| a.name.as_str()).collect();
+    s.running(&names, Duration::from_secs(180)).await?;
+    s.start_replica("reattach-controller-0", None);
+    s.pass(Duration::from_secs(5)).await;
+    s.start_replica("reattach-controller-1", None);
+    s.pass(Duration::from_secs(15)).await;
+    s.from = s.world.now();
+    Ok(s)
+}
+
+async fn recycle_both(s: &mut Stage) -> Result<(), WorldError> {
+    for (node, _) in NODES {
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    }
+    Ok(())
+}
+
+async fn healed(s: &mut Stage, apps: &[&str]) -> Result<(), WorldError> {
+    s.phases(apps, &[Phase::Recovered], LONG).await?;
+    s.running(apps, Duration::from_secs(120)).await?;
+    s.pass(Duration::from_secs(20)).await;
+    Ok(())
+}
+
+pub(super) async fn stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    s.world.csi.set_unpublish_fails(true);
+    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    recycle_both(&mut s).await?;
+    healed(&mut s, &["redis", "postgres"]).await?;
+    let detaches = s.world.ledger.effects().iter().filter(|e| e.path.ends_with("/detach")).count();
+    if detaches != 2 {
+        s.broken.push(format!("{detaches} detaches were asked of the cloud; 2 are needed"));
+    }
+    Ok(s)
+}
+
+pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running)], sink).await?;
+    s.world.csi.set_unpublish_fails(true);
+    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    recycle_both(&mut s).await?;
+    s.phases(&["redis"], &[Phase::Running], Duration::from_secs(120)).await?;
+    let zero = |w: &crate::world::World| redis().read(w.server()).is_some_and(|d| d["spec"]["replicas"] == 0);
+    s.until("redis at zero", Duration::from_secs(60), zero).await?;
+    s.pass(Duration::from_secs(10)).await;
+    let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };
+    let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
+    s.tell(Who::Person, "redis", "aborts: kubectl reattach abort redis-data");
+    s.world.merge(PERSON, &path, &json!({"spec": {"abort": {"by": PERSON, "reason": "drill"}}})).await?;
+    s.phases(&["redis"], &[Phase::Aborted], Duration::from_secs(120)).await?;
+    s.pass(Duration::from_secs(120)).await;
+    if !reading(&s, "redis", Phase::Aborted) {
+        s.broken.push("the aborted recovery was begun again without being asked".to_owned());
+    }
+    if redis().read(s.world.server()).is_none_or(|d| d["spec"]["replicas"] != 1) {
+        s.broken.push("the abort did not restore redis to 1 replica".to_owned());
+    }
+    s.world.csi.set_unpublish_fails(false);
+    s.tell(Who::Provider, "", "the CSI driver works again");
+    s.tell(Who::Person, "redis", "asks for it: kubectl reattach recover redis-data --mode Auto");
+    let again = json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+        "metadata": {"name": "redis-data-by-hand", "namespace": APPS},
+        "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "scale-to-zero", "requester": PERSON, "reason": "after the abort"},
+    });
+    s.world.create(PERSON, &again).await?;
+    let done = |w: &crate::world::World| {
+        let by_hand = w.recoveries().into_iter().find(|r| r.name_any() == "redis-data-by-hand");
+        by_hand.and_then(|r| r.status).is_some_and(|st| matches!(st.phase, Phase::Recovered | Phase::Resolved))
+    };
+    s.until("the recovery by hand over", LONG, done).await?;
+    s.running(&["redis"], Duration::from_secs(120)).await?;
+    s.pass(Duration::from_secs(20)).await;
+    Ok(s)
+}
+
+pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    // The point moves with the seed over the first requests of a run: questions, plan, journal, the scaling itself.
+    let number = s.replicas[0].requests() + 4 + seed % 24;
+    let side = if seed.is_multiple_of(2) { Side::Before } else { Side::After };
+    s.replicas[0].crash_at(CrashPoint { number, side });
+    recycle_both(&mut s).await?;
+    let mut waited = 0;
+    while s.replicas[0].died_at().is_none() && waited < 600 {
+        s.pass(Duration::from_millis(500)).await;
+        waited += 1;
+    }
+    match s.replicas[0].died_at() {
+        Some(at) => {
+            let word = if side == Side::Before { "right before" } else { "right after, with the reply unread" };
+            s.tell(Who::Kubernetes, "", format!("the leader's process was killed, {word}: {at}"));
+        }
+        None => s.broken.push("the leader did not reach the point at which it was to die".to_owned()),
+    }
+    healed(&mut s, &["redis", "postgres"]).await?;
+    Ok(s)
+}
+
+pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    s.world.csi.set_unpublish_fails(true);
+    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    let lost = Fault::Error { status: 502, reason: "bad gateway".into(), when: When::AfterEffect, body: ErrorBody::Html };
+    s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], lost).times(1));
+    let cut = Fault::Cut { when: When::BeforeEffect };
+    s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], cut).after(1).times(1));
+    s.tell(Who::Provider, "", "its API will answer the first detach with an HTML page (502, and it detaches), and drop the second unheard");
+    recycle_both(&mut s).await?;
+    healed(&mut s, &["redis", "postgres"]).await?;
+    Ok(s)
+}
+
+pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = set(seed, Mode::Approve, &[(redis(), Expect::Running)], sink).await?;
+    recycle_both(&mut s).await?;
+    s.phases(&["redis"], &[Phase::AwaitingApproval], Duration::from_secs(120)).await?;
+    s.pass(Duration::from_secs(60)).await;
+    if !s.world.ledger.effects().is_empty() {
+        s.broken.push("something was changed before the approval".to_owned());
+    }
+    let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };
+    let hash = recovery.status.and_then(|st| st.plan_hash).unwrap_or_default();
+    let path = format!(
+        "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
+        recovery.metadata.name.unwrap_or_default()
+    );
+    s.tell(Who::Person, "redis", format!("approves exactly this plan: kubectl reattach approve redis-data --plan {hash}"));
+    s.world.merge(PERSON, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": PERSON}}})).await?;
+    healed(&mut s, &["redis"]).await?;
+    Ok(s)
+}

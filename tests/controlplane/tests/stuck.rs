@@ -1,0 +1,109 @@
+//! A CSI controller that does not detach, and one that is not there.
+
+mod common;
+
+use common::logs::{CONTROLLER, journal};
+use common::{AWAY, Stage, StageOptions};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::{Operation, RequestRecord, VolumeNo};
+use reattach_core::journal::Mark;
+use reattach_core::proof::ProofKind;
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_controlplane::{Component, CsiFaults, Unpublish};
+
+/// Every detach of the volume that anybody asked the cloud for.
+fn detaches(stage: &Stage, volume: VolumeNo) -> Vec<RequestRecord> {
+    let path = format!("/volumes/{volume}/");
+    let all = stage.cloud.requests().into_iter();
+    all.filter(|r| r.operation == Some(Operation::DetachVolume) && r.path.contains(&path)).collect()
+}
+
+/// The proof that the journal gives for the cloud detach: when the volume had no user, and the Lease renewal after it.
+fn proof(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
+    let journal = &recovery.status.as_ref().expect("a status").journal;
+    let found = journal.iter().find_map(|e| match &e.mark {
+        Mark::Started { proof: Some(ProofKind::KubeletHandshake { no_user_since, lease_renewed, .. }), .. } => {
+            Some((*no_user_since, *lease_renewed))
+        }
+        _ => None,
+    });
+    found.expect("a started step with a proof")
+}
+
+/// When the node's kubelet reported that it does not use the volume, the last time before `before`.
+fn freed(stage: &Stage, node: &str, volume: VolumeNo, before: Timestamp) -> Timestamp {
+    let mut freed = None;
+    let events = stage.audit();
+    let reports = events.iter().filter(|e| {
+        e.resource == "nodes"
+            && e.name.as_deref() == Some(node)
+            && e.subresource.as_deref() == Some("status")
+            && e.took_effect()
+            && e.received < before
+    });
+    for report in reports {
+        let Some(in_use) = report.body.as_ref().and_then(|b| b.pointer("/status/volumesInUse")) else { continue };
+        let used = in_use.to_string().contains(&format!("^{volume}-"));
+        freed = if used { None } else { freed.or(Some(report.reached)) };
+    }
+    freed.expect("volumesInUse was empty of the volume")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_detach_with_proof_where_the_drivers_fails() {
+    let stage = Stage::set(StageOptions::default()).await;
+    stage.namespace("shop").await;
+    let failing = stage.deployment("shop", "redis", "node-1").await;
+    let absent = stage.stateful_set("shop", "sql", 1, "node-2").await[0];
+    for app in ["redis", "sql"] {
+        stage.await_ready("shop", app, 1).await;
+    }
+    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Fail }).await.expect("the switch moves");
+    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    let recovery = stage.await_phase("shop", "redis", &[Phase::Recovered]).await;
+    stage.await_ready("shop", "redis", 1).await;
+    one_proven_detach(&stage, &recovery, failing, "node-1");
+    stage.plane.csi_faults(CsiFaults::default()).await.expect("the switch moves");
+
+    // Nobody publishes or unpublishes: the cloud detach frees the volume, and the rest waits for the driver.
+    stage.plane.stop_component(Component::CsiController).expect("it ran");
+    stage.kubelet("node-2").recycle(DiskAfter::Kept, AWAY).await;
+    let detached = |e: &reattach_tests_controlplane::AuditEvent| {
+        let last = journal(e).last().map(ToString::to_string).unwrap_or_default();
+        e.user == CONTROLLER && e.name.as_deref().is_some_and(|n| n.starts_with("data-sql-0")) && last.contains("the cloud names no holder")
+    };
+    let what = "a journal line that says that the cloud has let go";
+    let seen = reattach_tests_controlplane::eventually(what, common::LIMIT, async || {
+        stage.audit().iter().any(detached).then_some(())
+    });
+    if seen.await.is_err() {
+        stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
+    }
+    assert_eq!(stage.count("shop", "StatefulSet", "sql").await, (0, true), "it waits for the VolumeAttachment");
+    stage.plane.start_component(Component::CsiController).await.expect("it starts");
+    let recovery = stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
+    stage.await_ready("shop", "sql", 1).await;
+    one_proven_detach(&stage, &recovery, absent, "node-2");
+    stage.assert_one_holder(&[failing, absent]);
+    stage.await_nothing_left().await;
+}
+
+fn one_proven_detach(stage: &Stage, recovery: &VolumeRecovery, volume: VolumeNo, node: &str) {
+    let asked = detaches(stage, volume);
+    let ours: Vec<_> = stage.cloud_mutations().into_iter().filter(|r| asked.contains(r)).collect();
+    assert_eq!(ours.len(), 1, "{asked:#?}");
+    let (no_user, lease) = proof(recovery);
+    let freed = freed(stage, node, volume, ours[0].at);
+    assert!(no_user < lease && lease < ours[0].at, "no user {no_user}, Lease {lease}, detach {}", ours[0].at);
+    assert!(freed < ours[0].at, "volumesInUse let go at {freed}, the detach was asked for at {}", ours[0].at);
+    let effects = stage.assert_journaled_first(recovery, volume);
+    println!(
+        "{}: one detach of ours, {:.1} s after the last user, {:.1} s after volumesInUse, {:.1} s after the Lease; {effects} effects journaled first",
+        recovery.name_any(),
+        ours[0].at.duration_since(no_user).as_secs_f64(),
+        ours[0].at.duration_since(freed).as_secs_f64(),
+        ours[0].at.duration_since(lease).as_secs_f64(),
+    );
+}

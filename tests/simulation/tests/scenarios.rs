@@ -1,0 +1,67 @@
+//! Every scenario of the drill, over several seeds, and the same seed twice.
+
+use reattach_drill::{Outcome, Pace, play};
+use reattach_tests_simulation::seeds;
+use std::sync::Arc;
+
+fn run(name: &str, seed: u64) -> Outcome {
+    play(name, seed, Pace::Short, Arc::new(|_| {})).unwrap_or_else(|e| panic!("{name} --seed {seed}: {e}"))
+}
+
+fn good(name: &str, all: &[u64]) {
+    for seed in all {
+        let outcome = run(name, *seed);
+        assert!(outcome.good(), "replay: kubectl reattach drill --scenario {name} --seed {seed}\n{}", outcome.transcript());
+    }
+}
+
+#[test]
+fn the_founding_incident() {
+    good("incident-2021-07-11", &seeds(2));
+}
+
+#[test]
+fn stuck_unpublish() {
+    good("stuck-unpublish", &seeds(8));
+}
+
+#[test]
+fn abort() {
+    good("abort", &seeds(8));
+}
+
+#[test]
+fn leader_crash() {
+    good("leader-crash", &seeds(24));
+}
+
+#[test]
+fn lost_reply() {
+    good("lost-reply", &seeds(8));
+}
+
+#[test]
+fn refusals() {
+    good("refusals", &seeds(2));
+}
+
+#[test]
+fn approve() {
+    good("approve", &seeds(4));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_transcript() {
+    for name in ["stuck-unpublish", "leader-crash"] {
+        let (one, two) = (run(name, 5), run(name, 5));
+        assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
+        assert_eq!(reattach_core::report::markdown(&one.incident), reattach_core::report::markdown(&two.incident));
+    }
+}
+
+#[test]
+fn an_unknown_scenario_is_one_sentence_that_names_the_known_ones() {
+    let error = play("no-such", 1, Pace::Short, Arc::new(|_| {})).err().map(|e| e.to_string());
+    let text = error.unwrap_or_default();
+    assert!(text.contains("no-such") && text.contains("leader-crash"), "{text}");
+}
