@@ -18,6 +18,7 @@
 //! # Errors
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
+mod detach;
 mod forward;
 mod observe;
 mod state;

@@ -4,6 +4,7 @@
 
 mod check;
 mod diagnosis;
+mod edges;
 mod explore;
 mod gaps;
 mod hash;
