@@ -52,10 +52,14 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    #[allow(clippy::disallowed_methods)] // Wall time for the last line; the drill's own time is virtual.
     let started = std::time::Instant::now();
     let live = !args.json && !args.quiet;
     if live {
-        println!("reattach drill, scenario {}, seed {}. Times are UTC in virtual time.", args.scenario, args.seed);
+        println!(
+            "reattach drill, scenario {}, seed {}. Times are UTC in virtual time.",
+            args.scenario, args.seed
+        );
     }
     let sink = Arc::new(move |line: &Line| {
         if live {
@@ -75,7 +79,8 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     } else {
         println!("{}", outcome.summary());
         println!("== Post-mortem\n\n{}", report::markdown(&outcome.incident));
-        let (virtual_time, wall) = (outcome.incident.to.duration_since(outcome.incident.from), started.elapsed());
+        let (virtual_time, wall) =
+            (outcome.incident.to.duration_since(outcome.incident.from), started.elapsed());
         let virtual_time = span(virtual_time.as_secs_f64());
         eprintln!("{virtual_time} of cluster time in {:.1} s.", wall.as_secs_f64());
         if let Some(file) = &args.html {

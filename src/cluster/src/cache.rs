@@ -9,14 +9,18 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher::{self, Event as Change, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use reattach_api::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+/// First and longest pause after a watch that failed.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// What can be kept in the cache.
 pub trait Cached:
@@ -74,7 +78,7 @@ pub struct Cache {
     /// Agents' reports.
     pub reports: Kind<NodeVolumeReport>,
     changes: watch::Sender<u64>,
-    broken: Arc<Mutex<std::collections::BTreeMap<String, Timestamp>>>,
+    broken: Arc<Mutex<Broken>>,
     clock: Clock,
 }
 
@@ -128,44 +132,62 @@ impl Cache {
 
     /// The age of what the cache says: now, or the moment at which the first watch that is broken now broke.
     pub fn as_of(&self) -> Timestamp {
-        let broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        broken.values().min().copied().unwrap_or_else(|| self.clock.now())
+        lock(&self.broken).values().min().copied().unwrap_or_else(|| self.clock.now())
     }
 }
 
 struct Spawner<'a> {
     client: &'a Client,
     changes: &'a watch::Sender<u64>,
-    broken: &'a Arc<Mutex<std::collections::BTreeMap<String, Timestamp>>>,
+    broken: &'a Arc<Mutex<Broken>>,
     clock: &'a Clock,
     tasks: &'a mut JoinSet<()>,
 }
 
 impl Spawner<'_> {
+    /// Follows one kind. After an error everything of it is listed anew: a watch that is merely opened again says
+    /// nothing until an object changes, and what was missed meanwhile would look fresh.
     fn watch<K: Cached>(&mut self, config: watcher::Config) -> Kind<K> {
         let kind = K::kind(&()).into_owned();
-        let (reader, writer) = store::<K>();
-        let stream = watcher(Api::<K>::all(self.client.clone()), config)
-            .modify(|o| o.managed_fields_mut().clear())
-            .default_backoff()
-            .reflect(writer);
+        let (reader, mut writer) = store::<K>();
+        let api = Api::<K>::all(self.client.clone());
         let (changes, broken, clock) = (self.changes.clone(), self.broken.clone(), self.clock.clone());
         self.tasks.spawn(async move {
-            let mut stream = std::pin::pin!(stream);
-            while let Some(event) = stream.next().await {
-                let mut broken = broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                match event {
-                    Ok(_) => {
-                        broken.remove(&kind);
+            let mut pause = PAUSES.0;
+            loop {
+                let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()));
+                while let Some(event) = stream.next().await {
+                    let mut event = match event {
+                        Ok(event) => event,
+                        Err(error) => {
+                            tracing::warn!(kind, %error, "watch failed; it is tried again");
+                            lock(&broken).entry(kind.clone()).or_insert_with(|| clock.now());
+                            break;
+                        }
+                    };
+                    if let Change::Apply(object) | Change::InitApply(object) | Change::Delete(object) =
+                        &mut event
+                    {
+                        object.managed_fields_mut().clear();
+                    }
+                    writer.apply_watcher_event(&event);
+                    // A list that has only begun has proven nothing yet.
+                    if !matches!(event, Change::Init | Change::InitApply(_)) {
+                        lock(&broken).remove(&kind);
+                        pause = PAUSES.0;
                         changes.send_modify(|n| *n = n.wrapping_add(1));
                     }
-                    Err(error) => {
-                        tracing::warn!(kind, %error, "watch failed; it is tried again");
-                        broken.entry(kind.clone()).or_insert_with(|| clock.now());
-                    }
                 }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
             }
         });
         Kind { store: reader }
     }
+}
+
+type Broken = std::collections::BTreeMap<String, Timestamp>;
+
+fn lock(broken: &Mutex<Broken>) -> std::sync::MutexGuard<'_, Broken> {
+    broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

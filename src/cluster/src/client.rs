@@ -21,6 +21,9 @@ pub enum ConnectError {
     /// No usable configuration.
     #[error("no cluster to talk to: {0}; set KUBECONFIG or --context, or run inside a cluster")]
     Config(String),
+    /// The API server does not have or say what is needed.
+    #[error("{0}")]
+    Missing(String),
     /// The client could not be made from it.
     #[error("cannot make a client for {server}: {why}")]
     Client {
@@ -142,7 +145,9 @@ pub async fn load(
 pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
     let group = client.list_api_group_resources("reattach.dev/v1alpha1").await;
     let missing = |what: &str| {
-        Err(ConnectError::Config(format!("{what} is not installed in this cluster; apply deploy/crds first")))
+        Err(ConnectError::Missing(format!(
+            "{what} is not installed in this cluster; apply deploy/crds first"
+        )))
     };
     match group {
         Ok(list) => {
@@ -155,7 +160,7 @@ pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
         }
         // An unknown group is answered in plain text, which has a code and no reason.
         Err(kube::Error::Api(s)) if s.code == 404 => missing("API group reattach.dev/v1alpha1"),
-        Err(error) => Err(ConnectError::Config(format!("the API server does not answer ({error})"))),
+        Err(error) => Err(ConnectError::Missing(format!("the API server does not answer ({error})"))),
     }
 }
 

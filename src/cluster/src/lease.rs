@@ -32,6 +32,8 @@ use tokio::time::Instant;
 pub const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// How often it is renewed.
 pub const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// How long one look at the Lease with its write may take: two of them fit into a lease.
+pub const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A holder stops relying on its lease this long before a contender may take it.
 pub const MARGIN: Duration = Duration::from_secs(2);
 
@@ -114,7 +116,12 @@ impl Elector {
     /// Runs until `stop` turns true, publishing leadership; releases the lease at the end.
     pub async fn run(mut self, publish: watch::Sender<Option<Leadership>>, mut stop: watch::Receiver<bool>) {
         loop {
-            let wake = match self.round().await {
+            // A request that never ends must not keep a contender from trying again.
+            let round = match tokio::time::timeout(ROUND_TIMEOUT, self.round()).await {
+                Ok(round) => round.map_err(|e| e.to_string()),
+                Err(_) => Err(format!("no answer within {} s", ROUND_TIMEOUT.as_secs())),
+            };
+            let wake = match round {
                 Ok((leadership, wake)) => {
                     publish.send_if_modified(|now| {
                         let changed = *now != leadership;

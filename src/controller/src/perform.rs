@@ -63,7 +63,13 @@ fn detached(reply: Result<DetachOutcome, ProviderError>) -> Outcome {
             not_applied(format!("locked by the provider: {reason}"), true)
         }
         Err(error @ ProviderError::Unknown { .. }) => Outcome::Unknown { why: error.to_string() },
-        Err(error @ ProviderError::Throttled { .. }) => not_applied(error.to_string(), true),
-        Err(error) => not_applied(error.to_string(), false),
+        // A call that never left, or an answer that could not be used, may go better the next time; the step's deadline
+        // bounds it. Missing rights and a missing volume stay.
+        Err(error @ (ProviderError::Throttled { .. } | ProviderError::NotApplied { .. })) => {
+            not_applied(error.to_string(), true)
+        }
+        Err(error @ (ProviderError::Denied { .. } | ProviderError::NotFound { .. })) => {
+            not_applied(error.to_string(), false)
+        }
     }
 }

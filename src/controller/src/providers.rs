@@ -87,7 +87,11 @@ impl Located {
                         answer
                     }
                     None => {
-                        return Fact::unknown("the provider left the volume out of its answer", source, now());
+                        return Fact::unknown(
+                            "the provider left the volume out of its answer",
+                            source,
+                            now(),
+                        );
                     }
                 }
             }

@@ -35,7 +35,13 @@ impl AppVolume {
     /// The cloud has a volume of that number or label.
     pub fn create(&self, cloud: &CloudSim, server: &ApiServer) -> Result<(), OpError> {
         cloud.create_volume(NewVolume::new(self.label.as_str()).with_id(self.number))?;
-        server.insert(&manifests::linode_volume(&self.pv(), &self.handle(), &self.fs_type, APPS, &self.claim));
+        server.insert(&manifests::linode_volume(
+            &self.pv(),
+            &self.handle(),
+            &self.fs_type,
+            APPS,
+            &self.claim,
+        ));
         server.insert(&manifests::claim(APPS, &self.claim, &self.pv()));
         Ok(())
     }

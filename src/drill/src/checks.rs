@@ -38,31 +38,63 @@ impl Check {
 pub fn all(stage: &Stage) -> Vec<Check> {
     let world = &stage.world;
     let entries = world.ledger.entries();
+    let stored = journals(&entries, &world.recoveries());
     let mut checks = vec![
         one_writer(world),
-        Check::new("S2", "nothing is left at zero, no stamp, finalizer or question of ours is left", leftovers(stage)),
-        Check::new("S3", format!("every effect was in the journal before it was issued ({} effects)", effects(&entries).len()), unjournaled(&entries)),
-        Check::new("S7", "only workloads, attachments and volumes that a plan names were touched", strangers(&entries)),
+        Check::new(
+            "S2",
+            "nothing is left at zero, no stamp, finalizer or question of ours is left",
+            leftovers(stage),
+        ),
+        Check::new(
+            "S3",
+            format!(
+                "every effect was in the journal before it was issued ({} effects)",
+                effects(&entries).len()
+            ),
+            unjournaled(&entries, &stored),
+        ),
+        Check::new(
+            "S7",
+            "only workloads, attachments and volumes that a plan names were touched",
+            strangers(&entries, &stored),
+        ),
         Check::new("S6", "agents wrote their own reports and nothing else", agents(&world.agents_audit())),
     ];
     if let Some(until) = stage.dry_until {
         let first: Vec<&Entry> = entries.iter().take(until).collect();
         let broken = first.iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
-        checks.insert(1, Check::new("S6", format!("DryRun changed nothing ({} writes, all of our own records)", first.len()), broken));
+        checks.insert(
+            1,
+            Check::new(
+                "S6",
+                format!("DryRun changed nothing ({} writes, all of our own records)", first.len()),
+                broken,
+            ),
+        );
     }
-    let (running, untouched): (Vec<String>, Vec<String>) = stage.cast.values().fold((vec![], vec![]), |(mut r, mut u), c| {
-        match c.expect {
-            Expect::Running => r.extend(not_running(world, c)),
-            Expect::Untouched => u.extend(touched(world, c)),
-            Expect::Restored => {}
-        }
-        (r, u)
-    });
+    let (running, untouched): (Vec<String>, Vec<String>) =
+        stage.cast.values().fold((vec![], vec![]), |(mut r, mut u), c| {
+            match c.expect {
+                Expect::Running => r.extend(not_running(world, c)),
+                Expect::Untouched => u.extend(touched(world, c)),
+                Expect::Restored => {}
+            }
+            (r, u)
+        });
     if stage.cast.values().any(|c| c.expect == Expect::Running) {
-        checks.push(Check::new("", "every workload that is ours to heal runs, with as many replicas as before", running));
+        checks.push(Check::new(
+            "",
+            "every workload that is ours to heal runs, with as many replicas as before",
+            running,
+        ));
     }
     if stage.cast.values().any(|c| c.expect == Expect::Untouched) {
-        checks.push(Check::new("S7", "what is not ours was named and not touched: same pods, same generation", untouched));
+        checks.push(Check::new(
+            "S7",
+            "what is not ours was named and not touched: same pods, same generation",
+            untouched,
+        ));
     }
     checks.push(Check::new("", "the scenario took its course", stage.broken.clone()));
     checks
@@ -77,7 +109,10 @@ fn one_writer(world: &World) -> Check {
         }
     }
     for pulled in world.cloud.pulled() {
-        broken.push(format!("volume {} was pulled from instance {} while in use at {}", pulled.volume, pulled.instance, pulled.at));
+        broken.push(format!(
+            "volume {} was pulled from instance {} while in use at {}",
+            pulled.volume, pulled.instance, pulled.at
+        ));
     }
     Check::new("S1", "no volume ever had two holders, and none was pulled from a guest that used it", broken)
 }
@@ -92,7 +127,11 @@ fn leftovers(stage: &Stage) -> Vec<String> {
             open.push(recovery.uid().unwrap_or_default());
         }
         if phase.is_final() && !recovery.finalizers().is_empty() {
-            found.push(format!("VolumeRecovery {} is over and keeps finalizers {:?}", recovery.name_any(), recovery.finalizers()));
+            found.push(format!(
+                "VolumeRecovery {} is over and keeps finalizers {:?}",
+                recovery.name_any(),
+                recovery.finalizers()
+            ));
         }
         if matches!(phase, Phase::Running | Phase::Restoring | Phase::Stuck) {
             found.push(format!("VolumeRecovery {} is still in phase {phase:?}", recovery.name_any()));
@@ -105,7 +144,10 @@ fn leftovers(stage: &Stage) -> Vec<String> {
         };
         let replicas = workload["spec"]["replicas"].as_u64().unwrap_or(1);
         if replicas != cast.app.replicas as u64 {
-            found.push(format!("{} {} has {replicas} replicas and had {}", cast.app.kind, cast.app.name, cast.app.replicas));
+            found.push(format!(
+                "{} {} has {replicas} replicas and had {}",
+                cast.app.kind, cast.app.name, cast.app.replicas
+            ));
         }
         if !workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
             found.push(format!("{} {} still carries the stamp", cast.app.kind, cast.app.name));
@@ -114,7 +156,10 @@ fn leftovers(stage: &Stage) -> Vec<String> {
     for report in world.server().list("reattach.dev", "nodevolumereports", None) {
         for challenge in report["spec"]["challenges"].as_array().into_iter().flatten() {
             if !open.iter().any(|uid| challenge["recovery"] == uid.as_str()) {
-                found.push(format!("node {} is still asked for a recovery that is over", report["metadata"]["name"]));
+                found.push(format!(
+                    "node {} is still asked for a recovery that is over",
+                    report["metadata"]["name"]
+                ));
             }
         }
     }
@@ -155,18 +200,35 @@ fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
         || resource == "volumeattachments" && name == plan.pins.attachment_name
 }
 
-/// Every stored version of a recovery: when its answer came, and the object.
-fn journals(entries: &[Entry]) -> Vec<(u64, VolumeRecovery)> {
-    let writes = entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status") && e.accepted());
-    let read = |e: &Entry| Some((e.answered?.0, serde_json::from_value(e.body.clone()).ok()?));
-    let mut all: Vec<(u64, VolumeRecovery)> = writes.filter_map(read).collect();
+/// Every stored version of a recovery: when its answer came, and the object. A write whose reply was lost counts if its
+/// last journal line is in the journal now, and nobody wrote that line with a reply.
+fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecovery)> {
+    let writes =
+        entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status"));
+    let parsed: Vec<(&Entry, VolumeRecovery)> =
+        writes.filter_map(|e| Some((e, serde_json::from_value(e.body.clone()).ok()?))).collect();
+    let last = |r: &VolumeRecovery| Some((r.uid()?, r.status.as_ref()?.journal.last()?.0.clone()));
+    let replied = |line: &(String, reattach_core::journal::Entry)| {
+        parsed.iter().any(|(e, r)| e.accepted() && last(r).as_ref() == Some(line))
+    };
+    let there = |line: &(String, reattach_core::journal::Entry)| {
+        let own = now.iter().find(|r| r.uid().as_ref() == Some(&line.0)).and_then(|r| r.status.as_ref());
+        own.is_some_and(|s| s.journal.iter().any(|e| e.0 == line.1))
+    };
+    let stored = |(e, r): &&(&Entry, VolumeRecovery)| {
+        e.accepted() || last(r).is_some_and(|line| there(&line) && !replied(&line))
+    };
+    let mut all: Vec<(u64, VolumeRecovery)> = parsed
+        .iter()
+        .filter(stored)
+        .map(|(e, r)| (e.answered.map_or(e.sent, |(at, _)| at), r.clone()))
+        .collect();
     all.sort_by_key(|(at, _)| *at);
     all
 }
 
 /// S3: effects that no journal announced when they were sent.
-fn unjournaled(entries: &[Entry]) -> Vec<String> {
-    let stored = journals(entries);
+fn unjournaled(entries: &[Entry], stored: &[(u64, VolumeRecovery)]) -> Vec<String> {
     let mut broken = Vec::new();
     for effect in effects(entries) {
         // A newer version of the same recovery replaces an older one.
@@ -182,8 +244,7 @@ fn unjournaled(entries: &[Entry]) -> Vec<String> {
 }
 
 /// S7: effects on something that no plan names.
-fn strangers(entries: &[Entry]) -> Vec<String> {
-    let stored = journals(entries);
+fn strangers(entries: &[Entry], stored: &[(u64, VolumeRecovery)]) -> Vec<String> {
     let known = |e: &&Entry| !stored.iter().any(|(_, r)| pinned(r, e));
     effects(entries).into_iter().filter(known).map(Entry::line).collect()
 }

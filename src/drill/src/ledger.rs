@@ -78,7 +78,11 @@ impl Entry {
             || match (group, resource) {
                 ("reattach.dev", "volumerecoveries" | "nodevolumereports") => true,
                 ("coordination.k8s.io", "leases") => {
-                    let named = if name.is_empty() { self.body["metadata"]["name"].as_str().unwrap_or_default() } else { name };
+                    let named = if name.is_empty() {
+                        self.body["metadata"]["name"].as_str().unwrap_or_default()
+                    } else {
+                        name
+                    };
                     named.starts_with("reattach-")
                 }
                 ("" | "events.k8s.io", "events") => self.method != "DELETE",

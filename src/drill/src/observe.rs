@@ -6,7 +6,7 @@ use crate::world::{APPS, World, is_ready};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus};
-use reattach_core::journal::{Entry, End, Mark, Outcome};
+use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
@@ -71,7 +71,12 @@ impl Observer {
     }
 
     fn leader(&mut self, world: &World) -> Option<Line> {
-        let lease = world.server().read("coordination.k8s.io", "leases", crate::replica::NAMESPACE, "reattach-controller")?;
+        let lease = world.server().read(
+            "coordination.k8s.io",
+            "leases",
+            crate::replica::NAMESPACE,
+            "reattach-controller",
+        )?;
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
         if holder == self.leader || holder.is_empty() {
             return None;
@@ -94,7 +99,10 @@ impl Observer {
                 (None | Some(false), true) => {
                     let node = pods.first().and_then(|p| p["spec"]["nodeName"].as_str()).unwrap_or("?");
                     let text = match seen.since {
-                        Some(since) => format!("runs again on {node}, after {}", span(now.duration_since(since).as_secs_f64())),
+                        Some(since) => format!(
+                            "runs again on {node}, after {}",
+                            span(now.duration_since(since).as_secs_f64())
+                        ),
                         None => format!("{} runs on {node}", app.role),
                     };
                     lines.push(line(now, Who::Kubernetes, &app.name, text));
@@ -102,7 +110,12 @@ impl Observer {
                 }
                 (Some(true), false) => {
                     (seen.ready, seen.since) = (Some(false), Some(now));
-                    lines.push(line(now, Who::Kubernetes, &app.name, "is down: its pod is not Ready".to_owned()));
+                    lines.push(line(
+                        now,
+                        Who::Kubernetes,
+                        &app.name,
+                        "is down: its pod is not Ready".to_owned(),
+                    ));
                 }
                 _ => {}
             }
@@ -114,7 +127,12 @@ impl Observer {
                 let message = event["message"].as_str().unwrap_or_default();
                 let key = format!("{}{message}", event["involvedObject"]["uid"]);
                 if seen.ready != Some(true) && seen.complained.insert(key) {
-                    lines.push(line(now, Who::Kubernetes, &app.name, format!("FailedMount: {}", cut(message))));
+                    lines.push(line(
+                        now,
+                        Who::Kubernetes,
+                        &app.name,
+                        format!("FailedMount: {}", cut(message)),
+                    ));
                 }
             }
         }
@@ -181,7 +199,9 @@ impl Observer {
             // Another recovery goes on in its place.
             Phase::Aborted if message.starts_with("the policy now says") => return None,
             Phase::Aborted => message.clone(),
-            Phase::Planned | Phase::AwaitingApproval => return self.planned(recovery, status, about, seen, now),
+            Phase::Planned | Phase::AwaitingApproval => {
+                return self.planned(recovery, status, about, seen, now);
+            }
             _ => return None,
         };
         let before = self.concluded.insert(about.to_owned(), text.clone());
@@ -205,7 +225,8 @@ impl Observer {
             _ => "Would act, and does not (DryRun)",
         };
         let trouble = plan.trouble.to_string();
-        let shown = if self.concluded.get(about) == Some(&trouble) { String::new() } else { format!("{trouble}. ") };
+        let shown =
+            if self.concluded.get(about) == Some(&trouble) { String::new() } else { format!("{trouble}. ") };
         self.concluded.insert(about.to_owned(), trouble);
         let mut said = line(
             now,
@@ -228,14 +249,21 @@ impl Observer {
     }
 
     /// A journal line as a sentence; `None` for one that says nothing new.
-    fn told(&mut self, about: &str, plan: &Plan, entry: &Entry, accepted: Option<Timestamp>) -> Option<String> {
+    fn told(
+        &mut self,
+        about: &str,
+        plan: &Plan,
+        entry: &Entry,
+        accepted: Option<Timestamp>,
+    ) -> Option<String> {
         let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
         let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
         let seconds = |from: Timestamp| span(entry.at.duration_since(from).as_secs_f64());
         Some(match &entry.mark {
             Mark::Accepted { plan_hash, authority } => {
                 let trouble = plan.trouble.to_string();
-                let known = self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
+                let known =
+                    self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
                 let shown = if known { String::new() } else { format!("{trouble}. ") };
                 format!("{shown}Takes up plan {plan_hash} ({})", short(authority))
             }
@@ -252,15 +280,28 @@ impl Observer {
                 Outcome::Applied { .. } => return None,
                 Outcome::NotApplied { why, .. } => format!("{}: not applied: {why}", number(step)),
                 Outcome::Unknown { why } => {
-                    format!("{}: whether it was applied is NOT KNOWN ({why}); it is observed, never repeated blindly", number(step))
+                    format!(
+                        "{}: whether it was applied is NOT KNOWN ({why}); it is observed, never repeated blindly",
+                        number(step)
+                    )
                 }
-                Outcome::ObservedApplied { seen } => format!("{}: observed that it was applied: {seen}", number(step)),
-                Outcome::ObservedNotApplied { seen } => format!("{}: observed that it was not applied: {seen}", number(step)),
+                Outcome::ObservedApplied { seen } => {
+                    format!("{}: observed that it was applied: {seen}", number(step))
+                }
+                Outcome::ObservedNotApplied { seen } => {
+                    format!("{}: observed that it was not applied: {seen}", number(step))
+                }
             },
             Mark::Completed { step, seen } => match kind(step)? {
-                StepKind::AwaitDetached if first_wait(plan, *step) || self.concluded.contains_key(&stuck(about)) => {
+                StepKind::AwaitDetached
+                    if first_wait(plan, *step) || self.concluded.contains_key(&stuck(about)) =>
+                {
                     self.concluded.remove(&stuck(about));
-                    let who = if std::mem::replace(&mut self.detach_shown, true) { String::new() } else { format!(": {seen}") };
+                    let who = if std::mem::replace(&mut self.detach_shown, true) {
+                        String::new()
+                    } else {
+                        format!(": {seen}")
+                    };
                     format!("{}: the volume is free{who}", number(step))
                 }
                 StepKind::CloudDetach => format!("{}: {seen}", number(step)),

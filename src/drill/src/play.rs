@@ -90,11 +90,16 @@ impl Outcome {
             .map(|f| {
                 let detach = if f.cloud_detach { "yes" } else { "no" };
                 let runs = if f.runs { "runs" } else { "DOWN" };
-                [f.workload.as_str(), &f.class, &f.result, &f.healed_in, detach, runs].map(str::to_owned).to_vec()
+                [f.workload.as_str(), &f.class, &f.result, &f.healed_in, detach, runs]
+                    .map(str::to_owned)
+                    .to_vec()
             })
             .collect();
         let mut out = String::from("\n== How it went\n\n");
-        out.push_str(&table(&["workload", "class", "what reattach did", "took", "cloud detach", "now"], &rows));
+        out.push_str(&table(
+            &["workload", "class", "what reattach did", "took", "cloud detach", "now"],
+            &rows,
+        ));
         out.push_str("\n== The safety rules, checked from outside\n\n");
         for check in &self.checks {
             let word = if check.held() { "held  " } else { "BROKEN" };
@@ -104,8 +109,16 @@ impl Outcome {
                 out.push_str(&paragraph(14, broken));
             }
         }
-        let verdict = if self.good() { "Good: every rule held and every workload is as it should be." } else { "NOT GOOD: see BROKEN above." };
-        let _ = writeln!(out, "\n  {verdict}\n  Replay: kubectl reattach drill --scenario {} --seed {}", self.scenario, self.seed);
+        let verdict = if self.good() {
+            "Good: every rule held and every workload is as it should be."
+        } else {
+            "NOT GOOD: see BROKEN above."
+        };
+        let _ = writeln!(
+            out,
+            "\n  {verdict}\n  Replay: kubectl reattach drill --scenario {} --seed {}",
+            self.scenario, self.seed
+        );
         out
     }
 
@@ -148,7 +161,14 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         let runs = stage.world.app_ready(&cast.app.name, cast.app.replicas);
         let Some(recovery) = recovery_of(&stage.world, &cast.app) else {
             let result = "nothing: no trouble was seen".to_owned();
-            workloads.push(Fared { workload: cast.app.name.clone(), result, class: "-".into(), healed_in: "-".into(), cloud_detach: false, runs });
+            workloads.push(Fared {
+                workload: cast.app.name.clone(),
+                result,
+                class: "-".into(),
+                healed_in: "-".into(),
+                cloud_detach: false,
+                runs,
+            });
             continue;
         };
         let number = cast.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
@@ -170,12 +190,25 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         records,
         notes: stage.notes.clone(),
     };
-    Outcome { scenario: scenario.name.to_owned(), seed, lines: stage.lines().to_vec(), workloads, checks, incident }
+    Outcome {
+        scenario: scenario.name.to_owned(),
+        seed,
+        lines: stage.lines().to_vec(),
+        workloads,
+        checks,
+        incident,
+    }
 }
 
 fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
     let same = |r: &VolumeRecovery| r.spec.claim_name == recovery.spec.claim_name;
-    stage.world.recoveries().into_iter().filter(same).filter_map(|r| r.metadata.creation_timestamp.map(|t| t.0)).min()
+    stage
+        .world
+        .recoveries()
+        .into_iter()
+        .filter(same)
+        .filter_map(|r| r.metadata.creation_timestamp.map(|t| t.0))
+        .min()
 }
 
 fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
@@ -186,9 +219,10 @@ fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: 
         (Fate::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
         _ => "-".to_owned(),
     };
-    let detached = record.journal.iter().any(|e| {
-        matches!(&e.mark, reattach_core::journal::Mark::Started { proof: Some(_), .. })
-    });
+    let detached = record
+        .journal
+        .iter()
+        .any(|e| matches!(&e.mark, reattach_core::journal::Mark::Started { proof: Some(_), .. }));
     let result = match expect {
         Expect::Untouched => format!("named it {}, touched nothing", fate.title()),
         _ => fate.title().to_owned(),

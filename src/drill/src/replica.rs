@@ -27,6 +27,9 @@ pub(crate) const TOKEN: &str = "drill";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
 
+/// Kubernetes' default grace period.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// On which side of a changing request the process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -91,7 +94,13 @@ pub struct Replica {
 
 impl Replica {
     /// Starts the shipped controller as the pod `name`, over the simulated API server and cloud.
-    pub fn start(name: &str, server: &ApiServer, cloud: &CloudSim, ledger: &Ledger, crash: Option<CrashPoint>) -> Self {
+    pub fn start(
+        name: &str,
+        server: &ApiServer,
+        cloud: &CloudSim,
+        ledger: &Ledger,
+        crash: Option<CrashPoint>,
+    ) -> Self {
         let tap = Arc::new(Tap { crash: Mutex::new(crash), ..Tap::default() });
         let client = tapped_client(server, name, ledger.clone(), tap.clone());
         let mut providers = Providers::default();
@@ -107,7 +116,8 @@ impl Replica {
         };
         let metrics = Metrics::register(&mut Registry::default());
         let clock = Clock::starting_at(server.clock().now());
-        let controller = Controller::new(Clients::over(client.clone(), client), providers, clock, settings, metrics);
+        let controller =
+            Controller::new(Clients::over(client.clone(), client), providers, clock, settings, metrics);
         let (ready, _) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let killed = tap.clone();
@@ -146,13 +156,15 @@ impl Replica {
         *Tap::lock(&self.tap.crash) = Some(point);
     }
 
-    /// Stops it as SIGTERM does, and waits until it has stopped.
+    /// Stops it as SIGTERM does, and waits until it has stopped; kills it after the grace period of a pod.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Err(error) = (&mut self.task).await
-            && error.is_panic()
-        {
-            tracing::error!(replica = self.name, "the controller panicked");
+        match tokio::time::timeout(GRACE, &mut self.task).await {
+            Ok(Err(error)) if error.is_panic() => {
+                tracing::error!(replica = self.name, "the controller panicked")
+            }
+            Ok(_) => {}
+            Err(_) => self.task.abort(),
         }
     }
 }
@@ -170,7 +182,8 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
     let agent = HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("reattach-controller"));
     let name = name.to_owned();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (service, ledger, tap, agent, name) = (service.clone(), ledger.clone(), tap.clone(), agent.clone(), name.clone());
+        let (service, ledger, tap, agent, name) =
+            (service.clone(), ledger.clone(), tap.clone(), agent.clone(), name.clone());
         async move {
             let (mut head, body) = request.into_parts();
             head.headers.insert(http::header::USER_AGENT, agent);
@@ -211,11 +224,17 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
 }
 
 /// The shipped Linode provider over the simulated cloud's HTTP face, in memory.
-fn linode(cloud: &CloudSim, name: &str, ledger: Ledger, tap: Arc<Tap>) -> Result<LinodeProvider, reattach_linode::ConfigError> {
+fn linode(
+    cloud: &CloudSim,
+    name: &str,
+    ledger: Ledger,
+    tap: Arc<Tap>,
+) -> Result<LinodeProvider, reattach_linode::ConfigError> {
     let inner = in_memory(cloud.clone());
     let (cloud, name) = (cloud.clone(), name.to_owned());
     let service = tower::service_fn(move |request: Request<Bytes>| {
-        let (inner, ledger, tap, cloud, name) = (inner.clone(), ledger.clone(), tap.clone(), cloud.clone(), name.clone());
+        let (inner, ledger, tap, cloud, name) =
+            (inner.clone(), ledger.clone(), tap.clone(), cloud.clone(), name.clone());
         async move {
             if request.method() == http::Method::GET {
                 return inner.oneshot(request).await;

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 /// How often the world is looked at while a scenario waits.
 const LOOK: Duration = Duration::from_millis(100);
+/// After so long without news it is looked at every second.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Takes the lines as they come.
 pub type Sink = Arc<dyn Fn(&Line) + Send + Sync>;
@@ -68,7 +70,12 @@ impl Stage {
     ///
     /// # Errors
     /// [`WorldError`].
-    pub async fn new(seed: u64, start: Timestamp, nodes: &[(&str, u64)], sink: Sink) -> Result<Self, WorldError> {
+    pub async fn new(
+        seed: u64,
+        start: Timestamp,
+        nodes: &[(&str, u64)],
+        sink: Sink,
+    ) -> Result<Self, WorldError> {
         let world = World::build(seed, start, nodes).await?;
         let from = world.now();
         Ok(Self {
@@ -99,7 +106,13 @@ impl Stage {
     pub fn heading(&mut self, text: &str, block: &[&str]) {
         self.look();
         let block = block.iter().map(|l| (*l).to_owned()).collect();
-        self.tell_line(Line { at: self.world.now(), who: Who::Drill, about: String::new(), text: text.to_owned(), block });
+        self.tell_line(Line {
+            at: self.world.now(),
+            who: Who::Drill,
+            about: String::new(),
+            text: text.to_owned(),
+            block,
+        });
     }
 
     /// A line about something that is done to the world; also a note for the post-mortem.
@@ -135,9 +148,16 @@ impl Stage {
     /// Lets time pass, telling what happens.
     pub async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
+        let mut news = Instant::now();
         while Instant::now() < end {
-            tokio::time::sleep(LOOK.min(end - Instant::now())).await;
+            // Hours in which nothing happens are looked at less closely.
+            let pause = if news.elapsed() > QUIET { LOOK * 10 } else { LOOK };
+            tokio::time::sleep(pause.min(end - Instant::now())).await;
+            let told = self.lines.len();
             self.look();
+            if self.lines.len() > told {
+                news = Instant::now();
+            }
         }
     }
 
@@ -212,7 +232,12 @@ impl Stage {
     ///
     /// # Errors
     /// [`WorldError`].
-    pub async fn recycle(&mut self, node: &str, disk: DiskAfter, off_for: Duration) -> Result<(), WorldError> {
+    pub async fn recycle(
+        &mut self,
+        node: &str,
+        disk: DiskAfter,
+        off_for: Duration,
+    ) -> Result<(), WorldError> {
         self.tell(Who::Provider, "", format!("recycles {node}: it loses power without a shutdown"));
         let recycled = self.world.begin_recycle(node, disk, off_for)?;
         self.pass(off_for).await;
@@ -235,7 +260,12 @@ impl Stage {
     ///
     /// # Errors
     /// [`WorldError::TooLate`].
-    pub async fn phases(&mut self, apps: &[&str], phases: &[Phase], limit: Duration) -> Result<Duration, WorldError> {
+    pub async fn phases(
+        &mut self,
+        apps: &[&str],
+        phases: &[Phase],
+        limit: Duration,
+    ) -> Result<Duration, WorldError> {
         let apps: Vec<App> = apps.iter().filter_map(|a| self.cast.get(*a)).map(|c| c.app.clone()).collect();
         let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
         let what = format!("recoveries of {} in phase {phases:?}", names.join(", "));

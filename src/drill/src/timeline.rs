@@ -64,7 +64,8 @@ impl Line {
             }
             return out;
         }
-        let mut head = format!("{}  {:<ACTOR$}  {:<ABOUT$}", self.at.strftime("%H:%M:%S"), self.who.word(), self.about);
+        let mut head =
+            format!("{}  {:<ACTOR$}  {:<ABOUT$}", self.at.strftime("%H:%M:%S"), self.who.word(), self.about);
         let indent = TIME + 2 + ACTOR + 2 + ABOUT + 2;
         // A long name pushes its own text to the right, not that of other lines.
         head.push_str("  ");
@@ -107,7 +108,12 @@ pub fn paragraph(indent: usize, text: &str) -> String {
 /// A table with a header line; cells are cut nowhere.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |n: usize| {
-        rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).chain([header[n].chars().count()]).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|r| r.get(n))
+            .map(|c| c.chars().count())
+            .chain([header[n].chars().count()])
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: &[String]| {
@@ -149,11 +155,17 @@ mod tests {
         assert!(text.lines().count() > 2);
         assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
         assert!(text.starts_with("01:13:05  reattach    redis       word"), "{text}");
-        assert!(text.lines().skip(1).all(|l| l.starts_with(&" ".repeat(34)) && !l.starts_with(&" ".repeat(35))), "{text}");
+        assert!(
+            text.lines().skip(1).all(|l| l.starts_with(&" ".repeat(34)) && !l.starts_with(&" ".repeat(35))),
+            "{text}"
+        );
     }
 
     #[test]
     fn spans_in_words() {
-        assert_eq!([span(0.04), span(17.24), span(245.0), span(19_200.0)], ["0.0 s", "17.2 s", "4 min 5 s", "5 h 20 min"]);
+        assert_eq!(
+            [span(0.04), span(17.24), span(245.0), span(19_200.0)],
+            ["0.0 s", "17.2 s", "4 min 5 s", "5 h 20 min"]
+        );
     }
 }

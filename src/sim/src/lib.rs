@@ -14,6 +14,7 @@ pub mod kubelet;
 pub mod manifests;
 pub mod names;
 pub mod rng;
+pub mod rows;
 
 pub use apiserver::ApiServer;
 pub use clock::Clock;

@@ -443,8 +443,13 @@ async fn runs_repeat() {
 #[tokio::test(flavor = "current_thread", start_paused = true)]
 async fn an_unknown_group_is_answered_in_plain_text() {
     let server = reattach_sim::ApiServer::new(reattach_sim::Clock::wall(), 1);
-    let resource = kube::api::ApiResource::from_gvk(&kube::api::GroupVersionKind::gvk("keda.sh", "v1alpha1", "ScaledObject"));
-    let api: kube::Api<kube::api::DynamicObject> = kube::Api::namespaced_with(server.client(), "default", &resource);
+    let resource = kube::api::ApiResource::from_gvk(&kube::api::GroupVersionKind::gvk(
+        "keda.sh",
+        "v1alpha1",
+        "ScaledObject",
+    ));
+    let api: kube::Api<kube::api::DynamicObject> =
+        kube::Api::namespaced_with(server.client(), "default", &resource);
     match api.list(&kube::api::ListParams::default()).await {
         Err(kube::Error::Api(status)) => assert!(status.code == 404 && !status.is_not_found(), "{status:?}"),
         other => panic!("expected 404, got {other:?}"),

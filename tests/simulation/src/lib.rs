@@ -1,10 +1,135 @@
 //! What the simulation tests share.
 
+use reattach_core::policy::Mode;
+use reattach_drill::app::App;
+use reattach_drill::checks;
+use reattach_drill::in_virtual_time;
+use reattach_drill::replica::CrashPoint;
+use reattach_drill::stage::{Expect, Stage, recovery_of};
+use reattach_drill::world::WorldError;
+use reattach_sim::kubelet::DiskAfter;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The nodes of [`phantom_night`].
+pub const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
+
 /// The seeds of one test: 1 to `usual`, or as many as `REATTACH_SEEDS` says; `REATTACH_SEED` names a single one.
 pub fn seeds(usual: u64) -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     match (number("REATTACH_SEED"), number("REATTACH_SEEDS")) {
         (Some(seed), _) => vec![seed],
         (None, many) => (1..=many.unwrap_or(usual)).collect(),
+    }
+}
+
+/// What a test does to the world of one night.
+#[derive(Clone, Copy)]
+pub struct Night {
+    /// The CSI driver cannot detach: the cloud detach is needed.
+    pub unpublish_fails: bool,
+    /// Where the first leader dies.
+    pub crash: Option<CrashPoint>,
+    /// Done when the nodes have just come back.
+    pub then: fn(&Stage, u64),
+    /// How long it may take until everything runs again.
+    pub within: Duration,
+}
+
+impl Default for Night {
+    fn default() -> Self {
+        Self { unpublish_fails: false, crash: None, then: |_, _| {}, within: Duration::from_secs(900) }
+    }
+}
+
+/// How a night ended.
+#[derive(Debug, Clone)]
+pub struct Morning {
+    /// Everything that went against a safety rule, or did not come back.
+    pub broken: Vec<String>,
+    /// Changing requests of the first replica.
+    pub requests: u64,
+    /// Whether it died at its crash point.
+    pub died: Option<String>,
+    /// The timeline, for a person who looks for the reason.
+    pub timeline: String,
+}
+
+/// Two apps on two nodes, both nodes recycled uncleanly; ends when both run again, or too late.
+pub fn phantom_night(seed: u64, night: Night) -> Morning {
+    let played = in_virtual_time(move || async move {
+        match play(seed, night).await {
+            Ok(morning) => morning,
+            Err(error) => {
+                Morning { broken: vec![error.to_string()], requests: 0, died: None, timeline: String::new() }
+            }
+        }
+    });
+    played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
+}
+
+async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
+    s.add(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"), Expect::Running).await?;
+    s.add(App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"), Expect::Running)
+        .await?;
+    s.world.policy("everything", Mode::Auto, 0).await?;
+    let apps = ["redis", "postgres"];
+    s.running(&apps, Duration::from_secs(180)).await?;
+    s.world.csi.set_unpublish_fails(night.unpublish_fails);
+    s.start_replica("reattach-controller-0", night.crash);
+    s.pass(Duration::from_secs(5)).await;
+    s.start_replica("reattach-controller-1", None);
+    s.pass(Duration::from_secs(5)).await;
+    for (node, _) in NODES {
+        s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    }
+    (night.then)(&s, seed);
+    let late = match s.running(&apps, night.within).await {
+        Ok(_) => settle(&mut s).await.err(),
+        Err(error) => Some(error),
+    };
+    s.world.cloud.clear_faults();
+    s.world.server().clear_faults();
+    s.pass(Duration::from_secs(30)).await;
+    let requests = s.replicas.first().map_or(0, |r| r.requests());
+    let died = s.replicas.first().and_then(|r| r.died_at());
+    for replica in std::mem::take(&mut s.replicas) {
+        replica.stop().await;
+    }
+    s.look();
+    let broken = checks::all(&s)
+        .into_iter()
+        .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)));
+    let mut broken: Vec<String> = broken.collect();
+    broken.extend(late.map(|e| e.to_string()));
+    let timeline = s.lines().iter().map(|l| l.render()).collect();
+    Ok(Morning { broken, requests, died, timeline })
+}
+
+/// Every recovery is over.
+async fn settle(s: &mut Stage) -> Result<(), WorldError> {
+    let apps: Vec<App> = s.cast.values().map(|c| c.app.clone()).collect();
+    let over = move |w: &reattach_drill::world::World| {
+        apps.iter().all(|a| recovery_of(w, a).and_then(|r| r.status).is_none_or(|st| st.phase.is_final()))
+    };
+    s.until("every recovery over", Duration::from_secs(300), over).await.map(|_| ())
+}
+
+/// Plays one night per seed and fails with everything needed to replay the first that went wrong.
+///
+/// # Panics
+/// When a safety rule was broken or an app stayed down.
+pub fn all_good(test: &str, usual: u64, night: impl Fn(u64) -> Night) {
+    for seed in seeds(usual) {
+        let morning = phantom_night(seed, night(seed));
+        assert!(
+            morning.broken.is_empty(),
+            "replay: REATTACH_SEED={seed} cargo test -p reattach-tests-simulation {test}\nbroken: {:#?}\ndied: {:?}\n{}",
+            morning.broken,
+            morning.died,
+            morning.timeline
+        );
     }
 }

@@ -11,7 +11,11 @@ fn run(name: &str, seed: u64) -> Outcome {
 fn good(name: &str, all: &[u64]) {
     for seed in all {
         let outcome = run(name, *seed);
-        assert!(outcome.good(), "replay: kubectl reattach drill --scenario {name} --seed {seed}\n{}", outcome.transcript());
+        assert!(
+            outcome.good(),
+            "replay: kubectl reattach drill --scenario {name} --seed {seed}\n{}",
+            outcome.transcript()
+        );
     }
 }
 
@@ -55,7 +59,10 @@ fn the_same_seed_gives_the_same_transcript() {
     for name in ["stuck-unpublish", "leader-crash"] {
         let (one, two) = (run(name, 5), run(name, 5));
         assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
-        assert_eq!(reattach_core::report::markdown(&one.incident), reattach_core::report::markdown(&two.incident));
+        assert_eq!(
+            reattach_core::report::markdown(&one.incident),
+            reattach_core::report::markdown(&two.incident)
+        );
     }
 }
 

@@ -15,6 +15,8 @@ use reattach_core::plan::Plan;
 use reattach_core::runbook::StepKind;
 use std::mem::discriminant;
 
+/// A recovery that a person must look at is looked at again so much later.
+const PAGED: SignedDuration = SignedDuration::from_mins(5);
 /// A step that waits longer says in the status what for.
 const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
 /// An effect without a known outcome is a person's business after so long.
@@ -36,26 +38,58 @@ impl Executor {
         let Some(plan) = status.plan.map(|p| p.0) else {
             return self.page(recovery, "the journal has no plan to go with it".to_owned(), memory).await;
         };
-        let journal: Vec<Entry> = status.journal.into_iter().map(|e| e.0).collect();
-        let state = match State::replay(&plan, &journal) {
-            Ok(state) => state,
-            Err(illegal) => return self.page(recovery, illegal.to_string(), memory).await,
+        let Some(mut state) = self.replayed(&recovery, &plan, memory).await? else {
+            return Ok(Turn::Pause { until: self.later(PAGED) });
         };
         if self.gate.leadership().is_some_and(|l| l.term < state.term()) {
             return Err(TurnError::NotLeader);
         }
         let evidence = self.look(&recovery, &plan, &state, false).await?;
-        match self.ask(&recovery, &plan, &state, &evidence) {
-            Next::Record(mark) => {
-                self.append(recovery, &plan, mark, memory).await?;
-                Ok(Turn::Again)
+        let mut recovery = recovery;
+        let mut wrote = false;
+        loop {
+            match self.ask(&recovery, &plan, &state, &evidence) {
+                // Lines that follow from the same facts are written one after another: only an effect or the passing of
+                // time makes facts old, and the machine itself tells facts from before an effect.
+                Next::Record(mark) => {
+                    let done = matches!(mark, Mark::Ended { .. } | Mark::Outcome { .. });
+                    recovery = self.append(recovery, &plan, mark, memory).await?;
+                    wrote = true;
+                    if done {
+                        return Ok(Turn::Again);
+                    }
+                    match self.replayed(&recovery, &plan, memory).await? {
+                        Some(next) => state = next,
+                        None => return Ok(Turn::Pause { until: self.later(PAGED) }),
+                    }
+                }
+                // It may wait only because the facts are older than the line just written.
+                Next::Wait { .. } if wrote => return Ok(Turn::Again),
+                Next::Wait { why, until } => {
+                    self.say_what_is_awaited(recovery, &state, &why, memory).await?;
+                    return Ok(Turn::Pause { until });
+                }
+                Next::Done(_) => return crate::finish::release(self, recovery).await,
+                Next::Act(action) => return self.confirm(recovery, &plan, &state, action, memory).await,
             }
-            Next::Wait { why, until } => {
-                self.say_what_is_awaited(recovery, &state, &why, memory).await?;
-                Ok(Turn::Pause { until })
+        }
+    }
+
+    /// The state that the journal adds up to. `None`: it makes no sense, and a person was told.
+    async fn replayed(
+        &self,
+        recovery: &VolumeRecovery,
+        plan: &Plan,
+        memory: &mut Memory,
+    ) -> Result<Option<State>, TurnError> {
+        let journal: Vec<Entry> =
+            recovery.status.iter().flat_map(|s| &s.journal).map(|entry| entry.0.clone()).collect();
+        match State::replay(plan, &journal) {
+            Ok(state) => Ok(Some(state)),
+            Err(illegal) => {
+                self.page(recovery.clone(), illegal.to_string(), memory).await?;
+                Ok(None)
             }
-            Next::Done(_) => crate::finish::release(self, recovery).await,
-            Next::Act(action) => self.confirm(recovery, &plan, &state, action, memory).await,
         }
     }
 
@@ -185,7 +219,7 @@ impl Executor {
     ) -> Result<Turn, TurnError> {
         tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
-        Ok(Turn::Pause { until: self.later(SignedDuration::from_mins(5)) })
+        Ok(Turn::Pause { until: self.later(PAGED) })
     }
 
     fn count(&self, step: Option<StepKind>, outcome: &Outcome, shut: bool) {

@@ -34,7 +34,10 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
     let mut s = Stage::new(seed, "2021-07-11T00:52:00Z".parse().unwrap_or_default(), &NODES, sink).await?;
     s.heading(
         "A cluster of three nodes at Linode; reattach is installed with its default policy: DryRun",
-        &["Real code: both controller replicas, an agent per node, the runbook, the Linode provider.", "Simulated: API server, Kubernetes' own controllers, kubelets, the cloud, and the time."],
+        &[
+            "Real code: both controller replicas, an agent per node, the runbook, the Linode provider.",
+            "Simulated: API server, Kubernetes' own controllers, kubelets, the cloud, and the time.",
+        ],
     );
     open(&mut s).await?;
     s.heading("Nodes are recycled, one after another", &[]);
@@ -76,8 +79,16 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
     for (node, off) in nodes.into_iter().zip([75, 20, 8]) {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(off)).await?;
         if node == first {
-            s.world.cloud.lock_volume(VolumeNo(LOCKED_VOLUME), "locked by the provider after the host's failure", true)?;
-            s.tell(Who::Provider, LOCKED, "the volume is locked; the provider says neither why nor until when");
+            s.world.cloud.lock_volume(
+                VolumeNo(LOCKED_VOLUME),
+                "locked by the provider after the host's failure",
+                true,
+            )?;
+            s.tell(
+                Who::Provider,
+                LOCKED,
+                "the volume is locked; the provider says neither why nor until when",
+            );
         }
         s.pass(Duration::from_secs(40)).await;
     }
@@ -86,9 +97,17 @@ async fn recycle_all(s: &mut Stage) -> Result<(), WorldError> {
 
 async fn not_ours(s: &mut Stage) -> Result<(), WorldError> {
     s.tell(Who::Person, "site", "deploys a release that wants Secret site-secrets, which does not exist");
-    s.add(App::deployment("site", 411_807, "pvc1a7c4e90b35d4f68", "the web site").with_secret("site-secrets"), Expect::Untouched).await?;
+    s.add(
+        App::deployment("site", 411_807, "pvc1a7c4e90b35d4f68", "the web site").with_secret("site-secrets"),
+        Expect::Untouched,
+    )
+    .await?;
     s.tell(Who::Person, "grafana", "moves dashboards to a volume whose fsType no node knows (ext5)");
-    s.add(App::deployment("grafana", 411_808, "pvc64f2d8b01c9e4a35", "dashboards").with_fs_type("ext5"), Expect::Untouched).await?;
+    s.add(
+        App::deployment("grafana", 411_808, "pvc64f2d8b01c9e4a35", "dashboards").with_fs_type("ext5"),
+        Expect::Untouched,
+    )
+    .await?;
     s.pass(Duration::from_secs(30)).await;
     for app in NOT_OURS {
         s.remember(app);
@@ -120,7 +139,11 @@ async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
     s.heading("The plans look right: a person switches the policy to Auto", &[]);
     let body = json!({"spec": {"mode": "Auto"}});
     s.world.merge(PERSON, "/apis/reattach.dev/v1alpha1/recoverypolicies/default", &body).await?;
-    s.tell(Who::Person, "", "kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"mode\":\"Auto\"}}'");
+    s.tell(
+        Who::Person,
+        "",
+        "kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"mode\":\"Auto\"}}'",
+    );
     s.running(&OURS, Duration::from_secs(600)).await?;
     s.phases(&OURS, &[Phase::Recovered], Duration::from_secs(120)).await?;
     s.phases(&[LOCKED], &[Phase::Waiting], Duration::from_secs(120)).await?;

@@ -11,7 +11,8 @@ use reattach_sim::manifests;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const NODES: [(&str, u64); 3] = [("lke-pool-node-1", 6_001), ("lke-pool-node-2", 6_002), ("lke-pool-node-3", 6_003)];
+const NODES: [(&str, u64); 3] =
+    [("lke-pool-node-1", 6_001), ("lke-pool-node-2", 6_002), ("lke-pool-node-3", 6_003)];
 
 /// One workload that must not be scaled to zero, and words of the sentence that says why.
 struct Case {
@@ -33,10 +34,16 @@ fn volume(w: &mut Value, volume: Value) {
 }
 
 fn cases() -> Vec<Case> {
-    let stateful = |name: &str, number: u64, replicas| App::stateful_set(name, number, &format!("pvc{name}"), replicas, "an app");
+    let stateful = |name: &str, number: u64, replicas| {
+        App::stateful_set(name, number, &format!("pvc{name}"), replicas, "an app")
+    };
     let stateless = |name: &str, number: u64| App::deployment(name, number, &format!("pvc{name}"), "an app");
-    let label = |key: &'static str, value: &'static str| move |w: &mut Value| w["metadata"]["labels"][key] = json!(value);
-    let note = |key: &'static str, value: &'static str| move |w: &mut Value| w["metadata"]["annotations"][key] = json!(value);
+    let label = |key: &'static str, value: &'static str| {
+        move |w: &mut Value| w["metadata"]["labels"][key] = json!(value)
+    };
+    let note = |key: &'static str, value: &'static str| {
+        move |w: &mut Value| w["metadata"]["annotations"][key] = json!(value)
+    };
     let mut all = vec![
         case(
             stateful("whenscaled", 8_001, 1)
@@ -135,21 +142,28 @@ fn verdict(s: &mut Stage, case: &Case) {
     let said = s.recovery_of(name).and_then(|r| r.status).map(|st| (st.phase, st.message));
     match said {
         Some((Phase::Refused | Phase::Waiting, message)) if message.contains(case.because) => {}
-        other => s.broken.push(format!("{name}: expected a refusal with {:?}, found {other:?}", case.because)),
+        other => {
+            s.broken.push(format!("{name}: expected a refusal with {:?}, found {other:?}", case.because))
+        }
     }
 }
 
 async fn bind_ephemeral(s: &mut Stage) -> Result<(), WorldError> {
-    s.until("the pod of the ephemeral volume", Duration::from_secs(30), |w| !w.pods("ephemeral").is_empty()).await?;
+    s.until("the pod of the ephemeral volume", Duration::from_secs(30), |w| !w.pods("ephemeral").is_empty())
+        .await?;
     let pods = s.world.pods("ephemeral");
     let Some(pod) = pods.first() else { return Ok(()) };
     let (name, uid) = (pod["metadata"]["name"].as_str().unwrap_or_default(), &pod["metadata"]["uid"]);
     let claim = format!("{name}-cache");
-    let v = AppVolume { number: 8_092, label: "pvcephemeralcache".to_owned(), claim: claim.clone(), fs_type: "ext4".to_owned() };
+    let v = AppVolume {
+        number: 8_092,
+        label: "pvcephemeralcache".to_owned(),
+        claim: claim.clone(),
+        fs_type: "ext4".to_owned(),
+    };
     v.create(&s.world.cloud, s.world.server())?;
     let mut owned = manifests::claim(APPS, &claim, &v.pv());
-    owned["metadata"]["ownerReferences"] =
-        json!([{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": true, "blockOwnerDeletion": true}]);
+    owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": true, "blockOwnerDeletion": true}]);
     s.world.server().insert(&owned);
     Ok(())
 }

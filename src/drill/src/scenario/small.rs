@@ -61,7 +61,8 @@ async fn healed(s: &mut Stage, apps: &[&str]) -> Result<(), WorldError> {
 }
 
 pub(super) async fn stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s =
+        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
     s.world.csi.set_unpublish_fails(true);
     s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
     recycle_both(&mut s).await?;
@@ -83,7 +84,8 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.until("redis at zero", Duration::from_secs(60), zero).await?;
     s.pass(Duration::from_secs(10)).await;
     let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };
-    let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
+    let path =
+        format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
     s.tell(Who::Person, "redis", "aborts: kubectl reattach abort redis-data");
     s.world.merge(PERSON, &path, &json!({"spec": {"abort": {"by": PERSON, "reason": "drill"}}})).await?;
     s.phases(&["redis"], &[Phase::Aborted], Duration::from_secs(120)).await?;
@@ -105,7 +107,9 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     s.world.create(PERSON, &again).await?;
     let done = |w: &crate::world::World| {
         let by_hand = w.recoveries().into_iter().find(|r| r.name_any() == "redis-data-by-hand");
-        by_hand.and_then(|r| r.status).is_some_and(|st| matches!(st.phase, Phase::Recovered | Phase::Resolved))
+        by_hand
+            .and_then(|r| r.status)
+            .is_some_and(|st| matches!(st.phase, Phase::Recovered | Phase::Resolved))
     };
     s.until("the recovery by hand over", LONG, done).await?;
     s.running(&["redis"], Duration::from_secs(120)).await?;
@@ -114,7 +118,8 @@ pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
 }
 
 pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s =
+        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
     // The point moves with the seed over the first requests of a run: questions, plan, journal, the scaling itself.
     let number = s.replicas[0].requests() + 4 + seed % 24;
     let side = if seed.is_multiple_of(2) { Side::Before } else { Side::After };
@@ -127,7 +132,8 @@ pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldEr
     }
     match s.replicas[0].died_at() {
         Some(at) => {
-            let word = if side == Side::Before { "right before" } else { "right after, with the reply unread" };
+            let word =
+                if side == Side::Before { "right before" } else { "right after, with the reply unread" };
             s.tell(Who::Kubernetes, "", format!("the leader's process was killed, {word}: {at}"));
         }
         None => s.broken.push("the leader did not reach the point at which it was to die".to_owned()),
@@ -137,10 +143,16 @@ pub(super) async fn leader_crash(seed: u64, sink: Sink) -> Result<Stage, WorldEr
 }
 
 pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
-    let mut s = set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    let mut s =
+        set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
     s.world.csi.set_unpublish_fails(true);
     s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
-    let lost = Fault::Error { status: 502, reason: "bad gateway".into(), when: When::AfterEffect, body: ErrorBody::Html };
+    let lost = Fault::Error {
+        status: 502,
+        reason: "bad gateway".into(),
+        when: When::AfterEffect,
+        body: ErrorBody::Html,
+    };
     s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], lost).times(1));
     let cut = Fault::Cut { when: When::BeforeEffect };
     s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], cut).after(1).times(1));
@@ -164,8 +176,14 @@ pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         "/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}",
         recovery.metadata.name.unwrap_or_default()
     );
-    s.tell(Who::Person, "redis", format!("approves exactly this plan: kubectl reattach approve redis-data --plan {hash}"));
-    s.world.merge(PERSON, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": PERSON}}})).await?;
+    s.tell(
+        Who::Person,
+        "redis",
+        format!("approves exactly this plan: kubectl reattach approve redis-data --plan {hash}"),
+    );
+    s.world
+        .merge(PERSON, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": PERSON}}}))
+        .await?;
     healed(&mut s, &["redis"]).await?;
     Ok(s)
 }

@@ -71,7 +71,8 @@ fn refuse(e: &ApiStatus) -> Result<http::Response<ReplyBody>, BoxError> {
     if *e != ApiStatus::no_such_path() {
         return reply(e.code, &e.body());
     }
-    let body = Full::new(Bytes::from_static(b"404 page not found\n")).map_err(|never| match never {}).boxed_unsync();
+    let body =
+        Full::new(Bytes::from_static(b"404 page not found\n")).map_err(|never| match never {}).boxed_unsync();
     let plain = "text/plain; charset=utf-8";
     Ok(http::Response::builder().status(404).header("content-type", plain).body(body)?)
 }

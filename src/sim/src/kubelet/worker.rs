@@ -125,11 +125,20 @@ pub(super) async fn run(shared: Arc<Shared>, first: bool) {
             worker.next_retry = Some(Instant::now() + RETRY);
         }
         let until = worker.deadline();
-        tokio::select! {
-            biased;
-            Some(done) = worker.operations.next(), if !worker.operations.is_empty() => worker.finish(done).await,
-            () = wake.notified() => {}
-            () = sleep_until(until) => {}
+        loop {
+            let udev = Instant::now() + UDEV;
+            tokio::select! {
+                biased;
+                Some(done) = worker.operations.next(), if !worker.operations.is_empty() => worker.finish(done).await,
+                () = wake.notified() => {}
+                () = sleep_until(until) => {}
+                // A device that comes or goes is the host's affair: kubelet looks at its own times.
+                () = sleep_until(udev), if worker.shared.config.host_root.is_some() => {
+                    worker.show_host().await;
+                    continue;
+                }
+            }
+            break;
         }
     }
 }
@@ -143,7 +152,7 @@ impl Worker {
         for deadline in pods.chain(volumes).chain(self.next_retry).filter(|d| *d > now) {
             at = at.min(deadline);
         }
-        if self.shared.config.host_root.is_some() { at.min(now + UDEV) } else { at }
+        at
     }
 
     async fn step(&mut self) -> Result<(), kube::Error> {

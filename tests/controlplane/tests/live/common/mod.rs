@@ -1,6 +1,5 @@
 //! A stage for the shipped binaries: a real control plane, simulated kubelets and a simulated Linode, the manifests of
 //! `deploy/`, and reattach as processes with exactly the rights that those manifests give.
-#![allow(dead_code)] // Each test file uses its own part.
 
 pub mod command;
 pub mod logs;
@@ -10,6 +9,7 @@ pub mod stage;
 pub mod workloads;
 
 pub use processes::Process;
+
 pub use stage::{Stage, StageOptions};
 
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! Setting the stage.
 
 use super::{LIMIT, Process};
-use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -18,6 +17,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What a stage has.
 pub struct StageOptions {
@@ -29,14 +29,33 @@ pub struct StageOptions {
     pub controllers: usize,
     /// How many volumes a node may have.
     pub volumes_per_node: u32,
+    /// Whether no other stage may be up meanwhile: for measurements.
+    pub alone: bool,
     /// Further users of the API server, with their groups.
     pub users: Vec<(&'static str, Vec<&'static str>)>,
 }
 
 impl Default for StageOptions {
     fn default() -> Self {
-        Self { nodes: 2, mode: Some(Mode::Auto), controllers: 2, volumes_per_node: 8, users: Vec::new() }
+        Self {
+            nodes: 2,
+            mode: Some(Mode::Auto),
+            controllers: 2,
+            volumes_per_node: 8,
+            alone: false,
+            users: Vec::new(),
+        }
     }
+}
+
+/// Stages are up side by side, or one is up alone.
+static GROUND: RwLock<()> = RwLock::const_new(());
+
+/// The right to be on it: held, never read.
+#[allow(dead_code)]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
 }
 
 /// A stage with everything on it.
@@ -58,6 +77,8 @@ pub struct Stage {
     /// An administrator.
     pub admin: Client,
     volumes: std::sync::atomic::AtomicU64,
+    /// Dropped last.
+    _turn: Turn,
 }
 
 /// The token that the simulated cloud accepts.
@@ -68,6 +89,8 @@ pub const SYSTEM: &str = "reattach-system";
 impl Stage {
     /// Sets the stage; nothing is wrong yet.
     pub async fn set(options: StageOptions) -> Self {
+        let turn =
+            if options.alone { Turn::Alone(GROUND.write().await) } else { Turn::Shared(GROUND.read().await) };
         let cloud = CloudSim::new(clock::system());
         cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -92,6 +115,7 @@ impl Stage {
             folder,
             admin,
             volumes: 1.into(),
+            _turn: turn,
         };
         stage.install();
         stage.add_nodes(options.nodes, options.volumes_per_node).await;
@@ -136,13 +160,19 @@ impl Stage {
             .expect("kubectl");
         child.stdin.take().expect("a pipe").write_all(manifests).expect("kubectl reads");
         let output = child.wait_with_output().expect("kubectl ends");
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
     async fn add_nodes(&mut self, count: u64, volumes: u32) {
         for n in 1..=count {
             let (name, instance) = (format!("node-{n}"), 1000 + n);
-            self.cloud.create_instance(NewInstance::new(name.as_str()).with_id(instance)).expect("an instance");
+            self.cloud
+                .create_instance(NewInstance::new(name.as_str()).with_id(instance))
+                .expect("an instance");
             let mut config = KubeletConfig::linode(&name, instance, n);
             let host = self.folder.join("hosts").join(&name);
             std::fs::create_dir_all(&host).expect("a folder");
@@ -172,7 +202,8 @@ impl Stage {
         for kubelet in self.kubelets.clone() {
             let node = kubelet.node().to_owned();
             let pod = self.pod_on(SYSTEM, "reattach-agent", &node).await;
-            let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
+            let config =
+                self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
             let config = config.expect("a kubeconfig").display().to_string();
             let host = self.folder.join("hosts").join(&node);
             let boot = host.join("proc/sys/kernel/random/boot_id");
@@ -192,7 +223,8 @@ impl Stage {
         let found = eventually(&what, LIMIT, async || {
             let pods = api.list(&ListParams::default()).await.ok()?;
             let here = |p: &&Pod| {
-                p.name_any().starts_with(app) && p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
+                p.name_any().starts_with(app)
+                    && p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
             };
             pods.items.iter().find(here).map(ResourceExt::name_any)
         });
@@ -211,7 +243,8 @@ impl Stage {
         let n = self.controllers.len();
         let log = self.folder.join(format!("controller-{n}.log"));
         let name = format!("controller-{n}");
-        let arguments = ["--provider", "linode", "--listen", "127.0.0.1:0", "--pod-name", &name, "--pod-uid", "test"];
+        let arguments =
+            ["--provider", "linode", "--listen", "127.0.0.1:0", "--pod-name", &name, "--pod-uid", "test"];
         let mut environment = self.cloud_environment();
         environment.push(("KUBECONFIG", config));
         environment.push(("RUST_LOG", "info,reattach_controller=debug".to_owned()));
@@ -281,10 +314,5 @@ impl Stage {
             format!("--- {}\n{}\n", p.log.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
         })
         .collect()
-    }
-
-    /// Now, for comparing with the audit log.
-    pub fn now() -> Timestamp {
-        Clock::wall().now()
     }
 }

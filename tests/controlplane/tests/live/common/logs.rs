@@ -32,7 +32,10 @@ pub fn is_record(event: &AuditEvent) -> bool {
 pub fn line(event: &AuditEvent) -> String {
     let sub = event.subresource.as_deref().map(|s| format!("/{s}")).unwrap_or_default();
     let (ns, name) = (event.namespace.as_deref().unwrap_or("-"), event.name.as_deref().unwrap_or("-"));
-    format!("{} {} {} {}{sub} {ns}/{name} {:?}", event.received, event.user, event.verb, event.resource, event.code)
+    format!(
+        "{} {} {} {}{sub} {ns}/{name} {:?}",
+        event.received, event.user, event.verb, event.resource, event.code
+    )
 }
 
 /// The journal that a write of a recovery's status carries.
@@ -60,7 +63,8 @@ impl Stage {
     /// Every request by reattach's processes, or by one of these people, to change what is not reattach's own record,
     /// whatever came of it.
     pub fn foreign_writes(&self, people: &[&str]) -> Vec<AuditEvent> {
-        let ours = |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
+        let ours =
+            |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
         self.audit().into_iter().filter(|e| ours(e) && e.is_write() && !is_record(e)).collect()
     }
 
@@ -77,20 +81,28 @@ impl Stage {
         assert!(foreign.is_empty(), "outside the list of S6:\n{}", foreign.join("\n"));
         let cloud = self.cloud_mutations();
         assert!(cloud.is_empty(), "asked of the cloud: {cloud:#?}");
-        let ours = |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
+        let ours =
+            |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
         let requests: Vec<AuditEvent> = self.audit().into_iter().filter(ours).collect();
         let writes = requests.iter().filter(|e| e.is_write()).count();
         let read = |r: &RequestRecord| r.user_agent.as_deref().is_some_and(|a| a.starts_with("reattach/"));
         let reads = self.cloud.requests().iter().filter(|r| read(r)).count();
         assert!(writes > 0 && reads > 0, "nothing was watched: {writes} writes, {reads} reads of the cloud");
-        println!("{} requests ({writes} writes) and {reads} reads of the cloud, none outside S6", requests.len());
+        println!(
+            "{} requests ({writes} writes) and {reads} reads of the cloud, none outside S6",
+            requests.len()
+        );
     }
 
     /// Asserts that no two instances held one of these volumes at any moment, and that none was taken from a guest that
     /// used it.
     pub fn assert_one_holder(&self, volumes: &[VolumeNo]) {
         for volume in volumes {
-            assert!(self.cloud.max_guest_holders(*volume) <= 1, "guests: {:#?}", self.cloud.holder_intervals(*volume));
+            assert!(
+                self.cloud.max_guest_holders(*volume) <= 1,
+                "guests: {:#?}",
+                self.cloud.holder_intervals(*volume)
+            );
             assert!(self.cloud.max_holders(*volume) <= 1, "{:#?}", self.cloud.api_holder_intervals(*volume));
         }
         assert_eq!(self.cloud.pulled(), [], "devices were taken from guests that used them");

@@ -1,9 +1,7 @@
 //! A CSI controller that does not detach, and one that is not there.
 
-mod common;
-
-use common::logs::{CONTROLLER, journal};
-use common::{AWAY, Stage, StageOptions};
+use crate::common::logs::{CONTROLLER, journal};
+use crate::common::{AWAY, Stage, StageOptions};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
@@ -24,9 +22,10 @@ fn detaches(stage: &Stage, volume: VolumeNo) -> Vec<RequestRecord> {
 fn proof(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
     let journal = &recovery.status.as_ref().expect("a status").journal;
     let found = journal.iter().find_map(|e| match &e.mark {
-        Mark::Started { proof: Some(ProofKind::KubeletHandshake { no_user_since, lease_renewed, .. }), .. } => {
-            Some((*no_user_since, *lease_renewed))
-        }
+        Mark::Started {
+            proof: Some(ProofKind::KubeletHandshake { no_user_since, lease_renewed, .. }),
+            ..
+        } => Some((*no_user_since, *lease_renewed)),
         _ => None,
     });
     found.expect("a started step with a proof")
@@ -44,7 +43,9 @@ fn freed(stage: &Stage, node: &str, volume: VolumeNo, before: Timestamp) -> Time
             && e.received < before
     });
     for report in reports {
-        let Some(in_use) = report.body.as_ref().and_then(|b| b.pointer("/status/volumesInUse")) else { continue };
+        let Some(in_use) = report.body.as_ref().and_then(|b| b.pointer("/status/volumesInUse")) else {
+            continue;
+        };
         let used = in_use.to_string().contains(&format!("^{volume}-"));
         freed = if used { None } else { freed.or(Some(report.reached)) };
     }
@@ -72,16 +73,22 @@ async fn our_detach_with_proof_where_the_drivers_fails() {
     stage.kubelet("node-2").recycle(DiskAfter::Kept, AWAY).await;
     let detached = |e: &reattach_tests_controlplane::AuditEvent| {
         let last = journal(e).last().map(ToString::to_string).unwrap_or_default();
-        e.user == CONTROLLER && e.name.as_deref().is_some_and(|n| n.starts_with("data-sql-0")) && last.contains("the cloud names no holder")
+        e.user == CONTROLLER
+            && e.name.as_deref().is_some_and(|n| n.starts_with("data-sql-0"))
+            && last.contains("the cloud names no holder")
     };
     let what = "a journal line that says that the cloud has let go";
-    let seen = reattach_tests_controlplane::eventually(what, common::LIMIT, async || {
+    let seen = reattach_tests_controlplane::eventually(what, crate::common::LIMIT, async || {
         stage.audit().iter().any(detached).then_some(())
     });
     if seen.await.is_err() {
         stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
     }
-    assert_eq!(stage.count("shop", "StatefulSet", "sql").await, (0, true), "it waits for the VolumeAttachment");
+    assert_eq!(
+        stage.count("shop", "StatefulSet", "sql").await,
+        (0, true),
+        "it waits for the VolumeAttachment"
+    );
     stage.plane.start_component(Component::CsiController).await.expect("it starts");
     let recovery = stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
     stage.await_ready("shop", "sql", 1).await;

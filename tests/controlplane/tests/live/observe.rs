@@ -1,8 +1,6 @@
 //! Observe and DryRun write nothing but records, and what DryRun shows is what Auto does.
 
-mod common;
-
-use common::{AWAY, LIMIT, Stage, StageOptions};
+use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;

@@ -1,10 +1,8 @@
 //! The founding incident on a real control plane, healed without a human: nodes recycled one after another, a volume that
 //! the provider has locked, and two pods whose trouble is not ours.
 
-mod common;
-
-use common::logs::{is_workload, line};
-use common::{AWAY, Stage, StageOptions};
+use crate::common::logs::{is_workload, line};
+use crate::common::{AWAY, Stage, StageOptions};
 use jiff::SignedDuration;
 use kube::ResourceExt;
 use reattach_api::Phase;
@@ -21,11 +19,12 @@ const WORKLOADS: [(&str, &str, &str, &str); 5] = [
     ("ReplicaSet", "metrics", "metrics", "node-2"),
 ];
 /// Not ours, each with what its message must name.
-const NOT_OURS: [(&str, &str); 2] = [("mail", "secret \"mail-tls\" not found"), ("archive", "unknown filesystem type 'ext5'")];
+const NOT_OURS: [(&str, &str); 2] =
+    [("mail", "secret \"mail-tls\" not found"), ("archive", "unknown filesystem type 'ext5'")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn auto_heals_the_incident() {
-    let stage = Stage::set(StageOptions { nodes: 3, ..StageOptions::default() }).await;
+    let stage = Stage::set(StageOptions { nodes: 3, alone: true, ..StageOptions::default() }).await;
     stage.namespace("shop").await;
     let mut volumes = Vec::new();
     for (kind, name, _, node) in WORKLOADS {
@@ -51,8 +50,9 @@ async fn auto_heals_the_incident() {
         })
         .await;
     stage.bound_claim_with("shop", "archive", "ext5", |_| {}).await;
-    let mut archive = manifests::deployment("shop", "archive", 1, &[manifests::claim_volume("data", "archive")]);
-    common::workloads::pin(&mut archive, "node-1");
+    let mut archive =
+        manifests::deployment("shop", "archive", 1, &[manifests::claim_volume("data", "archive")]);
+    crate::common::workloads::pin(&mut archive, "node-1");
     stage.create(archive).await;
     stage.kubelet("node-2").recycle(DiskAfter::Kept, AWAY).await;
     stage.kubelet("node-3").recycle(DiskAfter::ReImaged, AWAY).await;
@@ -62,14 +62,18 @@ async fn auto_heals_the_incident() {
     for ((kind, name, claim, _), volume) in WORKLOADS.iter().zip(&volumes) {
         let recovery = stage.await_phase("shop", claim, &[Phase::Recovered]).await;
         stage.await_ready("shop", name, 1).await;
-        assert_eq!((recovery.spec.mode, stage.count("shop", kind, name).await), (Mode::Auto, (1, false)), "{name}");
+        assert_eq!(
+            (recovery.spec.mode, stage.count("shop", kind, name).await),
+            (Mode::Auto, (1, false)),
+            "{name}"
+        );
         let pod = stage.pods("shop", name).await[0].name_any();
         timelines.push(stage.timeline(&recovery, *volume, &pod));
         effects += stage.assert_journaled_first(&recovery, *volume);
     }
     println!("{effects} effects, each after the journal line that announces it");
     assert_eq!(effects, 2 * WORKLOADS.len(), "one scale and one restore each: Kubernetes detached by itself");
-    let (whole, own) = common::measure::summary(&timelines);
+    let (whole, own) = crate::common::measure::summary(&timelines);
     assert!(whole < SignedDuration::from_secs(20), "median {whole:?}");
     assert!(own < SignedDuration::from_secs(1), "median of our own share {own:?}");
 
@@ -98,7 +102,8 @@ async fn not_ours_are_named_and_untouched(stage: &Stage) {
         assert_eq!(stage.count("shop", "Deployment", name).await, (1, false));
     }
     let touched = |e: &&reattach_tests_controlplane::AuditEvent| {
-        is_workload(e) && NOT_OURS.iter().any(|(name, _)| e.name.as_deref().is_some_and(|n| n.starts_with(name)))
+        is_workload(e)
+            && NOT_OURS.iter().any(|(name, _)| e.name.as_deref().is_some_and(|n| n.starts_with(name)))
     };
     let writes: Vec<String> = stage.foreign_writes(&[]).iter().filter(touched).map(line).collect();
     assert!(writes.is_empty(), "{writes:#?}");

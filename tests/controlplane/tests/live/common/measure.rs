@@ -58,7 +58,11 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
         let back = t.restored.duration_since(t.gone);
         println!(
             "{:>16}: {whole:5.1} s without the cloud's {:.1} s; ours {own:.3} s (to the scale {:.3}, detached after {:.1}, to the restore {:.3})",
-            t.claim, t.cloud.as_secs_f64(), down.as_secs_f64(), detach.as_secs_f64(), back.as_secs_f64(),
+            t.claim,
+            t.cloud.as_secs_f64(),
+            down.as_secs_f64(),
+            detach.as_secs_f64(),
+            back.as_secs_f64(),
         );
     }
     let all = |of: fn(&Timeline) -> SignedDuration| timelines.iter().map(of).collect::<Vec<_>>();
@@ -68,7 +72,9 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
     let (whole, own) = (median(whole), median(own));
     println!(
         "deciding fact to Ready, less the cloud's time: median {:.1} s, max {whole_max:.1} s; our own share: median {:.3} s, max {own_max:.3} s ({} volumes)",
-        whole.as_secs_f64(), own.as_secs_f64(), timelines.len(),
+        whole.as_secs_f64(),
+        own.as_secs_f64(),
+        timelines.len(),
     );
     (whole, own)
 }
@@ -89,7 +95,9 @@ impl Stage {
         let restored = restored.expect("the workload was restored").received;
         let answers = |e: &&AuditEvent| {
             let list = e.body.as_ref().and_then(|b| b.pointer("/status/answers")).and_then(Value::as_array);
-            e.user == AGENT && e.took_effect() && list.is_some_and(|l| l.iter().any(|a| a["recovery"] == uid.as_str()))
+            e.user == AGENT
+                && e.took_effect()
+                && list.is_some_and(|l| l.iter().any(|a| a["recovery"] == uid.as_str()))
         };
         let fact = events.iter().find(answers).expect("the agent answered").reached;
         let released = |e: &&AuditEvent| {
@@ -100,9 +108,11 @@ impl Stage {
                 && e.took_effect()
                 && e.reached <= restored + AUDIT_LAG
         };
-        let gone = events.iter().filter(released).map(|e| e.reached).max().expect("the VolumeAttachment went");
+        let gone =
+            events.iter().filter(released).map(|e| e.reached).max().expect("the VolumeAttachment went");
         let became_ready = |e: &&AuditEvent| {
-            let conditions = e.body.as_ref().and_then(|b| b.pointer("/status/conditions")).and_then(Value::as_array);
+            let conditions =
+                e.body.as_ref().and_then(|b| b.pointer("/status/conditions")).and_then(Value::as_array);
             e.resource == "pods"
                 && e.subresource.as_deref() == Some("status")
                 && e.name.as_deref() == Some(pod)
@@ -113,7 +123,8 @@ impl Stage {
         };
         let ready = events.iter().find(became_ready).expect("the pod became Ready").reached;
         let of_the_volume = |action| matches!(action, JobAction::VolumeDetach | JobAction::VolumeAttach);
-        let jobs = self.cloud.jobs().into_iter().filter(|j| j.volume == Some(volume) && of_the_volume(j.action));
+        let jobs =
+            self.cloud.jobs().into_iter().filter(|j| j.volume == Some(volume) && of_the_volume(j.action));
         let within = jobs.filter(|j| j.created >= fact && j.created <= ready);
         let cloud = within.filter_map(|j| Some(j.due?.duration_since(j.created))).sum();
         Timeline { claim: recovery.spec.claim_name.clone(), fact, scaled, gone, restored, ready, cloud }
@@ -132,21 +143,30 @@ impl Stage {
         let check = |what: &str, received: Timestamp, kinds: &[&str]| {
             let before = saves.iter().rfind(|s| s.received < received);
             let last = before.and_then(|s| journal(s).last()).unwrap_or(&Value::Null);
-            let step = last.pointer("/mark/step").and_then(Value::as_u64).and_then(|s| usize::try_from(s).ok());
-            let kind = step.and_then(|s| plan.steps.get(s)).map(|s| format!("{:?}", s.kind)).unwrap_or_default();
-            let journaled = last.pointer("/mark/mark").is_some_and(|m| m == "started") && kinds.contains(&kind.as_str());
+            let step =
+                last.pointer("/mark/step").and_then(Value::as_u64).and_then(|s| usize::try_from(s).ok());
+            let kind =
+                step.and_then(|s| plan.steps.get(s)).map(|s| format!("{:?}", s.kind)).unwrap_or_default();
+            let journaled =
+                last.pointer("/mark/mark").is_some_and(|m| m == "started") && kinds.contains(&kind.as_str());
             assert!(journaled, "{what} was issued after the journal said {last}");
             let stored = before.map(|s| s.reached).unwrap_or(Timestamp::MAX);
-            assert!(stored <= received + AUDIT_LAG, "{what} was issued before its journal line was stored ({stored})");
+            assert!(
+                stored <= received + AUDIT_LAG,
+                "{what} was issued before its journal line was stored ({stored})"
+            );
         };
         let mut count = 0;
         for event in ours_on(&events, recovery, &plan.pins.workload.name.name) {
-            let kinds: &[&str] = if replicas(event) == Some(0) { &["ScaleToZero"] } else { &["Restore", "ScaleToZero"] };
+            let kinds: &[&str] =
+                if replicas(event) == Some(0) { &["ScaleToZero"] } else { &["Restore", "ScaleToZero"] };
             check(&line(event), event.received, kinds);
             count += 1;
         }
         let touched = |e: &&AuditEvent| {
-            e.user == CONTROLLER && e.is_write() && e.name.as_deref() == Some(plan.pins.attachment_name.as_str())
+            e.user == CONTROLLER
+                && e.is_write()
+                && e.name.as_deref() == Some(plan.pins.attachment_name.as_str())
         };
         for event in events.iter().filter(touched) {
             check(&line(event), event.received, &["Requeue"]);
@@ -169,7 +189,11 @@ fn ours_on<'a>(
 ) -> impl Iterator<Item = &'a AuditEvent> {
     let namespace = recovery.namespace();
     let ours = move |e: &&AuditEvent| {
-        e.user == CONTROLLER && is_workload(e) && e.namespace == namespace && e.name.as_deref() == Some(workload) && e.took_effect()
+        e.user == CONTROLLER
+            && is_workload(e)
+            && e.namespace == namespace
+            && e.name.as_deref() == Some(workload)
+            && e.took_effect()
     };
     events.iter().filter(ours)
 }

@@ -31,8 +31,11 @@ impl Process {
     /// Ends it as the kubelet does first: SIGTERM. Returns whether it ended well.
     pub fn terminate(&mut self) -> bool {
         let pid = i32::try_from(self.child.id()).expect("a pid");
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).expect("a pid"), rustix::process::Signal::TERM)
-            .expect("it is ours");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid).expect("a pid"),
+            rustix::process::Signal::TERM,
+        )
+        .expect("it is ours");
         self.ended = true;
         self.child.wait().is_ok_and(|s| s.success())
     }

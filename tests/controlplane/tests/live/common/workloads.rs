@@ -81,7 +81,13 @@ impl Stage {
     }
 
     /// A StatefulSet; the claims are `data-NAME-0` and so on.
-    pub async fn stateful_set(&self, namespace: &str, name: &str, replicas: i64, node: &str) -> Vec<VolumeNo> {
+    pub async fn stateful_set(
+        &self,
+        namespace: &str,
+        name: &str,
+        replicas: i64,
+        node: &str,
+    ) -> Vec<VolumeNo> {
         self.stateful_set_with(namespace, name, replicas, node, |_| {}).await
     }
 
@@ -161,7 +167,10 @@ impl Stage {
     /// The pods of a workload made by [`Stage::deployment`] or [`Stage::stateful_set`].
     pub async fn pods(&self, namespace: &str, app: &str) -> Vec<Pod> {
         let api: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
-        api.list(&ListParams::default().labels(&format!("app={app}"))).await.map(|l| l.items).unwrap_or_default()
+        api.list(&ListParams::default().labels(&format!("app={app}")))
+            .await
+            .map(|l| l.items)
+            .unwrap_or_default()
     }
 
     /// Waits until `count` pods of a workload are Ready and no others are there.
@@ -210,8 +219,16 @@ impl Stage {
         let mut lines = Vec::new();
         for r in self.recoveries(namespace).await {
             let status = r.status.clone().unwrap_or_default();
-            lines.push(format!("{} of {}: {:?}: {}", r.name_any(), r.spec.claim_name, status.phase, status.message));
-            lines.extend(status.diagnosis.iter().flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))));
+            lines.push(format!(
+                "{} of {}: {:?}: {}",
+                r.name_any(),
+                r.spec.claim_name,
+                status.phase,
+                status.message
+            ));
+            lines.extend(
+                status.diagnosis.iter().flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))),
+            );
             lines.extend(status.journal.iter().map(|e| format!("    {} {:?}", e.at, e.mark)));
         }
         lines.join("\n")

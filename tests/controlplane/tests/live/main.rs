@@ -1,0 +1,11 @@
+//! The shipped binaries on a real control plane. One test per stage, so that stages run side by side.
+
+mod common;
+mod crash;
+mod errors;
+mod incident;
+mod observe;
+mod people;
+mod refusals;
+mod rows;
+mod stuck;

@@ -1,0 +1,67 @@
+//! The leader dies at every point of a recovery; two leaders under a partition.
+
+use reattach_drill::replica::{CrashPoint, Side};
+use reattach_drill::stage::Stage;
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
+use reattach_tests_simulation::{Night, all_good, phantom_night, seeds};
+use std::time::Duration;
+
+/// Every changing request of an undisturbed night is a crash point, on both sides; each `stride`th is tried.
+fn crash_everywhere(test: &str, unpublish_fails: bool, stride: u64) {
+    for seed in seeds(1) {
+        let calm = Night { unpublish_fails, ..Night::default() };
+        let requests = phantom_night(seed, calm).requests;
+        assert!(requests > 20, "an undisturbed night makes {requests} changing requests");
+        let mut died = 0;
+        for number in (1..=requests).step_by(usize::try_from(stride).unwrap_or(1)) {
+            for side in [Side::Before, Side::After] {
+                let morning = phantom_night(seed, Night { crash: Some(CrashPoint { number, side }), ..calm });
+                died += u64::from(morning.died.is_some());
+                assert!(
+                    morning.broken.is_empty(),
+                    "{test}, seed {seed}: dead {side:?} request {number} ({:?})\nbroken: {:#?}\n{}",
+                    morning.died,
+                    morning.broken,
+                    morning.timeline
+                );
+            }
+        }
+        assert!(died > 10, "only {died} crash points were reached");
+    }
+}
+
+#[test]
+fn the_leader_dies_at_every_request() {
+    crash_everywhere("the_leader_dies_at_every_request", false, 1);
+}
+
+#[test]
+fn the_leader_dies_at_every_request_of_a_cloud_detach() {
+    crash_everywhere("the_leader_dies_at_every_request_of_a_cloud_detach", true, 2);
+}
+
+/// The first replica is cut off from the API server in the middle; it is not dead, and comes back as one that believes.
+fn partition(s: &Stage, seed: u64) {
+    let cut = FaultRule {
+        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
+        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
+        probability: 1.0,
+        times: None,
+    };
+    let server = s.world.server().clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200 + seed * 1_300 % 9_000)).await;
+        let id = server.add_fault(cut);
+        tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
+        server.remove_fault(id);
+    });
+}
+
+#[test]
+fn two_leaders_under_a_partition() {
+    all_good("two_leaders_under_a_partition", 12, |seed| Night {
+        then: partition,
+        unpublish_fails: seed % 3 == 0,
+        ..Night::default()
+    });
+}
