@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 use reattach_core::report;
 use reattach_drill::timeline::{Line, paragraph, span};
-use reattach_drill::{Pace, SCENARIOS, play};
+use reattach_drill::{Pace, SCENARIOS, Scenario, play};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,7 +53,12 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     #[allow(clippy::disallowed_methods)] // Wall time for the last line; the drill's own time is virtual.
-    let started = std::time::Instant::now();
+    if Scenario::named(&args.scenario).is_none() {
+        let known = SCENARIOS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+        eprintln!("error: there is no scenario {:?}; there are: {known}", args.scenario);
+        return Ok(ExitCode::from(2));
+    }
+    let started = tokio::time::Instant::now();
     let live = !args.json && !args.quiet;
     if live {
         println!(

@@ -271,3 +271,59 @@ fn touched(world: &World, cast: &Cast) -> Option<String> {
         None => Some(format!("{} {}: nobody remembered how it was", cast.app.kind, cast.app.name)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::stage::Stage;
+    use crate::virtual_time::in_virtual_time;
+    use reattach_cloud_simulator::{InstanceNo, VolumeNo};
+    use serde_json::json;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn effect(sent: u64, path: &str) -> Entry {
+        Entry {
+            sent,
+            answered: Some((sent + 1, 200)),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            by: "reattach-controller-0".to_owned(),
+            target: Target::Kubernetes,
+            method: "PATCH".to_owned(),
+            path: path.to_owned(),
+            query: String::new(),
+            body: Value::Null,
+        }
+    }
+
+    #[test]
+    fn an_effect_without_a_journal_line_is_found() {
+        let entries = [effect(1, "/apis/apps/v1/namespaces/default/deployments/redis")];
+        assert_eq!(unjournaled(&entries, &[]).len(), 1);
+        assert_eq!(strangers(&entries, &[]).len(), 1);
+        let records = [effect(1, "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/x/status")];
+        assert!(unjournaled(&records, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_second_holder_and_a_workload_left_at_zero_are_found() {
+        let broken = in_virtual_time(|| async {
+            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+            let mut s = Stage::new(1, start, &[("a", 1), ("b", 2)], Arc::new(|_| {})).await.expect("a stage");
+            let app = App::deployment("redis", 7, "pvc7", "the cache");
+            s.add(app.clone(), Expect::Running).await.expect("an app");
+            s.running(&["redis"], Duration::from_secs(60)).await.expect("it runs");
+            let before: Vec<&str> = all(&s).iter().filter(|c| !c.held()).map(|c| c.rule).collect();
+            assert!(before.is_empty(), "{before:?}");
+            for instance in [1, 2] {
+                s.world.cloud.leak_device(VolumeNo(7), InstanceNo(instance)).expect("leaked");
+            }
+            s.world.merge("x", &app.path(), &json!({"spec": {"replicas": 0}})).await.expect("scaled");
+            s.pass(Duration::from_secs(5)).await;
+            all(&s).into_iter().filter(|c| !c.held()).map(|c| c.rule).collect::<Vec<_>>()
+        });
+        let broken = broken.expect("virtual time");
+        assert!(broken.contains(&"S1") && broken.contains(&"S2") && broken.contains(&""), "{broken:?}");
+    }
+}

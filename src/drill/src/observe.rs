@@ -1,7 +1,7 @@
 //! Looking at the world from outside, as an engineer with `kubectl` would, and telling what changed.
 
 use crate::app::App;
-use crate::timeline::{Line, Who, span};
+use crate::timeline::{Line, Who, block, span};
 use crate::world::{APPS, World, is_ready};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -241,8 +241,8 @@ impl Observer {
             self.plan_shown = true;
             said.text.push_str(". The first plan in short, with what a person would type (kubectl reattach plan shows all of it):");
             for (n, step) in plan.steps.iter().enumerate() {
-                said.block.push(format!("{}. {}", n + 1, step.what));
-                said.block.extend(step.command.lines().map(|l| format!("     $ {}", l.trim())));
+                said.block.extend(block(3, &format!("{}. {}", n + 1, elided(&step.what))));
+                said.block.extend(step.command.lines().map(|l| format!("     $ {}", elided(l.trim()))));
             }
         }
         Some(said)
@@ -265,7 +265,11 @@ impl Observer {
                 let known =
                     self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
                 let shown = if known { String::new() } else { format!("{trouble}. ") };
-                format!("{shown}Takes up plan {plan_hash} ({})", short(authority))
+                format!(
+                    "{shown}{} plan {plan_hash} ({})",
+                    if known { "takes up" } else { "Takes up" },
+                    short(authority)
+                )
             }
             Mark::Started { step, intent, proof } => {
                 let proof = match proof {
@@ -326,6 +330,15 @@ impl Observer {
 /// Under which the observer remembers that Kubernetes' own detach was stuck.
 fn stuck(about: &str) -> String {
     format!("{about} stuck")
+}
+
+/// Long hashes in names shortened, for reading.
+fn elided(text: &str) -> String {
+    let short = |word: &str| match word.strip_prefix("csi-") {
+        Some(hash) if hash.len() > 16 => format!("csi-{}…", &hash[..8]),
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }
 
 /// A long message of others, cut to a few lines.

@@ -70,7 +70,7 @@ impl Line {
         // A long name pushes its own text to the right, not that of other lines.
         head.push_str("  ");
         let first = head.chars().count();
-        let mut out = wrap(&head, first, indent, &self.text);
+        let mut out = wrap(&head, first, indent, &self.text, WIDTH);
         for line in &self.block {
             out.push_str(&format!("{:TIME$}  | {line}\n", ""));
         }
@@ -79,12 +79,12 @@ impl Line {
 }
 
 /// `head` and `text`, wrapped; the first line has `first` columns taken, the others begin at `indent`.
-fn wrap(head: &str, first: usize, indent: usize, text: &str) -> String {
+fn wrap(head: &str, first: usize, indent: usize, text: &str, width: usize) -> String {
     let mut out = head.to_owned();
     let (mut column, mut fresh) = (first, true);
     for word in text.split_whitespace() {
         let length = word.chars().count();
-        if !fresh && column + 1 + length > WIDTH {
+        if !fresh && column + 1 + length > width {
             out.push('\n');
             out.push_str(&" ".repeat(indent));
             (column, fresh) = (indent, true);
@@ -102,7 +102,12 @@ fn wrap(head: &str, first: usize, indent: usize, text: &str) -> String {
 
 /// Text wrapped to [`WIDTH`] with a hanging indent, for paragraphs outside the timeline.
 pub fn paragraph(indent: usize, text: &str) -> String {
-    wrap(&" ".repeat(indent), indent, indent, text)
+    wrap(&" ".repeat(indent), indent, indent, text, WIDTH)
+}
+
+/// Text for [`Line::block`]: wrapped so that it fits beside the bar, with a hanging indent.
+pub(crate) fn block(indent: usize, text: &str) -> Vec<String> {
+    wrap("", 0, indent, text, WIDTH - TIME - 4).lines().map(str::to_owned).collect()
 }
 
 /// A table with a header line; cells are cut nowhere.

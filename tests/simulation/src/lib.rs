@@ -6,7 +6,7 @@ use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
 use reattach_drill::replica::CrashPoint;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
-use reattach_drill::world::WorldError;
+use reattach_drill::world::{World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +86,9 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     }
     (night.then)(&s, seed);
+    // A node that has just come back still shows its pods as they were.
+    let down = |w: &World| apps.iter().all(|a| !w.app_ready(a, 1));
+    s.until("both apps down", Duration::from_secs(60), down).await?;
     let late = match s.running(&apps, night.within).await {
         Ok(_) => settle(&mut s).await.err(),
         Err(error) => Some(error),
@@ -111,7 +114,7 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
 /// Every recovery is over.
 async fn settle(s: &mut Stage) -> Result<(), WorldError> {
     let apps: Vec<App> = s.cast.values().map(|c| c.app.clone()).collect();
-    let over = move |w: &reattach_drill::world::World| {
+    let over = move |w: &World| {
         apps.iter().all(|a| recovery_of(w, a).and_then(|r| r.status).is_none_or(|st| st.phase.is_final()))
     };
     s.until("every recovery over", Duration::from_secs(300), over).await.map(|_| ())

@@ -1,4 +1,5 @@
-//! Seeded faults of the API server and the cloud: the safety rules always hold, and everything heals within a bound.
+//! Seeded faults of the API server and the cloud for some minutes: the safety rules always hold, and everything heals
+//! within a bound. (Faults without an end are not healed: a step's deadline turns the run back, and a person is told.)
 
 use reattach_cloud_simulator::{ErrorBody, Fault as CloudFault, FaultRule as CloudRule, Operation, When};
 use reattach_drill::stage::Stage;
@@ -26,6 +27,7 @@ fn error(code: u16, after_effect: bool) -> Fault {
 
 /// A tenth of our writes fails, before or after its effect; some reads fail; some take long.
 fn shaky_api(s: &Stage, seed: u64) {
+    for_a_while(s);
     let server = s.world.server();
     let mut rng = Rng::new(seed, "shaky");
     let writes = || RequestMatch { mutations_only: true, ..ours() };
@@ -44,6 +46,7 @@ fn shaky_api(s: &Stage, seed: u64) {
 }
 
 fn shaky_cloud(s: &Stage, seed: u64) {
+    for_a_while(s);
     let mut rng = Rng::new(seed, "cloud");
     let bodies = [ErrorBody::Json, ErrorBody::Html, ErrorBody::Empty, ErrorBody::Truncated];
     let odds = |permille: u16, operations: &[Operation], fault: CloudFault| {
@@ -74,6 +77,16 @@ fn shaky_cloud(s: &Stage, seed: u64) {
     odds(50, &[], CloudFault::BadSuccess { body: bodies[rng.below(bodies.len())] });
     odds(100, &[], CloudFault::Latency { before_ms: 300, after_ms: 1_500 });
     s.world.cloud.freeze_reads(rng.between(Duration::from_secs(1), Duration::from_secs(20)));
+}
+
+/// Calm again after a while.
+fn for_a_while(s: &Stage) {
+    let (server, cloud) = (s.world.server().clone(), s.world.cloud.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(150)).await;
+        server.clear_faults();
+        cloud.clear_faults();
+    });
 }
 
 #[test]

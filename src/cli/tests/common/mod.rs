@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tower::Service;
 
@@ -33,6 +35,8 @@ pub struct Stage {
     pub kubeconfig: PathBuf,
     pub cloud_url: String,
     pub dir: PathBuf,
+    /// While it is true the cloud lives an hour ago: what is set up then is old news.
+    an_hour_ago: Arc<AtomicBool>,
 }
 
 impl Drop for Stage {
@@ -66,7 +70,16 @@ impl Stage {
     /// A stage with neither.
     pub async fn empty(name: &str) -> Self {
         let server = ApiServer::new(reattach_sim::Clock::wall(), 7);
-        let cloud = CloudSim::new(reattach_cloud_simulator::clock::system());
+        let an_hour_ago = Arc::new(AtomicBool::new(true));
+        let (past, now) = (an_hour_ago.clone(), reattach_cloud_simulator::clock::system());
+        let cloud = CloudSim::new(Arc::new(move || {
+            let back = if past.load(Ordering::SeqCst) {
+                jiff::SignedDuration::from_hours(1)
+            } else {
+                jiff::SignedDuration::ZERO
+            };
+            now() - back
+        }));
         cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -74,7 +87,7 @@ impl Stage {
         let cloud_url = serve(reattach_cloud_simulator::router(cloud.clone())).await;
         let kubeconfig = dir.join("kubeconfig");
         std::fs::write(&kubeconfig, kubeconfig_text(&api)).unwrap();
-        Self { server, cloud, kubeconfig, cloud_url, dir }
+        Self { server, cloud, kubeconfig, cloud_url, dir, an_hour_ago }
     }
 
     /// One StatefulSet on one node: VolumeAttachment and cloud say attached, the guest has no device.
@@ -83,6 +96,7 @@ impl Stage {
         cloud.create_instance(NewInstance::new("n0").with_id(100)).unwrap();
         cloud.create_volume(NewVolume::new("pvc1").with_id(7001)).unwrap();
         cloud.attach_now(VolumeNo(7001), InstanceNo(100)).unwrap();
+        self.an_hour_ago.store(false, Ordering::SeqCst);
         cloud.make_phantom(VolumeNo(7001)).unwrap();
         let s = &self.server;
         s.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NS}}));

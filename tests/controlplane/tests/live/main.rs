@@ -7,5 +7,4 @@ mod incident;
 mod observe;
 mod people;
 mod refusals;
-mod rows;
 mod stuck;
