@@ -2,7 +2,7 @@
 //!
 //! Everything here is a function of values. Nothing in this crate reads a clock, draws randomness, or does input or
 //! output: `now` is always an argument. The crates around it gather [`evidence::Evidence`], perform
-//! [`plan::Action`]s and store the [`journal::Journal`].
+//! [`machine::Effect`]s and store the [`journal`].
 
 pub mod check;
 pub mod cloud;
