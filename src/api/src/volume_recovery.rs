@@ -3,11 +3,14 @@
 use crate::Opaque;
 use crate::recovery_policy::ModeSchema;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, ResourceExt};
+use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::Diagnosis;
+use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
+use reattach_core::report::Record;
 use serde::{Deserialize, Serialize};
 
 /// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
@@ -65,6 +68,35 @@ pub struct VolumeRecoverySpec {
     /// Lets the plan with this hash run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
+}
+
+impl VolumeRecovery {
+    /// When it was created; the epoch for an object that never reached an API server.
+    pub fn created(&self) -> jiff::Timestamp {
+        self.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |t| t.0)
+    }
+
+    /// Everything in it that reports need, free of Kubernetes types. `cloud_volume` is the cloud's view of the volume,
+    /// where the caller has it.
+    pub fn record(&self, cloud_volume: Option<CloudVolume>) -> Record {
+        let status = self.status.clone().unwrap_or_default();
+        let namespace = self.namespace().unwrap_or_default();
+        Record {
+            recovery: ObjectName::new(namespace.as_str(), self.name_any()),
+            claim: ObjectName::new(namespace, self.spec.claim_name.as_str()),
+            mode: self.spec.mode,
+            requester: self.spec.requester.clone(),
+            reason: self.spec.reason.clone(),
+            phase: format!("{:?}", status.phase),
+            message: status.message,
+            diagnosis: status.diagnosis.map(|d| d.0),
+            refusals: status.refusals,
+            plan: status.plan.map(|p| p.0),
+            journal: status.journal.into_iter().map(|e| e.0).collect(),
+            created: self.created(),
+            cloud_volume,
+        }
+    }
 }
 
 /// The end of a recovery by a person's will.

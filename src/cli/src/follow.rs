@@ -126,7 +126,7 @@ impl Follow<'_> {
         started: Instant,
         interrupt: &mut Interrupt,
     ) -> Result<Option<End>> {
-        let record = records::record(recovery);
+        let record = recovery.record(None);
         let phase = phase(recovery);
         if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
             // The text only grows, line by line: print what is new.
@@ -348,7 +348,7 @@ impl Follow<'_> {
     }
 
     fn ended(&self, recovery: &VolumeRecovery, end: End) -> Result<End> {
-        let record = records::record(recovery);
+        let record = recovery.record(None);
         self.tell(&format!("\n{}\n", status_line(&record)));
         if end != End::Done {
             self.tell(&paragraph("  ", &record.message, TEXT_WIDTH));

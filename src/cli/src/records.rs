@@ -2,39 +2,11 @@
 
 use crate::fail::Fail;
 use crate::session::Session;
-use jiff::Timestamp;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
 use reattach_core::ids::ObjectName;
-use reattach_core::report::Record;
 use serde_json::json;
-
-/// Everything in a recovery that reports need.
-pub fn record(recovery: &VolumeRecovery) -> Record {
-    let status = recovery.status.clone().unwrap_or_default();
-    let namespace = recovery.namespace().unwrap_or_default();
-    Record {
-        recovery: ObjectName::new(namespace.as_str(), recovery.name_any()),
-        claim: ObjectName::new(namespace, recovery.spec.claim_name.as_str()),
-        mode: recovery.spec.mode,
-        requester: recovery.spec.requester.clone(),
-        reason: recovery.spec.reason.clone(),
-        phase: format!("{:?}", status.phase),
-        message: status.message,
-        diagnosis: status.diagnosis.map(|d| d.0),
-        refusals: status.refusals,
-        plan: status.plan.map(|p| p.0),
-        journal: status.journal.into_iter().map(|e| e.0).collect(),
-        created: created(recovery),
-        cloud_volume: None,
-    }
-}
-
-/// When it was created; the epoch for an object that never reached an API server.
-pub fn created(recovery: &VolumeRecovery) -> Timestamp {
-    recovery.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0)
-}
 
 /// Its phase.
 pub fn phase(recovery: &VolumeRecovery) -> Phase {
@@ -56,7 +28,7 @@ pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<Volu
     let api: Api<VolumeRecovery> =
         namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
     let mut items = session.ask("list the recoveries", api.list(&ListParams::default())).await?.items;
-    items.sort_by_key(|r| (r.namespace(), r.spec.claim_name.clone(), created(r), r.name_any()));
+    items.sort_by_key(|r| (r.namespace(), r.spec.claim_name.clone(), r.created(), r.name_any()));
     Ok(items)
 }
 
@@ -90,7 +62,7 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
         return Ok(found.clone());
     }
     let own = all.into_iter().filter(|r| is_claim && r.spec.claim_name == bare);
-    own.max_by_key(|r| (under_way(r), !phase(r).is_final(), created(r), r.name_any()))
+    own.max_by_key(|r| (under_way(r), !phase(r).is_final(), r.created(), r.name_any()))
         .ok_or_else(|| Fail::NoRecovery { namespace: session.namespace.clone(), name: bare.to_owned() })
 }
 

@@ -3,7 +3,7 @@
 use crate::exit::End;
 use crate::fail::Fail;
 use crate::output::{line, note, out};
-use crate::records::{self, record};
+use crate::records;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -62,7 +62,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         found = records::list(&session, (!args.all_namespaces).then_some(session.namespace.as_str())).await?;
         if let Some(since) = args.since {
             let from = now.saturating_sub(since).unwrap_or(Timestamp::MIN);
-            found.retain(|r| records::created(r) >= from);
+            found.retain(|r| r.created() >= from);
         }
     }
     for name in &args.names {
@@ -79,7 +79,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         ))
         .into());
     }
-    let records: Vec<Record> = found.iter().map(record).collect();
+    let records: Vec<Record> = found.iter().map(|r| r.record(None)).collect();
     let incident = incident(args.title, records, now);
     if let Some(file) = &args.html {
         let written = std::fs::write(file, html(&incident));

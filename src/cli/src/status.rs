@@ -4,7 +4,7 @@ use crate::exit::End;
 use crate::fail::Fail;
 use crate::output::{Format, line, note, out, value, width};
 use crate::plan::refused;
-use crate::records::{self, created, phase, record};
+use crate::records::{self, phase};
 use crate::session::{Global, Session};
 use crate::table::{Table, age};
 use anyhow::Result;
@@ -107,7 +107,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
             status.class.unwrap_or_default(),
             recovery.spec.mode.to_string(),
             format!("{:?}", status.phase),
-            age(created(recovery), session.clock.now()),
+            age(recovery.created(), session.clock.now()),
             status.message,
         ];
         if all_namespaces {
@@ -120,7 +120,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
 
 /// Everything about one recovery.
 fn text(recovery: &VolumeRecovery) -> String {
-    let record = record(recovery);
+    let record = recovery.record(None);
     let mut text = format!("{}\n", status_line(&record));
     let mut row = |label: &str, words: &str| {
         text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
@@ -169,7 +169,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         let fresh: Vec<&VolumeRecovery> = now
             .iter()
             .filter(|r| {
-                let state = format!("{:?} {}", phase(r), record(r).message);
+                let state = format!("{:?} {}", phase(r), r.record(None).message);
                 shown.insert(r.uid().unwrap_or_default(), state.clone()) != Some(state)
             })
             .collect();
@@ -196,7 +196,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         if let (Some(_), [one]) = (&args.name, now.as_slice())
             && (phase(one).is_final() || phase(one) == Phase::Stuck)
         {
-            note(&format!("\n{}", status_line(&record(one))));
+            note(&format!("\n{}", status_line(&one.record(None))));
             return Ok(end(phase(one)));
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,7 +1,7 @@
 //! Playing a scenario from its first line to its verdict.
 
 use crate::checks::{self, Check};
-use crate::record::{describe, record};
+use crate::record::describe;
 use crate::scenario::{Pace, SCENARIOS, Scenario};
 use crate::stage::{Expect, Sink, Stage, recovery_of};
 use crate::timeline::{Line, paragraph, span, table};
@@ -176,7 +176,7 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
             Some(number) => describe(&stage.world, number).await,
             None => None,
         };
-        let mut one = record(&recovery, cloud);
+        let mut one = recovery.record(cloud);
         // The trouble was first acted on by the first recovery of the claim, in DryRun perhaps.
         one.created = first_seen(&stage, &recovery).unwrap_or(one.created);
         workloads.push(fared(&one, &cast.app.name, runs, cast.expect));
