@@ -6,10 +6,16 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod effects;
 mod error;
 mod provider;
+pub mod socket;
 pub mod transport;
 
+pub use effects::{
+    CloudSnapshot, EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest,
+    PowerOutcome, SnapshotRequest, SnapshotState, Unsupported,
+};
 pub use error::{EffectKnowledge, HandleError, ProviderError};
 pub use provider::{
     Capabilities, DetachOutcome, DetachRequest, Grant, Lookup, PreflightReport, Provider, Right, RightUse,

@@ -1,10 +1,16 @@
 //! The trait that a cloud implements.
 
-use crate::error::{HandleError, ProviderError};
-use futures::future::BoxFuture;
+use crate::{
+    effects::{
+        CloudSnapshot, EffectError, ForceDetachRequest, Optional, PowerOffRequest, PowerOutcome,
+        SnapshotRequest, Unsupported,
+    },
+    error::{HandleError, ProviderError},
+};
+use futures::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use reattach_core::{
-    cloud::{CloudInstance, CloudJob, CloudVolume},
+    cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts},
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
     proof::FenceProof,
 };
@@ -123,6 +129,17 @@ pub enum RightUse {
     ReadJobs,
     /// Detaching volumes.
     Detach,
+    /// Powering instances off and on; only policies that allow it need this.
+    Power,
+    /// Making snapshots; only policies that ask for one need this.
+    Snapshot,
+}
+
+impl RightUse {
+    /// Whether reattach works in full, apart from what a policy must ask for, without it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Power | Self::Snapshot)
+    }
 }
 
 /// Whether the credential has a right.
@@ -171,9 +188,10 @@ impl PreflightReport {
             .collect()
     }
 
-    /// Whether every needed right is known to be there.
+    /// Whether every right that is needed for more than optional uses is known to be there.
     pub fn is_complete(&self) -> bool {
-        self.failure.is_none() && self.rights.iter().all(|r| r.grant == Grant::Present)
+        let needed = |right: &&Right| right.needed_for.iter().any(|u| !u.is_optional());
+        self.failure.is_none() && self.rights.iter().filter(needed).all(|r| r.grant == Grant::Present)
     }
 }
 
@@ -185,6 +203,8 @@ impl PreflightReport {
 /// `describe_volumes` (no holder) and `jobs` (nothing pending).
 ///
 /// # Guarantees
+/// - An optional effect that the provider does not have answers [`Unsupported`] and sends nothing; the others keep to
+///   the rules of `detach`: at most one mutating request, never repeated.
 /// - `detach` sends at most one mutating request, and never repeats it, whatever comes back.
 /// - `detach` reads the volume right before that request and sends nothing when the holder is not exactly the one of
 ///   the request's proof.
@@ -248,4 +268,62 @@ pub trait Provider: Send + Sync {
 
     /// Finds out what the credential may do, without changing anything.
     fn preflight(&self) -> BoxFuture<'_, PreflightReport>;
+
+    /// Detaches a volume by force from a holder that was proven off or gone ([`Capabilities::can_force`]). The answer
+    /// is to be read back as with `detach`.
+    fn force_detach(
+        &self,
+        _request: ForceDetachRequest,
+    ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
+        cannot(self.name(), Optional::ForceDetach)
+    }
+
+    /// Powers an instance off ([`Capabilities::can_fence`]). The order alone proves nothing: read the instance until
+    /// it is off.
+    fn power_off(&self, _request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+        cannot(self.name(), Optional::Power)
+    }
+
+    /// Powers an instance on ([`Capabilities::can_fence`]). `timeout` bounds the call, not the boot.
+    fn power_on<'a>(
+        &'a self,
+        _instance: &'a InstanceId,
+        _timeout: Duration,
+    ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
+        cannot(self.name(), Optional::Power)
+    }
+
+    /// Who answers for what this provider reads now: the same value for as long as account and region are the same,
+    /// another one for another account. Without it "not found" never proves that something is gone.
+    fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
+        cannot(self.name(), Optional::Scope)
+    }
+
+    /// What is known of an instance's power besides its state: jobs created at or after `since` and those under way,
+    /// oldest first, and whether the cloud may boot it by itself.
+    fn power_facts<'a>(
+        &'a self,
+        _instance: &'a InstanceId,
+        _since: Timestamp,
+    ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
+        cannot(self.name(), Optional::PowerHistory)
+    }
+
+    /// Begins a snapshot of a volume ([`Capabilities::can_snapshot`]).
+    fn snapshot(&self, _request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+        cannot(self.name(), Optional::Snapshot)
+    }
+
+    /// The snapshots of a volume that were ordered with this label, oldest first: what became of an order.
+    fn snapshots<'a>(
+        &'a self,
+        _volume: &'a VolumeId,
+        _label: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<CloudSnapshot>, EffectError>> {
+        cannot(self.name(), Optional::Snapshot)
+    }
+}
+
+fn cannot<'a, T: Send + 'a>(provider: &str, what: Optional) -> BoxFuture<'a, Result<T, EffectError>> {
+    ready(Err(Unsupported::new(provider, what).into())).boxed()
 }

@@ -2,12 +2,10 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
+use reattach_provider_api::socket::{QUOTED, one_line};
 use reattach_provider_api::{ProviderError, TransportError, TransportErrorKind};
 use serde::Deserialize;
 use std::time::Duration;
-
-/// Longest part of a provider's text that is quoted, in characters.
-const QUOTE: usize = 300;
 
 /// Whether a call can change something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,8 +122,7 @@ fn describe(answer: &Response<Bytes>) -> String {
 
 /// A text from outside on one line, bounded.
 pub(crate) fn quote(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(QUOTE).collect();
-    line.trim().to_owned()
+    one_line(text, QUOTED)
 }
 
 /// Scopes named by a header, where the header is there.

@@ -1,7 +1,8 @@
 //! Settings, under the names that Linode's own CSI driver uses: `LINODE_TOKEN` and `LINODE_URL`.
 
-use http::{HeaderValue, Uri, uri::Scheme};
-use std::{fmt, net::IpAddr, time::Duration};
+use http::{HeaderValue, Uri};
+use reattach_provider_api::socket::{loopback_of, redacted};
+use std::{fmt, time::Duration};
 
 /// Linode's public API.
 const DEFAULT_URL: &str = "https://api.linode.com";
@@ -119,40 +120,18 @@ impl LinodeConfig {
 /// The base with its version, and whether its host is this machine.
 fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
     let url = url.trim();
-    let bad = |why| ConfigError::BadUrl { url: redact(url), why };
+    let bad = |why| ConfigError::BadUrl { url: redacted(url), why };
     let uri: Uri = url.parse().map_err(|_| bad("it is not a URL"))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
-        return Err(bad("it must begin with https://"));
-    };
-    if authority.as_str().contains('@') {
-        return Err(bad("it must not contain credentials; they belong into LINODE_TOKEN"));
-    }
+    let loopback = loopback_of(&uri).map_err(bad)?;
     if uri.query().is_some() {
         return Err(bad("it must not have a query"));
     }
-    let loopback = is_loopback(authority.host());
-    if *scheme != Scheme::HTTPS && !(*scheme == Scheme::HTTP && loopback) {
-        return Err(bad(
-            "only https is allowed, and http to this machine itself: the token must not travel in the clear",
-        ));
-    }
     let path = uri.path().trim_end_matches('/');
     let version = if path.ends_with("/v4") || path.ends_with("/v4beta") { "" } else { "/v4" };
+    // Both are there: `loopback_of` has looked at them.
+    let (scheme, authority) =
+        (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()));
     Ok((format!("{scheme}://{authority}{path}{version}"), loopback))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The URL without anything that could be a password.
-fn redact(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
-        (None, Some(at)) => format!("…{}", &url[at..]),
-        _ => url.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,19 @@ use support::{Linode, cloud, contract::Contract};
 #[tokio::test(start_paused = true)]
 async fn linode_conforms_and_keeps_to_the_api_description() {
     let contract = Contract::load();
-    let broken = conformance::all(|| Linode::over(cloud(), contract.clone())).await;
-    assert!(broken.is_empty(), "{broken:#?}");
+    let report = conformance::all(|| Linode::over(cloud(), contract.clone())).await;
+    println!("{report}");
+    assert!(report.broken.is_empty(), "{report}");
+    let skipped: Vec<_> = report.skipped.iter().map(|s| s.case).collect();
+    let cannot = [
+        "moved_meanwhile",
+        "power_of_unknown_outcome",
+        "snapshot_of_unknown_outcome",
+        "scope",
+        "power_history",
+    ];
+    assert_eq!(skipped, cannot, "each skip is meant");
+    assert_eq!(report.passed.len(), 33, "{report}");
     contract.assert_kept();
     let mut operations = contract.seen().operations;
     operations.sort();

@@ -8,9 +8,10 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_linode::{LinodeProvider, http_transport};
+use reattach_provider_api::conformance::proof::handshake as proof;
 use reattach_provider_api::{DetachOutcome, DetachRequest, Lookup, Provider, ProviderError};
 use std::time::Duration;
-use support::{HOLDER, VOLUME, config, contract::Contract, proof::proof, start};
+use support::{HOLDER, VOLUME, config, contract::Contract, start};
 use tokio::net::TcpListener;
 
 async fn serve(router: Router) -> String {

@@ -25,6 +25,7 @@ pub(crate) fn router(sim: CloudSim) -> Router {
         .route("/volumes", get(volumes).post(create_volume))
         .route("/volumes/{id}", get(volume).post(change_volume).delete(delete_volume))
         .route("/jobs", get(jobs))
+        .route("/snapshots", get(snapshots))
         .route("/faults", post(add_fault).delete(clear_faults))
         .route("/faults/{id}", delete(remove_fault))
         .route("/settings", post(settings))
@@ -152,6 +153,9 @@ enum VolumeChange {
     Orphan {
         instance: InstanceNo,
     },
+    AlsoAttach {
+        instance: InstanceNo,
+    },
     DetachBehaviour(DetachBehaviour),
     Status(String),
 }
@@ -162,7 +166,9 @@ async fn change_volume(
     Json(change): Json<VolumeChange>,
 ) -> Answer {
     match change {
-        VolumeChange::Attach { instance, now: true, .. } => sim.attach_now(id, instance)?,
+        VolumeChange::Attach { instance, persist, now: true } => {
+            sim.attach_now_with(id, instance, persist)?;
+        }
         VolumeChange::Attach { instance, persist, .. } => sim.attach_with(id, instance, persist).map(drop)?,
         VolumeChange::Detach => sim.detach(id).map(drop)?,
         VolumeChange::Lock { reason, shown } => sim.lock_volume(id, &reason, shown)?,
@@ -171,6 +177,7 @@ async fn change_volume(
         VolumeChange::Phantom => sim.make_phantom(id)?,
         VolumeChange::Lost => sim.make_lost(id)?,
         VolumeChange::Orphan { instance } => sim.make_orphan(id, instance)?,
+        VolumeChange::AlsoAttach { instance } => sim.also_attach(id, instance)?,
         VolumeChange::DetachBehaviour(behaviour) => sim.set_detach(id, behaviour)?,
         VolumeChange::Status(word) => sim.set_volume_status(id, word)?,
     }
@@ -179,6 +186,10 @@ async fn change_volume(
 
 async fn jobs(State(sim): State<CloudSim>) -> Answer {
     answer(sim.jobs())
+}
+
+async fn snapshots(State(sim): State<CloudSim>) -> Answer {
+    answer(sim.snapshots())
 }
 
 async fn add_fault(State(sim): State<CloudSim>, Json(rule): Json<FaultRule>) -> Answer {
@@ -205,6 +216,7 @@ struct Settings {
     rate_limit: Option<u32>,
     read_only_user: Option<bool>,
     token: Option<Token>,
+    foreign_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -233,6 +245,9 @@ async fn settings(State(sim): State<CloudSim>, Json(settings): Json<Settings>) -
     if let Some(Token { token, scopes }) = settings.token {
         let scopes: Vec<_> = scopes.iter().map(String::as_str).collect();
         sim.add_token(token, &scopes);
+    }
+    if let Some(token) = settings.foreign_token {
+        sim.add_foreign_token(token);
     }
     answer(json!({}))
 }

@@ -32,6 +32,10 @@ pub enum Operation {
     RebootInstance,
     /// Read the job history.
     ListJobs,
+    /// Begin a snapshot.
+    CreateSnapshot,
+    /// List snapshots.
+    ListSnapshots,
 }
 
 impl Operation {
@@ -44,6 +48,7 @@ impl Operation {
                 | Self::BootInstance
                 | Self::ShutdownInstance
                 | Self::RebootInstance
+                | Self::CreateSnapshot
         )
     }
 }

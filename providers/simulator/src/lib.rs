@@ -1,13 +1,17 @@
 //! A cloud to break: instances, volumes and guests whose views can disagree, behind a provider's own HTTP API.
 //!
 //! - [`CloudSim`] is the cloud: state, faults, request log, holder history. It knows no wire format.
-//! - [`router`] serves it as Linode's API v4 (`/v4/…`), with a control API (`/control/…`) beside it.
+//! - [`router`] serves it as Linode's API v4 (`/v4/…`) and as EC2's Query API (`POST /`), with a control API
+//!   (`/control/…`) beside them.
 //!
 //! The cloud has no background tasks: it catches up with its [`clock::Clock`] whenever somebody looks, so it runs the
 //! same under tokio's paused clock, a manual clock and a wall clock.
 
 pub mod clock;
 mod control;
+mod ebs;
+pub mod ec2;
+mod face;
 mod faults;
 mod history;
 pub mod linode;
@@ -18,18 +22,20 @@ mod state;
 mod transport;
 
 pub use clock::{Clock, ManualClock};
+pub use face::ConnectionCut;
 pub use faults::{ErrorBody, Fault, FaultNo, FaultRule, Operation, When};
 pub use history::{HolderInterval, Pulled, Side};
 pub use log::{Effect, RequestRecord};
 pub use model::{
     DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus, OpError,
-    Timings, Volume, VolumeNo,
+    Snapshot, SnapshotNo, Timings, Volume, VolumeNo,
 };
 pub use sim::{CloudSim, NewInstance, NewVolume};
 pub use state::UnattachedDetach;
 pub use transport::{in_memory, over};
 
-/// The simulated cloud's HTTP face: Linode's API v4 under `/v4` and `/v4beta`, the control API under `/control`.
+/// The simulated cloud's HTTP faces: Linode's API v4 under `/v4` and `/v4beta`, EC2's Query API at `/`, the control
+/// API under `/control`.
 pub fn router(sim: CloudSim) -> axum::Router {
-    linode::router(sim.clone()).nest("/control", control::router(sim))
+    linode::router(sim.clone()).merge(ec2::router(sim.clone())).nest("/control", control::router(sim))
 }

@@ -13,6 +13,11 @@ use serde::{Deserialize, Serialize};
 pub enum Effect {
     /// Nothing: a read, a refusal, or a success without an effect.
     None,
+    /// A snapshot was begun.
+    Snapshot {
+        /// The volume.
+        volume: VolumeNo,
+    },
     /// A job was accepted.
     Accepted {
         /// What the job does.
@@ -45,6 +50,9 @@ pub struct RequestRecord {
     pub body: String,
     /// What it asked for; `None` for a path or method that the API does not have.
     pub operation: Option<Operation>,
+    /// Whether it asked for a dry-run only (EC2's `DryRun`).
+    #[serde(default)]
+    pub dry_run: bool,
     /// The HTTP status of the answer; `None` where the connection was cut, or no answer was given yet.
     pub status: Option<u16>,
     /// What it did.
@@ -54,8 +62,8 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Whether it was a request to change something, whatever came of it.
+    /// Whether it was a request to change something, whatever came of it. A dry-run is none.
     pub fn is_mutation(&self) -> bool {
-        self.operation.map_or(self.method != "GET", Operation::is_mutation)
+        !self.dry_run && self.operation.map_or(self.method != "GET", Operation::is_mutation)
     }
 }

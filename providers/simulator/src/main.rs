@@ -6,7 +6,7 @@ use reattach_cloud_simulator::{CloudSim, clock, router};
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
-/// Serves a simulated cloud: Linode's API v4 under /v4, a control API under /control.
+/// Serves a simulated cloud: Linode's API v4 under /v4, EC2's Query API at /, a control API under /control.
 #[derive(Parser)]
 #[command(
     version,
@@ -14,7 +14,9 @@ use tokio::net::TcpListener;
     after_help = "Examples:\n  \
     reattach-cloud-simulator --listen 127.0.0.1:8070\n  \
     curl -s -X POST localhost:8070/control/instances -H 'content-type: application/json' -d '{\"label\": \"node-1\"}'\n  \
-    LINODE_URL=http://127.0.0.1:8070 LINODE_TOKEN=any reattach-controller …"
+    LINODE_URL=http://127.0.0.1:8070 LINODE_TOKEN=any reattach-controller …\n  \
+    AWS_ENDPOINT_URL=http://127.0.0.1:8070 AWS_REGION=eu-central-1 AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any \
+    reattach-controller …"
 )]
 struct Args {
     /// Address to listen on; port 0 takes a free one. The URL is printed on the first line.

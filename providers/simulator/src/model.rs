@@ -2,7 +2,12 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    time::Duration,
+};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -39,6 +44,10 @@ number!(
 number!(
     /// The number of a simulated volume.
     VolumeNo
+);
+number!(
+    /// The number of a snapshot.
+    SnapshotNo
 );
 number!(
     /// The number of a job; later jobs have greater numbers.
@@ -145,6 +154,12 @@ pub struct Volume {
     pub persist_across_boots: bool,
     /// What a detach does.
     pub detach: DetachBehaviour,
+    /// When its holder got it.
+    #[serde(default)]
+    pub attached_at: Option<Timestamp>,
+    /// Further holders of a volume that many may have (EBS Multi-Attach); Linode has none.
+    #[serde(default)]
+    pub also_attached: BTreeSet<InstanceNo>,
     /// When it was created.
     pub created: Timestamp,
     /// When it last changed.
@@ -234,6 +249,26 @@ pub struct Job {
     pub due: Option<Timestamp>,
     /// When it ended.
     pub finished: Option<Timestamp>,
+    /// Whether it is a detach that waits for the guest to let go of the device (EBS calls that `busy`).
+    #[serde(default)]
+    pub waits_for_guest: bool,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number.
+    pub id: SnapshotNo,
+    /// The volume.
+    pub volume: VolumeNo,
+    /// The volume's size in GiB.
+    pub size_gib: u64,
+    /// What it was ordered with.
+    pub description: String,
+    /// When it was begun.
+    pub started: Timestamp,
+    /// When it is done.
+    pub due: Timestamp,
 }
 
 /// How long the cloud's work takes.
@@ -254,6 +289,8 @@ pub struct Timings {
     pub recycle_ms: u64,
     /// From an unclean stop to the watchdog's boot having finished, in milliseconds.
     pub watchdog_ms: u64,
+    /// A snapshot, in milliseconds.
+    pub snapshot_ms: u64,
 }
 
 impl Default for Timings {
@@ -268,6 +305,7 @@ impl Default for Timings {
             reboot_ms: 95_000,
             recycle_ms: 5_000,
             watchdog_ms: 120_000,
+            snapshot_ms: 20_000,
         }
     }
 }
@@ -297,6 +335,16 @@ pub struct View {
     pub volumes: BTreeMap<VolumeNo, Volume>,
     /// Jobs by number.
     pub jobs: BTreeMap<JobNo, Job>,
+    /// Snapshots by number.
+    pub snapshots: BTreeMap<SnapshotNo, Snapshot>,
+}
+
+impl View {
+    /// The job that runs on a volume for one of its holders, if one does.
+    pub(crate) fn running_job(&self, volume: VolumeNo, instance: InstanceNo) -> Option<&Job> {
+        let mine = |j: &&Job| j.volume == Some(volume) && j.instance == Some(instance);
+        self.jobs.values().rev().filter(mine).find(|j| j.status == JobStatus::Started)
+    }
 }
 
 /// Why the simulated cloud refuses an operation. A face turns it into its own status and text.
@@ -326,6 +374,14 @@ pub enum OpError {
         volume: VolumeNo,
         /// Who has it.
         holder: InstanceNo,
+    },
+    /// A detach from an instance that is not the holder.
+    #[error("volume {volume} is not attached to instance {instance}")]
+    NotHeldBy {
+        /// The volume.
+        volume: VolumeNo,
+        /// Who was thought to have it.
+        instance: InstanceNo,
     },
     /// A detach of a volume that has no holder.
     #[error("volume {0} is not attached")]

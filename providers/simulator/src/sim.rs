@@ -6,13 +6,14 @@ use crate::{
     history::{HolderInterval, Pulled, Side},
     log::RequestRecord,
     model::{
-        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Timings, Volume,
-        VolumeNo,
+        DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot, Timings,
+        Volume, VolumeNo,
     },
     state::{State, UnattachedDetach, later},
 };
 use jiff::Timestamp;
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -179,6 +180,8 @@ impl CloudSim {
                 io_ready: false,
                 persist_across_boots: false,
                 detach: DetachBehaviour::Normal,
+                attached_at: None,
+                also_attached: BTreeSet::new(),
                 created: now,
                 updated: now,
             };
@@ -210,9 +213,19 @@ impl CloudSim {
 
     /// Attaches and finishes at once, for setting a scene.
     pub fn attach_now(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
+        self.attach_now_with(volume, instance, false)
+    }
+
+    /// Attaches and finishes at once, saying whether the attachment survives a reboot. EBS attachments do.
+    pub fn attach_now_with(
+        &self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        persist: bool,
+    ) -> Result<(), OpError> {
         self.with(|state, now| {
             let attach_ms = std::mem::take(&mut state.timings.attach_ms);
-            let accepted = state.attach(volume, instance, false, now);
+            let accepted = state.attach(volume, instance, persist, now);
             state.timings.attach_ms = attach_ms;
             accepted?;
             state.advance(now);
@@ -342,6 +355,16 @@ impl CloudSim {
         })
     }
 
+    /// One more instance gets the volume beside its holder, as EBS Multi-Attach allows: at the API and in its guest.
+    pub fn also_attach(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
+        self.with(|state, now| {
+            state.instance(instance)?;
+            state.volume_mut(volume)?.also_attached.insert(instance);
+            state.plug(volume, instance, now);
+            Ok(())
+        })
+    }
+
     /// A guest gets the device although the API names another holder or none: what no cloud should do, for testing
     /// that the record notices.
     pub fn leak_device(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
@@ -356,12 +379,13 @@ impl CloudSim {
     /// Tells that a guest has the device mounted or open, or no longer. A device taken from a running guest in use
     /// is recorded in [`CloudSim::pulled`]. Does nothing when the guest does not have the device.
     pub fn set_in_use(&self, instance: InstanceNo, volume: VolumeNo, in_use: bool) {
-        self.with(|state, _| {
+        self.with(|state, now| {
             let has = state.devices.get(&instance).is_some_and(|d| d.contains(&volume));
             if in_use && has {
                 state.in_use.insert((instance, volume));
             } else {
                 state.in_use.remove(&(instance, volume));
+                state.guest_released(volume, instance, now);
             }
         });
     }
@@ -401,6 +425,11 @@ impl CloudSim {
         self.with(|state, _| state.view.jobs.values().cloned().collect())
     }
 
+    /// All snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.with(|state, _| state.view.snapshots.values().cloned().collect())
+    }
+
     /// How a detach of an unattached volume is answered.
     pub fn set_unattached_detach(&self, answer: UnattachedDetach) {
         self.with(|state, _| state.unattached_detach = answer);
@@ -411,6 +440,11 @@ impl CloudSim {
     pub fn add_token(&self, token: impl Into<String>, scopes: &[&str]) {
         let scopes = scopes.iter().map(|s| (*s).to_owned()).collect();
         self.with(|state, _| state.access.tokens.insert(token.into(), scopes));
+    }
+
+    /// Accepts this token as one of another account, which has none of this cloud's objects.
+    pub fn add_foreign_token(&self, token: impl Into<String>) {
+        self.with(|state, _| state.access.foreign.insert(token.into()));
     }
 
     /// Whether the user behind the tokens lacks the grants for mutations, which answers 403.

@@ -35,6 +35,8 @@ pub enum UnattachedDetach {
 pub(crate) struct Access {
     /// Scopes per token; while empty, every token is accepted with all scopes.
     pub(crate) tokens: BTreeMap<String, Vec<String>>,
+    /// Tokens of another account, which has none of the cloud's objects; they may do everything there.
+    pub(crate) foreign: BTreeSet<String>,
     /// Whether the user behind the tokens lacks the grants for mutations (403).
     pub(crate) read_only_user: bool,
 }
@@ -46,7 +48,7 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<InstanceNo, BTreeSet<VolumeNo>>,
     /// Devices that a guest has mounted or open, as its owner (a simulated kubelet) told.
     pub(crate) in_use: BTreeSet<(InstanceNo, VolumeNo)>,
-    pending: BTreeSet<(Timestamp, JobNo)>,
+    pub(crate) pending: BTreeSet<(Timestamp, JobNo)>,
     pub(crate) timings: Timings,
     pub(crate) unattached_detach: UnattachedDetach,
     pub(crate) access: Access,
@@ -119,7 +121,7 @@ impl State {
         self.view.instances.get_mut(&id).ok_or(OpError::NoInstance(id))
     }
 
-    fn running_job_of_volume(&self, volume: VolumeNo) -> Option<&Job> {
+    pub(crate) fn running_job_of_volume(&self, volume: VolumeNo) -> Option<&Job> {
         self.view.jobs.values().rev().find(|j| j.volume == Some(volume) && j.status == JobStatus::Started)
     }
 
@@ -131,7 +133,7 @@ impl State {
             .find(|j| j.volume.is_none() && j.instance == Some(instance) && j.status == JobStatus::Started)
     }
 
-    fn start(
+    pub(crate) fn start(
         &mut self,
         action: JobAction,
         volume: Option<VolumeNo>,
@@ -151,6 +153,7 @@ impl State {
             created: now,
             due,
             finished: None,
+            waits_for_guest: false,
         };
         if let Some(due) = due {
             self.pending.insert((due, id));
@@ -167,6 +170,7 @@ impl State {
         }
         let before = std::mem::replace(&mut found.holder, holder);
         found.updated = at;
+        found.attached_at = holder.map(|_| at);
         if let Some(before) = before {
             self.history.lost(volume, before, Side::Api, at);
         }
@@ -196,6 +200,7 @@ impl State {
         for volume in self.devices.remove(&instance).unwrap_or_default() {
             self.in_use.remove(&(instance, volume));
             self.history.lost(volume, instance, Side::Guest, at);
+            self.guest_released(volume, instance, at);
         }
     }
 
@@ -250,7 +255,7 @@ impl State {
         Ok(Some(self.start(JobAction::VolumeDetach, Some(volume), Some(holder), now, lasting)))
     }
 
-    fn check_free(&self, volume: VolumeNo, now: Timestamp) -> Result<(), OpError> {
+    pub(crate) fn check_free(&self, volume: VolumeNo, now: Timestamp) -> Result<(), OpError> {
         let found = self.volume(volume)?;
         if let Some(reason) = &found.locked {
             return Err(OpError::Locked { volume, reason: reason.clone() });
@@ -396,6 +401,10 @@ impl State {
 
     fn detached(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) -> bool {
         let Ok(found) = self.volume_mut(volume) else { return false };
+        if found.also_attached.remove(&instance) {
+            self.unplug(volume, instance, at, true);
+            return true;
+        }
         if found.holder != Some(instance) || found.detach == DetachBehaviour::Fails {
             return false;
         }

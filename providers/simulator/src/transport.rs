@@ -1,6 +1,6 @@
 //! The simulated cloud as a transport in memory: no socket, so it runs under tokio's paused clock.
 
-use crate::{CloudSim, linode::ConnectionCut};
+use crate::{CloudSim, face::ConnectionCut};
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Request, Response};

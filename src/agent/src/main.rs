@@ -1,6 +1,6 @@
 //! `reattach-agent`: the DaemonSet's binary. `--once` needs no cluster.
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use reattach_agent::{AgentConfig, HostRoot, Scan, ScanOn};
@@ -18,19 +18,21 @@ use tokio::signal::unix::{SignalKind, signal};
     after_help = "Examples:\n  \
     reattach-agent --host-root / --once               show what this machine's volumes look like, without a cluster\n  \
     NODE_NAME=n1 reattach-agent                       run as on a node, with the in-cluster credentials or KUBECONFIG\n\n\
-    It must see the host's process IDs, and reading other processes needs CAP_SYS_PTRACE."
+    It must see the host's process IDs, and reading other processes needs CAP_SYS_PTRACE.\n\n\
+    Environment: NODE_NAME as --node-name; KUBECONFIG outside of a cluster; RUST_LOG for the log's level.\n\
+    Exit codes: 0 after SIGTERM, SIGINT or --once, 1 if it cannot run, 2 for a flag with a bad value."
 )]
 struct Args {
     /// Where the host's / is mounted
     #[arg(long, value_name = "DIR", default_value = "/host")]
     host_root: PathBuf,
     /// kubelet's --root-dir, as the host spells it
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", value_parser = absolute)]
     kubelet_root: String,
     /// The name of this node's Node object
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
-    /// How often to look when nobody asks, such as 10s or 1m
+    /// How often to look when nobody asks, such as 10s or 1m; at least 1s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     rescan: Duration,
     /// Look once, print what was seen, and exit; needs no cluster
@@ -53,18 +55,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("reattach-agent: {e:#}");
-            ExitCode::FAILURE
+            if e.is::<BadValue>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
 
+/// A flag or variable that cannot be used as it is: the same exit code as for one that cannot be parsed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct BadValue(String);
+
 #[allow(clippy::disallowed_methods)] // A binary's shell: the one place of this crate where clocks are read.
 fn start(args: &Args) -> anyhow::Result<()> {
     if !args.host_root.join("proc").is_dir() {
-        bail!(
+        return Err(BadValue(format!(
             "{} has no proc folder; --host-root must name the place where the host's / is mounted",
             args.host_root.display()
-        );
+        ))
+        .into());
     }
     let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root);
     if args.once {
@@ -77,8 +85,15 @@ fn start(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let Some(node) = args.node_name.as_deref().filter(|name| !name.is_empty()) else {
-        bail!("no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name");
+        let why = "no node name; set NODE_NAME (in a DaemonSet from spec.nodeName) or pass --node-name";
+        return Err(BadValue(why.to_owned()).into());
     };
+    if !is_object_name(node) {
+        let why = format!(
+            "{node:?} is no name of a Node; --node-name or NODE_NAME must be as kubectl get nodes prints it"
+        );
+        return Err(BadValue(why).into());
+    }
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(
@@ -131,8 +146,26 @@ fn is_host_proc(root: &HostRoot) -> bool {
     std::fs::read_to_string(root.join("/proc/2/comm")).is_ok_and(|comm| comm.trim() == "kthreadd")
 }
 
+/// Lower case letters, digits, `-` and `.`, as the API server demands of a Node's name (RFC 1123 subdomain).
+fn is_object_name(name: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let label = |l: &str| {
+        l.bytes().all(|c| plain(c) || c == b'-')
+            && l.bytes().next().is_some_and(plain)
+            && l.bytes().last().is_some_and(plain)
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    match text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => Err("it must be an absolute path, as kubelet's --root-dir on the host".to_owned()),
+    }
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
-    let span: SignedDuration = text.parse().map_err(|e| format!("{e}"))?;
+    let span: SignedDuration = text.parse().map_err(|_| "give a duration such as 10s or 1m".to_owned())?;
     match Duration::try_from(span) {
         Ok(time) if time >= Duration::from_secs(1) => Ok(time),
         _ => Err("it must be at least 1s".to_owned()),

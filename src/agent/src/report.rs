@@ -93,8 +93,8 @@ struct Agent<C> {
 /// Runs the agent of one node until `shutdown` ends.
 ///
 /// # Flow
-/// Watches the report named as the node, creates it if it is missing, looks at the host at once for a new challenge and
-/// every [`AgentConfig::rescan`] otherwise, and writes the report's status if that changes it.
+/// Watches the report named as the node, creates it if it is missing, looks at the host as soon as it knows the report,
+/// at once for a new challenge and every [`AgentConfig::rescan`] otherwise, and writes the report's status if that changes it.
 ///
 /// # Guarantees
 /// Reads and writes only the one report (and reads its Node once, for the owner reference). Every answer comes from a scan
@@ -128,6 +128,8 @@ where
     };
     let mut next_look = Instant::now();
     let mut not_before = next_look;
+    // What the report says may be from before a restart, of this process or of the machine.
+    let mut has_looked = false;
     loop {
         let ticked = tokio::select! {
             biased;
@@ -143,7 +145,8 @@ where
             () = sleep_until(next_look) => true,
         };
         let now = Instant::now();
-        if matches!(agent.known, Known::Nothing) || now < not_before || !(ticked || agent.is_asked()) {
+        let due = ticked || !has_looked || agent.is_asked();
+        if matches!(agent.known, Known::Nothing) || now < not_before || !due {
             if ticked {
                 next_look = now + agent.config.rescan;
             }
@@ -156,6 +159,7 @@ where
         };
         match round {
             Ok(()) => {
+                has_looked = true;
                 pauses.reset();
                 next_look = Instant::now() + agent.config.rescan;
             }
@@ -296,10 +300,11 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         let name = self.config.node.as_str();
         match within(self.reports.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))).await {
             Ok(written) => {
+                let inventory = status.inventory.as_ref().and_then(|inventory| inventory.get().ok());
                 tracing::info!(
                     node = %self.config.node,
-                    devices = status.inventory.as_ref().map_or(0, |inventory| inventory.devices.len()),
-                    unreadable = status.inventory.as_ref().map_or(0, |inventory| inventory.unreadable.len()),
+                    devices = inventory.map_or(0, |inventory| inventory.devices.len()),
+                    unreadable = inventory.map_or(0, |inventory| inventory.unreadable.len()),
                     answers = status.answers.len(),
                     "report written"
                 );
@@ -339,7 +344,7 @@ fn status(
     generation: Option<i64>,
 ) -> NodeVolumeReportStatus {
     let mut inventory = scan.inventory();
-    if let Some(old) = old.and_then(|status| status.inventory.as_ref())
+    if let Some(old) = old.and_then(|status| status.inventory.as_ref()?.get().ok())
         && is_same_boot(old, &inventory)
     {
         inventory.booted_at = old.booted_at;
@@ -369,7 +374,7 @@ fn given<'a>(
     challenge: &Challenge,
     boot: Option<&BootId>,
 ) -> Option<&'a Answer> {
-    status.answers.iter().map(|answer| &answer.0).find(|answer| {
+    status.answers.iter().filter_map(|answer| answer.get().ok()).find(|answer| {
         answer.recovery == challenge.recovery
             && answer.epoch == challenge.epoch
             && answer.identity == challenge.identity

@@ -51,9 +51,54 @@ fn each_bad_start_ends_with_one_sentence() {
     std::fs::remove_file(tree.0.join("proc/sys/kernel/random/boot_id")).unwrap();
     let text = complaint(&agent(&tree, &["--once"]));
     assert!(text.contains("boot ID cannot be read"), "{text}");
-    let output = agent(&Tree::host(), &["--rescan", "10ms"]);
-    assert!(!output.status.success());
-    assert!(String::from_utf8(output.stderr).unwrap().contains("it must be at least 1s"));
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
+    let host = Tree::host();
+    for (args, says) in [
+        (&["--rescan", "10ms"][..], "invalid value '10ms' for '--rescan <TIME>': it must be at least 1s"),
+        (
+            &["--rescan", "often"],
+            "invalid value 'often' for '--rescan <TIME>': give a duration such as 10s or 1m",
+        ),
+        (
+            &["--kubelet-root", "kubelet"],
+            "invalid value 'kubelet' for '--kubelet-root <DIR>': it must be an absolute path",
+        ),
+        (&["--once", "-o", "yaml"], "invalid value 'yaml' for '--output <OUTPUT>'"),
+        (&["--node-name", ""], "no node name; set NODE_NAME"),
+        (&["--node-name", "Node_1"], "\"Node_1\" is no name of a Node; --node-name or NODE_NAME must be"),
+        (&["--colour"], "unexpected argument '--colour' found"),
+    ] {
+        let output = agent(&host, args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(says), "{args:?}: {text}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+    let output = agent(&Tree::empty(), &["--once"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn the_help_names_every_flag_variable_and_exit_code() {
+    let output = agent(&Tree::host(), &["--help"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "--host-root",
+        "--kubelet-root",
+        "--node-name",
+        "NODE_NAME",
+        "--rescan",
+        "--once",
+        "KUBECONFIG",
+        "RUST_LOG",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert!(text.contains("Exit codes: 0 after SIGTERM"), "{text}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use kube::CustomResourceExt;
 use reattach_agent::{AgentConfig, ScanOn};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportStatus};
-use reattach_core::guest::{Answer, Challenge, Seen};
+use reattach_core::guest::{Answer, Challenge, GuestInventory, Seen};
 use reattach_core::ids::NodeName;
 use reattach_sim::apiserver::{ApiStatus, AuditEntry, Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::{ApiServer, Clock};
@@ -80,8 +80,12 @@ impl World {
         serde_json::from_value(self.report()["status"].clone()).unwrap()
     }
 
+    fn inventory(&self) -> GuestInventory {
+        self.status().inventory.expect("no inventory").get().expect("an inventory").clone()
+    }
+
     fn answers(&self) -> Vec<Answer> {
-        self.status().answers.into_iter().map(|answer| answer.0).collect()
+        self.status().answers.iter().map(|answer| answer.get().unwrap().clone()).collect()
     }
 
     /// What the agent has written since the last call.
@@ -119,7 +123,7 @@ async fn unasked_reports_are_written_on_change_only() {
     let owner = &report["metadata"]["ownerReferences"][0];
     let node = world.server.read("", "nodes", "", "n1").unwrap();
     assert_eq!((owner["kind"].as_str(), &owner["uid"]), (Some("Node"), &node["metadata"]["uid"]));
-    let inventory = world.status().inventory.unwrap();
+    let inventory = world.inventory();
     assert_eq!((inventory.boot_id.as_str(), inventory.devices[0].identity.serial.as_str()), (BOOT, LABEL));
     let writes: Vec<_> = world.writes().iter().map(|entry| (entry.verb, entry.subresource.clone())).collect();
     assert_eq!(writes, [(Verb::Create, None), (Verb::Patch, Some("status".to_owned()))]);
@@ -135,7 +139,24 @@ async fn unasked_reports_are_written_on_change_only() {
     world.tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     sleep(RESCAN).await;
     assert_eq!(world.writes().len(), 1);
-    assert_eq!(world.status().inventory.unwrap().devices[0].users.mounts, ["/srv"]);
+    assert_eq!(world.inventory().devices[0].users.mounts, ["/srv"]);
+    sleep(LONG).await;
+    assert_eq!(world.writes().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_agent_looks_at_once_and_writes_what_changed_meanwhile() {
+    let mut world = World::running(Tree::with_volume()).await;
+    for (change, writes) in [(None, 0), (Some("95 22 8:0 / /srv rw - ext4 /dev/sda rw"), 1)] {
+        world.stop.take().unwrap().send(()).unwrap();
+        world.agent.take().unwrap().await.unwrap();
+        change.into_iter().for_each(|mount| world.tree.mount(mount));
+        world.writes();
+        world.start();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.writes().len(), writes, "{change:?}, within {RESCAN:?}");
+    }
+    assert_eq!(world.inventory().devices[0].users.mounts, ["/srv"]);
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 0);
 }
@@ -215,7 +236,7 @@ async fn a_new_boot_answers_again() {
     world.tree.file("proc/sys/kernel/random/boot_id", "another-boot\n");
     world.tree.file("proc/stat", "btime 1752199999\n");
     sleep(RESCAN).await;
-    let inventory = world.status().inventory.unwrap();
+    let inventory = world.inventory();
     assert_eq!(
         (inventory.boot_id.as_str(), inventory.booted_at.as_second()),
         ("another-boot", 1_752_199_999)
@@ -244,7 +265,7 @@ async fn a_status_of_another_version_is_replaced() {
     }));
     world.start();
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(world.status().inventory.unwrap().boot_id.as_str(), BOOT);
+    assert_eq!(world.inventory().boot_id.as_str(), BOOT);
     assert_eq!(world.answers().len(), 1);
     world.writes();
     sleep(LONG).await;

@@ -13,8 +13,8 @@ mod recovery_policy;
 mod volume_recovery;
 
 pub use crds::{all_crds, crd_yaml};
-pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
-pub use opaque::Opaque;
+pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said};
+pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use recovery_policy::{Budgets, PolicySelector, RecoveryPolicy, RecoveryPolicySpec};
 pub use volume_recovery::{
     Abort, Approval, Phase, PhaseTiming, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, condition,

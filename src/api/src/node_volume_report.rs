@@ -1,6 +1,6 @@
 //! `NodeVolumeReport`: questions to one node's agent and its answers.
 
-use crate::Opaque;
+use crate::opaque::{Opaque, UnreadableField};
 use kube::{CustomResource, KubeSchema};
 use reattach_core::guest::{Answer, Challenge, GuestInventory};
 use serde::{Deserialize, Serialize};
@@ -42,4 +42,27 @@ pub struct NodeVolumeReportStatus {
     /// The spec's generation that the answers belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+/// An agent's words, all of them readable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said<'a> {
+    /// The unasked report, if there is one.
+    pub inventory: Option<&'a GuestInventory>,
+    /// The answers.
+    pub answers: Vec<&'a Answer>,
+}
+
+impl NodeVolumeReport {
+    /// What the agent says. Nothing, while it has not written yet.
+    ///
+    /// # Errors
+    /// The first part that cannot be read. The agent counts as one that has not answered then: whoever wrote something
+    /// that is not understood may have meant something else by the rest, too.
+    pub fn said(&self) -> Result<Said<'_>, UnreadableField> {
+        let Some(status) = &self.status else { return Ok(Said::default()) };
+        let inventory = UnreadableField::none_in(&status.inventory, "status.inventory")?;
+        let answers = UnreadableField::none_of(&status.answers, "status.answers")?;
+        Ok(Said { inventory, answers })
+    }
 }

@@ -2,7 +2,7 @@
 
 use kube::{CustomResource, KubeSchema};
 use reattach_core::policy::Mode;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// How far reattach may go for the claims that it selects. Of all policies that match a claim the one with the highest
@@ -27,7 +27,7 @@ pub struct RecoveryPolicySpec {
     #[serde(default)]
     pub selector: PolicySelector,
     /// How far to go. `DryRun` when unset: nothing but our own records is written.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "mode_or_observe")]
     #[schemars(with = "ModeSchema")]
     pub mode: Mode,
     /// The runbook to use.
@@ -93,6 +93,11 @@ impl Default for Budgets {
     fn default() -> Self {
         Self { cluster: default_cluster(), node: default_node() }
     }
+}
+
+/// A mode of another version must not spoil the list that it is in: it reads as the most cautious of ours.
+pub(crate) fn mode_or_observe<'de, D: Deserializer<'de>>(from: D) -> Result<Mode, D::Error> {
+    Ok(Mode::deserialize(&serde_json::Value::deserialize(from)?).unwrap_or(Mode::Observe))
 }
 
 /// The schema of [`Mode`], which lives in the core crate without schema code.

@@ -1,7 +1,7 @@
 //! `VolumeRecovery`: one run for one volume, with its plan and its journal.
 
-use crate::Opaque;
-use crate::recovery_policy::ModeSchema;
+use crate::opaque::{Opaque, UnreadableField};
+use crate::recovery_policy::{ModeSchema, mode_or_observe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use reattach_core::cloud::CloudVolume;
@@ -11,7 +11,7 @@ use reattach_core::journal::Entry;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use reattach_core::report::Record;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("self.requester == oldSelf.requester").message("requester is fixed once created"))]
 #[x_kube(validation = Rule::new("self.mode == oldSelf.mode").message("mode is fixed once created: approve the plan, abort, or make a new VolumeRecovery"))]
 #[x_kube(validation = Rule::new("self.runbook == oldSelf.runbook").message("runbook is fixed once created"))]
+#[x_kube(validation = Rule::new("has(oldSelf.reason) == has(self.reason) && (!has(self.reason) || self.reason == oldSelf.reason)").message("reason is fixed once created: it is what the requester said"))]
 #[x_kube(validation = Rule::new("has(oldSelf.confirmWorkload) == has(self.confirmWorkload) && (!has(self.confirmWorkload) || self.confirmWorkload == oldSelf.confirmWorkload)").message("confirmWorkload is fixed once created"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
@@ -45,7 +46,7 @@ pub struct VolumeRecoverySpec {
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
     pub claim_name: String,
     /// How far to go.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "mode_or_observe")]
     #[schemars(with = "ModeSchema")]
     pub mode: Mode,
     /// The runbook to use.
@@ -76,12 +77,30 @@ impl VolumeRecovery {
         self.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |t| t.0)
     }
 
+    /// The plan and the journal: what a run goes by.
+    ///
+    /// # Errors
+    /// The first field that cannot be read. What the run has done is not known then: a journal with such a line is
+    /// never to be taken for a shorter one.
+    pub fn history(&self) -> Result<(Option<&Plan>, Vec<&Entry>), UnreadableField> {
+        let Some(status) = &self.status else { return Ok((None, Vec::new())) };
+        let plan = UnreadableField::none_in(&status.plan, "status.plan")?;
+        let journal = UnreadableField::none_of(&status.journal, "status.journal")?;
+        Ok((plan, journal))
+    }
+
     /// Everything in it that reports need, free of Kubernetes types. `cloud_volume` is the cloud's view of the volume,
     /// where the caller has it.
-    pub fn record(&self, cloud_volume: Option<CloudVolume>) -> Record {
+    ///
+    /// # Errors
+    /// The first field that cannot be read: a report without it would say that less was done than was.
+    pub fn record(&self, cloud_volume: Option<CloudVolume>) -> Result<Record, UnreadableField> {
+        let (plan, journal) = self.history()?;
+        let (plan, journal) = (plan.cloned(), journal.into_iter().cloned().collect());
         let status = self.status.clone().unwrap_or_default();
+        let diagnosis = UnreadableField::none_in(&status.diagnosis, "status.diagnosis")?.cloned();
         let namespace = self.namespace().unwrap_or_default();
-        Record {
+        Ok(Record {
             recovery: ObjectName::new(namespace.as_str(), self.name_any()),
             claim: ObjectName::new(namespace, self.spec.claim_name.as_str()),
             mode: self.spec.mode,
@@ -89,13 +108,13 @@ impl VolumeRecovery {
             reason: self.spec.reason.clone(),
             phase: format!("{:?}", status.phase),
             message: status.message,
-            diagnosis: status.diagnosis.map(|d| d.0),
+            diagnosis,
             refusals: status.refusals,
-            plan: status.plan.map(|p| p.0),
-            journal: status.journal.into_iter().map(|e| e.0).collect(),
+            plan,
+            journal,
             created: self.created(),
             cloud_volume,
-        }
+        })
     }
 }
 
@@ -162,6 +181,10 @@ impl Phase {
     }
 }
 
+fn phase_or_stuck<'de, D: Deserializer<'de>>(from: D) -> Result<Phase, D::Error> {
+    Ok(Phase::deserialize(&serde_json::Value::deserialize(from)?).unwrap_or(Phase::Stuck))
+}
+
 /// How long a phase took.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -178,8 +201,8 @@ pub struct PhaseTiming {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeRecoveryStatus {
-    /// Where it stands.
-    #[serde(default)]
+    /// Where it stands. A word of another version reads as `Stuck`: it is not over, and a person may be needed.
+    #[serde(default, deserialize_with = "phase_or_stuck")]
     pub phase: Phase,
     /// Problem class (`A` to `E`), once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -69,7 +69,8 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     }
     if let Some(left) = running(&session, &claim).await.ok().flatten() {
         let (ns, name) = (&claim.namespace, &claim.name);
-        let workload = left.status.and_then(|s| s.plan).map(|p| p.pins.workload.to_string());
+        let plan = left.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
+        let workload = plan.map(|p| p.pins.workload.to_string());
         note(&format!(
             "\nThe recovery is not over, and {} may be at 0 replicas. It goes on when you run\n  kubectl reattach recover -n {ns} {name} --break-glass\nagain, or when a controller runs; kubectl reattach abort first makes either put everything back.",
             workload.unwrap_or_else(|| "the workload".to_owned())

@@ -126,7 +126,14 @@ impl Follow<'_> {
         started: Instant,
         interrupt: &mut Interrupt,
     ) -> Result<Option<End>> {
-        let record = recovery.record(None);
+        let record = match recovery.record(None) {
+            Ok(record) => record,
+            Err(unreadable) => {
+                self.tell(&paragraph("", &records::unreadable_sentence(&unreadable), TEXT_WIDTH));
+                self.value(recovery)?;
+                return Ok(Some(End::Unhealed));
+            }
+        };
         let phase = phase(recovery);
         if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
             // The text only grows, line by line: print what is new.
@@ -348,10 +355,11 @@ impl Follow<'_> {
     }
 
     fn ended(&self, recovery: &VolumeRecovery, end: End) -> Result<End> {
-        let record = recovery.record(None);
-        self.tell(&format!("\n{}\n", status_line(&record)));
+        if let Ok(record) = recovery.record(None) {
+            self.tell(&format!("\n{}\n", status_line(&record)));
+        }
         if end != End::Done {
-            self.tell(&paragraph("  ", &record.message, TEXT_WIDTH));
+            self.tell(&paragraph("  ", &records::message(recovery), TEXT_WIDTH));
         }
         note(&format!("Post-mortem: kubectl reattach report -n {} {}", self.name.namespace, self.name.name));
         self.value(recovery)?;

@@ -4,7 +4,7 @@ use crate::fail::Fail;
 use crate::session::Session;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
+use reattach_api::{Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
 use reattach_core::ids::ObjectName;
 use serde_json::json;
 
@@ -17,6 +17,24 @@ pub fn phase(recovery: &VolumeRecovery) -> Phase {
 pub fn under_way(recovery: &VolumeRecovery) -> bool {
     let begun = |s: &VolumeRecoveryStatus| !s.journal.is_empty();
     !phase(recovery).is_final() && recovery.status.as_ref().is_some_and(begun)
+}
+
+/// One sentence on where it stands: its status', unless this version cannot read what the run goes by.
+pub fn message(recovery: &VolumeRecovery) -> String {
+    let said = recovery.status.as_ref().map(|s| s.message.clone()).unwrap_or_default();
+    match recovery.history() {
+        Ok(_) => said,
+        // The controller says the same and more.
+        Err(unreadable) if said.contains(&unreadable.field) => said,
+        Err(unreadable) => unreadable_sentence(&unreadable),
+    }
+}
+
+/// What to do about a field that cannot be read.
+pub fn unreadable_sentence(unreadable: &UnreadableField) -> String {
+    format!(
+        "{unreadable}: use the kubectl reattach of the version that wrote it; kubectl get volumerecovery -o yaml shows it as it is"
+    )
 }
 
 /// All recoveries of a namespace, or of all; sorted by namespace, claim and age, oldest first.

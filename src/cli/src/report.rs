@@ -8,6 +8,7 @@ use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use kube::ResourceExt;
 use reattach_core::report::{Incident, Record, html, json, markdown};
 use std::path::PathBuf;
 
@@ -79,8 +80,23 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         ))
         .into());
     }
-    let records: Vec<Record> = found.iter().map(|r| r.record(None)).collect();
-    let incident = incident(args.title, records, now);
+    let (mut readable, mut left_out) = (Vec::new(), Vec::new());
+    for recovery in &found {
+        match recovery.record(None) {
+            Ok(record) => readable.push(record),
+            Err(unreadable) => left_out.push(format!(
+                "recovery {}/{} is not reported on: {}",
+                recovery.namespace().unwrap_or_default(),
+                recovery.name_any(),
+                records::unreadable_sentence(&unreadable)
+            )),
+        }
+    }
+    if readable.is_empty() {
+        return Err(Fail::Other(left_out.join("\n")).into());
+    }
+    left_out.iter().for_each(|why| note(&format!("error: {why}")));
+    let incident = incident(args.title, readable, now);
     if let Some(file) = &args.html {
         let written = std::fs::write(file, html(&incident));
         written.map_err(|e| Fail::Other(format!("cannot write --html {}: {e}", file.display())))?;
@@ -90,7 +106,8 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         Form::Markdown => out(&markdown(&incident))?,
         Form::Json => line(&json(&incident))?,
     }
-    Ok(End::Done)
+    // What is missing is no post-mortem that a script may take for whole.
+    Ok(if left_out.is_empty() { End::Done } else { End::Error })
 }
 
 /// From the first creation to the last line of a journal; to now, while something is not over.

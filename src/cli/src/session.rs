@@ -36,7 +36,8 @@ pub struct Global {
     /// The namespace; otherwise the context's.
     #[arg(long, short, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// The cloud that the volumes are at. linode reads LINODE_TOKEN, and LINODE_URL if set.
+    /// The cloud that the volumes are at. linode reads LINODE_TOKEN, and LINODE_URL if set; aws (in a build
+    /// with that feature) reads AWS_REGION and what other AWS tools read.
     #[arg(long, global = true, value_name = "NAME", default_value = "linode")]
     pub provider: String,
 }
@@ -204,17 +205,17 @@ pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> 
         let detaching = names(&[RightUse::Detach]);
         if !reading.is_empty() {
             return Err(Fail::Other(format!(
-                "provider {name}: the token lacks the scopes {reading}, without which nothing can be told; give it these"
+                "provider {name}: the credential lacks {reading}, without which nothing can be told; give it these"
             )));
         }
         if !detaching.is_empty() && detach {
             return Err(Fail::Other(format!(
-                "provider {name}: the token lacks the scopes {detaching}, which a detach needs; give it these"
+                "provider {name}: the credential lacks {detaching}, which a detach needs; give it these"
             )));
         }
         if !detaching.is_empty() {
             note(&format!(
-                "note: provider {name}: the token lacks {detaching}; enough to look, not to detach"
+                "note: provider {name}: the credential lacks {detaching}; enough to look, not to detach"
             ));
         }
     }

@@ -10,7 +10,7 @@ use crate::table::{Table, age};
 use anyhow::Result;
 use clap::Args;
 use kube::ResourceExt;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, UnreadableField, VolumeRecovery};
 use reattach_core::report::{diagnosis_text, journal_text, plan_text, status_line, support_ticket};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -69,13 +69,20 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<End> {
                 Format::Table => out(&text(&recovery))?,
                 format => value(format, &recovery)?,
             }
-            Ok(end(phase(&recovery)))
+            Ok(ended(&recovery))
         }
         None => {
             let all = wanted(&args, &session).await?;
             match args.output {
                 Format::Table if all.is_empty() => note(&nothing(&args, &session)),
-                Format::Table => out(&table(&all, args.all_namespaces, &session).text(width()))?,
+                Format::Table => {
+                    out(&table(&all, args.all_namespaces, &session).text(width()))?;
+                    // The table is cut where it does not fit, and this sentence must not be.
+                    for recovery in all.iter().filter(|r| r.history().is_err()) {
+                        let (ns, name) = (recovery.namespace().unwrap_or_default(), recovery.name_any());
+                        note(&format!("note: recovery {ns}/{name}: {}", records::message(recovery)));
+                    }
+                }
                 format => value(format, &json!({ "apiVersion": "v1", "kind": "List", "items": all }))?,
             }
             Ok(End::Done)
@@ -108,7 +115,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
             recovery.spec.mode.to_string(),
             format!("{:?}", status.phase),
             age(recovery.created(), session.clock.now()),
-            status.message,
+            records::message(recovery),
         ];
         if all_namespaces {
             row.insert(0, recovery.namespace().unwrap_or_default());
@@ -120,7 +127,10 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
 
 /// Everything about one recovery.
 fn text(recovery: &VolumeRecovery) -> String {
-    let record = recovery.record(None);
+    let record = match recovery.record(None) {
+        Ok(record) => record,
+        Err(unreadable) => return unreadable_text(recovery, &unreadable),
+    };
     let mut text = format!("{}\n", status_line(&record));
     let mut row = |label: &str, words: &str| {
         text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
@@ -157,6 +167,22 @@ fn text(recovery: &VolumeRecovery) -> String {
     text
 }
 
+/// What is known of one that cannot be read as a whole.
+fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> String {
+    let claim = format!("{}/{}", recovery.namespace().unwrap_or_default(), recovery.spec.claim_name);
+    let mut text = format!("{claim}: {:?}\n", phase(recovery));
+    let mut row = |label: &str, words: &str| {
+        text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
+    };
+    row("recovery", &recovery.name_any());
+    row("mode", &format!("{}, asked for by {}", recovery.spec.mode, recovery.spec.requester));
+    row("unreadable", &records::unreadable_sentence(unreadable));
+    if let Some(status) = recovery.status.as_ref().filter(|s| !s.message.is_empty()) {
+        row("message", &status.message);
+    }
+    text
+}
+
 /// Prints what changes, until the one recovery is over or the user ends it.
 async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
     let mut shown: BTreeMap<String, String> = BTreeMap::new();
@@ -169,7 +195,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         let fresh: Vec<&VolumeRecovery> = now
             .iter()
             .filter(|r| {
-                let state = format!("{:?} {}", phase(r), r.record(None).message);
+                let state = format!("{:?} {}", phase(r), records::message(r));
                 shown.insert(r.uid().unwrap_or_default(), state.clone()) != Some(state)
             })
             .collect();
@@ -196,10 +222,20 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         if let (Some(_), [one]) = (&args.name, now.as_slice())
             && (phase(one).is_final() || phase(one) == Phase::Stuck)
         {
-            note(&format!("\n{}", status_line(&one.record(None))));
-            return Ok(end(phase(one)));
+            let last = one.record(None).map_or_else(|_| records::message(one), |record| status_line(&record));
+            note(&format!("\n{last}"));
+            return Ok(ended(one));
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The exit code of one recovery.
+fn ended(recovery: &VolumeRecovery) -> End {
+    let phase = phase(recovery);
+    match recovery.history() {
+        Err(_) if !phase.is_final() => End::Unhealed,
+        _ => end(phase),
     }
 }
 

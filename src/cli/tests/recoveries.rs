@@ -445,3 +445,41 @@ async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
     assert_clean(&stage);
     world.abort();
 }
+
+/// Written by another version, or by a person: one sentence about it, and everything about the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_that_cannot_be_read_hides_no_other() {
+    let stage = Stage::new("unreadable").await;
+    let line = json!({ "seq": 0, "at": "2026-01-02T03:04:05Z", "term": 1, "by": "r", "mark": { "mark": "quarantined" } });
+    for (name, phase, journal) in [("future", "Running", json!([line])), ("plain", "NotOurs", json!([]))] {
+        stage.server.insert(&json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+            "metadata": { "name": name, "namespace": NS },
+            "spec": { "claimName": format!("{name}-data"), "mode": "Auto", "runbook": "scale-to-zero", "requester": "jane" },
+            "status": { "phase": phase, "message": format!("words of {name}"), "journal": journal },
+        }));
+    }
+    let says = "status.journal[0] cannot be read (unknown variant `quarantined`";
+    ended(
+        &stage.run(&["status"]).await,
+        0,
+        &["future-data", "plain-data", "words of plain", "note: recovery cache/future", says],
+    );
+    ended(
+        &stage.run(&["status", "future"]).await,
+        7,
+        &["future-data: Running", says, "of the version that wrote it"],
+    );
+    ended(&stage.run(&["status", "plain"]).await, 5, &["words of plain"]);
+    let raw = stage.run(&["status", "future", "-o", "json"]).await;
+    let shown: Value = serde_json::from_str(&raw.out).unwrap();
+    assert_eq!(shown["status"]["journal"], json!([line]), "as it was found");
+    ended(
+        &stage.run(&["report"]).await,
+        1,
+        &["recovery cache/future is not reported on", says, "cache/plain-data"],
+    );
+    let alone = stage.run(&["report", "future"]).await;
+    ended(&alone, 1, &[says]);
+    assert_eq!(alone.out, "", "no report that would say less than was done");
+}

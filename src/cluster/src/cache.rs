@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event as Change, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use reattach_api::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -101,7 +102,12 @@ impl Cache {
             events: spawner.watch(warnings),
             recoveries: spawner.watch(watcher::Config::default()),
             policies: spawner.watch(watcher::Config::default()),
-            reports: spawner.watch(watcher::Config::default()),
+            reports: spawner.watch_judging(watcher::Config::default(), |report: &NodeVolumeReport| {
+                report
+                    .said()
+                    .err()
+                    .map(|why| format!("{why}: this node's agent counts as one that has not answered"))
+            }),
             changes,
             broken,
             clock,
@@ -148,12 +154,22 @@ impl Spawner<'_> {
     /// Follows one kind. After an error everything of it is listed anew: a watch that is merely opened again says
     /// nothing until an object changes, and what was missed meanwhile would look fresh.
     fn watch<K: Cached>(&mut self, config: watcher::Config) -> Kind<K> {
+        self.watch_judging(config, |_| None)
+    }
+
+    /// The same; `complaint` says what is wrong with an object. It is logged once for each object and reason.
+    fn watch_judging<K: Cached>(
+        &mut self,
+        config: watcher::Config,
+        complaint: impl Fn(&K) -> Option<String> + Send + 'static,
+    ) -> Kind<K> {
         let kind = K::kind(&()).into_owned();
         let (reader, mut writer) = store::<K>();
         let api = Api::<K>::all(self.client.clone());
         let (changes, broken, clock) = (self.changes.clone(), self.broken.clone(), self.clock.clone());
         self.tasks.spawn(async move {
             let mut pause = PAUSES.0;
+            let mut complaints = Complaints::default();
             loop {
                 let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()));
                 while let Some(event) = stream.next().await {
@@ -169,6 +185,15 @@ impl Spawner<'_> {
                         &mut event
                     {
                         object.managed_fields_mut().clear();
+                    }
+                    match &event {
+                        Change::Apply(object) | Change::InitApply(object) => {
+                            if let Some(complaint) = complaints.news(object, complaint(object)) {
+                                tracing::warn!(kind, name = object.name_any(), "{complaint}");
+                            }
+                        }
+                        Change::Delete(object) => drop(complaints.news(object, None)),
+                        Change::Init | Change::InitDone => {}
                     }
                     writer.apply_watcher_event(&event);
                     // A list that has only begun has proven nothing yet.
@@ -186,8 +211,43 @@ impl Spawner<'_> {
     }
 }
 
-type Broken = std::collections::BTreeMap<String, Timestamp>;
+/// What was last said about which object.
+#[derive(Default)]
+struct Complaints(BTreeMap<(Option<String>, String), String>);
+
+impl Complaints {
+    /// The complaint, unless it was the last one about this object.
+    fn news<K: Cached>(&mut self, object: &K, complaint: Option<String>) -> Option<String> {
+        let name = (object.namespace(), object.name_any());
+        let before = match &complaint {
+            Some(now) => self.0.insert(name, now.clone()),
+            None => self.0.remove(&name),
+        };
+        complaint.filter(|now| before.as_ref() != Some(now))
+    }
+}
+
+type Broken = BTreeMap<String, Timestamp>;
 
 fn lock(broken: &Mutex<Broken>) -> std::sync::MutexGuard<'_, Broken> {
     broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_news_once_for_each_object_and_reason() {
+        let report = |name: &str| NodeVolumeReport::new(name, Default::default());
+        let mut complaints = Complaints::default();
+        let mut news = |name: &str, why: Option<&str>| complaints.news(&report(name), why.map(str::to_owned));
+        assert_eq!(news("a", Some("bad")).as_deref(), Some("bad"));
+        assert_eq!(news("a", Some("bad")), None);
+        assert_eq!(news("b", Some("bad")).as_deref(), Some("bad"));
+        assert_eq!(news("a", Some("worse")).as_deref(), Some("worse"));
+        assert_eq!(news("a", None), None);
+        assert_eq!(news("a", Some("worse")).as_deref(), Some("worse"), "it was well in between");
+        assert_eq!(news("b", Some("bad")), None);
+    }
 }

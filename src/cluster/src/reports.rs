@@ -15,11 +15,11 @@ const TRIES: u32 = 5;
 /// The API server's error.
 pub async fn ask(records: &Client, node: &NodeName, challenge: &Challenge) -> Result<(), kube::Error> {
     change(records, node, |spec| {
-        if spec.challenges.iter().any(|c| c.0 == *challenge) {
+        if spec.challenges.iter().any(|c| c.get() == Ok(challenge)) {
             return false;
         }
-        spec.challenges.retain(|c| c.recovery != challenge.recovery);
-        spec.challenges.push(Opaque(challenge.clone()));
+        spec.challenges.retain(|c| !is_of(c, &challenge.recovery));
+        spec.challenges.push(challenge.clone().into());
         true
     })
     .await
@@ -32,10 +32,18 @@ pub async fn ask(records: &Client, node: &NodeName, challenge: &Challenge) -> Re
 pub async fn withdraw(records: &Client, node: &NodeName, recovery: &Uid) -> Result<(), kube::Error> {
     change(records, node, |spec| {
         let before = spec.challenges.len();
-        spec.challenges.retain(|c| c.recovery != *recovery);
+        spec.challenges.retain(|c| !is_of(c, recovery));
         spec.challenges.len() != before
     })
     .await
+}
+
+/// Whether a challenge is this recovery's. One that cannot be read still names its recovery, if it is any.
+pub fn is_of(challenge: &Opaque<Challenge>, recovery: &Uid) -> bool {
+    match challenge.get() {
+        Ok(challenge) => challenge.recovery == *recovery,
+        Err(unreadable) => unreadable.raw()["recovery"] == recovery.as_str(),
+    }
 }
 
 async fn change(

@@ -42,18 +42,32 @@ pub enum Detail {
     Count,
 }
 
+/// What the owners of a claim's pods lead to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Owner {
+    /// A workload.
+    Workload(Box<WorkloadFacts>),
+    /// Nothing: no pod has a controlling owner, or the owner is gone.
+    None,
+    /// An object that could not be read, such as an operator's own: whether it would make new pods is not known.
+    Unreadable {
+        /// Why, as one sentence that names pod and owner.
+        why: String,
+    },
+}
+
 /// Follows the owners of the claim's pods to the workload whose count is to be changed, and reads it. `remembered` is
 /// the workload that a plan has pinned: with it at zero no pod leads there any more.
 ///
 /// # Errors
-/// A read that failed. `Ok(None)`: no pod has a controlling owner, or the owner is gone.
+/// A read that failed.
 pub async fn read(
     client: &Client,
     view: &View,
     claim: &ObjectName,
     remembered: Option<&WorkloadRef>,
     detail: Detail,
-) -> Result<Option<WorkloadFacts>, kube::Error> {
+) -> Result<Owner, kube::Error> {
     let (object, reference, manager) = match remembered {
         Some(w) => {
             let api: Api<DynamicObject> =
@@ -63,36 +77,59 @@ pub async fn read(
                     let above = controller_of(&object.metadata).cloned();
                     (object, w.clone(), above)
                 }
-                _ => return Ok(None),
+                _ => return Ok(Owner::None),
             }
         }
         None => match climb(client, view, claim).await? {
-            Some(found) => found,
-            None => return Ok(None),
+            Climbed::To(found) => *found,
+            Climbed::Nowhere => return Ok(Owner::None),
+            Climbed::Stopped { why } => return Ok(Owner::Unreadable { why }),
         },
     };
-    describe(client, view, object, reference, manager, detail).await.map(Some)
+    let facts = describe(client, view, object, reference, manager, detail).await?;
+    Ok(Owner::Workload(Box::new(facts)))
+}
+
+type Found = (DynamicObject, WorkloadRef, Option<OwnerReference>);
+
+enum Climbed {
+    /// The workload, and what stands above it.
+    To(Box<Found>),
+    /// There is no owner.
+    Nowhere,
+    /// The pod's own owner could not be read.
+    Stopped { why: String },
 }
 
 /// Climbs from a pod to the topmost owner that can be scaled; what stands above it is returned as its manager.
-async fn climb(
-    client: &Client,
-    view: &View,
-    claim: &ObjectName,
-) -> Result<Option<(DynamicObject, WorkloadRef, Option<OwnerReference>)>, kube::Error> {
+async fn climb(client: &Client, view: &View, claim: &ObjectName) -> Result<Climbed, kube::Error> {
     let pods = view.pods_of(&claim.name);
-    let Some(mut owner) = pods.iter().find_map(|p| controller_of(&p.metadata)).cloned() else {
-        return Ok(None);
+    let Some((pod, mut owner)) =
+        pods.iter().find_map(|p| Some((p.name_any(), controller_of(&p.metadata)?.clone())))
+    else {
+        return Ok(Climbed::Nowhere);
     };
     let mut best: Option<(DynamicObject, WorkloadRef)> = None;
     for _ in 0..MAX_OWNERS {
-        // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
-        let Some((object, reference)) = get_owner(client, &claim.namespace, &owner).await? else {
-            return Ok(best.map(|(o, r)| (o, r, Some(owner))));
+        let (object, reference) = match (get_owner(client, &claim.namespace, &owner).await?, best.take()) {
+            (Read::There(object, reference), below) => {
+                if let Some((below, its)) = below.filter(|_| !is_built_in(&reference)) {
+                    return Ok(Climbed::To(Box::new((below, its, Some(owner)))));
+                }
+                (*object, reference)
+            }
+            // An owner of a kind that we may not read stands above the workload all the same: it manages the count.
+            (_, Some((below, its))) => return Ok(Climbed::To(Box::new((below, its, Some(owner))))),
+            (Read::Gone, None) => return Ok(Climbed::Nowhere),
+            (Read::Refused { why }, None) => {
+                let OwnerReference { kind, name, api_version, .. } = &owner;
+                let why = format!(
+                    "pod {}/{pod} is owned by {kind} {name} ({api_version}), which cannot be read: {why}",
+                    claim.namespace
+                );
+                return Ok(Climbed::Stopped { why });
+            }
         };
-        if best.is_some() && !is_built_in(&reference) {
-            return Ok(best.map(|(o, r)| (o, r, Some(owner))));
-        }
         let above = controller_of(&object.metadata).cloned();
         best = Some((object, reference));
         match above {
@@ -100,7 +137,7 @@ async fn climb(
             None => break,
         }
     }
-    Ok(best.map(|(o, r)| (o, r, None)))
+    Ok(best.map_or(Climbed::Nowhere, |(o, r)| Climbed::To(Box::new((o, r, None)))))
 }
 
 fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
@@ -111,11 +148,18 @@ fn is_built_in(w: &WorkloadRef) -> bool {
     matches!(w.api_version.as_str(), "apps/v1" | "batch/v1" | "v1")
 }
 
-async fn get_owner(
-    client: &Client,
-    namespace: &str,
-    owner: &OwnerReference,
-) -> Result<Option<(DynamicObject, WorkloadRef)>, kube::Error> {
+/// One owner.
+enum Read {
+    There(Box<DynamicObject>, WorkloadRef),
+    /// The API server says that it does not exist (any more).
+    Gone,
+    /// We may not read it, or the cluster serves no such kind now.
+    Refused {
+        why: String,
+    },
+}
+
+async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> Result<Read, kube::Error> {
     let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
     let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
     let resource = match owner.api_version.as_str() {
@@ -123,18 +167,23 @@ async fn get_owner(
         "apps/v1" | "batch/v1" | "v1" => ApiResource::from_gvk(&gvk),
         _ => match kube::discovery::pinned_kind(client, &gvk).await {
             Ok((resource, _)) => resource,
-            Err(_) => return Ok(None),
+            Err(error) => {
+                return Ok(Read::Refused { why: format!("the kind could not be looked up ({error})") });
+            }
         },
     };
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     let object = match api.get_opt(&owner.name).await {
         Ok(Some(object)) => object,
-        Ok(None) => return Ok(None),
-        Err(kube::Error::Api(s)) if s.is_forbidden() => return Ok(None),
+        Ok(None) => return Ok(Read::Gone),
+        Err(kube::Error::Api(s)) if s.is_forbidden() => {
+            let why = format!("reattach lacks the right to get {}.{group}", resource.plural);
+            return Ok(Read::Refused { why });
+        }
         Err(error) => return Err(error),
     };
     if object.uid().as_deref() != Some(owner.uid.as_str()) {
-        return Ok(None);
+        return Ok(Read::Gone);
     }
     let reference = WorkloadRef {
         api_version: owner.api_version.clone(),
@@ -143,7 +192,7 @@ async fn get_owner(
         name: ObjectName::new(namespace, owner.name.as_str()),
         uid: Uid::from(owner.uid.as_str()),
     };
-    Ok(Some((object, reference)))
+    Ok(Read::There(Box::new(object), reference))
 }
 
 async fn describe(

@@ -1,10 +1,10 @@
 //! Collecting evidence: Kubernetes objects (from the watches or live), the owning workload, the cloud.
 
-use crate::providers::Providers;
+use crate::providers::{Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
-use reattach_cluster::workloads::{self, Detail};
+use reattach_cluster::workloads::{self, Detail, Owner};
 use reattach_cluster::{Clients, Clock, facts};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
@@ -28,6 +28,11 @@ pub enum Depth<'a> {
         plan: &'a Plan,
         /// Whether the workload's full detail is needed (before it is scaled).
         scaling: bool,
+        /// Whether the provider's job history is needed (around a detach of ours).
+        jobs: bool,
+        /// No answer of the cloud from before this moment is of use: the journal's last line, or the change that made
+        /// this look due.
+        since: Timestamp,
         /// Right before an effect: read everything anew.
         live: bool,
     },
@@ -91,16 +96,18 @@ impl Collector {
         let source = Source::Kubernetes("the owning workload".to_owned());
         let found = workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
         e.workload = match found {
-            Some(mut workload) => {
+            Owner::Workload(mut workload) => {
                 if detail == Detail::Full {
                     let clients = &self.clients;
                     let answer =
                         workloads::dry_run_pod(&clients.records, &clients.read, &workload.workload).await?;
                     workload.pod_dry_run = Some(answer);
                 }
-                Fact::present(workload, source, self.clock.now())
+                Fact::present(*workload, source, self.clock.now())
             }
-            None => Fact::absent(source, self.clock.now()),
+            Owner::None => Fact::absent(source, self.clock.now()),
+            // Not absent: something may well make new pods.
+            Owner::Unreadable { why } => Fact::unknown(why, source, self.clock.now()),
         };
         Ok(())
     }
@@ -116,16 +123,21 @@ impl Collector {
                 return;
             }
         };
-        let fresh = matches!(depth, Depth::Execute { live: true, .. });
+        let shared = now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
+        let since = match depth {
+            Depth::Execute { live: true, .. } => now(),
+            Depth::Execute { since, .. } => since.max(shared),
+            Depth::Diagnose | Depth::Plan => shared,
+        };
         e.cloud_id = Some(located.id.clone());
-        e.cloud_volume = located.describe(fresh, now).await;
+        e.cloud_volume = located.describe(since, now).await;
         let jobs = match depth {
             Depth::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
             Depth::Plan | Depth::Execute { scaling: true, .. } => {
                 matches!(diagnose(e, now()).verdict, Verdict::Ours { .. })
             }
-            Depth::Execute { .. } => true,
+            Depth::Execute { jobs, .. } => jobs,
         };
         if jobs {
             let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);

@@ -8,7 +8,7 @@ use crate::providers::Providers;
 use crate::recovery::{Executor, Limits};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{Opaque, Phase, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
@@ -16,6 +16,7 @@ use reattach_cluster::{Clients, Clock, facts};
 use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
+use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -285,7 +286,12 @@ fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
     let runs =
         |r: &VolumeRecovery| !phase(r).is_final() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
     let node = |r: &VolumeRecovery| {
-        r.status.as_ref().and_then(|s| s.plan.as_ref()).map(|p| p.pins.node.to_string()).unwrap_or_default()
+        // A plan of another version most likely still names its node there, and that run counts, too.
+        let node = |p: &Opaque<Plan>| match p.get() {
+            Ok(plan) => plan.pins.node.to_string(),
+            Err(plan) => plan.raw()["pins"]["node"].as_str().unwrap_or_default().to_owned(),
+        };
+        r.status.as_ref().and_then(|s| s.plan.as_ref()).map(node).unwrap_or_default()
     };
     let name = |r: &VolumeRecovery| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any());
     cache.recoveries.filter(runs).iter().map(|r| (name(r), node(r))).collect()

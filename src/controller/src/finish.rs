@@ -6,13 +6,14 @@ use crate::recovery::{Executor, Memory, Turn, TurnError};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Opaque, Phase, VolumeRecovery};
 use reattach_cluster::reports;
 use reattach_cluster::store::SaveError;
+use reattach_core::journal::Entry;
 use serde_json::json;
 
 /// Keeps a VolumeRecovery from vanishing while a workload may be at zero by its hand.
-const FINALIZER: &str = "reattach.dev/restore";
+pub(crate) const FINALIZER: &str = "reattach.dev/restore";
 
 /// Puts the finalizer on, before the first journal line.
 pub(crate) async fn hold(executor: &Executor, recovery: VolumeRecovery) -> Result<VolumeRecovery, TurnError> {
@@ -34,15 +35,17 @@ pub(crate) async fn hold(executor: &Executor, recovery: VolumeRecovery) -> Resul
 /// Takes the finalizer off and withdraws the questions: nothing of ours is left.
 pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Result<Turn, TurnError> {
     let status = recovery.status.clone().unwrap_or_default();
-    let node = status.plan.as_ref().map(|p| p.pins.node.clone());
+    let node = status.plan.as_ref().and_then(|p| p.get().ok()).map(|p| p.pins.node.clone());
     let uid = Executor::uid_of(&recovery);
+    let turn = executor.reservations.turn_to_ask().await;
     if let Some(cache) = &executor.collector.cache {
-        for report in cache.reports.filter(|r| r.spec.challenges.iter().any(|c| c.recovery == uid)) {
+        for report in cache.reports.filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, &uid))) {
             reports::withdraw(&executor.collector.clients.records, &report.name_any().into(), &uid).await?;
         }
     } else if let Some(node) = node {
         reports::withdraw(&executor.collector.clients.records, &node, &uid).await?;
     }
+    drop(turn);
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
         let rest: Vec<&String> = recovery.finalizers().iter().filter(|f| *f != FINALIZER).collect();
         let body =
@@ -73,10 +76,9 @@ pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory:
     if status.phase.is_final() || status.phase == Phase::Stuck {
         let labels = EndLabels { phase: format!("{:?}", status.phase), class };
         executor.metrics.ended.get_or_create(&labels).inc();
-        let first = status.journal.first().map(|e| e.at);
-        if let (Phase::Recovered, Some(from), Some(to)) =
-            (status.phase, first, status.journal.last().map(|e| e.at))
-        {
+        let (first, last) = (status.journal.first(), status.journal.last());
+        let at = |e: Option<&Opaque<Entry>>| Some(e?.get().ok()?.at);
+        if let (Phase::Recovered, Some(from), Some(to)) = (status.phase, at(first), at(last)) {
             executor.metrics.duration.observe(to.duration_since(from).as_secs_f64());
         }
     }

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::http::{Endpoints, router};
 use reattach_controller::metrics::Metrics;
-use reattach_controller::providers::from_env;
+use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::{Controller, Providers, Settings};
 use reattach_provider_api::{ProviderError, RightUse};
 use std::net::SocketAddr;
@@ -15,19 +15,25 @@ use tokio::sync::watch;
 
 /// Finds volumes that are stuck after an unclean node death, and brings their pods back under the cluster's policies.
 #[derive(Parser)]
-#[command(name = "reattach-controller", version)]
+#[command(
+    name = "reattach-controller",
+    version,
+    after_help = "Environment: LINODE_TOKEN and LINODE_URL for --provider linode; AWS_REGION and the other variables of AWS tools for\n\
+    --provider aws (a build with the feature aws); RUST_LOG for the log's level.\n\
+    Exit codes: 0 after SIGTERM or SIGINT, 1 if it cannot run, 2 for a flag with a bad value."
+)]
 struct Args {
-    /// Cloud providers to use.
+    /// A cloud provider to use: linode, or aws in a build with that feature. May be given several times.
     #[arg(long = "provider", required = true, value_name = "NAME")]
     providers: Vec<String>,
     /// The namespace of the leader Lease.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "reattach-system")]
+    #[arg(long, env = "POD_NAMESPACE", default_value = "reattach-system", value_parser = named)]
     namespace: String,
     /// The leader Lease's name; it must begin with `reattach-`.
-    #[arg(long, default_value = "reattach-controller")]
+    #[arg(long, default_value = "reattach-controller", value_parser = lease)]
     lease: String,
     /// Where /livez, /readyz and /metrics listen.
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    #[arg(long, default_value = "0.0.0.0:8080", value_parser = address)]
     listen: SocketAddr,
     /// Kubeconfig file; inside a cluster the service account is used.
     #[arg(long, env = "KUBECONFIG")]
@@ -62,18 +68,41 @@ async fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            if matches!(error.downcast_ref(), Some(SetupError::Unknown { .. })) {
+                return std::process::ExitCode::from(2);
+            }
             std::process::ExitCode::FAILURE
         }
     }
 }
 
-async fn run(args: Args) -> Result<()> {
-    if !args.lease.starts_with("reattach-") {
-        bail!(
-            "--lease {:?} must begin with \"reattach-\": the writing client refuses any other Lease",
-            args.lease
-        );
+/// A lower case name, as the API server demands of a namespace or a Lease (RFC 1123 label).
+fn named(text: &str) -> Result<String, String> {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let good = text.len() <= 63
+        && text.bytes().all(|c| plain(c) || c == b'-')
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().last().is_some_and(plain);
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("give 1 to 63 lower case letters, digits and dashes".to_owned())
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "give an address and a port, such as 0.0.0.0:8080".to_owned())
+}
+
+fn lease(text: &str) -> Result<String, String> {
+    // The writing client refuses any other Lease.
+    if !text.starts_with("reattach-") {
+        return Err("it must begin with reattach-".to_owned());
+    }
+    named(text)
+}
+
+async fn run(args: Args) -> Result<()> {
     let mut providers = Providers::default();
     for name in &args.providers {
         providers.register(from_env(name)?);
@@ -95,7 +124,7 @@ async fn run(args: Args) -> Result<()> {
         };
         let unreadable = names(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]);
         if !unreadable.is_empty() {
-            bail!("provider {}: the token lacks {unreadable}; give it these scopes", provider.name());
+            bail!("provider {}: the credential lacks {unreadable}; give it these rights", provider.name());
         }
         // Enough for Observe and DryRun; a detach would be refused by the cloud, and the journal would say so.
         let unwritable = names(&[RightUse::Detach]);
@@ -103,7 +132,7 @@ async fn run(args: Args) -> Result<()> {
             tracing::warn!(
                 provider = provider.name(),
                 missing = unwritable,
-                "the token cannot detach volumes"
+                "the credential cannot detach volumes"
             );
         }
         match &report.failure {

@@ -85,7 +85,7 @@ fn finished(pod: &Pod) -> bool {
 fn dead_handles(reports: &[Arc<NodeVolumeReport>]) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for report in reports {
-        let inventory = report.status.as_ref().and_then(|s| s.inventory.as_ref());
+        let inventory = report.said().ok().and_then(|said| said.inventory);
         for volume in inventory.iter().flat_map(|i| &i.csi_volumes) {
             if volume.mounts.iter().any(|m| m.dead) {
                 found.extend(volume.pods.iter().map(|uid| (report.name_any(), uid.to_string())));

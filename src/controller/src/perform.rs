@@ -26,6 +26,10 @@ pub(crate) async fn perform(
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }
             Effect::CloudDetach { proof } => {
+                if !proof.holds_at(clock.now()) {
+                    let why = "the proof does not hold any more; a new one is made".to_owned();
+                    return Outcome::NotApplied { why, retry: true };
+                }
                 let Some(volume) = volume.filter(|v| v.id == *proof.volume()) else {
                     let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
                     return Outcome::NotApplied { why, retry: false };

@@ -1,5 +1,6 @@
 //! The cloud providers of this process, and a short memory of what they said.
 
+use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudJob, CloudVolume};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
@@ -7,12 +8,13 @@ use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_provider_api::{HandleError, Lookup, Provider};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
-/// Answers of one moment are shared by all recoveries that look within this time.
-const MEMORY: Duration = Duration::from_millis(400);
+/// An answer is good enough for so long where nothing asks for a newer one.
+pub const SHARED_FOR: SignedDuration = SignedDuration::from_millis(400);
+/// A volume that was asked about within this time is asked about again along with the next one: many recoveries at once
+/// cost one request.
+const TOGETHER: SignedDuration = SignedDuration::from_secs(3);
 
 /// The providers in the order of registration.
 #[derive(Clone, Default)]
@@ -22,7 +24,14 @@ pub struct Providers {
 
 struct Known {
     provider: Arc<dyn Provider>,
-    memory: Mutex<BTreeMap<VolumeId, (Instant, Lookup<CloudVolume>)>>,
+    memory: Mutex<Memory>,
+}
+
+/// What was asked, and what was answered: with the moment before the request was sent.
+#[derive(Default)]
+struct Memory {
+    wanted: BTreeMap<VolumeId, Timestamp>,
+    heard: BTreeMap<VolumeId, (Timestamp, Lookup<CloudVolume>)>,
 }
 
 /// One volume at its provider.
@@ -69,50 +78,36 @@ impl Located {
         &self.known.provider
     }
 
-    /// The volume as the cloud describes it; `fresh` asks anew even if an answer of this moment is remembered.
-    pub async fn describe(&self, fresh: bool, now: impl Fn() -> jiff::Timestamp) -> Fact<CloudVolume> {
-        // The lock is held over the call, so that recoveries that look at once share one answer.
+    /// The volume as the cloud describes it, by an answer to a request that was sent at `since` or later. The fact
+    /// carries the moment before its request was sent.
+    pub async fn describe(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<CloudVolume> {
+        // The lock is held over the call: whoever waits for it finds the answer, or goes on with a request for all.
         let mut memory = self.known.memory.lock().await;
-        memory.retain(|_, (at, _)| at.elapsed() < MEMORY);
+        if memory.heard.get(&self.id).is_none_or(|(at, _)| *at < since) {
+            let at = now();
+            memory.wanted.insert(self.id.clone(), at);
+            memory.wanted.retain(|_, asked| at.duration_since(*asked) < TOGETHER);
+            memory.heard.retain(|_, (heard, _)| at.duration_since(*heard) < TOGETHER);
+            let ids: Vec<VolumeId> = memory.wanted.keys().cloned().collect();
+            let answers = self.provider().describe_volumes(&ids).await;
+            memory.heard.extend(answers.into_iter().map(|(id, answer)| (id, (at, answer))));
+        }
         let source = Source::Cloud(self.provider().name().to_owned());
-        let answer = match memory.get(&self.id).filter(|_| !fresh) {
-            Some((_, answer)) => answer.clone(),
-            None => {
-                let ids = [self.id.clone()];
-                let asked = Instant::now();
-                let mut answers = self.provider().describe_volumes(&ids).await;
-                match answers.remove(&self.id) {
-                    Some(answer) => {
-                        memory.insert(self.id.clone(), (asked, answer.clone()));
-                        answer
-                    }
-                    None => {
-                        return Fact::unknown(
-                            "the provider left the volume out of its answer",
-                            source,
-                            now(),
-                        );
-                    }
-                }
-            }
-        };
-        match answer {
-            Lookup::Found(volume) => Fact::present(volume, source, now()),
-            Lookup::NotFound => Fact::absent(source, now()),
-            Lookup::Failed(error) => Fact::unknown(error.to_string(), source, now()),
+        match memory.heard.get(&self.id).filter(|(at, _)| *at >= since) {
+            Some((at, Lookup::Found(volume))) => Fact::present(volume.clone(), source, *at),
+            Some((at, Lookup::NotFound)) => Fact::absent(source, *at),
+            Some((at, Lookup::Failed(error))) => Fact::unknown(error.to_string(), source, *at),
+            None => Fact::unknown("the provider left the volume out of its answer", source, now()),
         }
     }
 
-    /// The volume's jobs since a moment.
-    pub async fn jobs(
-        &self,
-        since: jiff::Timestamp,
-        now: impl Fn() -> jiff::Timestamp,
-    ) -> Fact<Vec<CloudJob>> {
+    /// The volume's jobs since a moment. The fact carries the moment before the request was sent.
+    pub async fn jobs(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<Vec<CloudJob>> {
+        let at = now();
         let source = Source::Cloud(self.provider().name().to_owned());
         match self.provider().jobs(&self.id, since).await {
-            Ok(jobs) => Fact::present(jobs, source, now()),
-            Err(error) => Fact::unknown(error.to_string(), source, now()),
+            Ok(jobs) => Fact::present(jobs, source, at),
+            Err(error) => Fact::unknown(error.to_string(), source, at),
         }
     }
 }
@@ -130,11 +125,23 @@ impl Providers {
     }
 }
 
+/// The providers of this build.
+pub const BUILT_IN: &[&str] = &[
+    "linode",
+    #[cfg(feature = "aws")]
+    "aws",
+];
+
+/// What to do about a provider that exists and was not compiled in.
+fn hint(name: &str) -> &'static str {
+    if name == "aws" { "; build with --features aws" } else { "" }
+}
+
 /// A provider that could not be set up, as one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// No such provider in this build.
-    #[error("provider {name:?} is not compiled in; this build has: linode")]
+    #[error("there is no provider {name:?} in this build, which has: {}{}", BUILT_IN.join(", "), hint(name))]
     Unknown {
         /// The name asked for.
         name: String,
@@ -160,6 +167,12 @@ pub fn from_env(name: &str) -> Result<Arc<dyn Provider>, SetupError> {
             let config = reattach_linode::LinodeConfig::from_vars(|key| std::env::var(key).ok());
             let config = config.map_err(|e| bad(e.to_string()))?;
             Ok(Arc::new(reattach_linode::LinodeProvider::connect(config).map_err(|e| bad(e.to_string()))?))
+        }
+        #[cfg(feature = "aws")]
+        "aws" => {
+            let config = reattach_aws::AwsConfig::from_vars(|key| std::env::var(key).ok());
+            let config = config.map_err(|e| bad(e.to_string()))?;
+            Ok(Arc::new(reattach_aws::AwsProvider::connect(config).map_err(|e| bad(e.to_string()))?))
         }
         _ => Err(SetupError::Unknown { name: name.to_owned() }),
     }

@@ -147,3 +147,54 @@ impl CloudJob {
         matches!(self.status, JobStatus::Scheduled | JobStatus::Started)
     }
 }
+
+/// Who answers for what is read from a cloud: credential, account and region, as a fingerprint that reveals nothing.
+/// "Not found" under one scope says nothing about another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CloudScope(pub String);
+
+/// Which way a job changes the power of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PowerChange {
+    /// It ends with the instance off.
+    Off,
+    /// It ends with the instance running: boots and reboots, the cloud's own watchdog's too.
+    On,
+}
+
+/// One entry of the history of an instance's power.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerJob {
+    /// The provider's identifier of the job.
+    pub id: String,
+    /// Which way.
+    pub change: PowerChange,
+    /// How it stands.
+    pub status: JobStatus,
+    /// Who asked for it; none if the cloud does not say, or did it by itself.
+    pub by: Option<String>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+}
+
+impl PowerJob {
+    /// Whether the job can still change something.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.status, JobStatus::Scheduled | JobStatus::Started)
+    }
+}
+
+/// What is known of an instance's power besides its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerFacts {
+    /// The recent jobs, oldest first.
+    pub jobs: Vec<PowerJob>,
+    /// This cloud never boots an instance by itself, so that its state alone tells (EC2). Linode's watchdog does.
+    pub off_stays_off: bool,
+}

@@ -3,7 +3,7 @@
 //! A collector fills it (from watch caches, live reads and the cloud); diagnosis, planning, checking and the
 //! executor's next step read it. It serialises, so a fixture is a file that a person can read.
 
-use crate::cloud::{CloudInstance, CloudJob, CloudVolume};
+use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
 use crate::fact::{Fact, Reading};
 use crate::guest::{Answer, GuestInventory};
 use crate::ids::{
@@ -51,6 +51,12 @@ pub struct Evidence {
     pub cloud_volume: Fact<CloudVolume>,
     /// The cloud's view of each instance that a node or the volume names.
     pub instances: BTreeMap<InstanceId, Fact<CloudInstance>>,
+    /// The history of each such instance's power.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub power: BTreeMap<InstanceId, Fact<PowerFacts>>,
+    /// Who answered for all of the cloud's words above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_scope: Option<CloudScope>,
     /// Recent jobs of the volume at the provider.
     pub jobs: Fact<Vec<CloudJob>>,
     /// Events that name one of the pods, newest last.

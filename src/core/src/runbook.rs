@@ -88,7 +88,7 @@ pub enum RunbookError {
     /// The order of steps breaks a safety rule.
     #[error("runbook {name}: {why}")]
     Unsafe {
-        /// The runbook's name.
+        /// The runbook's file or name.
         name: String,
         /// Which rule, and the fix.
         why: String,
@@ -101,11 +101,9 @@ impl Runbook {
     /// # Errors
     /// [`RunbookError::Malformed`] with line and column, or [`RunbookError::Unsafe`] naming the rule.
     pub fn parse(name: &str, yaml: &str) -> Result<Self, RunbookError> {
-        let runbook: Self = serde_saphyr::from_str(yaml).map_err(|e| RunbookError::Malformed {
-            name: name.to_owned(),
-            why: e.to_string().lines().next().unwrap_or("not valid YAML").to_owned(),
-        })?;
-        runbook.check()?;
+        let runbook: Self = serde_saphyr::from_str(yaml)
+            .map_err(|e| RunbookError::Malformed { name: name.to_owned(), why: place(&e, yaml) })?;
+        runbook.check(name)?;
         Ok(runbook)
     }
 
@@ -128,8 +126,9 @@ impl Runbook {
         hash16(self)
     }
 
-    fn check(&self) -> Result<(), RunbookError> {
-        let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: self.name.clone(), why: why.to_owned() });
+    /// `name` is the file or name that people know it by.
+    fn check(&self, name: &str) -> Result<(), RunbookError> {
+        let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: name.to_owned(), why: why.to_owned() });
         let at = |kind| self.steps.iter().position(|s| s.step == kind);
         let Some(scale) = at(StepKind::ScaleToZero) else {
             return unsafe_(
@@ -162,7 +161,10 @@ impl Runbook {
         }
         for step in &self.steps {
             if step.deadline_seconds == 0 || step.deadline_seconds > 86_400 {
-                return unsafe_(&format!("deadlineSeconds of {:?} must be 1 to 86400", step.step));
+                return unsafe_(&format!(
+                    "deadlineSeconds of {:?} is {} and must be 1 to 86400",
+                    step.step, step.deadline_seconds
+                ));
             }
             if step.patience_seconds.is_some() && step.step != StepKind::AwaitDetached {
                 return unsafe_(&format!(
@@ -171,10 +173,26 @@ impl Runbook {
                 ));
             }
             if step.patience_seconds.is_some_and(|p| p == 0 || p > step.deadline_seconds) {
-                return unsafe_("patienceSeconds must be 1 to deadlineSeconds");
+                return unsafe_(&format!(
+                    "patienceSeconds of {:?} is {} and must be 1 to its deadlineSeconds, {}",
+                    step.step,
+                    step.patience_seconds.unwrap_or(0),
+                    step.deadline_seconds
+                ));
             }
         }
         Ok(())
+    }
+}
+
+/// The parser's words, and the line that they are about: the parser does not always name the field.
+fn place(error: &serde_saphyr::Error, yaml: &str) -> String {
+    let said = error.to_string();
+    let said = said.lines().next().unwrap_or("not valid YAML");
+    let line = error.location().and_then(|l| usize::try_from(l.line()).ok()).unwrap_or(0);
+    match yaml.lines().nth(line.saturating_sub(1)).map(str::trim).filter(|l| line > 0 && !l.is_empty()) {
+        Some(line) => format!("{said}, in {:?}", line.chars().take(60).collect::<String>()),
+        None => said.to_owned(),
     }
 }
 

@@ -156,6 +156,8 @@ impl Case {
             cloud_id: Some("5551".into()),
             cloud_volume: Fact::present(cloud_volume(), Source::Cloud("linode".to_owned()), at),
             instances: BTreeMap::new(),
+            power: BTreeMap::new(),
+            cloud_scope: None,
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
             events: vec![EventFacts {
                 pod: ObjectName::new("default", "redis-0"),

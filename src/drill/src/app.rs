@@ -54,7 +54,7 @@ pub struct App {
     pub name: String,
     /// What it is, in a few words for people.
     pub role: String,
-    /// `Deployment` or `StatefulSet`.
+    /// `Deployment`, `StatefulSet` or `Pod`.
     pub kind: String,
     /// How many pods.
     pub replicas: usize,
@@ -102,6 +102,18 @@ impl App {
         }
     }
 
+    /// A pod without an owner, with one volume on claim `NAME-data`.
+    pub fn pod(name: &str, number: u64, label: &str, role: &str) -> Self {
+        let mut app = Self::deployment(name, number, label, role);
+        let spec = app.objects.pop().map(|d| d["spec"]["template"]["spec"].clone()).unwrap_or_default();
+        app.kind = "Pod".to_owned();
+        app.objects.push(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": APPS, "labels": {"app": name}}, "spec": spec,
+        }));
+        app
+    }
+
     /// The same with the filesystem of its volumes.
     #[must_use]
     pub fn with_fs_type(mut self, fs_type: &str) -> Self {
@@ -141,18 +153,25 @@ impl App {
         })
     }
 
-    /// The plural of its kind in a path.
-    pub fn plural(&self) -> &'static str {
-        if self.kind == "StatefulSet" { "statefulsets" } else { "deployments" }
+    /// The group, and the plural of its kind in a path.
+    fn resource(&self) -> (&'static str, &'static str) {
+        match self.kind.as_str() {
+            "StatefulSet" => ("apps", "statefulsets"),
+            "Pod" => ("", "pods"),
+            _ => ("apps", "deployments"),
+        }
     }
 
     /// The API path of the workload.
     pub fn path(&self) -> String {
-        format!("/apis/apps/v1/namespaces/{APPS}/{}/{}", self.plural(), self.name)
+        let (group, plural) = self.resource();
+        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        format!("{root}/namespaces/{APPS}/{plural}/{}", self.name)
     }
 
     /// The workload as it is now.
     pub fn read(&self, server: &ApiServer) -> Option<std::sync::Arc<Value>> {
-        server.read("apps", self.plural(), APPS, &self.name)
+        let (group, plural) = self.resource();
+        server.read(group, plural, APPS, &self.name)
     }
 }

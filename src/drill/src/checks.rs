@@ -180,7 +180,7 @@ fn effects(entries: &[Entry]) -> Vec<&Entry> {
 /// Whether a recovery's journal, as it was stored, says that this very effect is under way.
 fn announces(recovery: &VolumeRecovery, effect: &Entry) -> bool {
     let Some(status) = &recovery.status else { return false };
-    let started = status.journal.iter().rev().find_map(|e| match &e.mark {
+    let started = status.journal.iter().rev().find_map(|e| match &e.get().ok()?.mark {
         Mark::Started { .. } => Some(true),
         Mark::Outcome { .. } => Some(false),
         _ => None,
@@ -190,7 +190,7 @@ fn announces(recovery: &VolumeRecovery, effect: &Entry) -> bool {
 
 /// Whether the recovery's plan names what the request changes.
 fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
-    let Some(plan) = recovery.status.as_ref().and_then(|s| s.plan.as_ref()) else { return false };
+    let Some(plan) = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok()) else { return false };
     if effect.target == Target::Cloud {
         return effect.path.contains(&format!("/volumes/{}/", plan.pins.volume));
     }
@@ -207,13 +207,13 @@ fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecove
         entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status"));
     let parsed: Vec<(&Entry, VolumeRecovery)> =
         writes.filter_map(|e| Some((e, serde_json::from_value(e.body.clone()).ok()?))).collect();
-    let last = |r: &VolumeRecovery| Some((r.uid()?, r.status.as_ref()?.journal.last()?.0.clone()));
+    let last = |r: &VolumeRecovery| Some((r.uid()?, r.status.as_ref()?.journal.last()?.get().ok()?.clone()));
     let replied = |line: &(String, reattach_core::journal::Entry)| {
         parsed.iter().any(|(e, r)| e.accepted() && last(r).as_ref() == Some(line))
     };
     let there = |line: &(String, reattach_core::journal::Entry)| {
         let own = now.iter().find(|r| r.uid().as_ref() == Some(&line.0)).and_then(|r| r.status.as_ref());
-        own.is_some_and(|s| s.journal.iter().any(|e| e.0 == line.1))
+        own.is_some_and(|s| s.journal.iter().any(|e| e.get() == Ok(&line.1)))
     };
     let stored = |(e, r): &&(&Entry, VolumeRecovery)| {
         e.accepted() || last(r).is_some_and(|line| there(&line) && !replied(&line))

@@ -9,7 +9,7 @@ use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
-use reattach_core::proof::ProofKind;
+use reattach_core::report::proof_in_words;
 use reattach_core::runbook::StepKind;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -161,8 +161,7 @@ impl Observer {
         let Some(status) = &recovery.status else { return Vec::new() };
         let about = self.app_of(&recovery.spec.claim_name);
         let mut lines = Vec::new();
-        if let Some(plan) = status.plan.as_ref().map(|p| &p.0) {
-            let journal: Vec<&Entry> = status.journal.iter().map(|e| &e.0).collect();
+        if let Ok((Some(plan), journal)) = recovery.history() {
             for entry in journal.iter().skip(seen.lines) {
                 let accepted = journal.first().map(|e| e.at);
                 let text = self.told(&about, plan, entry, accepted);
@@ -219,7 +218,7 @@ impl Observer {
         if seen.phase == Some(status.phase) && recovery.spec.mode == Mode::DryRun {
             return None;
         }
-        let plan = &status.plan.as_ref()?.0;
+        let plan = status.plan.as_ref()?.get().ok()?;
         let would = match recovery.spec.mode {
             Mode::Approve => "Has a plan and waits for a person's approval of it",
             _ => "Would act, and does not (DryRun)",
@@ -273,9 +272,7 @@ impl Observer {
             }
             Mark::Started { step, intent, proof } => {
                 let proof = match proof {
-                    Some(ProofKind::KubeletHandshake { node, .. }) => format!(
-                        "; proof that nobody writes: the live kubelet of {node} reports the volume unused, after the last pod was gone"
-                    ),
+                    Some(proof) => format!("; proof that nobody writes: {}", proof_in_words(proof)),
                     None => String::new(),
                 };
                 format!("{}: {intent}{proof}", number(step))

@@ -159,16 +159,16 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
     let mut workloads = Vec::new();
     for cast in stage.cast.values() {
         let runs = stage.world.app_ready(&cast.app.name, cast.app.replicas);
+        let untold = |result: String| Fared {
+            workload: cast.app.name.clone(),
+            result,
+            class: "-".into(),
+            healed_in: "-".into(),
+            cloud_detach: false,
+            runs,
+        };
         let Some(recovery) = recovery_of(&stage.world, &cast.app) else {
-            let result = "nothing: no trouble was seen".to_owned();
-            workloads.push(Fared {
-                workload: cast.app.name.clone(),
-                result,
-                class: "-".into(),
-                healed_in: "-".into(),
-                cloud_detach: false,
-                runs,
-            });
+            workloads.push(untold("nothing: no trouble was seen".to_owned()));
             continue;
         };
         let number = cast.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
@@ -176,7 +176,13 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
             Some(number) => describe(&stage.world, number).await,
             None => None,
         };
-        let mut one = recovery.record(cloud);
+        let mut one = match recovery.record(cloud) {
+            Ok(record) => record,
+            Err(unreadable) => {
+                workloads.push(untold(unreadable.to_string()));
+                continue;
+            }
+        };
         // The trouble was first acted on by the first recovery of the claim, in DryRun perhaps.
         one.created = first_seen(&stage, &recovery).unwrap_or(one.created);
         workloads.push(fared(&one, &cast.app.name, runs, cast.expect));

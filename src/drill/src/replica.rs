@@ -2,6 +2,7 @@
 
 use crate::ledger::{Entry, Ledger, Target};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use kube::Client;
@@ -49,11 +50,16 @@ pub struct CrashPoint {
     pub side: Side,
 }
 
+/// What others do while a request is about to leave.
+pub type Deed = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Counts a replica's changing requests and stops it at the crash point.
 #[derive(Default)]
 struct Tap {
     count: AtomicU64,
     crash: Mutex<Option<CrashPoint>>,
+    /// Done right before the request of this number leaves.
+    meanwhile: Mutex<Option<(u64, Deed)>>,
     /// The last changing request, in words.
     last: Mutex<String>,
     dead: Notify,
@@ -66,8 +72,12 @@ impl Tap {
     }
 
     /// Counts one changing request; returns whether the process dies at it, and on which side.
-    fn pass(&self, what: impl FnOnce() -> String) -> Option<Side> {
+    async fn pass(&self, what: impl FnOnce() -> String) -> Option<Side> {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let deed = Self::lock(&self.meanwhile).take_if(|(n, _)| *n == number);
+        if let Some((_, deed)) = deed {
+            deed().await;
+        }
         let point = *Self::lock(&self.crash);
         let side = point.filter(|p| p.number == number).map(|p| p.side);
         if side.is_some() {
@@ -156,6 +166,11 @@ impl Replica {
         *Tap::lock(&self.tap.crash) = Some(point);
     }
 
+    /// Has something done by others right before its `number`th changing request leaves.
+    pub fn meanwhile(&self, number: u64, deed: Deed) {
+        *Tap::lock(&self.tap.meanwhile) = Some((number, deed));
+    }
+
     /// Stops it as SIGTERM does, and waits until it has stopped; kills it after the grace period of a pod.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
@@ -205,7 +220,7 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
             // Leases and Events are written all the time and a crash there is like one anywhere else in between.
             let (_, resource, _) = entry.resource();
             let counts = !entry.dry_run() && !matches!(resource, "leases" | "events");
-            let side = if counts { tap.pass(|| entry.line()) } else { None };
+            let side = if counts { tap.pass(|| entry.line()).await } else { None };
             if side == Some(Side::Before) {
                 return tap.die().await;
             }
@@ -250,7 +265,7 @@ fn linode(
                 query: String::new(),
                 body: serde_json::from_slice(request.body()).unwrap_or_default(),
             };
-            let side = tap.pass(|| format!("cloud: {}", entry.line()));
+            let side = tap.pass(|| format!("cloud: {}", entry.line())).await;
             if side == Some(Side::Before) {
                 return tap.die().await;
             }

@@ -48,6 +48,13 @@ impl Options {
         self.users.push(User { name: name.into(), groups: groups.iter().map(|g| (*g).to_owned()).collect() });
         self
     }
+
+    /// Turns a feature gate of kube-apiserver on that is off by default (Kubernetes `pkg/features/kube_features.go`).
+    pub fn feature_gate(mut self, name: &str) -> Self {
+        // The flag takes a map: given more than once, its values add up.
+        self.api_server_flags.push(format!("--feature-gates={name}=true"));
+        self
+    }
 }
 
 /// Somebody with a static token.

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod contract;
-pub mod proof;
 
 use contract::Contract;
 use futures::future::{BoxFuture, FutureExt};
@@ -93,6 +92,9 @@ const READS: [Operation; 5] = [
     Operation::ListJobs,
 ];
 
+const MUTATIONS: [Operation; 3] =
+    [Operation::DetachVolume, Operation::ShutdownInstance, Operation::BootInstance];
+
 impl Harness for Linode {
     fn provider(&self) -> &dyn Provider {
         &self.provider
@@ -125,6 +127,9 @@ impl Harness for Linode {
             }
             Trouble::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
             Trouble::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
+            Trouble::EveryErrorAfterEffect => {
+                sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
+            }
             Trouble::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
             Trouble::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
             Trouble::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
@@ -142,6 +147,12 @@ impl Harness for Linode {
                 sim.set_unattached_detach(UnattachedDetach::BadRequest);
                 self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
             }
+            Trouble::MovedMeanwhile => {
+                sim.freeze_reads(Duration::from_secs(1));
+                sim.make_orphan(VOLUME, OTHER).expect("moved");
+                self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+            }
+            Trouble::WrongAccount => sim.add_foreign_token("a-token"),
             Trouble::VolumeGone => {
                 sim.make_lost(VOLUME).expect("lost");
                 sim.delete_volume(VOLUME).expect("deleted");
@@ -161,7 +172,7 @@ impl Harness for Linode {
     }
 
     fn proof(&self, volume: &VolumeId, holder: &InstanceId) -> FenceProof {
-        proof::proof(volume, holder, self.sim.now())
+        reattach_provider_api::conformance::proof::handshake(volume, holder, self.sim.now())
     }
 
     fn true_holder(&self, volume: &VolumeId) -> Option<InstanceId> {

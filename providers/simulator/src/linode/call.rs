@@ -1,7 +1,8 @@
 //! From method, path, query and body to a typed call, refusing what Linode's API description does not allow.
 
-use super::{Incoming, reply::Reply};
+use super::reply::Reply;
 use crate::{
+    face::{Asked, Incoming},
     faults::Operation,
     model::{InstanceNo, JobAction, VolumeNo},
 };
@@ -151,6 +152,11 @@ impl Call {
         Ok(Self::Attach { volume, instance: body.linode_id, persist })
     }
 
+    pub(super) fn asked(&self) -> Asked {
+        let (volume, instance) = (self.volume(), self.instance());
+        Asked { operation: Some(self.operation()), volume, instance, dry_run: false }
+    }
+
     pub(super) fn operation(&self) -> Operation {
         match self {
             Self::ListVolumes(_) => Operation::ListVolumes,
@@ -167,14 +173,14 @@ impl Call {
         }
     }
 
-    pub(super) fn volume(&self) -> Option<VolumeNo> {
+    fn volume(&self) -> Option<VolumeNo> {
         match self {
             Self::GetVolume(volume) | Self::Attach { volume, .. } | Self::Detach(volume) => Some(*volume),
             _ => None,
         }
     }
 
-    pub(super) fn instance(&self) -> Option<InstanceNo> {
+    fn instance(&self) -> Option<InstanceNo> {
         match self {
             Self::GetInstance(instance)
             | Self::ListInstanceVolumes(instance, _)

@@ -5,32 +5,27 @@ mod filter;
 mod reply;
 mod shape;
 
+pub use crate::face::ConnectionCut;
 use crate::{
     CloudSim,
+    face::{self, Asked, Incoming, Limits},
     faults::{ErrorBody, Fault, When},
-    log::{Effect, RequestRecord},
-    model::{Job, OpError},
+    log::Effect,
+    model::{Job, OpError, View},
     state::State,
 };
 use axum::{
     Router,
-    body::{Body, Bytes},
-    http::{Method, Request, Response, Uri},
+    body::Body,
+    http::{Request, Response},
     routing::any,
 };
 use call::Call;
-use http_body_util::BodyExt;
 use jiff::Timestamp;
 use reply::Reply;
-use std::time::Duration;
 
-/// Marks a response of the in-memory router as "the connection ended without an answer". A server on a socket breaks
-/// the connection off instead.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionCut;
-
-/// The greatest request body that is read, in bytes.
-const BODY_LIMIT: usize = 1 << 20;
+/// The limit that most recorded answers of volume and instance calls carry, per minute.
+const SHOWN_LIMIT: u32 = 1840;
 
 /// Linode's API v4 over the simulated cloud.
 pub fn router(sim: CloudSim) -> Router {
@@ -44,102 +39,16 @@ pub fn router(sim: CloudSim) -> Router {
         .fallback(serve)
 }
 
-/// One request, taken apart.
-struct Incoming {
-    method: Method,
-    uri: Uri,
-    token: Option<String>,
-    filter: Option<String>,
-    user_agent: Option<String>,
-    body: Bytes,
-}
-
 async fn handle(sim: CloudSim, request: Request<Body>) -> Response<Body> {
-    let (parts, body) = request.into_parts();
-    let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let body = match http_body_util::Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(_) => return Reply::error(400, "The request's body could not be read", None).into_response(),
-    };
-    let incoming = Incoming {
-        token: header("authorization").and_then(|v| v.strip_prefix("Bearer ").map(str::to_owned)),
-        filter: header("x-filter"),
-        user_agent: header("user-agent"),
-        method: parts.method,
-        uri: parts.uri,
-        body,
+    let Some(incoming) = face::read(request).await else {
+        return face::Reply::into_response(Reply::error(400, "The request's body could not be read", None));
     };
     let call = Call::parse(&incoming.method, incoming.uri.path(), incoming.uri.query(), &incoming);
-    let (number, faults) = sim.with(|state, now| arrive(state, now, &incoming, call.as_ref().ok()));
-
-    let wait = |which: fn(&Fault) -> u64| Duration::from_millis(faults.iter().map(which).sum());
-    let before = wait(|f| if let Fault::Latency { before_ms, .. } = f { *before_ms } else { 0 });
-    let after = wait(|f| if let Fault::Latency { after_ms, .. } = f { *after_ms } else { 0 });
-    if before.is_zero() && after.is_zero() {
-        return finish(&sim, &incoming, &call, &faults, number).into_response();
-    }
-    // A task of its own: a caller that gives up waiting does not take back what it sent.
-    let work = tokio::spawn(async move {
-        tokio::time::sleep(before).await;
-        let reply = finish(&sim, &incoming, &call, &faults, number);
-        tokio::time::sleep(after).await;
-        reply
-    });
-    match work.await {
-        Ok(reply) => reply.into_response(),
-        Err(_) => Reply::cut().into_response(),
-    }
-}
-
-/// Answers the request and writes the answer into the log.
-fn finish(
-    sim: &CloudSim,
-    incoming: &Incoming,
-    call: &Result<Call, Reply>,
-    faults: &[Fault],
-    number: u64,
-) -> Reply {
-    sim.with(|state, now| {
-        let reply = serve(state, now, incoming, call, faults, number);
-        if let Some(record) = record_of(state, number) {
-            record.status = (!reply.is_cut()).then_some(reply.status());
-        }
-        reply
+    let asked = call.as_ref().map_or_else(|_| Asked::default(), Call::asked);
+    face::carry_out(sim, incoming, asked, move |state, now, incoming, faults, number| {
+        serve(state, now, incoming, &call, faults, number)
     })
-}
-
-fn record_of(state: &mut State, number: u64) -> Option<&mut RequestRecord> {
-    state.log.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
-}
-
-/// Writes the request into the log and draws the faults that hit it.
-fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, call: Option<&Call>) -> (u64, Vec<Fault>) {
-    let faults = match call {
-        Some(call) => {
-            // Taken out for the moment, because drawing needs the state as well.
-            let mut rules = std::mem::take(&mut state.faults);
-            let hit = rules.hit(call.operation(), call.volume(), call.instance(), || state.draw());
-            state.faults = rules;
-            hit
-        }
-        None => Vec::new(),
-    };
-    let number = state.log.len() as u64 + 1;
-    state.log.push(RequestRecord {
-        number,
-        at: now,
-        method: incoming.method.to_string(),
-        path: incoming.uri.path().to_owned(),
-        query: incoming.uri.query().unwrap_or_default().to_owned(),
-        filter: incoming.filter.clone(),
-        user_agent: incoming.user_agent.clone(),
-        body: String::from_utf8_lossy(&incoming.body).into_owned(),
-        operation: call.map(Call::operation),
-        status: None,
-        effect: Effect::None,
-        faults: faults.iter().map(|f| format!("{f:?}")).collect(),
-    });
-    (number, faults)
+    .await
 }
 
 /// Answers the request. The order is the real API's as far as it shows: limits, credentials, rights, then the work.
@@ -151,7 +60,7 @@ fn serve(
     faults: &[Fault],
     number: u64,
 ) -> Reply {
-    let limits = reply::Limits::count(state, now);
+    let limits = Limits::count(state, now, SHOWN_LIMIT);
     let finish = |reply: Reply| reply.with_limits(&limits);
     if limits.exceeded {
         return finish(
@@ -163,7 +72,7 @@ fn serve(
             return finish(reply);
         }
     }
-    let Some(scopes) = incoming.token.as_deref().and_then(|token| scopes_of(state, token)) else {
+    let Some(scopes) = bearer(incoming).and_then(|token| scopes_of(state, token)) else {
         return finish(Reply::error(401, "Invalid Token", None));
     };
     let call = match call {
@@ -180,9 +89,10 @@ fn serve(
     }
     let reply = match perform(state, now, incoming, call) {
         Ok((reply, job)) => {
-            if let (Some(job), Some(record)) = (job, record_of(state, number)) {
-                record.effect =
+            if let Some(job) = job {
+                let effect =
                     Effect::Accepted { action: job.action, volume: job.volume, instance: job.instance };
+                face::note_effect(state, number, effect);
             }
             reply
         }
@@ -192,7 +102,14 @@ fn serve(
     scoped(reply)
 }
 
+fn bearer(incoming: &Incoming) -> Option<&str> {
+    incoming.authorization.as_deref()?.strip_prefix("Bearer ")
+}
+
 fn scopes_of(state: &State, token: &str) -> Option<Vec<String>> {
+    if state.access.foreign.contains(token) {
+        return Some(vec!["*".to_owned()]);
+    }
     if state.access.tokens.is_empty() {
         return (!token.is_empty()).then(|| vec!["*".to_owned()]);
     }
@@ -241,7 +158,12 @@ fn perform(
     call: &Call,
 ) -> Result<(Reply, Option<Job>), Reply> {
     let read = |reply| Ok((reply, None));
-    let view = state.read_view();
+    let nothing = View::default();
+    let foreign = bearer(incoming).is_some_and(|token| state.access.foreign.contains(token));
+    if foreign && call.operation().is_mutation() {
+        return Err(Reply::not_found());
+    }
+    let view = if foreign { &nothing } else { state.read_view() };
     match call {
         Call::ListVolumes(page) => {
             let rows = view.volumes.values().map(|v| shape::volume(view, v)).collect();

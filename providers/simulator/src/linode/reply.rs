@@ -1,16 +1,15 @@
 //! Answers in Linode's envelope: status, JSON or broken bodies, scope and rate-limit headers.
 
-use super::{ConnectionCut, call::Scope};
-use crate::{faults::ErrorBody, state::State};
+use super::call::Scope;
+use crate::{
+    face::{self, Limits},
+    faults::ErrorBody,
+};
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     http::{HeaderName, HeaderValue, Response, StatusCode, header},
 };
-use jiff::Timestamp;
 use serde_json::{Value, json};
-
-/// The limit that most recorded answers of volume and instance calls carry, per minute.
-const SHOWN_LIMIT: u32 = 1840;
 
 #[derive(Clone, Debug)]
 enum Content {
@@ -70,10 +69,6 @@ impl Reply {
         Self { cut: true, ..Self::new(200, Content::Empty) }
     }
 
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut
-    }
-
     pub(super) fn status(&self) -> u16 {
         self.status
     }
@@ -98,16 +93,16 @@ impl Reply {
             .with_header("x-ratelimit-remaining", limits.remaining.to_string())
             .with_header("x-ratelimit-reset", limits.reset.as_second().to_string())
     }
+}
 
-    pub(super) fn into_response(self) -> Response<Body> {
+impl face::Reply for Reply {
+    fn status(&self) -> Option<u16> {
+        (!self.cut).then_some(self.status)
+    }
+
+    fn into_response(self) -> Response<Body> {
         if self.cut {
-            // On a socket, a body that ends in an error makes the server break the connection off.
-            let broken = futures::stream::once(async {
-                Err::<Bytes, _>(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection cut"))
-            });
-            let mut response = Response::new(Body::from_stream(broken));
-            response.extensions_mut().insert(ConnectionCut);
-            return response;
+            return face::cut();
         }
         let (kind, body) = match self.content {
             Content::Json(value) => (Some("application/json"), value.to_string()),
@@ -128,36 +123,5 @@ impl Reply {
             }
         }
         response
-    }
-}
-
-/// Where the caller stands in its minute.
-pub(super) struct Limits {
-    limit: u32,
-    remaining: u32,
-    reset: Timestamp,
-    pub(super) exceeded: bool,
-}
-
-impl Limits {
-    /// Counts this request.
-    pub(super) fn count(state: &mut State, now: Timestamp) -> Self {
-        let (start, used) = match state.rate_window {
-            Some((start, used)) if now.as_second() < start.as_second() + 60 => (start, used + 1),
-            _ => (now, 1),
-        };
-        state.rate_window = Some((start, used));
-        let limit = state.rate_limit.unwrap_or(SHOWN_LIMIT);
-        let reset = crate::state::later(start, std::time::Duration::from_secs(60));
-        Self {
-            limit,
-            remaining: limit.saturating_sub(used),
-            reset,
-            exceeded: state.rate_limit.is_some_and(|limit| used > limit),
-        }
-    }
-
-    pub(super) fn seconds_left(&self, now: Timestamp) -> u64 {
-        u64::try_from(self.reset.as_second() - now.as_second()).unwrap_or(0).max(1)
     }
 }

@@ -65,6 +65,8 @@ pub fn evidence(
         cloud_id: None,
         cloud_volume: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         instances: BTreeMap::new(),
+        power: BTreeMap::new(),
+        cloud_scope: None,
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         events,
     }
@@ -99,10 +101,11 @@ fn nodes(view: &View, resolve: ResolveInstance<'_>, at: Timestamp) -> BTreeMap<N
 fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<reattach_core::guest::GuestInventory>> {
     let one = |name: &String| {
         let source = Source::Agent(name.clone());
-        let inventory = view.reports.get(name).and_then(|r| r.status.as_ref()?.inventory.clone());
-        let fact = match inventory {
-            Some(inventory) => Fact::present(inventory.0, source, at),
-            None => Fact::absent(source, at),
+        let said = view.reports.get(name).map(|r| r.said()).transpose();
+        let fact = match said.map(|s| s.and_then(|s| s.inventory.cloned())) {
+            Ok(Some(inventory)) => Fact::present(inventory, source, at),
+            Ok(None) => Fact::absent(source, at),
+            Err(why) => Fact::unknown(format!("NodeVolumeReport {name}: {why}"), source, at),
         };
         (NodeName::from(name.as_str()), fact)
     };
@@ -112,9 +115,10 @@ fn guests(view: &View, at: Timestamp) -> BTreeMap<NodeName, Fact<reattach_core::
 fn answers(view: &View, asked: Option<&(Uid, u64)>) -> BTreeMap<NodeName, reattach_core::guest::Answer> {
     let Some((recovery, epoch)) = asked else { return BTreeMap::new() };
     let find = |(name, report): (&String, &std::sync::Arc<reattach_api::NodeVolumeReport>)| {
-        let answers = &report.status.as_ref()?.answers;
-        let own = answers.iter().find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
-        Some((NodeName::from(name.as_str()), own.0.clone()))
+        // What cannot be read is no answer.
+        let answers = report.said().ok()?.answers;
+        let own = answers.into_iter().find(|a| a.recovery == *recovery && a.epoch == *epoch)?;
+        Some((NodeName::from(name.as_str()), own.clone()))
     };
     view.reports.iter().filter_map(find).collect()
 }

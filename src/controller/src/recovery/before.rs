@@ -5,7 +5,7 @@ use crate::collect::Depth;
 use crate::{finish, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use reattach_api::{Opaque, Phase, VolumeRecovery};
+use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, WaitReason, diagnose, sight};
@@ -44,6 +44,9 @@ impl Executor {
             let end = format!("the policy now says {mode}: another VolumeRecovery takes over");
             return self.settle(recovery, Phase::Aborted, end, memory).await;
         }
+        if let Some(unreadable) = recovery.history().err() {
+            return self.hold_unreadable(recovery, &unreadable, memory).await;
+        }
         let claim = Self::claim_of(&recovery);
         let epoch = recovery.status.as_ref().map_or(0, |s| s.epoch);
         let asked = u64::try_from(epoch).ok().filter(|e| *e > 0).map(|e| (Self::uid_of(&recovery), e));
@@ -54,7 +57,7 @@ impl Executor {
             evidence = self.collector.collect(&claim, asked, Depth::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
         }
-        recovery.status.get_or_insert_default().diagnosis = Some(Opaque(diagnosis.clone()));
+        recovery.status.get_or_insert_default().diagnosis = Some(diagnosis.clone().into());
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
         match &diagnosis.verdict {
             Verdict::Healthy { .. } => {
@@ -138,7 +141,9 @@ impl Executor {
             driver: csi.driver.clone(),
             handle: csi.handle.clone(),
         };
+        let turn = self.reservations.turn_to_ask().await;
         reports::ask(&self.collector.clients.records, node, &challenge).await?;
+        drop(turn);
         memory.asked = Some((epoch, Instant::now()));
         Ok(Some(Turn::Pause { until: self.later(LOOK_AGAIN) }))
     }
@@ -206,7 +211,7 @@ impl Executor {
         let node = node.to_string();
         let summary = format!("{}; plan {}", plan.trouble, plan.hash);
         status.plan_hash = Some(plan.hash.to_string());
-        status.plan = (recovery.spec.mode != Mode::Observe).then(|| Opaque(plan.clone()));
+        status.plan = (recovery.spec.mode != Mode::Observe).then(|| plan.clone().into());
         let pause = Turn::Pause { until: self.later(LOOK_AGAIN) };
         let authority = match recovery.spec.mode {
             Mode::Observe | Mode::DryRun => {

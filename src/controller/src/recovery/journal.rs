@@ -1,21 +1,26 @@
 //! Appending to the journal by compare-and-swap.
 
-use super::{Executor, Memory, TurnError};
+use super::{Executor, Memory, Turn, TurnError};
 use crate::{finish, status};
+use jiff::SignedDuration;
 use kube::{Api, ResourceExt};
-use reattach_api::{Opaque, Phase, PhaseTiming, VolumeRecovery};
+use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
 use reattach_core::journal::{End, Entry, Mark};
 use reattach_core::machine::State;
 use reattach_core::plan::Plan;
 use reattach_core::report;
+use reattach_core::stamp::STAMP_ANNOTATION;
 
 /// A lost compare-and-swap is retried so often before the turn is given up.
 const TRIES: u32 = 8;
+/// A recovery that cannot be read is looked at again so much later: its own version may have come back.
+const HELD: SignedDuration = SignedDuration::from_mins(5);
 
 impl Executor {
-    /// Appends one line and stores it. On a conflict the object is read again: if only the spec changed (an abort, say)
-    /// the line is appended to the new version; if someone else wrote a line, this process stops.
+    /// Appends one line and stores it. On a conflict the object is read again. If only the spec changed (an abort, say), a
+    /// line that tells what has happened is appended to the new version, and one that begins something is not; if
+    /// someone else wrote a line, this process stops.
     pub(super) async fn append(
         &self,
         mut recovery: VolumeRecovery,
@@ -32,7 +37,10 @@ impl Executor {
             by: self.identity.clone(),
             mark,
         };
+        let begins = matches!(entry.mark, Mark::Accepted { .. } | Mark::Started { .. });
         for _ in 0..TRIES {
+            // Someone else wrote what this version cannot read: it is theirs now.
+            recovery.history().map_err(|_| TurnError::Lost)?;
             self.put(&mut recovery, plan, &entry);
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
@@ -49,28 +57,49 @@ impl Executor {
                         return Err(SaveError::Gone.into());
                     };
                     let journal = now.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
-                    if journal.len() > lines {
+                    match journal.get(lines..) {
+                        // S4: what people changed meanwhile (an abort, a deletion, another approval) is looked at before
+                        // anything begins; what has happened is written down whatever they changed.
+                        Some([]) if begins && asks_otherwise(&recovery, &now) => {
+                            return Err(SaveError::Conflict.into());
+                        }
+                        Some([]) => recovery = now,
                         // A lost reply: the line may be ours.
-                        return if journal[lines..] == [Opaque(entry.clone())] {
-                            Ok(now)
-                        } else {
-                            Err(TurnError::Lost)
-                        };
+                        Some([line]) if line.get() == Ok(&entry) => return Ok(now),
+                        _ => return Err(TurnError::Lost),
                     }
-                    recovery = now;
                 }
             }
         }
         Err(SaveError::Conflict.into())
     }
 
+    /// The plan or a line of the journal is of another version's shape, or of none. What the run has done is not known
+    /// then, and S3 says hold: nothing is restored, lifted or released, not even for an abort or a deletion, until the
+    /// version that wrote it, or a person, has settled it.
+    pub(super) async fn hold_unreadable(
+        &self,
+        recovery: VolumeRecovery,
+        unreadable: &UnreadableField,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+        let why = unreadable_sentence(unreadable, begun, recovery.metadata.deletion_timestamp.is_some());
+        if memory.told != Some(Phase::Stuck) {
+            tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
+        }
+        self.keep(recovery, Phase::Stuck, why, memory).await?;
+        Ok(Turn::Pause { until: self.later(HELD) })
+    }
+
     fn put(&self, recovery: &mut VolumeRecovery, plan: &Plan, entry: &Entry) {
         let status = recovery.status.get_or_insert_default();
-        status.plan = Some(Opaque(plan.clone()));
+        status.plan = Some(plan.clone().into());
         status.plan_hash = Some(plan.hash.to_string());
         status.class = Some(plan.class().to_string());
-        status.journal.push(Opaque(entry.clone()));
-        let entries: Vec<Entry> = status.journal.iter().map(|e| e.0.clone()).collect();
+        status.journal.push(entry.clone().into());
+        // All of them: `append` has read them before.
+        let entries: Vec<Entry> = status.journal.iter().filter_map(|e| e.get().ok().cloned()).collect();
         status.timings = report::timings(plan, &entries)
             .into_iter()
             .map(|t| PhaseTiming {
@@ -85,6 +114,26 @@ impl Executor {
         };
         status::set(recovery, phase, message, entry.at);
     }
+}
+
+fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool) -> String {
+    if !begun {
+        return format!(
+            "{unreadable}; nothing has begun and nothing is touched: run the reattach version that wrote it, or delete this VolumeRecovery"
+        );
+    }
+    let ending =
+        if deleted { "it is being deleted and stays until then" } else { "a deletion waits for that, too" };
+    format!(
+        "{unreadable}, so whether an effect is under way is not known: everything stays in force and nothing is touched; run the reattach version that wrote it, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {} ({ending})",
+        finish::FINALIZER
+    )
+}
+
+/// Whether people want something else of the recovery than they did.
+fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
+    before.spec != now.spec
+        || before.metadata.deletion_timestamp.is_some() != now.metadata.deletion_timestamp.is_some()
 }
 
 /// Phase and message of a run in this state.

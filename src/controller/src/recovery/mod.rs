@@ -104,6 +104,8 @@ pub struct Memory {
     pub(crate) asked: Option<(u64, Instant)>,
     /// The phase that was last told to people.
     pub(crate) told: Option<Phase>,
+    /// When a change made the next turn due.
+    pub(crate) woken: Option<Timestamp>,
 }
 
 /// What limits a recovery besides its own plan.
@@ -145,6 +147,8 @@ impl Executor {
             if *stop.borrow() || self.gate.leadership().is_none() {
                 return None;
             }
+            // Before the turn: what changes while it is taken must not wait for the next poll.
+            let seen = self.fingerprint(name);
             let turn = match api.get_opt(&name.name).await {
                 Ok(None) => return None,
                 Ok(Some(recovery)) => self.turn(recovery, &limits(name), &mut memory).await,
@@ -163,12 +167,13 @@ impl Executor {
                 }
             };
             let until = until.min(self.later(AT_LEAST_EVERY));
-            let seen = self.fingerprint(name);
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|s| *s) => return None,
                 () = self.collector.clock.sleep_until(until) => {}
-                () = self.changed(name, &mut changes, &seen) => {}
+                () = self.changed(name, &mut changes, &seen) => {
+                    memory.woken = Some(self.collector.clock.now());
+                }
             }
         }
     }
@@ -193,10 +198,13 @@ impl Executor {
         let Some(cache) = &self.collector.cache else { return Vec::new() };
         let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else { return Vec::new() };
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
-        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref());
+        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
         let view = View::cached(cache, &claim, plan.map(|p| p.pins.node.as_str()));
         let version = |m: Option<String>| m.unwrap_or_default();
-        let mut all = vec![version(recovery.resource_version())];
+        // Our own writes to its status are no news: only what people change.
+        let meta = &recovery.metadata;
+        let asked = meta.deletion_timestamp.is_some().to_string() + &meta.generation.unwrap_or(0).to_string();
+        let mut all = vec![asked];
         all.extend(view.claim.iter().map(|o| version(o.resource_version())));
         all.extend(view.volume.iter().map(|o| version(o.resource_version())));
         all.extend(view.attachments.iter().map(|o| version(o.resource_version())));

@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The runs that this process has begun or is about to. The cache shows a run only a moment after it began, so that
 /// drivers which decide at the same moment must count each other here.
 #[derive(Clone, Debug, Default)]
-pub struct Reservations(Arc<Mutex<BTreeMap<ObjectName, Place>>>);
+pub struct Reservations {
+    places: Arc<Mutex<BTreeMap<ObjectName, Place>>>,
+    questions: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Clone, Debug)]
 struct Place {
@@ -37,7 +40,7 @@ impl Reservations {
         node: &str,
         limits: &Limits,
     ) -> Result<(), NotNow> {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let others = || places.iter().filter(|(n, _)| *n != name);
         let rival = others()
             .find(|(_, p)| p.claim == *claim)
@@ -66,7 +69,13 @@ impl Reservations {
 
     /// Gives the place back.
     pub(super) fn give_back(&self, name: &ObjectName) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The turn to change what agents are asked. All drivers change the one report of a node by compare-and-swap: many at
+    /// once would only refuse each other, and keep the agent from writing its answers.
+    pub(crate) async fn turn_to_ask(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.questions.lock().await
     }
 }
 

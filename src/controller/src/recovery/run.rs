@@ -5,7 +5,7 @@ use crate::collect::Depth;
 use crate::metrics::EffectLabels;
 use crate::perform::perform;
 use crate::providers::Located;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::gate::Authority;
 use reattach_core::evidence::Evidence;
@@ -34,8 +34,12 @@ impl Executor {
         if self.gate.leadership().is_none() {
             return Err(TurnError::NotLeader);
         }
-        let status = recovery.status.clone().unwrap_or_default();
-        let Some(plan) = status.plan.map(|p| p.0) else {
+        let history = recovery.history().map(|(plan, _)| plan.cloned());
+        let plan = match history {
+            Ok(plan) => plan,
+            Err(unreadable) => return self.hold_unreadable(recovery, &unreadable, memory).await,
+        };
+        let Some(plan) = plan else {
             return self.page(recovery, "the journal has no plan to go with it".to_owned(), memory).await;
         };
         let Some(mut state) = self.replayed(&recovery, &plan, memory).await? else {
@@ -44,7 +48,7 @@ impl Executor {
         if self.gate.leadership().is_some_and(|l| l.term < state.term()) {
             return Err(TurnError::NotLeader);
         }
-        let evidence = self.look(&recovery, &plan, &state, false).await?;
+        let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
         let mut recovery = recovery;
         let mut wrote = false;
         loop {
@@ -82,8 +86,13 @@ impl Executor {
         plan: &Plan,
         memory: &mut Memory,
     ) -> Result<Option<State>, TurnError> {
-        let journal: Vec<Entry> =
-            recovery.status.iter().flat_map(|s| &s.journal).map(|entry| entry.0.clone()).collect();
+        let journal: Vec<Entry> = match recovery.history() {
+            Ok((_, journal)) => journal.into_iter().cloned().collect(),
+            Err(unreadable) => {
+                self.hold_unreadable(recovery.clone(), &unreadable, memory).await?;
+                return Ok(None);
+            }
+        };
         match State::replay(plan, &journal) {
             Ok(state) => Ok(Some(state)),
             Err(illegal) => {
@@ -102,8 +111,7 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<(), TurnError> {
         let now = self.collector.clock.now();
-        let since =
-            |at: Option<jiff::Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+        let since = |at: Option<Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
         let unknown_for = state.outstanding().map(|ix| match state.step(ix) {
             StepState::Started { at } | StepState::Issued { started: at, .. } => since(Some(*at)),
             _ => SignedDuration::ZERO,
@@ -131,7 +139,7 @@ impl Executor {
         proposed: Action,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
-        let live = self.look(&recovery, plan, state, true).await?;
+        let live = self.look(&recovery, plan, state, memory, true).await?;
         let action = match self.ask(&recovery, plan, state, &live) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
             Next::Record(mark) => {
@@ -163,7 +171,7 @@ impl Executor {
         };
         let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof };
         let recovery = self.append(recovery, plan, started, memory).await?;
-        let term = recovery.status.as_ref().and_then(|s| s.journal.last()).map_or(0, |e| e.term);
+        let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
         let outcome = match self.gate.pass(plan, &authority, term) {
@@ -183,6 +191,7 @@ impl Executor {
         recovery: &VolumeRecovery,
         plan: &Plan,
         state: &State,
+        memory: &Memory,
         live: bool,
     ) -> Result<Evidence, TurnError> {
         let asked = recovery
@@ -196,7 +205,9 @@ impl Executor {
             StepState::Issued { outcome, .. } => !outcome.applied(),
             StepState::Closed { .. } => false,
         }) && state.turned_back().is_none();
-        let depth = Depth::Execute { plan, scaling, live };
+        let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
+        let since = memory.woken.map_or(line, |woken| woken.max(line));
+        let depth = Depth::Execute { plan, scaling, jobs: state.needs_jobs(plan), since, live };
         Ok(self.collector.collect(&Self::claim_of(recovery), asked, depth).await?)
     }
 
@@ -232,4 +243,9 @@ impl Executor {
         let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
         self.metrics.effects.get_or_create(&EffectLabels { step, outcome: word.to_owned() }).inc();
     }
+}
+
+/// The last line of a journal that was replayed.
+fn last_line(recovery: &VolumeRecovery) -> Option<&Entry> {
+    recovery.status.as_ref()?.journal.last()?.get().ok()
 }

@@ -10,6 +10,7 @@ use crate::journal::{End, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, PlannedStep, StepIx, before_scaling, general};
 use crate::proof::NoUser;
 use crate::runbook::StepKind;
+use crate::safety::Refusal;
 use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadFacts};
 use jiff::{SignedDuration, Timestamp};
@@ -121,7 +122,7 @@ impl Look<'_> {
         refusals.extend(
             before_scaling(self.evidence, self.cx.confirm_workload, self.cx.now)
                 .into_iter()
-                .filter(|r| !(own_stamp && matches!(r, crate::safety::Refusal::StampedByOther { .. }))),
+                .filter(|r| !(own_stamp && matches!(r, Refusal::StampedByOther { .. }))),
         );
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return self.refused(&refusal.to_string());
@@ -177,7 +178,7 @@ impl Look<'_> {
     fn pin_change(&self, workload: &WorkloadFacts) -> Option<String> {
         let pins = &self.plan.pins;
         let say = |what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display| {
-            Some(format!("{what} changed since the plan was made (was {was}, is {is})"))
+            Some(pin_changed(what, was, is))
         };
         if workload.workload.uid != pins.workload.uid {
             return say("the workload's UID", &pins.workload.uid, &workload.workload.uid);
@@ -222,14 +223,13 @@ impl Look<'_> {
         let pins = &self.plan.pins;
         let node = self.evidence.node(&pins.node, self.cx.now)?;
         if node.boot_id != pins.boot_id {
-            let (was, is) = (&pins.boot_id, &node.boot_id);
-            return Some(format!(
-                "the boot of {} changed since the plan was made (was {was}, is {is})",
-                pins.node
-            ));
+            return Some(pin_changed(&format!("the boot of {}", pins.node), &pins.boot_id, &node.boot_id));
         }
-        (node.instance.as_ref() != Some(&pins.holder))
-            .then(|| format!("the instance behind {} is not {} any more", pins.node, pins.holder))
+        if node.instance.as_ref() == Some(&pins.holder) {
+            return None;
+        }
+        let is = node.instance.as_ref().map_or("unknown", |i| i.as_str());
+        Some(pin_changed(&format!("the instance behind {}", pins.node), &pins.holder, &is))
     }
 
     fn await_no_pods(&self) -> Next {
@@ -373,6 +373,11 @@ impl Look<'_> {
     pub(super) fn poll(&self, why: &str) -> Next {
         wait(why.to_owned(), later(self.cx.now, CLOUD_POLL))
     }
+}
+
+/// S8: the sentence of a pin that does not hold any more.
+fn pin_changed(what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display) -> String {
+    Refusal::PinChanged { what: what.to_owned(), was: was.to_string(), is: is.to_string() }.to_string()
 }
 
 pub(super) fn wait(why: String, until: Timestamp) -> Next {

@@ -271,6 +271,15 @@ impl State {
         u32::try_from(at).ok().map(StepIx)
     }
 
+    /// Whether what comes next turns on the provider's job history: a cloud detach is due, or one was asked for.
+    pub fn needs_jobs(&self, plan: &Plan) -> bool {
+        plan.find(StepKind::CloudDetach).is_some_and(|ix| match self.step(ix) {
+            StepState::Pending => self.turned_back.is_none() && self.current() == Some(ix),
+            StepState::Started { .. } | StepState::Issued { .. } => true,
+            StepState::Closed { .. } => false,
+        })
+    }
+
     /// When the current step could begin.
     pub fn entered_at(&self) -> Option<Timestamp> {
         self.entered_at

@@ -86,6 +86,10 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
 /// Every refusal of scaling the workload to zero (S2). `confirmed` is the workload that a person named, as `Kind/name`.
 pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Refusal> {
     let mut out = Vec::new();
+    // A volume whose attach is still under way looks like one that its machine has lost; only the jobs tell.
+    if let Some(why) = evidence.jobs.read(now, MAX_AGE).gap() {
+        out.push(Refusal::Missing { what: "the provider's job history".into(), why });
+    }
     match evidence.workload.read(now, MAX_AGE) {
         Reading::Present(w) => {
             identity(w, &mut out);

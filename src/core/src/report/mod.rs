@@ -32,6 +32,7 @@ pub use story::{Fate, fate};
 pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line};
 pub use ticket::support_ticket;
 pub use timing::{Timing, own_share, timings};
+pub use words::proof_in_words;
 
 /// What one VolumeRecovery holds, free of Kubernetes types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -156,13 +156,34 @@ pub(super) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static st
 }
 
 /// What a proof rests on, as one sentence without its full stop.
-pub(super) fn proof_in_words(proof: &ProofKind) -> String {
+pub fn proof_in_words(proof: &ProofKind) -> String {
     match proof {
         ProofKind::KubeletHandshake { node, no_user_since, lease_renewed } => format!(
             "kubelet on {node} itself reported that it does not use the volume, after the last pod was gone ({}) and after a newer sign of life ({})",
             clock(*no_user_since),
             clock(*lease_renewed)
         ),
+        ProofKind::Gone { last_seen: None } => "the cloud reports the instance as deleted".to_owned(),
+        ProofKind::Gone { last_seen: Some(at) } => format!(
+            "the cloud does not find the instance any more, with the same credential that saw it at {}",
+            clock(*at)
+        ),
+        ProofKind::Off { job: Some(job), first_seen } => format!(
+            "the instance is off by the finished shutdown job {job}, read twice (first at {})",
+            clock(*first_seen)
+        ),
+        ProofKind::Off { job: None, first_seen } => {
+            format!(
+                "the instance is off, read twice (first at {}); this cloud boots none by itself",
+                clock(*first_seen)
+            )
+        }
+        ProofKind::RebootedAndClean { node, boot, epoch } => format!(
+            "{node} runs another boot ({boot}), whose agent answered question {epoch}: no such device, and no mount of it"
+        ),
+        ProofKind::Declared { by, reason, at } => {
+            format!("{by} declared at {} that the instance cannot write: {reason}", clock(*at))
+        }
     }
 }
 

@@ -119,10 +119,14 @@ fn without_report_and_answer_nothing_is_classified() {
     }
 }
 
-/// The provider's job history is asked for before a cloud detach; a plan does not need it.
+/// A fresh attach looks like a phantom until its job has ended: without the jobs nothing is scaled.
 #[test]
-fn unknown_jobs_do_not_hinder_a_plan() {
-    let mut case = Case::deployment();
-    spoil(&mut case.evidence.jobs, Gap::Unknown);
-    assert!(case.plan().is_ok());
+fn without_the_job_history_there_is_no_plan() {
+    for gap in [Gap::Unknown, Gap::Stale] {
+        let mut case = Case::deployment();
+        spoil(&mut case.evidence.jobs, gap);
+        let refusals = case.plan().unwrap_err();
+        assert!(refusals.iter().any(|r| r.to_string().contains("job history")), "{gap:?}: {refusals:?}");
+        assert!(refusals.iter().all(reattach_core::safety::Refusal::may_pass), "{gap:?}: it only waits");
+    }
 }

@@ -6,6 +6,7 @@ mod check;
 mod diagnosis;
 mod edges;
 mod explore;
+mod fences;
 mod gaps;
 mod hash;
 mod journal;

@@ -184,7 +184,8 @@ fn arbitrary() -> impl Strategy<Value = (Case, Option<&'static str>, bool)> {
             let safe = |case: Case, change: usize| {
                 // Changes presuppose what others may have taken away.
                 let usable = present(&case.evidence.attachments) && present(&case.evidence.pods);
-                let has_pod = case.evidence.pods.shown().is_some_and(|p| !p.is_empty());
+                let has_pod = case.evidence.pods.shown().is_some_and(|p| !p.is_empty())
+                    && case.evidence.workload.shown().is_none_or(|w| !w.pods.is_empty());
                 if usable && (has_pod || change != 0) { CHANGES[change](case) } else { case }
             };
             let mut case = changes.into_iter().fold(base, safe);

@@ -125,7 +125,7 @@ fn unsafe_orders_are_refused_with_the_rule() {
                 RESTORE,
                 VERIFY,
             ],
-            "patienceSeconds must be",
+            "patienceSeconds of AwaitDetached is 61 and must be 1 to its deadlineSeconds, 60",
         ),
     ];
     for (what, steps, expected) in table {

@@ -153,7 +153,7 @@ async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
 /// The support ticket for the locked volume.
 async fn ticket(s: &Stage) -> Option<String> {
     let recovery = s.recovery_of(LOCKED)?;
-    support_ticket(&recovery.record(describe(&s.world, LOCKED_VOLUME).await))
+    support_ticket(&recovery.record(describe(&s.world, LOCKED_VOLUME).await).ok()?)
 }
 
 async fn unlock(s: &mut Stage, unlocked_at: &str) -> Result<(), WorldError> {

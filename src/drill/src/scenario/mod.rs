@@ -78,7 +78,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "refusals",
-        summary: "ten workloads that must not be scaled to zero, each with the object that says so: nothing is touched",
+        summary: "fourteen workloads that must not be scaled to zero, each with the object that says so: nothing is touched",
         title: "What reattach refuses (drill)",
         play: |seed, _, sink| refusals::play(seed, sink).boxed(),
     },

@@ -5,14 +5,26 @@ use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
 use crate::world::{APPS, WorldError};
 use reattach_api::Phase;
+use reattach_cloud_simulator::VolumeNo;
 use reattach_core::policy::Mode;
+use reattach_sim::apiserver::{AdmissionFn, ApiStatus, Verb};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
-const NODES: [(&str, u64); 3] =
-    [("lke-pool-node-1", 6_001), ("lke-pool-node-2", 6_002), ("lke-pool-node-3", 6_003)];
+/// All but the last are recycled.
+const NODES: [(&str, u64); 4] = [
+    ("lke-pool-node-1", 6_001),
+    ("lke-pool-node-2", 6_002),
+    ("lke-pool-node-3", 6_003),
+    ("lke-pool-node-4", 6_004),
+];
+/// The workload whose device vanishes under its live mount, on the node that is not recycled.
+const DEAD_MOUNT: &str = "prestop";
+/// The workload whose pods admission refuses from some moment on.
+const UNWELCOME: &str = "unwelcome";
 
 /// One workload that must not be scaled to zero, and words of the sentence that says why.
 struct Case {
@@ -31,6 +43,28 @@ fn volume(w: &mut Value, volume: Value) {
         Some(list) => list.push(volume),
         None => w["spec"]["template"]["spec"]["volumes"] = json!([volume]),
     }
+}
+
+/// KEDA's custom resource, as far as a target needs it.
+fn scaled_object_definition() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "scaledobjects.keda.sh"},
+        "spec": {
+            "group": "keda.sh", "scope": "Namespaced", "names": {"kind": "ScaledObject", "plural": "scaledobjects"},
+            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    })
+}
+
+/// Binds the workload's pods to a node.
+fn pin(app: App, node: &str) -> App {
+    let selector = json!({"kubernetes.io/hostname": node});
+    app.with(|w| {
+        let spec = if w["kind"] == "Pod" { &mut w["spec"] } else { &mut w["spec"]["template"]["spec"] };
+        spec["nodeSelector"] = selector;
+    })
 }
 
 fn cases() -> Vec<Case> {
@@ -80,11 +114,33 @@ fn cases() -> Vec<Case> {
             "generic ephemeral volume cache",
         ),
     ];
+    all.extend([
+        case(
+            stateless(DEAD_MOUNT, 8_101).with(|w| {
+                let hook = json!({"preStop": {"exec": {"command": ["/bin/flush"]}}});
+                w["spec"]["template"]["spec"]["containers"][0]["lifecycle"] = hook;
+            }),
+            "is Ready and has a preStop hook",
+        ),
+        case(
+            stateless("keda", 8_111).with_object(json!({
+                "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "keda", "namespace": APPS},
+                "spec": {"scaleTargetRef": {"name": "keda"}},
+            })),
+            "KEDA owns the replica count",
+        ),
+        case(App::pod("bare", 8_121, "pvcbare", "a pod of its own"), "has no owner that would make a new one"),
+        case(stateless(UNWELCOME, 8_131), "would be refused now (no more of these)"),
+    ]);
     all.push(Case {
         app: stateful("rollout", 8_081, 1),
         because: "is being rolled out",
         later: Some(json!({"spec": {"template": {"metadata": {"annotations": {"release": "2"}}}}})),
     });
+    for (n, case) in all.iter_mut().enumerate() {
+        let node = if case.app.name == DEAD_MOUNT { NODES[3].0 } else { NODES[n % 3].0 };
+        case.app = pin(case.app.clone(), node);
+    }
     all
 }
 
@@ -101,7 +157,8 @@ fn optedout(mut app: App) -> App {
 pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
-    s.heading("Ten workloads that must not be scaled to zero, under a policy in mode Auto", &[]);
+    s.heading("Fourteen workloads that must not be scaled to zero, under a policy in mode Auto", &[]);
+    s.world.server().register_crd(&scaled_object_definition());
     let cases = cases();
     // The claim of a generic ephemeral volume is made per pod: its volume is found by the pod's name, which is only
     // known later, so the binder is given a PersistentVolume for it as soon as the claim is there.
@@ -112,9 +169,15 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let names: Vec<&str> = cases.iter().map(|c| c.app.name.as_str()).collect();
     s.running(&names, Duration::from_secs(180)).await?;
     s.world.policy("everything", Mode::Auto, 0).await?;
-    for (node, _) in NODES {
+    for (node, _) in &NODES[..3] {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     }
+    for volume in cases.iter().filter(|c| c.app.name == DEAD_MOUNT).flat_map(|c| &c.app.volumes) {
+        s.tell(Who::Provider, DEAD_MOUNT, "takes the disk from under the running pod");
+        s.world.cloud.make_phantom(VolumeNo(volume.number))?;
+    }
+    s.tell(Who::Person, UNWELCOME, "installs an admission policy that refuses new pods of it");
+    s.world.server().add_admission(no_more());
     for case in &cases {
         if let Some(change) = &case.later {
             s.tell(Who::Person, &case.app.name, "rolls out another release, which cannot start either");
@@ -135,6 +198,18 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
         s.broken.push(format!("{effects} effects on workloads that were refused"));
     }
     Ok(s)
+}
+
+/// Admission that refuses new pods of one workload.
+fn no_more() -> AdmissionFn {
+    Arc::new(|request| {
+        let main = request.subresource.is_none();
+        let new_pod = request.verb == Verb::Create && request.resource == "pods" && main;
+        if new_pod && request.object.is_some_and(|o| o["metadata"]["labels"]["app"] == UNWELCOME) {
+            return Err(ApiStatus::new(403, "no more of these"));
+        }
+        Ok(Default::default())
+    })
 }
 
 fn verdict(s: &mut Stage, case: &Case) {

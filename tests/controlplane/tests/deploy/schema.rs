@@ -66,7 +66,7 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
     let api = untyped(installed);
     let approval = json!({ "approver": "admin", "planHash": "0123456789abcdef" });
     let abort = json!({ "by": "admin", "reason": "wrong claim" });
-    let spoken = json!({ "confirmWorkload": "StatefulSet/db", "approval": approval, "abort": abort });
+    let spoken = json!({ "reason": "disk lost", "confirmWorkload": "StatefulSet/db", "approval": approval, "abort": abort });
     create(&api, recovery("fixed", "admin", spoken)).await;
     for (change, says) in [
         (json!({ "claimName": "other" }), "claimName is fixed once created"),
@@ -74,6 +74,8 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
         (json!({ "mode": "Auto" }), "mode is fixed once created"),
         (json!({ "mode": null }), "mode is fixed once created"),
         (json!({ "runbook": "other" }), "runbook is fixed once created"),
+        (json!({ "reason": "another" }), "reason is fixed once created"),
+        (json!({ "reason": null }), "reason is fixed once created"),
         (json!({ "confirmWorkload": "StatefulSet/other" }), "confirmWorkload is fixed once created"),
         (json!({ "confirmWorkload": null }), "confirmWorkload is fixed once created"),
         (json!({ "abort": null }), "an abort cannot be taken back or changed"),
@@ -93,6 +95,9 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
     let confirm = Patch::Merge(json!({ "spec": { "confirmWorkload": "StatefulSet/db" } }));
     let answer = api.patch("open", &PatchParams::default(), &confirm).await;
     refused("a late confirmWorkload", answer, 422, "confirmWorkload is fixed once created");
+    let reason = Patch::Merge(json!({ "spec": { "reason": "said afterwards" } }));
+    let answer = api.patch("open", &PatchParams::default(), &reason).await;
+    refused("a late reason", answer, 422, "reason is fixed once created");
     for later in [json!({ "approval": approval }), json!({ "abort": abort })] {
         let patch = Patch::Merge(json!({ "spec": later }));
         api.patch("open", &PatchParams::default(), &patch).await.expect("accepted");

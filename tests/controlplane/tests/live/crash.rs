@@ -33,7 +33,7 @@ async fn healed(stage: &Stage) -> VolumeRecovery {
 
 /// Who wrote the journal, and that terms only grow.
 fn writers(recovery: &VolumeRecovery) -> BTreeSet<String> {
-    let journal = &recovery.status.as_ref().expect("a status").journal;
+    let journal = recovery.history().expect("it can be read").1;
     assert!(journal.is_sorted_by_key(|e| e.term), "{journal:#?}");
     let scales =
         journal.iter().filter(|e| format!("{:?}", e.mark).contains("stamped and scaled to 0")).count();

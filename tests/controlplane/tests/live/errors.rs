@@ -8,6 +8,9 @@ use reattach_tests_controlplane::{AuditEvent, ControlPlane, Options};
 use serde_json::json;
 use std::process::{Command, Stdio};
 
+/// Somebody who may do everything, at the command line only: what this user wrote, a command wrote.
+const PERSON: &str = "petra";
+
 struct Ground {
     plane: ControlPlane,
     cloud: String,
@@ -22,7 +25,8 @@ impl Ground {
         let address = format!("http://{}", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, router(cloud)).await });
         let options = Options { controller_manager: false, scheduler: false, ..Options::default() };
-        let plane = ControlPlane::start(options.user("nobody", &[])).await.expect("a control plane");
+        let options = options.user("nobody", &[]).user(PERSON, &["system:masters"]);
+        let plane = ControlPlane::start(options).await.expect("a control plane");
         Self { plane, cloud: address }
     }
 
@@ -53,9 +57,9 @@ impl Ground {
         token: Option<&str>,
         cloud: Option<&str>,
     ) -> Ran {
-        let admin = self.plane.admin_kubeconfig().display().to_string();
+        let person = self.plane.kubeconfig_for(PERSON).expect("a user").display().to_string();
         let (token, cloud) = (token.unwrap_or(TOKEN), cloud.unwrap_or(&self.cloud));
-        run("kubectl-reattach", arguments, &self.environment(kubeconfig.unwrap_or(&admin), token, cloud))
+        run("kubectl-reattach", arguments, &self.environment(kubeconfig.unwrap_or(&person), token, cloud))
             .await
     }
 
@@ -146,16 +150,67 @@ async fn one_sentence_each() {
         .command(&diagnose, None, None, Some("http://127.0.0.1:1"))
         .await
         .one_sentence(1, &["linode", "127.0.0.1:1"]);
-    let runbook = ground.plane.folder().join("runbook.yaml");
-    std::fs::write(&runbook, "name: mine\nsteps: {scale: down").expect("written");
-    let runbook = runbook.display().to_string();
-    let said =
-        ground.command(&["plan", "data", "-n", "default", "--runbook", &runbook], None, None, None).await;
-    said.one_sentence(2, &["runbook"]);
+    runbooks(&ground).await;
+    nothing_was_written(&ground);
 
     ground.controller(None, Some("wrong"), None, &["linode", "token"]).await;
     ground.controller(Some(&nowhere), None, None, &["127.0.0.1:1", "does not answer"]).await;
     a_controller_outlives_its_cloud(&ground).await;
+    a_controller_without_rights_says_so(&ground, &nobody).await;
+}
+
+/// A runbook that cannot be used: the sentence names the file, the place or field in it, and what would do.
+async fn runbooks(ground: &Ground) {
+    let good = include_str!("../../../../runbooks/scale-to-zero.yaml");
+    let bad: [(&str, String, &[&str]); 7] = [
+        ("broken", good.replace("steps:", "steps: {"), &["line", "column"]),
+        ("unknown-field", good.replace("steps:", "retries: 999\nsteps:"), &["line", "retries", "steps"]),
+        ("unknown-step", good.replace("step: Requeue", "step: PowerOff"), &["line", "PowerOff", "Requeue"]),
+        ("no-summary", good.replace("summary: ", "# summary: "), &["line", "summary"]),
+        (
+            "a-word",
+            good.replace("deadlineSeconds: 300", "deadlineSeconds: soon"),
+            &["line", "deadlineSeconds: soon"],
+        ),
+        (
+            "left-at-zero",
+            good.replace("step: Restore", "step: Requeue"),
+            &["steps", "no Restore", "add Restore"],
+        ),
+        (
+            "too-early",
+            good.replace("patienceSeconds: 60", "patienceSeconds: 601"),
+            &["patienceSeconds of AwaitDetached is", "must be 1 to its deadlineSeconds"],
+        ),
+    ];
+    for (name, text, names) in bad {
+        assert_ne!(text, good, "{name} changes nothing");
+        let file = ground.plane.folder().join(format!("{name}.yaml"));
+        std::fs::write(&file, text).expect("written");
+        let file = file.display().to_string();
+        let plan = ["plan", "data", "-n", "default", "--runbook-file", &file];
+        let sentence =
+            ground.command(&plan, None, None, None).await.one_sentence(2, &["--runbook-file", &file]);
+        for name in names {
+            assert!(sentence.contains(name), "{name:?} is not named in: {sentence}");
+        }
+    }
+    let plan = ["plan", "data", "-n", "default", "--runbook-file", "/no/such/runbook.yaml"];
+    ground.command(&plan, None, None, None).await.one_sentence(2, &["/no/such/runbook.yaml", "No such file"]);
+    for verb in ["plan", "recover"] {
+        let named = [verb, "data", "-n", "default", "--runbook", "pray"];
+        ground.command(&named, None, None, None).await.one_sentence(2, &["\"pray\"", "scale-to-zero"]);
+    }
+}
+
+/// Bad input changes nothing: no command of the person wrote anything, not even a record.
+fn nothing_was_written(ground: &Ground) {
+    let events = ground.plane.audit_events().expect("the audit log");
+    let hers: Vec<&AuditEvent> = events.iter().filter(|e| e.user == PERSON).collect();
+    let question = |e: &AuditEvent| e.group == "authorization.k8s.io" || e.group == "authentication.k8s.io";
+    let written: Vec<_> = hers.iter().filter(|e| e.is_write() && !e.dry_run && !question(e)).collect();
+    assert!(hers.len() > 5 && written.is_empty(), "{} requests, of them {written:#?}", hers.len());
+    println!("  {} requests of the commands, nothing written", hers.len());
 }
 
 /// A cloud that is away is no reason to end: the controller says so and watches on.
@@ -175,6 +230,23 @@ async fn a_controller_outlives_its_cloud(ground: &Ground) {
     println!("  controller: {}", said.await.expect("in time"));
     let watch = |e: &AuditEvent| e.resource == "volumerecoveries" && e.verb == "watch";
     ground.plane.await_audit("a watch of the recoveries", watch).await.expect("it goes on");
+    controller.kill();
+}
+
+/// Rights may be given while it runs: a controller without them says which it lacks, and tries again.
+async fn a_controller_without_rights_says_so(ground: &Ground, nobody: &str) {
+    let environment = ground.environment(nobody, TOKEN, &ground.cloud);
+    let arguments = ["--provider", "linode", "--listen", "127.0.0.1:0", "--log-format", "text"];
+    let log = ground.plane.folder().join("without-rights.log");
+    let mut controller = Process::start("reattach-controller", &log, &arguments, &environment);
+    for resource in ["volumerecoveries", "pods", "volumeattachments"] {
+        let what = format!("a word about {resource}");
+        let said = reattach_tests_controlplane::eventually(&what, LIMIT, async || {
+            let lacks = format!("cannot list resource \"{resource}\"");
+            controller.output().lines().find(|l| l.contains("WARN") && l.contains(&lacks)).map(str::to_owned)
+        });
+        println!("  controller: {}", said.await.expect("in time"));
+    }
     controller.kill();
 }
 

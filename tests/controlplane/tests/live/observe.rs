@@ -39,7 +39,7 @@ async fn only_records_then_the_very_plan_that_was_shown() {
     for claim in ["redis", "data-sql-0"] {
         let status = in_mode(&stage, claim, Mode::DryRun, Phase::Planned).await.status.expect("a status");
         assert!(status.journal.is_empty());
-        shown.push(status.plan.expect("a plan").0);
+        shown.push(status.plan.expect("a plan").get().expect("it can be read").clone());
     }
     stage.assert_only_records(&[]);
     for (kind, name) in [("Deployment", "redis"), ("StatefulSet", "sql")] {
@@ -49,8 +49,9 @@ async fn only_records_then_the_very_plan_that_was_shown() {
     stage.policy("test", Mode::Auto).await;
     for (claim, plan) in ["redis", "data-sql-0"].into_iter().zip(shown) {
         let recovery = in_mode(&stage, claim, Mode::Auto, Phase::Recovered).await;
-        let run = recovery.status.expect("a status").plan.expect("a plan").0;
-        assert_eq!(run, plan, "what was shown is what was done");
+        let run = recovery.status.expect("a status").plan.expect("a plan");
+        let run = run.get().expect("it can be read");
+        assert_eq!(*run, plan, "what was shown is what was done");
         let steps: Vec<String> = run.steps.iter().map(|s| format!("{:?}", s.kind)).collect();
         println!("DryRun and Auto: {claim}: plan {} ({})", run.hash, steps.join(", "));
         let old = in_mode(&stage, claim, Mode::DryRun, Phase::Aborted).await;

@@ -119,9 +119,10 @@ async fn an_approval_is_for_one_plan(stage: &Stage, olga: &Path, waiting: &Volum
     stage.reattach(olga, &["approve", &name, "-n", "shop", "--plan", &hash, "--wait"]).await.ended(0);
     let api: Api<VolumeRecovery> = Api::namespaced(stage.admin.clone(), "shop");
     let done = api.get(&name).await.expect("it is there");
+    let accepted =
+        format!("{:?}", done.history().expect("it can be read").1.first().expect("a journal").mark);
     let status = done.status.expect("a status");
     assert_eq!((status.phase, status.plan_hash.as_deref()), (Phase::Recovered, Some(hash.as_str())));
-    let accepted = format!("{:?}", status.journal.first().expect("a journal").mark);
     assert!(accepted.contains("the approval of olga") && accepted.contains(&hash), "{accepted}");
     println!("approved: {accepted}");
 }
@@ -164,6 +165,6 @@ async fn without_a_controller(stage: &mut Stage, bella: &Path) {
     healed(stage).await;
     let all = stage.recoveries("shop").await;
     let hers = all.iter().find(|r| r.spec.requester == "bella").expect("hers");
-    let journal = &hers.status.as_ref().expect("a status").journal;
+    let journal = hers.history().expect("it can be read").1;
     assert!(!journal.is_empty() && journal.iter().all(|e| e.by.starts_with("bella@")), "{journal:#?}");
 }

@@ -1,24 +1,30 @@
 //! Every refusal that an object of a real API server can cause: the sentence is there, and nothing was touched.
+//!
+//! Elsewhere: budgets, a cloud that does not answer and what changes after the plan, in `limits`. Not shown anywhere on a
+//! real API server, because nobody can make the object: a claim without an access mode (the API server's refusal is
+//! asserted below), and more than one holder at the cloud (a Linode volume has one `linode_id`).
 
 use crate::common::workloads::pin;
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::Phase;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::{InstanceNo, VolumeNo};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests::{self, claim_volume};
 use reattach_tests_controlplane::eventually;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tokio::time::Instant;
 
 const NS: &str = "shop";
 const NODE: &str = "node-1";
 
 /// Each refused claim, and what its message must say.
-const REFUSED: [(&str, &str); 24] = [
+const REFUSED: [(&str, &str); 29] = [
     ("data-whenscaled-0", "deletes its claims when scaled down"),
     ("data-ephemeral-0", "has the generic ephemeral volume scratch"),
     ("emptydir", "has the emptyDir cache"),
@@ -42,7 +48,15 @@ const REFUSED: [(&str, &str); 24] = [
     ("stamped", "is at zero by another recovery"),
     ("foreign", "uses the claim too and does not belong to"),
     ("refused", "would be refused now"),
-    ("hpa", "has minReplicas 0"),
+    ("hpa", "HorizontalPodAutoscaler hpa has minReplicas 0"),
+    ("data-zero-0", "has 0 replicas already and carries no stamp of ours: someone else decided that"),
+    (
+        "missing",
+        "claim missing-too of Deployment shop/missing does not exist, so its pods would not come back",
+    ),
+    ("twice", "VolumeAttachment by-hand of node node-2 names the volume too"),
+    ("ending", "Deployment shop/ending is being deleted"),
+    ("orphan", "class E is recognised, and runbook scale-to-zero does not heal it"),
 ];
 
 fn template(object: &mut Value) -> &mut Value {
@@ -80,8 +94,8 @@ async fn custom(stage: &Stage, object: Value) -> DynamicObject {
     made.await.expect("in time")
 }
 
-/// Everything that is refused, running well.
-async fn cast(stage: &Stage) {
+/// Everything that is refused, running well; the volume that will be an orphan.
+async fn cast(stage: &Stage) -> VolumeNo {
     stage.create(definition("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects")).await;
     stage.create(definition("example.com", "v1", "Database", "databases")).await;
     let retention = json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
@@ -95,13 +109,22 @@ async fn cast(stage: &Stage) {
     let parallel = |o: &mut Value| o["spec"]["podManagementPolicy"] = json!("Parallel");
     stage.stateful_set_with(NS, "pair", 2, NODE, parallel).await;
     stage.stateful_set(NS, "ordered", 2, NODE).await;
+    stage.stateful_set(NS, "zero", 2, NODE).await;
     stage.stateful_set(NS, "rolling", 1, NODE).await;
     let partition = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}});
     stage.stateful_set_with(NS, "partition", 1, NODE, |o| o["spec"]["updateStrategy"] = partition).await;
     prestop(stage).await;
-    for name in ["keda", "owned", "deleting", "hpa", "refused", "foreign", "optout"] {
+    for name in ["keda", "owned", "deleting", "hpa", "refused", "foreign", "optout", "twice"] {
         stage.deployment(NS, name, NODE).await;
     }
+    stage.bound_claim(NS, "missing-too").await;
+    let two = |o: &mut Value| {
+        let volumes = template(o)["volumes"].as_array_mut().expect("volumes");
+        volumes.push(claim_volume("more", "missing-too"));
+    };
+    stage.deployment_with(NS, "missing", NODE, two).await;
+    let kept = |o: &mut Value| o["metadata"]["finalizers"] = json!(["example.com/backup"]);
+    stage.deployment_with(NS, "ending", NODE, kept).await;
     let target = json!({"scaleTargetRef": {"name": "keda"}});
     custom(stage, json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "keda", "namespace": NS}, "spec": target})).await;
     let flux = |o: &mut Value| o["metadata"]["labels"] = json!({"kustomize.toolkit.fluxcd.io/name": "apps"});
@@ -144,6 +167,7 @@ async fn cast(stage: &Stage) {
         template(o)["restartPolicy"] = json!("OnFailure");
     };
     stage.deployment_with(NS, "job", NODE, job).await;
+    stage.deployment(NS, "orphan", NODE).await
 }
 
 fn pod(name: &str, claim: &str) -> Value {
@@ -191,9 +215,15 @@ async fn prestop_claim(stage: &Stage) -> String {
 }
 
 /// What changes once the volumes are stuck.
-async fn afterwards(stage: &Stage) -> bool {
+async fn afterwards(stage: &Stage, orphan: VolumeNo) {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.admin.clone(), NS);
-    claims.delete("deleting", &DeleteParams::default()).await.expect("marked");
+    let sets: Api<StatefulSet> = Api::namespaced(stage.admin.clone(), NS);
+    let deployments: Api<Deployment> = Api::namespaced(stage.admin.clone(), NS);
+    // A claim in use outlives its deletion by a finalizer, which somebody takes off.
+    for claim in ["deleting", "missing-too"] {
+        claims.delete(claim, &DeleteParams::default()).await.expect("marked");
+    }
+    stage.patch(&claims, "missing-too", json!({"metadata": {"finalizers": null}})).await;
     stage
         .patch(&claims, "optout", json!({"metadata": {"annotations": {"reattach.dev/opt-out": "true"}}}))
         .await;
@@ -204,23 +234,31 @@ async fn afterwards(stage: &Stage) -> bool {
     let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "keeper", "uid": keeper.uid()}]);
     stage.patch(&claims, "owned", json!({"metadata": {"ownerReferences": owner}})).await;
     for name in ["rolling", "partition"] {
-        let api: Api<StatefulSet> = Api::namespaced(stage.admin.clone(), NS);
         let template = json!({"spec": {"template": {"metadata": {"annotations": {"version": "2"}}}}});
-        stage.patch(&api, name, template).await;
+        stage.patch(&sets, name, template).await;
     }
-    stage.create(json!({
+    // With two stuck pods an OrderedReady StatefulSet never gets to zero, whoever asks for it.
+    stage.await_all_down(NS, "zero").await;
+    stage.patch(&sets, "zero", json!({"spec": {"replicas": 0}})).await;
+    deployments.delete("ending", &DeleteParams::background()).await.expect("marked");
+    stage.cloud.make_orphan(orphan, InstanceNo(1002)).expect("node-2's instance");
+    let by_hand = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": "by-hand"},
+        "spec": {"attacher": "linodebs.csi.linode.com", "nodeName": "node-2",
+            "source": {"persistentVolumeName": "pv-shop-twice"}},
+    });
+    let no_more = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "no-more"},
         "spec": {
             "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]},
             "validations": [{"expression": "!has(object.metadata.labels) || !('app' in object.metadata.labels) || object.metadata.labels.app != 'refused'", "message": "no more of these"}],
         },
-    }))
-    .await;
-    stage.create(json!({
+    });
+    let in_force = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": "no-more"},
         "spec": {"policyName": "no-more", "validationActions": ["Deny"]},
-    }))
-    .await;
+    });
+    // Accepted because of the feature gate HPAScaleToZero, alpha and off by default since 1.16, still so in 1.36.
     let hpa = json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "hpa", "namespace": NS},
         "spec": {
@@ -228,48 +266,91 @@ async fn afterwards(stage: &Stage) -> bool {
             "metrics": [{"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "Value", "value": "1"}}}],
         },
     });
-    let api: Api<HorizontalPodAutoscaler> = Api::namespaced(stage.admin.clone(), NS);
-    let hpa = serde_json::from_value(hpa).expect("an autoscaler");
-    match api.create(&PostParams::default(), &hpa).await {
-        Ok(_) => true,
-        Err(error) => {
-            println!(
-                "NOT SHOWN: this API server takes no HorizontalPodAutoscaler with minReplicas 0: {error}"
-            );
-            false
-        }
-    }
+    stage
+        .create(json!({"apiVersion": "v1", "kind": "List", "items": [by_hand, no_more, in_force, hpa]}))
+        .await;
 }
 
-/// Waits until a recovery of the claim in this mode waits or is refused with this text.
-async fn await_says(stage: &Stage, mode: Mode, namespace: &str, claim: &str, text: &str) {
-    let mut last = String::new();
-    let said = eventually(text, LIMIT, async || {
-        let mut all = stage.recoveries(namespace).await;
-        all.retain(|r| r.spec.claim_name == claim && r.spec.mode == mode);
-        all.sort_by_key(|r| r.creation_timestamp());
-        let status = all.pop()?.status?;
-        last = format!("{:?}: {}", status.phase, status.message);
-        let rests = matches!(status.phase, Phase::Refused | Phase::Waiting | Phase::NotOurs)
-            && status.journal.is_empty();
-        (rests && status.message.contains(text)).then_some(())
+/// There is no claim without an access mode: the API server takes none, and nobody can take the mode away later.
+async fn no_access_mode(stage: &Stage) {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.admin.clone(), NS);
+    let invalid = |what: &str, answer: kube::Result<PersistentVolumeClaim>, says: &str| match answer {
+        Err(kube::Error::Api(status)) if status.code == 422 && status.message.contains(says) => {
+            println!("  not shown, because the API server refuses it: {what}: {}", status.message);
+        }
+        other => panic!("{what}: {other:?}"),
+    };
+    for modes in [json!([]), Value::Null] {
+        let mut object = manifests::claim(NS, "modeless", "pv-modeless");
+        object["spec"]["accessModes"] = modes;
+        let object = serde_json::from_value(object).expect("a claim");
+        let made = claims.create(&PostParams::default(), &object).await;
+        invalid("a claim without an access mode", made, "at least 1 access mode is required");
+    }
+    let none = Patch::Merge(json!({"spec": {"accessModes": null}}));
+    let emptied = claims.patch("emptydir", &PatchParams::default(), &none).await;
+    invalid("taking the access mode from a claim", emptied, "spec");
+}
+
+/// Namespace, claim, and what its message must say.
+type Expected = (&'static str, String, &'static str);
+
+/// Waits until, for each of these claims, a recovery in this mode rests with this text and has begun nothing.
+async fn await_says(stage: &Stage, mode: Mode, expected: &[Expected]) {
+    let mut said: BTreeMap<&Expected, String> = BTreeMap::new();
+    let mut last: BTreeMap<&Expected, String> = BTreeMap::new();
+    let all = eventually("every refusal", LIMIT, async || {
+        let mut recoveries = stage.recoveries(NS).await;
+        recoveries.extend(stage.recoveries("tight").await);
+        for entry in expected.iter().filter(|e| !said.contains_key(e)).collect::<Vec<_>>() {
+            let own = |r: &&VolumeRecovery| {
+                r.spec.mode == mode
+                    && r.spec.claim_name == entry.1
+                    && r.namespace().as_deref() == Some(entry.0)
+            };
+            let Some(status) = recoveries.iter().rfind(own).and_then(|r| r.status.clone()) else {
+                continue;
+            };
+            let rests = matches!(status.phase, Phase::Refused | Phase::Waiting | Phase::NotOurs);
+            let line = format!("{:?}: {}", status.phase, status.message);
+            if rests && status.journal.is_empty() && status.message.contains(entry.2) {
+                said.insert(entry, line);
+            } else {
+                last.insert(entry, line);
+            }
+        }
+        (said.len() == expected.len()).then_some(())
     });
-    let in_time = said.await.is_ok();
-    assert!(in_time, "{claim} should say {text:?}, and it says {last}\n{}", stage.logs());
+    let in_time = all.await.is_ok();
+    let silent: Vec<_> = expected.iter().filter(|e| !said.contains_key(e)).collect();
+    let instead: Vec<_> = silent.iter().map(|e| (e, last.get(*e))).collect();
+    assert!(in_time, "{mode}: these should say something else: {instead:#?}\n{}", stage.logs());
+    println!("{mode}: {} refusals", said.len());
     if mode == Mode::Auto {
-        println!("  {claim}: {last}");
+        for ((_, claim, _), line) in said {
+            println!("  {claim}: {line}");
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_with_the_object_that_causes_it() {
-    let stage = Stage::set(StageOptions { volumes_per_node: 60, ..StageOptions::default() }).await;
+    let begun = Instant::now();
+    let took = |what: &str| println!("{:5.1} s: {what}", begun.elapsed().as_secs_f32());
+    let options = StageOptions {
+        volumes_per_node: 60,
+        feature_gates: vec!["HPAScaleToZero"],
+        ..StageOptions::default()
+    };
+    let stage = Stage::set(options).await;
+    took("the stage is set");
     stage.namespace(NS).await;
     stage.namespace("tight").await;
-    cast(&stage).await;
+    let orphan = cast(&stage).await;
     let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one", "namespace": "tight"}, "spec": {"hard": {"pods": "1"}}});
     stage.create(quota).await;
     stage.deployment("tight", "web", NODE).await;
+    took("the cast is made");
     for app in [
         "whenscaled",
         "ephemeral",
@@ -281,47 +362,67 @@ async fn each_with_the_object_that_causes_it() {
         "daemon",
         "job",
         "optout",
+        "missing",
+        "ending",
+        "twice",
+        "orphan",
     ] {
         stage.await_ready(NS, app, 1).await;
     }
-    for app in ["pair", "ordered", "prestop"] {
+    for app in ["pair", "ordered", "prestop", "zero"] {
         stage.await_ready(NS, app, 2).await;
     }
     stage.await_ready("tight", "web", 1).await;
+    took("all run");
 
-    let mut expected: Vec<(String, &str)> = REFUSED.map(|(claim, text)| (claim.to_owned(), text)).into();
-    expected.push((prestop_claim(&stage).await, "is Ready and has a preStop hook"));
+    let mut expected: Vec<Expected> =
+        REFUSED.iter().map(|(claim, text)| (NS, (*claim).to_owned(), *text)).collect();
+    expected.push((NS, prestop_claim(&stage).await, "is Ready and has a preStop hook"));
+    expected.push(("tight", "web".to_owned(), "exceeded quota"));
 
     // Nothing may act before every cause is there and seen.
     stage.policy("test", Mode::DryRun).await;
     stage.kubelet(NODE).recycle(DiskAfter::Kept, AWAY).await;
     stage.await_down(NS, "rolling").await;
-    if !afterwards(&stage).await {
-        expected.retain(|(claim, _)| claim != "hpa");
-        let api: Api<Deployment> = Api::namespaced(stage.admin.clone(), NS);
-        api.delete("hpa", &DeleteParams::background()).await.expect("deleted");
-    }
+    afterwards(&stage, orphan).await;
+    took("all are stuck, and every cause is there");
     for mode in [Mode::DryRun, Mode::Auto] {
         stage.policy("test", mode).await;
-        for (claim, text) in &expected {
-            await_says(&stage, mode, NS, claim, text).await;
-        }
-        await_says(&stage, mode, "tight", "web", "exceeded quota").await;
+        await_says(&stage, mode, &expected).await;
+        took("all are refused");
     }
-    println!("not shown, because the API server lets nobody make it: a claim without an access mode");
+    no_access_mode(&stage).await;
 
     let nodes: Api<Node> = Api::all(stage.admin.clone());
     let taint = |taints: Value| Patch::Merge(json!({"spec": {"taints": taints}}));
     let others = json!([{"key": "medik8s.io/remediation", "effect": "PreferNoSchedule"}]);
     nodes.patch(NODE, &PatchParams::default(), &taint(others)).await.expect("tainted");
-    await_says(&stage, Mode::Auto, NS, "emptydir", "carries the taint medik8s.io/remediation").await;
+    let at_work = (NS, "emptydir".to_owned(), "carries the taint medik8s.io/remediation");
+    await_says(&stage, Mode::Auto, &[at_work]).await;
+    nodes.patch(NODE, &PatchParams::default(), &taint(Value::Null)).await.expect("untainted");
+    unknown_runbook(&stage).await;
     stage.assert_only_records(&[]);
+    took("nothing was touched");
 
     // What its owner declares expendable is no reason any more.
-    nodes.patch(NODE, &PatchParams::default(), &taint(Value::Null)).await.expect("untainted");
     let api: Api<Deployment> = Api::namespaced(stage.admin.clone(), NS);
     let expendable = json!({"metadata": {"annotations": {"reattach.dev/expendable-emptydirs": "true"}}});
     stage.patch(&api, "emptydir", expendable).await;
     stage.await_phase(NS, "emptydir", &[Phase::Recovered]).await;
     stage.await_ready(NS, "emptydir", 1).await;
+    took("what may be healed is healed");
+}
+
+/// A person asks for a runbook that this build does not have: the recovery names those that it has.
+async fn unknown_runbook(stage: &Stage) {
+    let api: Api<VolumeRecovery> = Api::namespaced(stage.admin.clone(), NS);
+    let asked: VolumeRecovery = serde_json::from_value(json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery", "metadata": {"name": "own-runbook"},
+        "spec": {"claimName": "twice", "mode": "DryRun", "runbook": "pray", "requester": "admin"},
+    }))
+    .expect("a VolumeRecovery");
+    api.create(&PostParams::default(), &asked).await.expect("accepted");
+    let entry = (NS, "twice".to_owned(), "runbook \"pray\" is not known; this build has: scale-to-zero");
+    await_says(stage, Mode::DryRun, &[entry]).await;
+    api.delete("own-runbook", &DeleteParams::default()).await.expect("deleted");
 }

@@ -20,7 +20,7 @@ fn detaches(stage: &Stage, volume: VolumeNo) -> Vec<RequestRecord> {
 
 /// The proof that the journal gives for the cloud detach: when the volume had no user, and the Lease renewal after it.
 fn proof(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
-    let journal = &recovery.status.as_ref().expect("a status").journal;
+    let journal = recovery.history().expect("it can be read").1;
     let found = journal.iter().find_map(|e| match &e.mark {
         Mark::Started {
             proof: Some(ProofKind::KubeletHandshake { no_user_since, lease_renewed, .. }),

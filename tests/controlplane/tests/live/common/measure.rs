@@ -80,7 +80,7 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
 }
 
 fn plan(recovery: &VolumeRecovery) -> &Plan {
-    &recovery.status.as_ref().and_then(|s| s.plan.as_ref()).expect("a plan").0
+    recovery.history().expect("it can be read").0.expect("a plan")
 }
 
 impl Stage {

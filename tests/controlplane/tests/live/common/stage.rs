@@ -5,7 +5,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
-use reattach_api::{RecoveryPolicy, VolumeRecovery};
+use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{CloudSim, NewInstance, NewVolume, VolumeNo, clock, router};
 use reattach_core::policy::Mode;
 use reattach_sim::Clock;
@@ -29,10 +29,14 @@ pub struct StageOptions {
     pub controllers: usize,
     /// How many volumes a node may have.
     pub volumes_per_node: u32,
+    /// Whether every node has an agent.
+    pub agents: bool,
     /// Whether no other stage may be up meanwhile: for measurements.
     pub alone: bool,
     /// Further users of the API server, with their groups.
     pub users: Vec<(&'static str, Vec<&'static str>)>,
+    /// Feature gates to turn on in kube-apiserver, beyond those that are on by default.
+    pub feature_gates: Vec<&'static str>,
 }
 
 impl Default for StageOptions {
@@ -42,8 +46,10 @@ impl Default for StageOptions {
             mode: Some(Mode::Auto),
             controllers: 2,
             volumes_per_node: 8,
+            agents: true,
             alone: false,
             users: Vec::new(),
+            feature_gates: Vec::new(),
         }
     }
 }
@@ -101,6 +107,9 @@ impl Stage {
         for (user, groups) in &options.users {
             plane_options = plane_options.user(*user, groups);
         }
+        for gate in &options.feature_gates {
+            plane_options = plane_options.feature_gate(gate);
+        }
         let plane = ControlPlane::start(plane_options).await.expect("a control plane");
         let admin = plane.admin_client();
         let folder = plane.folder().join("reattach");
@@ -122,7 +131,9 @@ impl Stage {
         if let Some(mode) = options.mode {
             stage.policy("test", mode).await;
         }
-        stage.start_agents().await;
+        if options.agents {
+            stage.start_agents().await;
+        }
         for _ in 0..options.controllers {
             stage.start_controller().await;
         }
@@ -294,10 +305,13 @@ impl Stage {
         assert!(output.status.success(), "{}\n{object}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// The recoveries of a namespace.
+    /// The recoveries of a namespace, the newest last. Of two of the same second the one that was given up is the older.
     pub async fn recoveries(&self, namespace: &str) -> Vec<VolumeRecovery> {
         let api: Api<VolumeRecovery> = Api::namespaced(self.admin.clone(), namespace);
-        api.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default()
+        let mut all = api.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
+        let given_up = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase == Phase::Aborted);
+        all.sort_by_key(|r| (r.creation_timestamp(), !given_up(r)));
+        all
     }
 
     /// The kubelet of a node.

@@ -143,7 +143,8 @@ impl Stage {
         };
         let reports: Api<NodeVolumeReport> = Api::all(self.admin.clone());
         for report in reports.list(&ListParams::default()).await.expect("listed") {
-            let old = report.spec.challenges.iter().filter(|c| over(c.recovery.as_str()));
+            let asked = report.spec.challenges.iter().map(|c| c.get().expect("it can be read"));
+            let old = asked.filter(|c| over(c.recovery.as_str()));
             found.extend(old.map(|c| format!("a question of {} to {}", c.recovery, report.name_any())));
         }
         let nodes: Api<Node> = Api::all(self.admin.clone());
@@ -196,13 +197,21 @@ impl Stage {
         down.await.expect("the node was recycled");
     }
 
+    /// Waits until no pod of the workload is Ready.
+    pub async fn await_all_down(&self, namespace: &str, app: &str) {
+        let what = format!("none but stuck pods of {namespace}/{app}");
+        let down = eventually(&what, LIMIT, async || {
+            (!self.pods(namespace, app).await.iter().any(is_ready)).then_some(())
+        });
+        down.await.expect("the node was recycled");
+    }
+
     /// Waits until the newest recovery of a claim is in one of these phases.
     pub async fn await_phase(&self, namespace: &str, claim: &str, phases: &[Phase]) -> VolumeRecovery {
         let what = format!("{phases:?} for {namespace}/{claim}");
         let found = eventually(&what, LIMIT, async || {
             let mut all = self.recoveries(namespace).await;
             all.retain(|r| r.spec.claim_name == claim);
-            all.sort_by_key(|r| r.creation_timestamp());
             let newest = all.pop()?;
             phases.contains(&newest.status.as_ref()?.phase).then_some(newest)
         });
@@ -227,9 +236,14 @@ impl Stage {
                 status.message
             ));
             lines.extend(
-                status.diagnosis.iter().flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))),
+                status
+                    .diagnosis
+                    .iter()
+                    .filter_map(|d| d.get().ok())
+                    .flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))),
             );
-            lines.extend(status.journal.iter().map(|e| format!("    {} {:?}", e.at, e.mark)));
+            let journal = status.journal.iter().filter_map(|e| e.get().ok());
+            lines.extend(journal.map(|e| format!("    {} {:?}", e.at, e.mark)));
         }
         lines.join("\n")
     }

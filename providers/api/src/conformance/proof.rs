@@ -1,4 +1,5 @@
-//! A proof for tests, made by the checking function that production uses, from evidence of a holder that is done.
+//! A proof for providers' tests, made by the checking function that production uses, from evidence of a holder that is
+//! done.
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
@@ -13,17 +14,23 @@ use reattach_core::{
 use std::collections::BTreeMap;
 
 /// The proof that `holder` cannot write to `volume`: its kubelet lets go of it after the last pod was gone.
-pub fn proof(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
+///
+/// # Panics
+/// Never, unless core demands more of a proof than this evidence has.
+#[must_use]
+pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
     let node = NodeName::from("node-1");
     let before = now - SignedDuration::from_secs(20);
     let no_user = NoUser { at: before, lease: Some(before) };
     kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
-        .expect("evidence of a holder that is done")
+        .unwrap_or_else(|why| panic!("evidence of a holder that is done: {why}"))
 }
 
-fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timestamp) -> Evidence {
+/// Evidence of a holder whose kubelet is done with the volume.
+#[must_use]
+pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timestamp) -> Evidence {
     let source = || Source::Kubernetes("test".to_owned());
-    let csi = CsiSource { driver: reattach_linode::DRIVER.into(), handle: format!("{volume}-pvc1").into() };
+    let csi = CsiSource { driver: "csi.test".into(), handle: volume.to_string().into() };
     let pv = VolumeFacts {
         name: "pvc-1".into(),
         uid: "pv".into(),
@@ -46,7 +53,7 @@ fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timest
     let cloud = CloudVolume {
         id: volume.clone(),
         label: "pvc1".into(),
-        region: "eu-central".into(),
+        region: "a region".into(),
         size_gib: 10,
         holders: vec![holder.clone()],
         state: VolumeState::Active,
@@ -69,6 +76,8 @@ fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timest
         instances: BTreeMap::new(),
         jobs: Fact::present(Vec::new(), source(), now),
         events: Vec::new(),
+        cloud_scope: None,
+        power: BTreeMap::new(),
     }
 }
 

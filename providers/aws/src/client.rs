@@ -1,0 +1,177 @@
+//! Calls: reads with a bounded number of retries, mutations exactly once. The SDK itself retries nothing.
+
+use crate::{
+    classify::{Call, Failure, Kind},
+    config::{AwsConfig, Source},
+    connector::{Connector, Sent},
+};
+use aws_config::{AppName, BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_ec2::{
+    Client as Ec2,
+    config::{Builder, StalledStreamProtectionConfig},
+    error::{ProvideErrorMetadata, SdkError},
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use reattach_provider_api::{HttpTransport, ProviderError};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
+use tokio::{sync::OnceCell, time::Instant};
+
+/// How this program names itself to the API.
+const APP_NAME: &str = concat!("reattach-", env!("CARGO_PKG_VERSION"));
+
+/// The waits before the second and third try of a read.
+const READ_WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(400)];
+
+/// With less time than this left, no mutation is sent: an answer would hardly arrive in time, and would leave the
+/// outcome open for no gain.
+const LEAST_TIME_TO_SEND: Duration = Duration::from_millis(500);
+
+/// The most pages of one list that are read.
+pub(crate) const MAX_PAGES: usize = 200;
+
+/// A result as the SDK gives it.
+pub(crate) type Answer<T, E> = Result<T, SdkError<E, HttpResponse>>;
+
+/// EC2 over a transport. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Client(Arc<Inner>);
+
+struct Inner {
+    transport: HttpTransport,
+    config: AwsConfig,
+    ec2: OnceCell<Ec2>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(crate) fn new(transport: HttpTransport, config: AwsConfig) -> Self {
+        Self(Arc::new(Inner { transport, config, ec2: OnceCell::new() }))
+    }
+
+    pub(crate) fn config(&self) -> &AwsConfig {
+        &self.0.config
+    }
+
+    /// The SDK's client, set up at the first call: its settings are read from files and the environment.
+    async fn ec2(&self) -> &Ec2 {
+        self.0.ec2.get_or_init(|| self.set_up()).await
+    }
+
+    async fn set_up(&self) -> Ec2 {
+        let Inner { transport, config, .. } = &*self.0;
+        let region = Region::new(config.region.clone());
+        let mut builder = match &config.source {
+            Source::Chain => {
+                let chain = aws_config::defaults(BehaviorVersion::latest()).region(region);
+                Builder::from(&chain.load().await)
+            }
+            Source::Fixed(credentials) => Builder::new()
+                .behavior_version(BehaviorVersion::latest())
+                .region(region)
+                .credentials_provider(credentials.clone()),
+        };
+        if let Some(endpoint) = &config.endpoint {
+            builder = builder.endpoint_url(endpoint);
+        }
+        builder.set_app_name(AppName::new(APP_NAME).ok());
+        Ec2::from_conf(
+            builder
+                .http_client(Connector::reading(transport.clone()))
+                .retry_config(RetryConfig::disabled())
+                // Time limits are set around each call, here.
+                .timeout_config(TimeoutConfig::disabled())
+                .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+                .build(),
+        )
+    }
+
+    /// Reads. Retries what may pass (no answer, 408, 5xx), at most twice. Throttling is not retried here: waiting is
+    /// the caller's decision.
+    pub(crate) async fn read<T, E, F>(
+        &self,
+        call: Call<'_>,
+        send: impl Fn(Ec2) -> F,
+    ) -> Result<T, ProviderError>
+    where
+        F: Future<Output = Answer<T, E>>,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let mut waits = READ_WAITS.iter();
+        loop {
+            let failure = match self.read_once(call, &send).await {
+                Ok(found) => return Ok(found),
+                Err(failure) => failure,
+            };
+            let Some(wait) = waits.next().filter(|_| failure.transient) else { return Err(failure.error) };
+            tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, trying again");
+            tokio::time::sleep(*wait).await;
+        }
+    }
+
+    async fn read_once<T, E, F>(&self, call: Call<'_>, send: impl Fn(Ec2) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Answer<T, E>>,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let work = async { send(self.ec2().await.clone()).await };
+        match tokio::time::timeout(self.0.config.read_timeout, work).await {
+            Ok(answer) => answer.map_err(|error| call.failed(Kind::Read, error)),
+            Err(_) => Err(call.timed_out(Kind::Read)),
+        }
+    }
+
+    /// Sends one request that can change something, and never a second one. `send` gets settings to be used for this
+    /// call alone: `.customize().config_override(…)`.
+    pub(crate) async fn mutate<T, E, F>(
+        &self,
+        call: Call<'_>,
+        deadline: Instant,
+        send: impl FnOnce(Ec2, Builder) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Answer<T, E>>,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        if deadline.saturating_duration_since(Instant::now()) < LEAST_TIME_TO_SEND {
+            let error = call.not_applied("what came before the request left too little time for it");
+            return Err(Failure { error, code: None, message: None, transient: false });
+        }
+        let (settings, sent) = self.once();
+        let work = async { send(self.ec2().await.clone(), settings).await };
+        let answer = tokio::time::timeout_at(deadline, work).await;
+        let kind = Kind::Mutation { sent: sent.is_sent() };
+        match answer {
+            Ok(answer) => answer.map_err(|error| call.failed(kind, error)),
+            Err(_) => Err(call.timed_out(kind)),
+        }
+    }
+
+    /// Asks whether a call would be allowed (`DryRun`), without its effect.
+    pub(crate) async fn dry_run<T, E, F>(
+        &self,
+        call: Call<'_>,
+        send: impl FnOnce(Ec2, Builder) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Answer<T, E>>,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let (settings, _) = self.once();
+        let work = async { send(self.ec2().await.clone(), settings).await };
+        match tokio::time::timeout(self.0.config.read_timeout, work).await {
+            Ok(answer) => answer.map_err(|error| call.failed(Kind::Read, error)),
+            Err(_) => Err(call.timed_out(Kind::Read)),
+        }
+    }
+
+    /// Settings for a call that is sent at most once.
+    fn once(&self) -> (Builder, Sent) {
+        let (connector, sent) = Connector::once(self.0.transport.clone());
+        (Builder::new().http_client(connector).retry_config(RetryConfig::disabled()), sent)
+    }
+}

@@ -1,0 +1,194 @@
+//! [`Provider`] for AWS.
+
+use crate::{
+    classify::Call,
+    client::Client,
+    config::{AwsConfig, ConfigError},
+    detach, handle, power, preflight, read, snapshot,
+    socket::http_transport,
+    wire,
+};
+use futures::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
+use reattach_core::{
+    cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts},
+    ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
+};
+use reattach_provider_api::{
+    Capabilities, CloudSnapshot, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
+    HttpTransport, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    SnapshotRequest,
+};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Bytes of a scope's fingerprint.
+const FINGERPRINT: usize = 16;
+
+/// The provider's name.
+pub const NAME: &str = "aws";
+
+/// EC2 and EBS as a provider. Clones share their connections and credentials.
+#[derive(Clone, Debug)]
+pub struct AwsProvider {
+    client: Client,
+}
+
+impl AwsProvider {
+    /// Over this transport.
+    pub fn new(transport: HttpTransport, config: AwsConfig) -> Self {
+        Self { client: Client::new(transport, config) }
+    }
+
+    /// Over HTTP as production uses it. Nothing is sent yet; credentials are looked for at the first call.
+    ///
+    /// # Errors
+    /// As [`http_transport`].
+    pub fn connect(config: AwsConfig) -> Result<Self, ConfigError> {
+        Ok(Self::new(http_transport(&config)?, config))
+    }
+}
+
+impl Provider for AwsProvider {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            detach_compares_holder: true,
+            can_force: true,
+            can_fence: true,
+            can_snapshot: true,
+            has_dry_run: true,
+        }
+    }
+
+    fn resolve_volume(
+        &self,
+        driver: &DriverName,
+        handle: &VolumeHandle,
+    ) -> Option<Result<VolumeId, HandleError>> {
+        handle::volume(driver, handle)
+    }
+
+    fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
+        handle::instance(provider_id)
+    }
+
+    fn describe_volumes<'a>(
+        &'a self,
+        ids: &'a [VolumeId],
+    ) -> BoxFuture<'a, BTreeMap<VolumeId, Lookup<CloudVolume>>> {
+        read::volumes(&self.client, ids).boxed()
+    }
+
+    fn describe_instances<'a>(
+        &'a self,
+        ids: &'a [InstanceId],
+    ) -> BoxFuture<'a, BTreeMap<InstanceId, Lookup<CloudInstance>>> {
+        read::instances(&self.client, ids).boxed()
+    }
+
+    /// EC2 keeps no history of its jobs, so this is what the volume's attachments tell now: an attach or detach under
+    /// way is pending, with the time at which the *attachment* began, however long ago; one that failed or ended
+    /// leaves nothing behind, but for the attach of the present attachment.
+    fn jobs<'a>(
+        &'a self,
+        volume: &'a VolumeId,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>> {
+        async move {
+            let operation = format!("read the attachments of volume {volume}");
+            let call = Call { operation: &operation, action: "DescribeVolumes" };
+            if !handle::is_volume(volume.as_str()) {
+                return Err(call.not_applied("it is no volume of EC2's"));
+            }
+            // No such volume, or not this account's: no job of it is known, as with any other history.
+            let Some(found) = read::one_volume(&self.client, &operation, volume).await? else {
+                return Ok(Vec::new());
+            };
+            let jobs = wire::jobs(&found)
+                .map_err(|why| call.not_applied(format!("the answer cannot be used: {why}")))?;
+            // What is pending counts, whenever its attachment began.
+            Ok(jobs.into_iter().filter(|job| job.is_pending() || job.created >= since).collect())
+        }
+        .boxed()
+    }
+
+    fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
+        async move { detach::plain(&self.client, &request).await }.boxed()
+    }
+
+    fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String {
+        let region = self.client.config().region();
+        format!("aws ec2 detach-volume --region {region} --volume-id {volume} --instance-id {holder}")
+    }
+
+    fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
+        preflight::run(&self.client).boxed()
+    }
+
+    fn force_detach(&self, request: ForceDetachRequest) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
+        async move { Ok(detach::forced(&self.client, &request).await?) }.boxed()
+    }
+
+    fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+        async move { power::off(&self.client, &request).await }.boxed()
+    }
+
+    fn power_on<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
+        power::on(&self.client, instance, timeout).boxed()
+    }
+
+    /// A fingerprint of account and region. The access key is no part of it: those of a role change every hour.
+    fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
+        async move {
+            let account = read::account(&self.client, "tell which account answers").await?;
+            let text = format!("{NAME}\n{account}\n{}", self.client.config().region());
+            let digest = Sha256::digest(text.as_bytes());
+            Ok(CloudScope(digest.iter().take(FINGERPRINT).map(|byte| format!("{byte:02x}")).collect()))
+        }
+        .boxed()
+    }
+
+    /// EC2 keeps no history of an instance's power, so `since` leaves nothing out: only what is under way shows.
+    fn power_facts<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        _since: Timestamp,
+    ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
+        async move {
+            let operation = format!("read the power of instance {instance}");
+            let call = Call { operation: &operation, action: "DescribeInstances" };
+            if !handle::is_instance(instance.as_str()) {
+                return Err(call.not_applied("it is no instance of EC2's").into());
+            }
+            match read::raw_instance(&self.client, &operation, instance).await? {
+                Some(found) => Ok(wire::power(&found)
+                    .map_err(|why| call.not_applied(format!("the answer cannot be used: {why}")))?),
+                None => {
+                    let reason = "EC2 shows no such instance to this credential".to_owned();
+                    Err(ProviderError::NotFound { operation, reason }.into())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn snapshot(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+        async move { snapshot::create(&self.client, &request).await }.boxed()
+    }
+
+    fn snapshots<'a>(
+        &'a self,
+        volume: &'a VolumeId,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<CloudSnapshot>, EffectError>> {
+        snapshot::list(&self.client, volume, label).boxed()
+    }
+}

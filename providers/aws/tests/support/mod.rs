@@ -1,0 +1,217 @@
+//! What the tests of the AWS provider share.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use futures::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
+use reattach_aws::{AwsConfig, AwsProvider};
+use reattach_cloud_simulator::{
+    CloudSim, DetachBehaviour, ErrorBody, Fault, FaultRule, InstanceNo, NewInstance, NewVolume, Operation,
+    VolumeNo, When, clock,
+    ec2::{instance_id, volume_id},
+    in_memory,
+};
+use reattach_core::{
+    ids::{InstanceId, VolumeId},
+    proof::FenceProof,
+};
+use reattach_provider_api::{
+    DetachOutcome, DetachRequest, Provider, ProviderError,
+    conformance::{Harness, Scene, Trouble},
+};
+use std::time::Duration;
+
+pub const VOLUME: VolumeNo = VolumeNo(0x17);
+pub const HOLDER: InstanceNo = InstanceNo(0x42);
+pub const OTHER: InstanceNo = InstanceNo(0x43);
+
+/// The access key's identifier, which is the simulated cloud's token.
+pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
+/// The key's secret.
+pub const SECRET: &str = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY";
+
+/// The moment at which every simulated cloud of these tests starts.
+pub fn start() -> Timestamp {
+    "2021-07-11T01:13:00Z".parse().expect("a time")
+}
+
+pub fn config(url: &str) -> AwsConfig {
+    AwsConfig::fixed("eu-central-1", url, KEY, SECRET).expect("a configuration")
+}
+
+pub fn volume() -> VolumeId {
+    VolumeId::new(volume_id(VOLUME))
+}
+
+pub fn instance(number: InstanceNo) -> InstanceId {
+    InstanceId::new(instance_id(number))
+}
+
+/// A cloud with one volume attached to one of two instances, on tokio's clock.
+pub fn cloud() -> CloudSim {
+    let sim = CloudSim::new(clock::tokio_from(start())).with_seed(1);
+    for (id, label) in [(HOLDER, "node-1"), (OTHER, "node-2")] {
+        let mut new = NewInstance::new(label).with_id(id.0);
+        (new.region, new.watchdog_enabled) = ("eu-central-1a".to_owned(), false);
+        sim.create_instance(new).expect("an instance");
+    }
+    let mut new = NewVolume::new("pvc1").with_id(VOLUME.0);
+    new.region = "eu-central-1a".to_owned();
+    sim.create_volume(new).expect("a volume");
+    sim.attach_now_with(VOLUME, HOLDER, true).expect("an attachment");
+    sim
+}
+
+/// A provider over a simulated cloud in memory.
+pub struct Aws {
+    pub sim: CloudSim,
+    pub provider: AwsProvider,
+}
+
+impl Aws {
+    pub fn new() -> Self {
+        let sim = cloud();
+        let provider = AwsProvider::new(in_memory(sim.clone()), config("http://127.0.0.1"));
+        Self { sim, provider }
+    }
+
+    pub async fn detach(&self) -> Result<DetachOutcome, ProviderError> {
+        let proof = self.proof(&volume(), &instance(HOLDER));
+        self.provider.detach(DetachRequest::plain(proof, Duration::from_secs(30))).await
+    }
+
+    /// The forms of the requests that arrived, decoded, without the parameters that all have.
+    pub fn sent(&self) -> Vec<String> {
+        self.sim.requests().iter().map(|r| r.body.replace("&Version=2016-11-15", "")).collect()
+    }
+
+    pub fn on_detach(&self, fault: Fault) {
+        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault).times(1));
+    }
+
+    fn on_every_detach(&self, fault: Fault) {
+        self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault));
+    }
+
+    /// Reads show the state of now, and the next detach arrives when that is over.
+    fn late_detach(&self) {
+        self.sim.freeze_reads(Duration::from_secs(1));
+        self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("a short time")
+}
+
+pub fn bad_gateway(when: When) -> Fault {
+    Fault::Error { status: 502, reason: String::new(), when, body: ErrorBody::Html }
+}
+
+const READS: [Operation; 3] = [Operation::ListVolumes, Operation::ListInstances, Operation::ListSnapshots];
+
+const MUTATIONS: [Operation; 4] = [
+    Operation::DetachVolume,
+    Operation::ShutdownInstance,
+    Operation::BootInstance,
+    Operation::CreateSnapshot,
+];
+
+impl Harness for Aws {
+    fn provider(&self) -> &dyn Provider {
+        &self.provider
+    }
+
+    fn scene(&self) -> Scene {
+        Scene {
+            volume: volume(),
+            holder: instance(HOLDER),
+            other: instance(OTHER),
+            no_volume: volume_id(VolumeNo(0x999)).into(),
+            no_instance: instance_id(InstanceNo(0x998)).into(),
+        }
+    }
+
+    fn trouble(&self, trouble: Trouble) {
+        let sim = &self.sim;
+        match trouble {
+            Trouble::Slow(time) => {
+                let fault = Fault::Latency { before_ms: milliseconds(time), after_ms: 0 };
+                sim.add_fault(FaultRule::new([], fault));
+            }
+            Trouble::Locked | Trouble::LockedUnseen => unreachable!("EC2 has no such locks"),
+            Trouble::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
+            Trouble::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
+            Trouble::ThrottledDetach { retry_after } => {
+                let retry_after_seconds = retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
+                self.on_every_detach(Fault::Throttle { retry_after_seconds });
+            }
+            Trouble::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
+            Trouble::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
+            Trouble::EveryErrorAfterEffect => {
+                sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
+            }
+            Trouble::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
+            Trouble::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
+            Trouble::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
+            Trouble::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
+            Trouble::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
+            Trouble::Unattached { .. } => sim.make_lost(VOLUME).expect("lost"),
+            Trouble::DetachedMeanwhile => {
+                self.late_detach();
+                sim.make_lost(VOLUME).expect("lost");
+            }
+            Trouble::MovedMeanwhile => {
+                self.late_detach();
+                sim.make_orphan(VOLUME, OTHER).expect("moved");
+            }
+            Trouble::VolumeGone => {
+                sim.make_lost(VOLUME).expect("lost");
+                sim.delete_volume(VOLUME).expect("deleted");
+            }
+            Trouble::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
+            Trouble::WrongAccount => sim.add_foreign_token(KEY),
+            Trouble::NoRights => {
+                sim.add_token(KEY, &["ec2:DescribeVolumes", "ec2:DescribeInstances", "ec2:DescribeSnapshots"])
+            }
+            Trouble::BadCredential => sim.add_token("AKIAANOTHER", &["*"]),
+            Trouble::ReadFailsOnce => {
+                sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)).times(1));
+            }
+            Trouble::ReadsFail => {
+                sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)));
+            }
+        }
+    }
+
+    fn proof(&self, volume: &VolumeId, holder: &InstanceId) -> FenceProof {
+        reattach_provider_api::conformance::proof::handshake(volume, holder, self.sim.now())
+    }
+
+    fn true_holder(&self, wanted: &VolumeId) -> Option<InstanceId> {
+        assert_eq!(*wanted, volume());
+        self.sim.volume(VOLUME).and_then(|v| v.holder).map(instance)
+    }
+
+    fn mutations(&self) -> usize {
+        self.sim.requests().iter().filter(|r| r.is_mutation()).count()
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        tokio::time::sleep(Duration::from_secs(60)).boxed()
+    }
+
+    fn now(&self) -> Timestamp {
+        self.sim.now()
+    }
+
+    fn inapplicable(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            (
+                "locked",
+                "EC2 has no locks on volumes that its staff lift: a detach is accepted or refused for its state",
+            ),
+            ("locked_unseen", "EC2 has no locks on volumes that its staff lift"),
+            ("finished_job", "EC2 keeps no history of jobs: a detach that is over leaves nothing behind"),
+        ]
+    }
+}

@@ -1,0 +1,187 @@
+//! What every HTTP face does with a request, whatever its wire format: read it, log it, draw its faults, wait, answer.
+
+use crate::{
+    CloudSim,
+    faults::{Fault, Operation},
+    log::{Effect, RequestRecord},
+    model::{InstanceNo, VolumeNo},
+    state::State,
+};
+use axum::{
+    body::{Body, Bytes},
+    http::{Method, Request, Response, Uri},
+};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use std::time::Duration;
+
+/// Marks a response of the in-memory router as "the connection ended without an answer". A server on a socket breaks
+/// the connection off instead.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionCut;
+
+/// The greatest request body that is read, in bytes.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// One request, taken apart.
+pub(crate) struct Incoming {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) authorization: Option<String>,
+    pub(crate) filter: Option<String>,
+    pub(crate) user_agent: Option<String>,
+    pub(crate) body: Bytes,
+}
+
+/// Reads a request. `None` when its body cannot be read.
+pub(crate) async fn read(request: Request<Body>) -> Option<Incoming> {
+    let (parts, body) = request.into_parts();
+    let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let body = http_body_util::Limited::new(body, BODY_LIMIT).collect().await.ok()?.to_bytes();
+    Some(Incoming {
+        authorization: header("authorization"),
+        filter: header("x-filter"),
+        user_agent: header("user-agent"),
+        method: parts.method,
+        uri: parts.uri,
+        body,
+    })
+}
+
+/// What a request asks for, in words that fit every face.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) operation: Option<Operation>,
+    pub(crate) volume: Option<VolumeNo>,
+    pub(crate) instance: Option<InstanceNo>,
+    pub(crate) dry_run: bool,
+}
+
+/// An answer in a face's own form.
+pub(crate) trait Reply: Send + 'static {
+    /// The HTTP status; `None` for a connection that is cut.
+    fn status(&self) -> Option<u16>;
+    /// As HTTP.
+    fn into_response(self) -> Response<Body>;
+}
+
+/// Carries a request out: logs it, draws its faults, waits as they say, and lets `serve` answer. `serve` gets the
+/// request's number in the log.
+pub(crate) async fn carry_out<R: Reply>(
+    sim: CloudSim,
+    incoming: Incoming,
+    asked: Asked,
+    serve: impl FnOnce(&mut State, Timestamp, &Incoming, &[Fault], u64) -> R + Send + 'static,
+) -> Response<Body> {
+    let (number, faults) = sim.with(|state, now| arrive(state, now, &incoming, asked));
+    let wait = |which: fn(&Fault) -> u64| Duration::from_millis(faults.iter().map(which).sum());
+    let before = wait(|f| if let Fault::Latency { before_ms, .. } = f { *before_ms } else { 0 });
+    let after = wait(|f| if let Fault::Latency { after_ms, .. } = f { *after_ms } else { 0 });
+    let finish = move |sim: &CloudSim| {
+        sim.with(|state, now| {
+            let reply = serve(state, now, &incoming, &faults, number);
+            if let Some(record) = record_of(state, number) {
+                record.status = reply.status();
+            }
+            reply
+        })
+    };
+    if before.is_zero() && after.is_zero() {
+        return finish(&sim).into_response();
+    }
+    // A task of its own: a caller that gives up waiting does not take back what it sent.
+    let work = tokio::spawn(async move {
+        tokio::time::sleep(before).await;
+        let reply = finish(&sim);
+        tokio::time::sleep(after).await;
+        reply
+    });
+    match work.await {
+        Ok(reply) => reply.into_response(),
+        Err(_) => cut(),
+    }
+}
+
+pub(crate) fn record_of(state: &mut State, number: u64) -> Option<&mut RequestRecord> {
+    state.log.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
+}
+
+/// Writes what a request did into its record.
+pub(crate) fn note_effect(state: &mut State, number: u64, effect: Effect) {
+    if let Some(record) = record_of(state, number) {
+        record.effect = effect;
+    }
+}
+
+/// Writes the request into the log and draws the faults that hit it.
+fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, asked: Asked) -> (u64, Vec<Fault>) {
+    let faults = match asked.operation {
+        Some(operation) => {
+            // Taken out for the moment, because drawing needs the state as well.
+            let mut rules = std::mem::take(&mut state.faults);
+            let hit = rules.hit(operation, asked.volume, asked.instance, || state.draw());
+            state.faults = rules;
+            hit
+        }
+        None => Vec::new(),
+    };
+    let number = state.log.len() as u64 + 1;
+    state.log.push(RequestRecord {
+        number,
+        at: now,
+        method: incoming.method.to_string(),
+        path: incoming.uri.path().to_owned(),
+        query: incoming.uri.query().unwrap_or_default().to_owned(),
+        filter: incoming.filter.clone(),
+        user_agent: incoming.user_agent.clone(),
+        body: String::from_utf8_lossy(&incoming.body).into_owned(),
+        operation: asked.operation,
+        dry_run: asked.dry_run,
+        status: None,
+        effect: Effect::None,
+        faults: faults.iter().map(|f| format!("{f:?}")).collect(),
+    });
+    (number, faults)
+}
+
+/// The connection ends without an answer.
+pub(crate) fn cut() -> Response<Body> {
+    // On a socket, a body that ends in an error makes the server break the connection off.
+    let broken = futures::stream::once(async {
+        Err::<Bytes, _>(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection cut"))
+    });
+    let mut response = Response::new(Body::from_stream(broken));
+    response.extensions_mut().insert(ConnectionCut);
+    response
+}
+
+/// Where the caller stands in its minute.
+pub(crate) struct Limits {
+    pub(crate) limit: u32,
+    pub(crate) remaining: u32,
+    pub(crate) reset: Timestamp,
+    pub(crate) exceeded: bool,
+}
+
+impl Limits {
+    /// Counts this request. `shown` is the limit that a face shows while none is set.
+    pub(crate) fn count(state: &mut State, now: Timestamp, shown: u32) -> Self {
+        let (start, used) = match state.rate_window {
+            Some((start, used)) if now.as_second() < start.as_second() + 60 => (start, used + 1),
+            _ => (now, 1),
+        };
+        state.rate_window = Some((start, used));
+        let limit = state.rate_limit.unwrap_or(shown);
+        let reset = crate::state::later(start, Duration::from_secs(60));
+        Self {
+            limit,
+            remaining: limit.saturating_sub(used),
+            reset,
+            exceeded: state.rate_limit.is_some_and(|limit| used > limit),
+        }
+    }
+
+    pub(crate) fn seconds_left(&self, now: Timestamp) -> u64 {
+        u64::try_from(self.reset.as_second() - now.as_second()).unwrap_or(0).max(1)
+    }
+}

@@ -1,0 +1,60 @@
+//! *Declared*: a named human says that the holder cannot write. Their word is taken as long as no fact contradicts it.
+
+use super::{FenceProof, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume};
+use crate::evidence::Evidence;
+use crate::ids::InstanceId;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// A declaration is about now: an older one is given anew.
+const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
+
+/// What a human declares. Admission sees to it that `by` is who they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declaration {
+    /// The instance that cannot write.
+    pub holder: InstanceId,
+    /// Who says so: the authenticated user.
+    pub by: String,
+    /// Why they are sure.
+    pub reason: String,
+    /// When they said it.
+    pub at: Timestamp,
+}
+
+/// Makes the *declared* proof.
+///
+/// # Errors
+/// One [`NoProof`]: a declaration about another instance, without a name or a reason, too old or of the future, or
+/// contradicted by a Ready Node of that instance or by the cloud's holder.
+pub fn declared(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    declaration: &Declaration,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    let invalid = |why: &str| Err(NoProof::Declaration { by: declaration.by.clone(), why: why.to_owned() });
+    if declaration.holder != *holder {
+        return invalid("it is about another instance");
+    }
+    if declaration.by.trim().is_empty() || declaration.reason.trim().is_empty() {
+        return invalid("it names nobody, or no reason");
+    }
+    let age = now.duration_since(declaration.at);
+    if age > GOOD_FOR || age < SignedDuration::ZERO {
+        return invalid("it is not of the last hour");
+    }
+    let volume = the_volume(evidence, holder, now)?;
+    let mut grounds = nothing_lives(evidence, holder, now)?;
+    grounds.push(held_by(evidence, holder));
+    let Declaration { by, reason, at, .. } = declaration.clone();
+    Ok(FenceProof::new(
+        volume,
+        holder,
+        ProofKind::Declared { by, reason, at },
+        grounds,
+        for_a_while(now),
+        now,
+    ))
+}

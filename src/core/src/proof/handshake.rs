@@ -1,0 +1,108 @@
+//! The *kubelet handshake*: the holder's own live kubelet says that it does not use the volume (DESIGN 6, P1–P3).
+
+use super::{
+    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held_at_zero, held_by, is_holder, no_pod,
+    the_volume,
+};
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Reading;
+use crate::guest::Seen;
+use crate::ids::{InstanceId, NodeName, Uid};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The moment at which no pod of the claim was first seen, journaled, with the node's Lease as it stood then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoUser {
+    /// When it was seen.
+    pub at: Timestamp,
+    /// The node's Lease `renewTime` at that moment. None: it could not be read, or a pod of the claim was seen again;
+    /// no proof can rest on this line then.
+    pub lease: Option<Timestamp>,
+}
+
+/// Makes the *kubelet handshake* proof, or says what is missing.
+///
+/// # Assumptions
+/// `evidence` was collected after `no_user` was journaled. The workload is at zero by a stamp of this recovery (that is
+/// the hold of the scale-to-zero runbook).
+///
+/// # Errors
+/// One [`NoProof`] per missing piece; the first one found, in the order P1, P2, P3, veto, holder.
+pub fn kubelet_handshake(
+    evidence: &Evidence,
+    node: &NodeName,
+    holder: &InstanceId,
+    no_user: &NoUser,
+    recovery: &Uid,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    held_at_zero(evidence, recovery, now)?;
+    no_pod(evidence, now)?;
+    let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
+        what: "the PersistentVolume".into(),
+        why: "no fresh CSI source".into(),
+    })?;
+    let fact = evidence.nodes.get(node);
+    let facts = match fact {
+        Some(fact) => fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?,
+        None => None,
+    };
+    let (Some(facts), Some(fact)) = (facts, fact) else {
+        return Err(NoProof::Missing { what: format!("Node {node}"), why: "no such Node was read".into() });
+    };
+    if !facts.ready {
+        return Err(NoProof::NodeNotReady { node: node.clone() });
+    }
+    is_holder(facts, holder)?;
+    if facts.volumes_in_use.contains(&csi.unique_name()) {
+        return Err(NoProof::InUse { node: node.clone() });
+    }
+    // volumesInUse counts only as read after the last pod was gone (P3 after P2).
+    let read_after =
+        evidence.collected_at > no_user.at && fact.at >= no_user.at && evidence.pods.at >= no_user.at;
+    let lease_renewed = match (facts.lease_renewed, no_user.lease) {
+        (Some(new), Some(old)) if new > old && read_after => new,
+        _ => return Err(NoProof::LeaseNotRenewed { node: node.clone() }),
+    };
+    veto(evidence, node, now)?;
+    let cloud = the_volume(evidence, holder, now)?;
+    let grounds = vec![
+        ground(&evidence.pods, "no pod with the claim is left"),
+        ground(fact, format!("kubelet on {node} does not report the volume in use")),
+        held_by(evidence, holder),
+    ];
+    let kind = ProofKind::KubeletHandshake { node: node.clone(), no_user_since: no_user.at, lease_renewed };
+    Ok(FenceProof::new(cloud, holder, kind, grounds, for_a_while(now), now))
+}
+
+/// An agent that sees a user of the device, or a live mount of the volume, vetoes.
+fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+    if let Some(answer) = evidence.answers.get(node)
+        && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
+        && evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id)
+        && let Seen::InUse { users } = &answer.seen
+    {
+        return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
+    }
+    let (Reading::Present(guest), Some(csi)) = (evidence.guest(node, now), evidence.csi(now)) else {
+        // No agent is no veto: the handshake itself is the proof (DESIGN 6, P5).
+        return Ok(());
+    };
+    let identity = evidence.cloud_volume.shown().map(|v| &v.identity);
+    if let Some(device) = guest.devices.iter().find(|d| Some(&d.identity) == identity && !d.users.is_empty())
+    {
+        return Err(NoProof::Veto { node: node.clone(), what: format!("{:?}", device.users) });
+    }
+    let live = guest
+        .csi_volumes
+        .iter()
+        .filter(|v| v.driver == csi.driver && v.handle == csi.handle)
+        .flat_map(|v| &v.mounts)
+        .find(|m| !m.dead);
+    match live {
+        Some(mount) => Err(NoProof::Veto { node: node.clone(), what: format!("mounted at {}", mount.path) }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,414 @@
+//! Proofs that a holder cannot write (safety rule S1). Freeing effects take a [`FenceProof`], and nothing else makes one
+//! than the one function of its kind, which checks the evidence:
+//!
+//! | Kind | Made by | Rests on |
+//! |---|---|---|
+//! | kubelet handshake | [`kubelet_handshake`] | the holder's live kubelet, after the last pod |
+//! | gone | [`gone`] | the cloud: deleted, or not found where it was seen before |
+//! | off | [`off`] | the cloud: off twice, by a shutdown job that finished |
+//! | rebooted and clean | [`rebooted_and_clean`] | another boot, whose agent answered this recovery's challenge |
+//! | declared | [`declared`] | a named human's word, which no fact contradicts |
+//!
+//! # Guarantees
+//! Unknown, stale and missing facts make no proof. A proof says what it rests on, how old that is, and how long it holds.
+//!
+//! # Assumptions
+//! The caller makes a new proof right before each freeing effect, from evidence that was read for it.
+//!
+//! # Caveats
+//! A timer is never a proof, and neither is a force-deleted pod.
+//!
+//! # Errors
+//! [`NoProof`]: the first piece that is missing.
+
+mod declared;
+mod handshake;
+mod power;
+mod reboot;
+
+pub use declared::{Declaration, declared};
+pub use handshake::{NoUser, kubelet_handshake};
+pub use power::{Sighting, gone, off};
+pub use reboot::{Before, rebooted_and_clean};
+
+use crate::cloud::CloudVolume;
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::fact::{Fact, Reading, Source};
+use crate::ids::{BootId, InstanceId, NodeName, Uid, VolumeId};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// How long a proof holds that rests on what may change by itself: the longest effect (8 s) and a little more.
+const HOLDS_FOR: SignedDuration = SignedDuration::from_secs(10);
+
+/// Evidence-backed certainty that `holder` cannot write to `volume`. Not constructible outside this module and not
+/// deserialisable: the executor makes a new one right before each effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceProof {
+    volume: VolumeId,
+    holder: InstanceId,
+    kind: ProofKind,
+    rests_on: Vec<Ground>,
+    holds: Holds,
+    made_at: Timestamp,
+}
+
+/// One fact that a proof rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ground {
+    /// What the fact says.
+    pub says: String,
+    /// Who said so.
+    pub source: Source,
+    /// When it was read.
+    pub at: Timestamp,
+}
+
+/// How long a proof holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Holds {
+    /// For good: what is gone does not come back under the same identifier.
+    ForGood,
+    /// Until this moment.
+    Until(Timestamp),
+}
+
+/// What a proof rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProofKind {
+    /// The holder's live kubelet reported that it does not use the volume, after the last pod was gone and after a
+    /// newer Lease renewal, while no new pod can come (DESIGN 6, P1–P3).
+    KubeletHandshake {
+        /// The node.
+        node: NodeName,
+        /// When no pod was first seen.
+        no_user_since: Timestamp,
+        /// The Lease renewal that came after it.
+        lease_renewed: Timestamp,
+    },
+    /// The instance does not exist any more.
+    Gone {
+        /// When it was last seen in this recovery, if "not found" is what the cloud says.
+        last_seen: Option<Timestamp>,
+    },
+    /// The instance is off and stays off.
+    Off {
+        /// The shutdown job; none where the cloud never boots an instance by itself.
+        job: Option<String>,
+        /// The first of the two readings.
+        first_seen: Timestamp,
+    },
+    /// The node runs another boot, in which nothing uses the volume and nothing can begin to.
+    RebootedAndClean {
+        /// The node.
+        node: NodeName,
+        /// The boot that is clean.
+        boot: BootId,
+        /// The challenge that its agent answered.
+        epoch: u64,
+    },
+    /// A human says so.
+    Declared {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+impl FenceProof {
+    fn new(
+        volume: &CloudVolume,
+        holder: &InstanceId,
+        kind: ProofKind,
+        rests_on: Vec<Ground>,
+        holds: Holds,
+        now: Timestamp,
+    ) -> Self {
+        Self { volume: volume.id.clone(), holder: holder.clone(), kind, rests_on, holds, made_at: now }
+    }
+
+    /// The volume that may be freed.
+    pub fn volume(&self) -> &VolumeId {
+        &self.volume
+    }
+
+    /// The instance it may be freed from.
+    pub fn holder(&self) -> &InstanceId {
+        &self.holder
+    }
+
+    /// What kind it is.
+    pub fn kind(&self) -> &ProofKind {
+        &self.kind
+    }
+
+    /// The facts it rests on.
+    pub fn rests_on(&self) -> &[Ground] {
+        &self.rests_on
+    }
+
+    /// How old the oldest of these facts is at `now`.
+    pub fn age(&self, now: Timestamp) -> SignedDuration {
+        let oldest = self.rests_on.iter().map(|g| g.at).min().unwrap_or(self.made_at);
+        now.duration_since(oldest)
+    }
+
+    /// Whether it still holds at `now`. Never before it was made.
+    pub fn holds_at(&self, now: Timestamp) -> bool {
+        now >= self.made_at
+            && match self.holds {
+                Holds::ForGood => true,
+                Holds::Until(end) => now <= end,
+            }
+    }
+
+    /// Whether it shows that the instance does not run at all: what a forced detach needs.
+    pub fn shows_off_or_gone(&self) -> bool {
+        self.kind.shows_off_or_gone()
+    }
+
+    /// When it was made.
+    pub fn made_at(&self) -> Timestamp {
+        self.made_at
+    }
+}
+
+impl ProofKind {
+    /// Whether it shows that the instance does not run at all. A human's word does not: it may be about the disk only.
+    pub fn shows_off_or_gone(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Off { .. } => true,
+            Self::KubeletHandshake { .. } | Self::RebootedAndClean { .. } | Self::Declared { .. } => false,
+        }
+    }
+}
+
+/// Why no proof could be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+pub enum NoProof {
+    /// The workload is not at zero by our stamp, so a new pod may come at any moment.
+    #[error("new pods of the claim are not held away: {why}")]
+    NoHold {
+        /// What was found.
+        why: String,
+    },
+    /// A pod object with the claim is still there.
+    #[error("pod {pod} still names the claim")]
+    PodPresent {
+        /// The pod.
+        pod: String,
+    },
+    /// The node's kubelet is not known to live.
+    #[error("node {node} is not Ready, so its kubelet's word proves nothing")]
+    NodeNotReady {
+        /// The node.
+        node: NodeName,
+    },
+    /// kubelet still lists the volume.
+    #[error("kubelet on {node} still reports the volume in volumesInUse")]
+    InUse {
+        /// The node.
+        node: NodeName,
+    },
+    /// The Lease was not renewed since the last pod was seen gone.
+    #[error("kubelet on {node} has not renewed its Lease since the last pod was gone")]
+    LeaseNotRenewed {
+        /// The node.
+        node: NodeName,
+    },
+    /// An agent sees a mount or an opener.
+    #[error("the agent on {node} sees the volume in use: {what}")]
+    Veto {
+        /// The node.
+        node: NodeName,
+        /// What it sees.
+        what: String,
+    },
+    /// The cloud's holder is another one, several, or none.
+    #[error("the cloud names {found} as holder, the plan expects instance {expected}")]
+    Holder {
+        /// What the cloud says.
+        found: String,
+        /// What the plan pinned.
+        expected: InstanceId,
+    },
+    /// A fresh fact says the opposite.
+    #[error("{what} contradicts it")]
+    Contradicted {
+        /// Which fact, and what it says.
+        what: String,
+    },
+    /// The cloud still runs the instance, or will.
+    #[error("instance {holder} is not {needed}: the cloud says {found}")]
+    Power {
+        /// The instance.
+        holder: InstanceId,
+        /// `off` or `gone`.
+        needed: String,
+        /// What the cloud says.
+        found: String,
+    },
+    /// "Not found" without having been seen before proves nothing: another account answers the same.
+    #[error(
+        "the cloud does not know instance {holder}, and neither it nor its volume was seen there before with the same credential in this recovery"
+    )]
+    NeverSeen {
+        /// The instance.
+        holder: InstanceId,
+    },
+    /// An instance that is off without a finished shutdown job may be booted again by the cloud's watchdog.
+    #[error("instance {holder} is off, but by no shutdown job that has finished: {why}")]
+    NoShutdown {
+        /// The instance.
+        holder: InstanceId,
+        /// What the history of its power shows.
+        why: String,
+    },
+    /// One reading of a power state may be of the past.
+    #[error("instance {holder} was seen off only once; it is read again")]
+    SeenOnce {
+        /// The instance.
+        holder: InstanceId,
+    },
+    /// Neither is the boot another one nor did it begin after the attach.
+    #[error("node {node} has not rebooted since the volume was attached to it (boot {boot})")]
+    NotRebooted {
+        /// The node.
+        node: NodeName,
+        /// Its boot.
+        boot: BootId,
+    },
+    /// The new boot's agent has not answered this recovery's challenge with "no device".
+    #[error("the agent on {node} has not answered clean in this boot: {why}")]
+    NotClean {
+        /// The node.
+        node: NodeName,
+        /// What is missing, or what it saw.
+        why: String,
+    },
+    /// A declaration that does not hold here and now.
+    #[error("the declaration of {by} does not hold: {why}")]
+    Declaration {
+        /// Who declared it.
+        by: String,
+        /// Why.
+        why: String,
+    },
+    /// A fact is missing, stale or unknown.
+    #[error("{what} is not known well enough: {why}")]
+    Missing {
+        /// Which fact.
+        what: String,
+        /// Why it is no answer.
+        why: String,
+    },
+}
+
+fn for_a_while(now: Timestamp) -> Holds {
+    Holds::Until(now.saturating_add(HOLDS_FOR).unwrap_or(now))
+}
+
+fn ground<T>(fact: &Fact<T>, says: impl Into<String>) -> Ground {
+    Ground { says: says.into(), source: fact.source.clone(), at: fact.at }
+}
+
+/// That the cloud names this holder and nobody else: see [`the_volume`].
+fn held_by(evidence: &Evidence, holder: &InstanceId) -> Ground {
+    ground(&evidence.cloud_volume, format!("instance {holder} holds it, and nobody else"))
+}
+
+fn missing(what: impl Into<String>, why: impl Into<String>) -> NoProof {
+    NoProof::Missing { what: what.into(), why: why.into() }
+}
+
+/// A fresh answer as an option, or why it is none.
+fn fresh<'a, T>(reading: Reading<'a, T>, what: &str) -> Result<Option<&'a T>, NoProof> {
+    match reading {
+        Reading::Present(value) => Ok(Some(value)),
+        Reading::Absent => Ok(None),
+        Reading::Stale { age_secs } => Err(missing(what, format!("{age_secs} s old"))),
+        Reading::Unknown { why } => Err(missing(what, why)),
+    }
+}
+
+/// The cloud volume, which the cloud says this holder has and nobody else.
+fn the_volume<'a>(
+    evidence: &'a Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<&'a CloudVolume, NoProof> {
+    let cloud = fresh(evidence.cloud_volume.read(now, MAX_AGE), "the cloud volume")?
+        .ok_or_else(|| missing("the cloud volume", "the cloud does not know it"))?;
+    if cloud.holders != [holder.clone()] {
+        let found = cloud.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let found = if found.is_empty() { "nobody".into() } else { found };
+        return Err(NoProof::Holder { found, expected: holder.clone() });
+    }
+    Ok(cloud)
+}
+
+/// The instance behind the Node is the holder.
+fn is_holder(node: &NodeFacts, holder: &InstanceId) -> Result<(), NoProof> {
+    if node.instance.as_ref() == Some(holder) {
+        return Ok(());
+    }
+    let found =
+        node.instance.as_ref().map_or("no instance".into(), |i| format!("{i} behind Node {}", node.name));
+    Err(NoProof::Holder { found, expected: holder.clone() })
+}
+
+/// P1 for the scale-to-zero runbook: the workload is at zero and carries this recovery's stamp.
+fn held_at_zero(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoProof> {
+    let no_hold = |why: String| Err(NoProof::NoHold { why });
+    let workload = fresh(evidence.workload.read(now, MAX_AGE), "the workload")?;
+    let Some(workload) = workload else { return no_hold("the workload is not there".into()) };
+    match &workload.stamp {
+        Some(Ok(stamp)) if workload.replicas == 0 => {
+            if stamp.recovery != *recovery {
+                return no_hold("the stamp is another recovery's".into());
+            }
+            if stamp.workload != workload.workload.uid {
+                return no_hold("the stamp is another object's".into());
+            }
+            Ok(())
+        }
+        Some(Err(why)) => no_hold(why.clone()),
+        _ => no_hold(format!("{} has {} replicas", workload.workload, workload.replicas)),
+    }
+}
+
+/// P2: no pod object with the claim is left, on any node.
+fn no_pod(evidence: &Evidence, now: Timestamp) -> Result<(), NoProof> {
+    let pods = fresh(evidence.pods.read(now, MAX_AGE), "the list of pods")?;
+    match pods.and_then(|p| p.first()) {
+        Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// For proofs that the machine does not run: no Node of that instance may be Ready. A Node that was not read freshly
+/// is no answer either.
+fn nothing_lives(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Result<Vec<Ground>, NoProof> {
+    let mut grounds = Vec::new();
+    for (name, fact) in &evidence.nodes {
+        let Some(node) = fresh(fact.read(now, MAX_AGE), &format!("Node {name}"))? else { continue };
+        if node.instance.as_ref() != Some(holder) {
+            continue;
+        }
+        if node.ready {
+            return Err(NoProof::Contradicted {
+                what: format!("Node {name}, which instance {holder} is, is Ready: that"),
+            });
+        }
+        grounds.push(ground(fact, format!("Node {name} is not Ready")));
+    }
+    Ok(grounds)
+}

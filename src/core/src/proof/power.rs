@@ -1,0 +1,139 @@
+//! Proofs about the machine itself, from the cloud: *gone* and *off*.
+
+use super::{
+    FenceProof, Ground, Holds, NoProof, ProofKind, for_a_while, fresh, ground, held_by, missing,
+    nothing_lives, the_volume,
+};
+use crate::cloud::{
+    CloudInstance, CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts,
+};
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Fact;
+use crate::ids::InstanceId;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What this recovery saw of the holder before, journaled: "not found" and "off" mean something only after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sighting {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Credential, account and region that described it, or its volume with it as the holder.
+    pub scope: CloudScope,
+    /// Its power state then; none if only its volume was described.
+    pub state: Option<InstanceState>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Makes the *gone* proof: the cloud reports the instance deleted or terminated, or does not find it with the very
+/// credential that described it (or its volume) earlier in this recovery.
+///
+/// # Errors
+/// One [`NoProof`]: the first missing piece, in the order volume, living nodes, instance, sighting.
+pub fn gone(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    before: Option<&Sighting>,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;
+    let last_seen = match instance {
+        Some(instance) if instance.state == InstanceState::Gone => None,
+        Some(instance) => return Err(running(holder, "gone", &instance.state)),
+        None => {
+            let seen = before.filter(|s| {
+                s.instance == *holder && s.at < fact.at && Some(&s.scope) == evidence.cloud_scope.as_ref()
+            });
+            Some(seen.ok_or_else(|| NoProof::NeverSeen { holder: holder.clone() })?.at)
+        }
+    };
+    grounds.push(ground(fact, format!("instance {holder} does not exist any more")));
+    Ok(FenceProof::new(volume, holder, ProofKind::Gone { last_seen }, grounds, Holds::ForGood, now))
+}
+
+/// Makes the *off* proof: the instance reads off, read off before in this recovery, and stays so: by a shutdown job that
+/// finished before both readings with nothing after it that boots, or because this cloud never boots one by itself.
+///
+/// # Errors
+/// One [`NoProof`]: the first missing piece, in the order volume, living nodes, state, history, first reading.
+pub fn off(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    before: Option<&Sighting>,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;
+    match instance {
+        Some(instance) if instance.state == InstanceState::Off => {}
+        Some(instance) => return Err(running(holder, "off", &instance.state)),
+        None => return Err(missing(said_of(holder), "the cloud does not find it")),
+    }
+    let history = format!("the history of instance {holder}'s power");
+    let power = evidence.power.get(holder).ok_or_else(|| missing(history.clone(), "it was not read"))?;
+    let facts = fresh(power.read(now, MAX_AGE), &history)?;
+    let facts = facts.ok_or_else(|| missing(history, "the cloud has none"))?;
+    let job = stays_off(facts).map_err(|why| NoProof::NoShutdown { holder: holder.clone(), why })?;
+    let since = job.as_ref().map(|(_, finished)| *finished);
+    let first = before.filter(|s| {
+        s.instance == *holder
+            && s.state == Some(InstanceState::Off)
+            && s.at < fact.at
+            && since.is_none_or(|finished| s.at >= finished)
+            && Some(&s.scope) == evidence.cloud_scope.as_ref()
+    });
+    let first = first.ok_or_else(|| NoProof::SeenOnce { holder: holder.clone() })?;
+    grounds.push(ground(fact, format!("instance {holder} is off")));
+    grounds.push(ground(power, "a shutdown finished and nothing boots it"));
+    let kind = ProofKind::Off { job: job.map(|(id, _)| id), first_seen: first.at };
+    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+}
+
+/// What both rest on: the volume with this holder alone, no living node of it, and the cloud's word on the instance.
+struct Basis<'a> {
+    volume: &'a CloudVolume,
+    grounds: Vec<Ground>,
+    fact: &'a Fact<CloudInstance>,
+    instance: Option<&'a CloudInstance>,
+}
+
+fn basis<'a>(evidence: &'a Evidence, holder: &InstanceId, now: Timestamp) -> Result<Basis<'a>, NoProof> {
+    let volume = the_volume(evidence, holder, now)?;
+    let mut grounds = nothing_lives(evidence, holder, now)?;
+    grounds.push(held_by(evidence, holder));
+    let fact = evidence.instances.get(holder).ok_or_else(|| missing(said_of(holder), "it was not read"))?;
+    let instance = fresh(fact.read(now, MAX_AGE), &said_of(holder))?;
+    Ok(Basis { volume, grounds, fact, instance })
+}
+
+/// The shutdown job that keeps the instance off, with the time of its end; `None` where none is needed.
+fn stays_off(facts: &PowerFacts) -> Result<Option<(String, Timestamp)>, String> {
+    if let Some(on) = facts.jobs.iter().find(|j| j.change == PowerChange::On && j.is_pending()) {
+        return Err(format!("job {} boots it", on.id));
+    }
+    if facts.off_stays_off {
+        return Ok(None);
+    }
+    let shutdown = facts.jobs.iter().filter(|j| j.change == PowerChange::Off).max_by_key(|j| j.created);
+    let Some(shutdown) = shutdown else { return Err("no shutdown job is in the history".to_owned()) };
+    let (JobStatus::Finished, Some(finished)) = (&shutdown.status, shutdown.finished) else {
+        return Err(format!("shutdown job {} has not finished", shutdown.id));
+    };
+    if shutdown.by.is_none() {
+        return Err(format!("nobody is named for shutdown job {}", shutdown.id));
+    }
+    let later = |j: &&crate::cloud::PowerJob| j.change == PowerChange::On && j.created >= shutdown.created;
+    match facts.jobs.iter().find(later) {
+        Some(on) => Err(format!("job {} booted it after shutdown job {}", on.id, shutdown.id)),
+        None => Ok(Some((shutdown.id.clone(), finished))),
+    }
+}
+
+fn said_of(holder: &InstanceId) -> String {
+    format!("what the cloud says of instance {holder}")
+}
+
+fn running(holder: &InstanceId, needed: &str, state: &InstanceState) -> NoProof {
+    NoProof::Power { holder: holder.clone(), needed: needed.to_owned(), found: format!("{state:?}") }
+}

@@ -1,0 +1,217 @@
+//! The one StatefulSet that a row is about, and the ways to look at it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{DETACH, READY, RowError, SOON};
+use crate::cloud::CloudApi;
+use crate::kapi::{Kapi, MERGE, condition, items, terminating, text};
+use crate::kubelet::{DiskAfter, SimKubelet};
+use crate::names::{attachment_name, unique_volume_name};
+
+/// How long a recycled machine is off.
+const AWAY: Duration = Duration::from_secs(4);
+
+/// A cluster to run the rows on, and the one StatefulSet that they are about.
+pub struct Rig {
+    /// A client with every right.
+    pub client: Client,
+    /// The nodes that the StatefulSet's pod may be on; at least two, and nothing else of this rig's or another's is
+    /// moved by cordoning them.
+    pub kubelets: BTreeMap<String, SimKubelet>,
+    /// The cloud behind the CSI driver.
+    pub cloud: Arc<dyn CloudApi>,
+    /// Makes Unpublish of the volume fail while it is attached, or work again.
+    pub unpublish_fails: Arc<dyn Fn(bool) + Send + Sync>,
+    /// The CSI driver.
+    pub driver: String,
+    /// The namespace.
+    pub namespace: String,
+    /// A StatefulSet of one replica with one volume; its pod is `NAME-0`.
+    pub set: String,
+    /// The volume's handle.
+    pub handle: String,
+    /// How often the cluster is looked at.
+    pub look: Duration,
+    /// How long a person needs to notice a stuck pod. Kubelet's first status tick is 10 s after its start, so 12 s are
+    /// clear of it and of the next.
+    pub settle: Duration,
+}
+
+/// Failed mount attempts of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Attempts {
+    /// How many.
+    pub count: i64,
+    /// From the first to the last, to the second.
+    pub lasted: Duration,
+}
+
+impl Rig {
+    /// The pod's node is recycled uncleanly, and a person has noticed; answers the node.
+    pub(super) async fn phantom(&self) -> Result<String, RowError> {
+        let node = self.phantom_at_once().await?;
+        tokio::time::sleep(self.settle).await;
+        Ok(node)
+    }
+
+    /// The pod's node is recycled uncleanly; answers the node as soon as its pod is seen to be stuck.
+    pub(super) async fn phantom_at_once(&self) -> Result<String, RowError> {
+        self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
+        let node = self.node().await?;
+        let kubelet = self.kubelets.get(&node).ok_or_else(|| RowError::Rig(format!("no kubelet {node}")))?;
+        kubelet.recycle(DiskAfter::Kept, AWAY).await;
+        self.must("the pod unready", SOON, async || Ok(!self.ready().await?)).await?;
+        Ok(node)
+    }
+
+    /// The way that always heals.
+    pub(super) async fn heal(&self) -> Result<(), RowError> {
+        self.scale(0).await?;
+        let none = async || Ok(self.attachments().await?.is_empty());
+        self.must("no VolumeAttachment left", DETACH, none).await?;
+        self.scale(1).await?;
+        self.must("the pod Ready at the end", READY, async || self.ready().await).await.map(|_| ())
+    }
+
+    fn kapi(&self) -> Kapi {
+        Kapi::new(self.client.clone())
+    }
+
+    /// How long it took until `look` was true; none if it was not within the limit.
+    pub(super) async fn within<F>(
+        &self,
+        limit: Duration,
+        look: impl Fn() -> F,
+    ) -> Result<Option<Duration>, RowError>
+    where
+        F: Future<Output = Result<bool, RowError>>,
+    {
+        let start = Instant::now();
+        loop {
+            if look().await? {
+                return Ok(Some(start.elapsed()));
+            }
+            if start.elapsed() >= limit {
+                return Ok(None);
+            }
+            tokio::time::sleep(self.look).await;
+        }
+    }
+
+    /// As [`Rig::within`]; too late is an error.
+    pub(super) async fn must<F>(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        look: impl Fn() -> F,
+    ) -> Result<Duration, RowError>
+    where
+        F: Future<Output = Result<bool, RowError>>,
+    {
+        self.within(limit, look).await?.ok_or(RowError::TooLate { what, seconds: limit.as_secs() })
+    }
+
+    fn pod_path(&self) -> String {
+        format!("/api/v1/namespaces/{}/pods/{}-0", self.namespace, self.set)
+    }
+
+    pub(super) async fn pod_object(&self) -> Result<Option<Value>, RowError> {
+        Ok(self.kapi().get(&self.pod_path()).await?)
+    }
+
+    pub(super) async fn pod_uid(&self) -> Result<String, RowError> {
+        Ok(text(&self.pod_object().await?.unwrap_or_default(), "/metadata/uid").to_owned())
+    }
+
+    pub(super) async fn delete_pod(&self) -> Result<(), RowError> {
+        Ok(self.kapi().delete(&self.pod_path(), &json!({})).await?)
+    }
+
+    pub(super) async fn ready(&self) -> Result<bool, RowError> {
+        Ok(self.pod_object().await?.is_some_and(|p| condition(&p, "Ready") == "True" && !terminating(&p)))
+    }
+
+    /// The pod's node, once it has one.
+    pub(super) async fn bound(&self) -> Result<Option<String>, RowError> {
+        let node = self.pod_object().await?.map(|p| text(&p, "/spec/nodeName").to_owned());
+        Ok(node.filter(|n| !n.is_empty()))
+    }
+
+    pub(super) async fn node(&self) -> Result<String, RowError> {
+        self.bound().await?.ok_or_else(|| RowError::Rig("the pod is on no node".into()))
+    }
+
+    pub(super) async fn scale(&self, replicas: i64) -> Result<(), RowError> {
+        let path = format!("/apis/apps/v1/namespaces/{}/statefulsets/{}", self.namespace, self.set);
+        self.kapi().patch(&path, MERGE, &json!({"spec": {"replicas": replicas}})).await?;
+        Ok(())
+    }
+
+    /// Cordons a node, or takes that back.
+    pub(super) async fn close(&self, node: &str, closed: bool) -> Result<(), RowError> {
+        let body = json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
+        self.kapi().patch(&format!("/api/v1/nodes/{node}"), MERGE, &body).await?;
+        Ok(())
+    }
+
+    /// Leaves the scheduler no node but this one, or takes that back.
+    pub(super) async fn only(&self, node: &str, only: bool) -> Result<(), RowError> {
+        for other in self.kubelets.keys().filter(|n| *n != node) {
+            self.close(other, only).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn in_use(&self, node: &str) -> Result<bool, RowError> {
+        let name = unique_volume_name(&self.handle, &self.driver);
+        let node = self.kapi().get(&format!("/api/v1/nodes/{node}")).await?.unwrap_or_default();
+        Ok(items(&node, "/status/volumesInUse").any(|v| *v == name))
+    }
+
+    pub(super) async fn attachment(&self, node: &str) -> Result<Option<Value>, RowError> {
+        let name = attachment_name(&self.handle, &self.driver, node);
+        Ok(self.kapi().get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await?)
+    }
+
+    /// The volume's VolumeAttachments on all nodes of the rig.
+    pub(super) async fn attachments(&self) -> Result<Vec<Value>, RowError> {
+        let mut found = Vec::new();
+        for node in self.kubelets.keys() {
+            found.extend(self.attachment(node).await?);
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn holder(&self) -> Option<String> {
+        self.cloud.volume(&self.handle).await.ok().and_then(|v| v.holder)
+    }
+
+    /// The failed attempts of the present pod in this boot of its node, from kubelet's event.
+    pub(super) async fn failed_attempts(&self) -> Result<Attempts, RowError> {
+        let path = format!("/api/v1/namespaces/{}/events", self.namespace);
+        let events = self.kapi().get(&path).await?.unwrap_or_default();
+        let uid = self.pod_uid().await?;
+        let ours = items(&events, "/items").filter(|e| {
+            e["reason"] == "FailedMount"
+                && text(e, "/involvedObject/uid") == uid
+                && text(e, "/message").contains("Unable to find device path")
+        });
+        let newest = ours.max_by_key(|e| text(e, "/lastTimestamp").to_owned());
+        Ok(newest.map_or_else(Attempts::default, |e| {
+            let at = |field: &str| text(e, field).parse::<Timestamp>().unwrap_or_default();
+            let lasted = at("/lastTimestamp").duration_since(at("/firstTimestamp"));
+            Attempts {
+                count: e["count"].as_i64().unwrap_or(0),
+                lasted: lasted.try_into().unwrap_or(Duration::ZERO),
+            }
+        }))
+    }
+}

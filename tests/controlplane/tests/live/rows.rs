@@ -1,0 +1,138 @@
+//! The rows of behaviour on the real control plane and on the cluster in memory: the same functions, the same bounds, and
+//! where a figure is an outcome, the same figure.
+
+use crate::common::{Stage, StageOptions};
+use futures::future::join_all;
+use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, VolumeNo, When};
+use reattach_drill::in_virtual_time;
+use reattach_sim::cloud::SimulatedCloud;
+use reattach_sim::rows::{ROWS, Rig, RowError, Seen, all_in_memory, disagreements};
+use serde_json::json;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+type Rows = Vec<(&'static str, Result<Vec<Seen>, RowError>)>;
+
+/// The seeds of the cluster in memory: its ticks and syncs then have other phases.
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_in_memory_behaves_as_the_real_one() {
+    let start = Instant::now();
+    let memory = tokio::task::spawn_blocking(|| {
+        SEEDS.map(|seed| (seed, in_virtual_time(move || all_in_memory(seed)).expect("virtual time")))
+    });
+    let memory: [(u64, Rows); SEEDS.len()] = memory.await.expect("the rows in memory end");
+    println!("{:>5.1} s: the rows in memory are done", start.elapsed().as_secs_f64());
+
+    // All rows side by side, each with two nodes and a volume of its own.
+    let nodes = 2 * u64::try_from(ROWS.len()).expect("few rows");
+    let options =
+        StageOptions { nodes, mode: None, controllers: 0, agents: false, alone: true, ..Default::default() };
+    let stage = Stage::set(options).await;
+    let mut rigs = Vec::new();
+    for (at, row) in ROWS.into_iter().enumerate() {
+        rigs.push((row, rig(&stage, at).await));
+    }
+    println!("{:>5.1} s: the stage is set", start.elapsed().as_secs_f64());
+    let real: Rows = join_all(rigs.iter().map(|(row, rig)| async move {
+        let result = rig.row(row).await;
+        println!("{:>5.1} s: {row} is done", start.elapsed().as_secs_f64());
+        (*row, result)
+    }))
+    .await;
+
+    let wrong = compare(&real, &memory);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Prints the table and answers what is wrong with it.
+fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    println!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "row", "what", "measured real", "in memory");
+    for (at, (row, result)) in real.iter().enumerate() {
+        let figures = result.as_deref().unwrap_or_else(|error| {
+            wrong.push(format!("{row} on the real one: {error}"));
+            &[]
+        });
+        let mut others = Vec::new();
+        for (seed, rows) in memory {
+            let (name, result) = &rows[at];
+            assert_eq!(name, row, "both run the same rows in the same order");
+            match result {
+                Err(error) => wrong.push(format!("{row} in memory, seed {seed}: {error}")),
+                Ok(seen) => {
+                    others.push(seen);
+                    let unfit = seen.iter().filter(|s| !s.fits());
+                    wrong.extend(unfit.map(|s| format!("{row} in memory, seed {seed}: {s:?}")));
+                    if result.is_ok() && !figures.is_empty() {
+                        wrong.extend(disagreements(row, figures, seen));
+                    }
+                }
+            }
+        }
+        for (n, seen) in figures.iter().enumerate() {
+            let values = || others.iter().filter_map(|o| o.get(n)).map(|s| s.value);
+            let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+            let between =
+                if least < most { format!("{least:.1} to {most:.1}") } else { format!("{most:.1}") };
+            let (from, to) = seen.bounds;
+            println!("{row:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
+            if !seen.fits() {
+                wrong.push(format!("{row} on the real one: {seen:?}"));
+            }
+        }
+    }
+    wrong
+}
+
+/// A StatefulSet of its own on two nodes of its own.
+async fn rig(stage: &Stage, at: usize) -> Rig {
+    let set = format!("row{at}");
+    let own = &stage.kubelets[2 * at..2 * at + 2];
+    let names: Vec<&str> = own.iter().map(|k| k.node()).collect();
+    let here = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": names}]}]}}});
+    let volumes = stage
+        .stateful_set_with("default", &set, 1, names[0], |object| {
+            let spec = &mut object["spec"]["template"]["spec"];
+            spec.as_object_mut().expect("a spec").remove("nodeSelector");
+            spec["affinity"] = here;
+        })
+        .await;
+    let label = stage.cloud.volume(volumes[0]).expect("a volume").label;
+    Rig {
+        client: stage.admin.clone(),
+        kubelets: own.iter().map(|k| (k.node().to_owned(), k.clone())).collect(),
+        cloud: Arc::new(SimulatedCloud::new(stage.cloud.clone())),
+        unpublish_fails: unpublish_switch(stage, volumes[0]),
+        driver: "linodebs.csi.linode.com".to_owned(),
+        namespace: "default".to_owned(),
+        set,
+        handle: format!("{}-{label}", volumes[0]),
+        look: Duration::from_millis(200),
+        settle: Duration::from_secs(12),
+    }
+}
+
+/// Makes the cloud refuse to detach this one volume, so that its Unpublish fails and the other rows' does not.
+fn unpublish_switch(stage: &Stage, volume: VolumeNo) -> Arc<dyn Fn(bool) + Send + Sync> {
+    let (cloud, fault) = (stage.cloud.clone(), Mutex::new(None));
+    Arc::new(move |fails| {
+        let mut fault = fault.lock().expect("the switch is whole");
+        if let Some(old) = fault.take() {
+            cloud.remove_fault(old);
+        }
+        if fails {
+            let refusal = Fault::Error {
+                status: 500,
+                reason: "Internal Server Error".to_owned(),
+                when: When::BeforeEffect,
+                body: ErrorBody::Json,
+            };
+            *fault =
+                Some(cloud.add_fault(FaultRule::new([Operation::DetachVolume], refusal).on_volume(volume)));
+        }
+    })
+}

@@ -1,0 +1,123 @@
+//! A person aborts at every point of a recovery, right before a request of the controller leaves.
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::policy::Mode;
+use reattach_core::stamp::STAMP_ANNOTATION;
+use reattach_drill::app::App;
+use reattach_drill::in_virtual_time;
+use reattach_drill::ledger::Entry;
+use reattach_drill::stage::{Expect, Stage, recovery_of};
+use reattach_drill::world::{APPS, WorldError};
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::{NODES, seeds};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const APP: &str = "redis";
+
+/// How one aborted night ended.
+struct Morning {
+    /// Of each recovery, and whether it was aborted. Afterwards the same volume may be in trouble of another kind.
+    phases: Vec<(bool, Phase)>,
+    /// The requests of the controller from the abort on; `None`: there was nothing to abort yet.
+    after: Option<Vec<Entry>>,
+    requests: u64,
+    workload: Value,
+}
+
+/// One app on a recycled node; `number` is the request before which the abort is stored.
+async fn play(seed: u64, unpublish_fails: bool, number: Option<u64>) -> Result<Morning, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
+    let app = App::deployment(APP, 7001, "pvcbb1d06139b334c1f", "the cache");
+    s.add(app.clone(), Expect::Restored).await?;
+    s.world.policy("everything", Mode::Auto, 0).await?;
+    s.running(&[APP], Duration::from_secs(180)).await?;
+    s.world.csi.set_unpublish_fails(unpublish_fails);
+    s.start_replica("reattach-controller-0", None);
+    s.pass(Duration::from_secs(5)).await;
+    let stored: Arc<Mutex<Option<usize>>> = Arc::default();
+    if let Some(number) = number {
+        let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), APPS);
+        let (stored, ledger) = (stored.clone(), s.world.ledger.clone());
+        let deed = move || -> futures::future::BoxFuture<'static, ()> {
+            let (api, stored, at) = (api.clone(), stored.clone(), ledger.len());
+            Box::pin(async move {
+                let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
+                for recovery in api.list(&Default::default()).await.expect("a list") {
+                    let name = recovery.metadata.name.unwrap_or_default();
+                    api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await.expect("patched");
+                    *stored.lock().expect("unpoisoned") = Some(at);
+                }
+            })
+        };
+        s.replicas[0].meanwhile(number, Arc::new(deed));
+    }
+    let node = s.node_of(APP);
+    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    let over = |r: VolumeRecovery| r.status.is_some_and(|st| st.phase.is_final());
+    let watched = app.clone();
+    s.until("the recovery over", Duration::from_secs(900), move |w| {
+        recovery_of(w, &watched).is_some_and(over)
+    })
+    .await?;
+    s.pass(Duration::from_secs(90)).await;
+    let at = *stored.lock().expect("unpoisoned");
+    let entries = s.world.ledger.entries();
+    Ok(Morning {
+        phases: s
+            .world
+            .recoveries()
+            .into_iter()
+            .map(|r| (r.spec.abort.is_some(), r.status.unwrap_or_default().phase))
+            .collect(),
+        after: at.map(|at| entries[at..].to_vec()),
+        requests: s.replicas[0].requests(),
+        workload: app.read(s.world.server()).map(|w| (*w).clone()).unwrap_or_default(),
+    })
+}
+
+fn night(seed: u64, unpublish_fails: bool, number: Option<u64>) -> Morning {
+    let played = in_virtual_time(move || async move { play(seed, unpublish_fails, number).await });
+    played.expect("virtual time").unwrap_or_else(|e| panic!("seed {seed}, abort at {number:?}: {e}"))
+}
+
+/// The intent of an effect that this request journals as started, if it was stored.
+fn started(entry: &Entry) -> Option<&str> {
+    if !entry.accepted() || entry.resource().1 != "volumerecoveries" || !entry.path.ends_with("/status") {
+        return None;
+    }
+    let last = entry.body.pointer("/status/journal")?.as_array()?.last()?;
+    last.pointer("/mark/intent").or_else(|| last.get("intent"))?.as_str()
+}
+
+#[test]
+fn what_is_aborted_begins_nothing_any_more_and_is_put_back() {
+    let mut aborted = 0;
+    for seed in seeds(1) {
+        for unpublish_fails in [false, true] {
+            let calm = night(seed, unpublish_fails, None);
+            assert_eq!(calm.phases, [(false, Phase::Recovered)]);
+            for number in 1..=calm.requests {
+                let morning = night(seed, unpublish_fails, Some(number));
+                let case =
+                    format!("seed {seed}, Unpublish fails {unpublish_fails}, abort before request {number}");
+                let Some(after) = morning.after else { continue };
+                aborted += 1;
+                let intents: Vec<&str> = after.iter().filter_map(started).collect();
+                let freeing = |i: &&str| !i.contains("back to") && !i.contains("remove the stamp");
+                assert!(!intents.iter().any(freeing), "{case}: it still began {intents:?}");
+                let ended = |(aborted, phase): &(bool, Phase)| {
+                    !aborted || matches!(phase, Phase::Aborted | Phase::Recovered)
+                };
+                assert!(morning.phases.iter().all(ended), "{case}: {:?}", morning.phases);
+                assert_eq!(morning.workload["spec"]["replicas"], 1, "{case}");
+                assert!(morning.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(), "{case}");
+            }
+        }
+    }
+    assert!(aborted > 20, "only {aborted} aborts found something to abort");
+}
