@@ -15,6 +15,13 @@ pub struct HandleError {
     pub why: String,
 }
 
+impl HandleError {
+    /// `what` with this `value` cannot be used, for the reason `why`, which says what was expected.
+    pub fn new(what: &str, value: &str, why: &str) -> Self {
+        Self { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
+    }
+}
+
 /// What an error tells about the effect of the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EffectKnowledge {

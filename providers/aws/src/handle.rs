@@ -18,7 +18,7 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
     Some(if is_volume(text) {
         Ok(VolumeId::new(text))
     } else {
-        Err(refuse("volume handle", text, "expected vol- and 8 or 17 hexadecimal digits"))
+        Err(HandleError::new("volume handle", text, "expected vol- and 8 or 17 hexadecimal digits"))
     })
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
         _ => None,
     };
     let why = "expected aws:///<zone>/i- and 8 or 17 hexadecimal digits";
-    Some(id.map(InstanceId::new).ok_or_else(|| refuse("provider ID", provider_id, why)))
+    Some(id.map(InstanceId::new).ok_or_else(|| HandleError::new("provider ID", provider_id, why)))
 }
 
 /// Whether a text is a volume's identifier in EC2's spelling.
@@ -47,10 +47,6 @@ pub(crate) fn is_instance(text: &str) -> bool {
 /// 17 hexadecimal digits, or 8 for resources from before 2018.
 fn is_number(text: &str) -> bool {
     matches!(text.len(), 8 | 17) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-fn refuse(what: &str, value: &str, why: &str) -> HandleError {
-    HandleError { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
 }
 
 #[cfg(test)]

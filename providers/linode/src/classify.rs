@@ -125,6 +125,11 @@ pub(crate) fn quote(text: &str) -> String {
     one_line(text, QUOTED)
 }
 
+/// Whether a text has this word: "blocked" does not say "locked".
+pub(crate) fn says(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|part| part.eq_ignore_ascii_case(word))
+}
+
 /// Scopes named by a header, where the header is there.
 pub(crate) fn scopes(headers: &HeaderMap, name: &str) -> Option<Vec<String>> {
     let value = headers.get(name)?.to_str().ok()?;

@@ -53,6 +53,10 @@ impl Client {
         Self { transport, config }
     }
 
+    pub(crate) fn config(&self) -> &LinodeConfig {
+        &self.config
+    }
+
     /// Reads one path. Retries what may pass (no answer, 408, 5xx outside maintenance), at most twice, after 0.2 s
     /// and 0.4 s. A 429 is not retried here: waiting is the caller's decision.
     pub(crate) async fn get(

@@ -19,11 +19,11 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
     }
     let (head, label) = handle.as_str().split_once('-').unwrap_or((handle.as_str(), ""));
     Some(if label.is_empty() {
-        Err(refuse("volume handle", handle.as_str(), "expected <volume number>-<label>"))
+        Err(HandleError::new("volume handle", handle.as_str(), "expected <volume number>-<label>"))
     } else {
-        number(head)
-            .map(|id| VolumeId::new(id.to_string()))
-            .ok_or_else(|| refuse("volume handle", handle.as_str(), "it does not begin with a volume number"))
+        number(head).map(|id| VolumeId::new(id.to_string())).ok_or_else(|| {
+            HandleError::new("volume handle", handle.as_str(), "it does not begin with a volume number")
+        })
     })
 }
 
@@ -31,9 +31,9 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
 pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
     let tail = provider_id.strip_prefix(PROVIDER_ID_PREFIX)?;
     Some(
-        number(tail)
-            .map(|id| InstanceId::new(id.to_string()))
-            .ok_or_else(|| refuse("provider ID", provider_id, "expected linode://<instance number>")),
+        number(tail).map(|id| InstanceId::new(id.to_string())).ok_or_else(|| {
+            HandleError::new("provider ID", provider_id, "expected linode://<instance number>")
+        }),
     )
 }
 
@@ -41,10 +41,6 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
 pub(crate) fn number(text: &str) -> Option<u64> {
     let number = text.parse::<u64>().ok()?;
     (number > 0 && number.to_string() == text).then_some(number)
-}
-
-fn refuse(what: &str, value: &str, why: &str) -> HandleError {
-    HandleError { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
 }
 
 #[cfg(test)]

@@ -6,15 +6,21 @@
 //!
 //! What Linode's API lacks shapes the code: a detach names no instance and detaches from whoever holds the volume, so
 //! the holder is read right before it; errors have no machine-readable code, so their texts are read; a volume's
-//! status does not show an attach or detach under way, so the job history (`/account/events`) is.
+//! status does not show an attach or detach under way, so the job history (`/account/events`) is read; an instance that is
+//! "offline" may be booted by the watchdog, so only the history tells whether it stays so.
 
 mod classify;
 mod client;
 mod config;
 mod detach;
+mod event;
 mod handle;
+mod history;
+mod order;
+mod power;
 mod preflight;
 mod provider;
+mod scope;
 mod socket;
 mod wire;
 

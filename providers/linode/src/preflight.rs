@@ -5,11 +5,12 @@ use bytes::Bytes;
 use http::Response;
 use reattach_provider_api::{Grant, PreflightReport, ProviderError, Right, RightUse};
 
-/// Scopes by what they are needed for, as Linode's API description lists them. A detach needs both `read_write`.
+/// Scopes by what they are needed for, as Linode's API description lists them. A detach needs both `read_write`, so
+/// powering off and on needs none of its own.
 const NEEDED: [(&str, &[RightUse]); 5] = [
     ("events:read_only", &[RightUse::ReadJobs]),
     ("linodes:read_only", &[RightUse::ReadInstances]),
-    ("linodes:read_write", &[RightUse::Detach]),
+    ("linodes:read_write", &[RightUse::Detach, RightUse::Power]),
     ("volumes:read_only", &[RightUse::ReadVolumes]),
     ("volumes:read_write", &[RightUse::Detach]),
 ];

@@ -1,25 +1,28 @@
-//! [`Provider`] for Linode: handles, batched reads, job history.
+//! [`Provider`] for Linode: handles and batched reads; the rest is in rooms of its own.
 
 use crate::{
     client::Client,
     config::{ConfigError, LinodeConfig},
-    detach, handle, preflight,
+    detach, handle, history, power, preflight, scope,
     socket::http_transport,
-    wire::{Event, Instance, Volume},
+    wire::{Instance, Volume},
 };
 use futures::future::{BoxFuture, FutureExt, join_all};
-use jiff::{Timestamp, ToSpan};
+use jiff::Timestamp;
 use reattach_core::{
-    cloud::{CloudInstance, CloudJob, CloudVolume},
+    cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts},
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, HandleError, HttpTransport, Lookup, PreflightReport,
-    Provider, ProviderError,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, HandleError, HttpTransport, Lookup,
+    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// The provider's name.
 pub const NAME: &str = "linode";
@@ -32,9 +35,6 @@ const PAGE: u16 = 500;
 
 /// Instances per filtered list: keeps the filter header near 2 kB.
 const INSTANCES_PER_LIST: usize = 100;
-
-/// Pages of the job history that are read at most, newest first, 500 entries each.
-const JOB_PAGES: usize = 20;
 
 /// Linode's API as a provider. Clones share their connections.
 #[derive(Clone, Debug)]
@@ -174,59 +174,15 @@ fn convert<T, U>(look: Lookup<T>, into: impl FnOnce(T) -> U) -> Lookup<U> {
     }
 }
 
-/// The job history of a volume, newest pages first, until `since` or `pages` pages; answered oldest first.
-///
-/// The filter is the one that Linode's own Go client uses. What it lets through is checked again here, since the API
-/// description promises less than that for events.
-pub(crate) async fn read_jobs(
-    client: &Client,
-    volume: &VolumeId,
-    since: Timestamp,
-    pages: usize,
-) -> Result<Vec<CloudJob>, ProviderError> {
-    let operation = format!("read the job history of volume {volume}");
-    let failed = |reason: String| ProviderError::NotApplied { operation: operation.clone(), reason };
-    let number =
-        handle::number(volume.as_str()).ok_or_else(|| failed("it is not a number of Linode's".into()))?;
-    let filter = json!({
-        "entity.type": "volume", "entity.id": number, "+order_by": "created", "+order": "desc",
-    });
-    // The API's times have whole seconds.
-    let since = since.checked_sub(1.second()).unwrap_or(since);
-    let mut jobs = Vec::new();
-    let mut seen = 0;
-    client
-        .get_pages(&operation, "/account/events", PAGE, Some(&filter), |rows, _| {
-            let mut older = false;
-            for row in rows {
-                let event: Event = serde_json::from_value(row).map_err(|e| failed(e.to_string()))?;
-                let created = event.created().map_err(failed)?;
-                older |= created < since;
-                if created >= since && event.concerns(volume) {
-                    jobs.push(event.into_cloud().map_err(failed)?);
-                }
-            }
-            seen += 1;
-            Ok(!older && seen < pages)
-        })
-        .await?;
-    jobs.sort_by_key(|job| (job.created, id_order(job)));
-    Ok(jobs)
-}
-
-/// Jobs of one second in the order of their numbers.
-fn id_order(job: &CloudJob) -> u64 {
-    job.id.parse().unwrap_or(u64::MAX)
-}
-
 impl Provider for LinodeProvider {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    /// Linode compares no holder, forces nothing and has no dry-run.
+    /// Linode compares no holder, forces nothing, has no dry-run, and its volumes have no snapshots (a clone is a whole
+    /// new volume that costs money).
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities { can_fence: true, ..Capabilities::default() }
     }
 
     fn resolve_volume(
@@ -282,7 +238,7 @@ impl Provider for LinodeProvider {
         volume: &'a VolumeId,
         since: Timestamp,
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>> {
-        read_jobs(&self.client, volume, since, JOB_PAGES).boxed()
+        history::volume_jobs(&self.client, volume, since, history::PAGES).boxed()
     }
 
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
@@ -296,5 +252,29 @@ impl Provider for LinodeProvider {
 
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
         preflight::run(&self.client).boxed()
+    }
+
+    fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
+        async move { power::off(&self.client, &request).await }.boxed()
+    }
+
+    fn power_on<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
+        power::on(&self.client, instance, timeout).boxed()
+    }
+
+    fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
+        async move { Ok(scope::read(&self.client).await?) }.boxed()
+    }
+
+    fn power_facts<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
+        async move { Ok(history::power(&self.client, instance, since).await?) }.boxed()
     }
 }

@@ -1,9 +1,8 @@
 //! Linode's objects as far as they matter here. Unknown fields and words are tolerated; a missing field that a
 //! decision rests on is not.
 
-use jiff::{Timestamp, civil, tz::TimeZone};
 use reattach_core::{
-    cloud::{CloudInstance, CloudJob, CloudVolume, DeviceIdentity, InstanceState, JobStatus, VolumeState},
+    cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, VolumeState},
     ids::{InstanceId, VolumeId},
 };
 use serde::{Deserialize, Deserializer};
@@ -31,28 +30,6 @@ pub(crate) struct Instance {
     status: String,
     #[serde(default)]
     watchdog_enabled: Option<bool>,
-}
-
-/// An entry of the job history.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Event {
-    id: u64,
-    action: String,
-    status: String,
-    created: String,
-    #[serde(default)]
-    entity: Option<Entity>,
-    #[serde(default)]
-    secondary_entity: Option<Entity>,
-}
-
-/// What an event concerns. Its ID is a number or, for some kinds, a text.
-#[derive(Debug, Deserialize)]
-struct Entity {
-    #[serde(default)]
-    id: Value,
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
 }
 
 /// Reads an optional value whose field must be there.
@@ -134,62 +111,6 @@ impl Instance {
     }
 }
 
-impl Entity {
-    fn number(&self, kind: &str) -> Option<String> {
-        let text = match &self.id {
-            Value::Number(number) => number.to_string(),
-            Value::String(text) => text.clone(),
-            _ => return None,
-        };
-        (self.kind.as_deref() == Some(kind)).then_some(text)
-    }
-}
-
-impl Event {
-    fn about(&self, kind: &str) -> Option<String> {
-        [&self.entity, &self.secondary_entity].into_iter().flatten().find_map(|entity| entity.number(kind))
-    }
-
-    /// Whether the event concerns this volume.
-    pub(crate) fn concerns(&self, volume: &VolumeId) -> bool {
-        self.about("volume").as_deref() == Some(volume.as_str())
-    }
-
-    /// When it was created.
-    pub(crate) fn created(&self) -> Result<Timestamp, String> {
-        timestamp(&self.created)
-    }
-
-    /// In the common vocabulary. Errors with a sentence when its time cannot be read.
-    pub(crate) fn into_cloud(self) -> Result<CloudJob, String> {
-        let status = match self.status.as_str() {
-            "scheduled" => JobStatus::Scheduled,
-            "started" => JobStatus::Started,
-            "finished" => JobStatus::Finished,
-            "failed" => JobStatus::Failed,
-            other => JobStatus::Other(other.to_owned()),
-        };
-        Ok(CloudJob {
-            id: self.id.to_string(),
-            status,
-            volume: self.about("volume").map(VolumeId::new),
-            instance: self.about("linode").map(InstanceId::new),
-            created: self.created()?,
-            action: self.action,
-        })
-    }
-}
-
-/// Linode's timestamps have no zone and mean UTC. One with a zone is taken at its word.
-fn timestamp(text: &str) -> Result<Timestamp, String> {
-    let zoned = text.parse::<Timestamp>().ok();
-    let naive = || {
-        let moment: civil::DateTime = text.parse().ok()?;
-        moment.to_zoned(TimeZone::UTC).ok().map(|at| at.timestamp())
-    };
-    zoned.or_else(naive).ok_or_else(|| format!("{:?} is not a time", crate::classify::quote(text)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,31 +171,5 @@ mod tests {
         assert_eq!(state("stopped").state, InstanceState::Transitional("stopped".into()));
         assert_eq!(state("levitating").state, InstanceState::Unknown("levitating".into()));
         assert!(state("offline").auto_restart, "an unknown watchdog counts as on");
-    }
-
-    #[test]
-    fn times_without_a_zone_are_utc() {
-        let at: Timestamp = "2018-01-02T03:04:05Z".parse().expect("a time");
-        assert_eq!(timestamp("2018-01-02T03:04:05"), Ok(at));
-        assert_eq!(timestamp("2018-01-02T03:04:05Z"), Ok(at));
-        assert_eq!(timestamp("2018-01-02T04:04:05+01:00"), Ok(at));
-        assert!(timestamp("yesterday").is_err());
-    }
-
-    #[test]
-    fn events_name_volume_and_instance() {
-        let shown = json!({
-            "id": 9, "action": "volume_detach", "status": "started", "created": "2026-01-01T00:00:00",
-            "entity": {"id": 17, "type": "volume"}, "secondary_entity": {"id": "42", "type": "linode"},
-        });
-        let event: Event = serde_json::from_value(shown).expect("an event");
-        assert!(event.concerns(&"17".into()) && !event.concerns(&"42".into()));
-        let job = event.into_cloud().expect("a job");
-        assert_eq!(job.instance, Some("42".into()));
-        assert!(job.is_pending());
-        let odd =
-            json!({"id": 1, "action": "a", "status": "s", "created": "2026-01-01T00:00:00", "entity": null});
-        let job = serde_json::from_value::<Event>(odd).expect("an event").into_cloud().expect("a job");
-        assert_eq!((job.volume, job.instance, job.status), (None, None, JobStatus::Other("s".into())));
     }
 }

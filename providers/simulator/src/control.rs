@@ -88,6 +88,8 @@ enum InstanceChange {
     Reboot,
     Recycle,
     Kill,
+    ShutdownByNobody,
+    Vanish,
     Status(InstanceStatus),
     InUse { volume: VolumeNo, in_use: bool },
 }
@@ -103,6 +105,11 @@ async fn change_instance(
         InstanceChange::Reboot => sim.reboot(id).map(drop)?,
         InstanceChange::Recycle => sim.recycle(id).map(drop)?,
         InstanceChange::Kill => sim.kill(id)?,
+        InstanceChange::ShutdownByNobody => sim.shutdown_by_nobody(id).map(drop)?,
+        InstanceChange::Vanish => {
+            sim.vanish(id)?;
+            return answer(json!({}));
+        }
         InstanceChange::Status(status) => sim.set_instance_status(id, status)?,
         InstanceChange::InUse { volume, in_use } => sim.set_in_use(id, volume, in_use),
     }

@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{
     body::{Body, Bytes},
-    http::{Method, Request, Response, Uri},
+    http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header},
 };
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -63,6 +63,26 @@ pub(crate) trait Reply: Send + 'static {
     fn status(&self) -> Option<u16>;
     /// As HTTP.
     fn into_response(self) -> Response<Body>;
+}
+
+/// An answer as HTTP, with the body's content type where it has one.
+pub(crate) fn answer(
+    status: u16,
+    kind: Option<&'static str>,
+    body: String,
+    headers: impl IntoIterator<Item = (&'static str, String)>,
+) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Some(kind) = kind {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
 }
 
 /// Carries a request out: logs it, draws its faults, waits as they say, and lets `serve` answer. `serve` gets the

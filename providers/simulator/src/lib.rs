@@ -20,6 +20,7 @@ mod model;
 mod sim;
 mod state;
 mod transport;
+mod trouble;
 
 pub use clock::{Clock, ManualClock};
 pub use face::ConnectionCut;

@@ -189,6 +189,11 @@ pub enum JobAction {
 }
 
 impl JobAction {
+    /// Whether the cloud does it by itself: nobody is named for such a job.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Recycle | Self::WatchdogBoot)
+    }
+
     /// Linode's word for it in `/account/events`.
     pub fn word(self) -> &'static str {
         match self {
@@ -249,6 +254,9 @@ pub struct Job {
     pub due: Option<Timestamp>,
     /// When it ended.
     pub finished: Option<Timestamp>,
+    /// Who asked for it; none for what the cloud does by itself.
+    #[serde(default)]
+    pub by: Option<String>,
     /// Whether it is a detach that waits for the guest to let go of the device (EBS calls that `busy`).
     #[serde(default)]
     pub waits_for_guest: bool,

@@ -41,6 +41,9 @@ pub(crate) struct Access {
     pub(crate) read_only_user: bool,
 }
 
+/// The account's one user, who asks for every job that the cloud does not do by itself.
+const USER: &str = "simulated";
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) view: View,
@@ -153,6 +156,7 @@ impl State {
             created: now,
             due,
             finished: None,
+            by: (!action.is_own()).then(|| USER.to_owned()),
             waits_for_guest: false,
         };
         if let Some(due) = due {
@@ -320,9 +324,14 @@ impl State {
         Ok(self.start(JobAction::Recycle, None, Some(instance), now, Some(lasting)))
     }
 
-    /// The instance loses power. With a watchdog, the cloud boots it again by itself.
+    /// The instance loses power. With a watchdog, the cloud boots it again by itself. One that is off has no power to
+    /// lose, and a shutdown that was ordered is what the watchdog leaves alone.
     pub(crate) fn kill(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
-        let watchdog = self.instance(instance)?.watchdog_enabled;
+        let found = self.instance(instance)?;
+        if found.status == InstanceStatus::Offline {
+            return Ok(());
+        }
+        let watchdog = found.watchdog_enabled;
         self.cancel_power_job(instance, now);
         self.unplug_all(instance, now);
         self.set_status(instance, InstanceStatus::Offline, now);
@@ -356,6 +365,13 @@ impl State {
             found.status = status;
             found.updated = at;
         }
+    }
+
+    /// Makes a job one that nobody asked for. Answers the job as it is then.
+    pub(crate) fn disown(&mut self, id: JobNo) -> Option<Job> {
+        let job = self.view.jobs.get_mut(&id)?;
+        job.by = None;
+        Some(job.clone())
     }
 
     fn cancel_power_job(&mut self, instance: InstanceNo, now: Timestamp) {

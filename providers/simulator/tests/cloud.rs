@@ -116,6 +116,29 @@ fn the_watchdog_boots_what_stopped_without_a_job_and_only_that() {
 }
 
 #[test]
+fn a_machine_that_was_shut_down_has_no_power_to_lose() {
+    let w = World::new();
+    let job = w.sim.shutdown_by_nobody(A).expect("accepted");
+    assert_eq!((job.by, w.sim.jobs().pop().and_then(|j| j.by)), (None, None));
+    w.pass(60);
+    w.sim.kill(A).expect("nothing happens");
+    w.pass(6000);
+    assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Offline);
+    w.sim.shutdown(B).expect("accepted");
+    let by: Vec<_> = w.sim.jobs().into_iter().map(|j| j.by.is_some()).collect();
+    assert_eq!(by.last(), Some(&true), "people are named");
+}
+
+#[test]
+fn a_vanished_instance_is_still_named_as_the_holder() {
+    let w = World::new();
+    w.sim.vanish(A).expect("gone");
+    assert_eq!(w.sim.instance(A), None);
+    assert_eq!(w.shown(), (Some(A), false, false));
+    assert_eq!(w.sim.max_holders(V), 1);
+}
+
+#[test]
 fn lost_phantom_and_orphan() {
     let w = World::new();
     w.sim.make_phantom(V).expect("phantom");

@@ -2,16 +2,24 @@
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
+use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use reattach_agent::{AgentConfig, HostRoot, Scan, ScanOn};
+use reattach_agent::{AgentConfig, HostRoot, News, Scan, ScanOn};
+use reattach_core::guest::Level;
 use reattach_core::ids::NodeName;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// The longest time without a look where the kernel's news cannot be had.
+const BLIND_RESCAN: Duration = Duration::from_secs(10);
+/// The stack of the thread that looks.
+const SCAN_STACK: usize = 512 << 10;
+
 /// Reports what this node's kernel and kubelet know of block devices, mounts and CSI volumes, and answers the
-/// controller's questions about them. It reads /proc and /sys, opens no device and changes nothing on the node.
+/// controller's questions about them. It reads /proc and /sys and changes nothing on the node; it opens a device, read-only,
+/// at the level full only.
 #[derive(Parser)]
 #[command(
     version,
@@ -19,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
     reattach-agent --host-root / --once               show what this machine's volumes look like, without a cluster\n  \
     NODE_NAME=n1 reattach-agent                       run as on a node, with the in-cluster credentials or KUBECONFIG\n\n\
     It must see the host's process IDs, and reading other processes needs CAP_SYS_PTRACE.\n\n\
-    Environment: NODE_NAME as --node-name; KUBECONFIG outside of a cluster; RUST_LOG for the log's level.\n\
+    Environment: NODE_NAME as --node-name; REATTACH_AGENT_LEVEL as --level; KUBECONFIG outside of a cluster; RUST_LOG for the log's level.\n\
     Exit codes: 0 after SIGTERM, SIGINT or --once, 1 if it cannot run, 2 for a flag with a bad value."
 )]
 struct Args {
@@ -32,8 +40,12 @@ struct Args {
     /// The name of this node's Node object
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
-    /// How often to look when nobody asks, such as 10s or 1m; at least 1s
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
+    /// How far to look: at the level full it may open a device that it is asked about, read-only and exclusively, for a
+    /// moment; needs the rights of deploy/components/agent-full
+    #[arg(long, value_enum, env = "REATTACH_AGENT_LEVEL", default_value = "basic")]
+    level: LookLevel,
+    /// How long it may go without a look when the kernel tells of no change and nobody asks, such as 30s or 5m; at least 1s
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = interval)]
     rescan: Duration,
     /// Look once, print what was seen, and exit; needs no cluster
     #[arg(long)]
@@ -41,6 +53,14 @@ struct Args {
     /// The format of --once
     #[arg(short, long, value_enum, default_value = "json", requires = "once")]
     output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LookLevel {
+    /// Reads /proc and /sys: says "no device" or "in use"
+    Basic,
+    /// May also open devices: says "clean", too
+    Full,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -74,7 +94,11 @@ fn start(args: &Args) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root);
+    let level = match args.level {
+        LookLevel::Basic => Level::Basic,
+        LookLevel::Full => Level::Full,
+    };
+    let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root).with_level(level);
     if args.once {
         let started = Instant::now();
         let inventory = Scan::new(&root)?.inventory();
@@ -109,8 +133,13 @@ fn start(args: &Args) -> anyhow::Result<()> {
             "no kernel threads there: this /proc seems to be a container's; processes of the host are not seen"
         );
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // The thread of a look ends with it, and with its stack and its share of the allocator's memory.
+        .thread_keep_alive(Duration::from_millis(10))
+        .thread_stack_size(SCAN_STACK)
+        .build()
+        .context("cannot start")?;
     let ended = runtime.block_on(serve(node, args.rescan, root));
     // A scan that hangs in the kernel must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -118,7 +147,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
 }
 
 #[allow(clippy::disallowed_methods)] // As above.
-async fn serve(node: &str, rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
+async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
     let inferred = kube::Config::infer().await;
     // Its text has its causes in it already.
     let mut config = inferred.map_err(|e| anyhow!("no credentials for a cluster: {e}"))?;
@@ -135,9 +164,18 @@ async fn serve(node: &str, rescan: Duration, root: HostRoot) -> anyhow::Result<(
             _ = int.recv() => {}
         }
     };
+    let news = match News::open(&root) {
+        Ok(news) => news.stream().boxed(),
+        Err(e) => {
+            tracing::warn!(error = %e, "the kernel tells no news; looking often instead");
+            rescan = rescan.min(BLIND_RESCAN);
+            stream::pending().boxed()
+        }
+    };
     let config = AgentConfig { node: NodeName::new(node), root, rescan, scan_on: ScanOn::BlockingPool };
-    tracing::info!(node = %config.node, rescan_seconds = config.rescan.as_secs(), "agent started");
-    reattach_agent::run(client, config, Timestamp::now, shutdown).await;
+    let (level, rescan_seconds) = (config.root.level(), config.rescan.as_secs());
+    tracing::info!(node = %config.node, ?level, rescan_seconds, "agent started");
+    reattach_agent::run_with_news(client, config, Timestamp::now, news, shutdown).await;
     Ok(())
 }
 

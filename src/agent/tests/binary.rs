@@ -6,7 +6,7 @@
 mod common;
 
 use common::{BOOT, LABEL, Tree};
-use reattach_core::guest::GuestInventory;
+use reattach_core::guest::{GuestInventory, Level};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
@@ -38,6 +38,25 @@ fn once_prints_the_inventory_without_a_cluster() {
 }
 
 #[test]
+fn the_level_is_basic_unless_a_flag_or_the_environment_says_full() {
+    let once = |args: &[&str], environment: &[(&str, &str)]| {
+        let tree = Tree::with_volume();
+        let output = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
+            .args(["--host-root", tree.0.to_str().unwrap(), "--once"])
+            .args(args)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        serde_json::from_slice::<GuestInventory>(&output.stdout).unwrap().level
+    };
+    assert_eq!(once(&[], &[]), Level::Basic);
+    assert_eq!(once(&["--level", "full"], &[]), Level::Full);
+    assert_eq!(once(&[], &[("REATTACH_AGENT_LEVEL", "full")]), Level::Full);
+    assert_eq!(once(&["--level", "basic"], &[("REATTACH_AGENT_LEVEL", "full")]), Level::Basic);
+}
+
+#[test]
 fn each_bad_start_ends_with_one_sentence() {
     let text = complaint(&agent(&Tree::empty(), &["--once"]));
     assert!(text.contains("no proc folder") && text.contains("--host-root"), "{text}");
@@ -66,6 +85,7 @@ fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
             &["--kubelet-root", "kubelet"],
             "invalid value 'kubelet' for '--kubelet-root <DIR>': it must be an absolute path",
         ),
+        (&["--level", "root"], "invalid value 'root' for '--level <LEVEL>'"),
         (&["--once", "-o", "yaml"], "invalid value 'yaml' for '--output <OUTPUT>'"),
         (&["--node-name", ""], "no node name; set NODE_NAME"),
         (&["--node-name", "Node_1"], "\"Node_1\" is no name of a Node; --node-name or NODE_NAME must be"),
@@ -91,6 +111,8 @@ fn the_help_names_every_flag_variable_and_exit_code() {
         "--kubelet-root",
         "--node-name",
         "NODE_NAME",
+        "--level",
+        "REATTACH_AGENT_LEVEL",
         "--rescan",
         "--once",
         "KUBECONFIG",

@@ -37,3 +37,25 @@ fn links_no_provider() {
         );
     }
 }
+
+/// The base opens no device: it may not, and it is not told to. The component does both, and nothing but that.
+#[test]
+fn only_the_component_lets_it_open_devices() {
+    let read = |file: &str| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy").to_owned() + file;
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+    };
+    let lines = |text: &str| -> Vec<String> {
+        let code = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        code.map(|line| line.trim_start_matches("- ").to_owned()).collect()
+    };
+    let (base, full) = (lines(&read("/base/agent.yaml")), lines(&read("/components/agent-full/agent.yaml")));
+    for line in ["privileged: true", "--level=full"] {
+        assert!(!base.contains(&line.to_owned()), "{line}");
+        assert!(full.contains(&line.to_owned()), "{line}");
+    }
+    for line in base.iter().filter(|line| line.starts_with("--") && !line.starts_with("--level")) {
+        assert!(full.contains(line), "the component replaces the list of arguments and loses {line}");
+    }
+    assert!(!lines(&read("/base/kustomization.yaml")).iter().any(|line| line.contains("agent-full")));
+}

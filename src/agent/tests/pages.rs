@@ -6,7 +6,7 @@
 mod common;
 
 use common::page83;
-use reattach_agent::guest::mountinfo::{Dev, parse, parse_swaps};
+use reattach_agent::guest::mountinfo::{Dev, Mapping, parse, parse_maps, parse_swaps};
 use reattach_agent::guest::vpd::{Designator, DesignatorKind, VpdError, designators, unit_serial};
 
 fn values(page: &[u8]) -> Vec<(DesignatorKind, String)> {
@@ -84,6 +84,21 @@ impl Bytes {
 }
 
 #[test]
+fn maps_as_the_kernel_prints_them() {
+    let table = b"55d2b3a2c000-55d2b3a2e000 r--p 00000000 fe:00 1835268                    /usr/bin/with space\n\
+        55d2b3a2e000-55d2b3a33000 r-xp 00002000 fe:00 1835268                    /usr/bin/with space\n\
+        55d2b4f3a000-55d2b4f5b000 rw-p 00000000 00:00 0                          [heap]\n\
+        7f1c0a000000-7f1c0a021000 rw-p 00000000 00:00 0 \n\
+        7f1c0c600000-7f1c0c800000 rw-s 00000000 103:0a 12                        /srv/old\\012name (deleted)\n";
+    let (mappings, all_good) = parse_maps(table);
+    assert_eq!(all_good, Ok(()));
+    let mapping = |major, minor, path: &str| Mapping { dev: Dev { major, minor }, path: path.to_owned() };
+    assert_eq!(mappings, [mapping(254, 0, "/usr/bin/with space"), mapping(259, 10, "/srv/old\nname")]);
+    let (mappings, all_good) = parse_maps(b"nonsense\n7f-8f rw-p 0 08:00 5 /a\n");
+    assert_eq!((mappings.len(), all_good.is_err()), (1, true));
+}
+
+#[test]
 fn no_page_and_no_table_panics() {
     let good = page83(&[(2, 0, b"pvc0123"), (1, 3, &[0x60, 0x01]), (2, 1, b"Google  disk-7")]);
     let table = b"90 22 8:0 / /a\\040b rw shared:1 - ext4 /dev/sda rw,errors=continue\n".to_vec();
@@ -105,6 +120,7 @@ fn no_page_and_no_table_panics() {
         let (parsed, all_good) = parse(&mounts);
         assert!(all_good.is_err() || !parsed.is_empty() || mounts.iter().all(|byte| *byte == b'\n'));
         let _ = parse_swaps(&mounts);
+        let _ = parse_maps(&mounts);
     }
     // The damage must not be so great that only the first check is ever reached.
     assert!((20_000..190_000).contains(&understood), "{understood}");

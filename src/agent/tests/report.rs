@@ -5,116 +5,16 @@
 
 mod common;
 
+use common::world::{LONG, RESCAN, World, on, refusal};
 use common::{BOOT, LABEL, Tree, challenge};
 use jiff::Timestamp;
 use kube::CustomResourceExt;
-use reattach_agent::{AgentConfig, ScanOn};
-use reattach_api::{NodeVolumeReport, NodeVolumeReportStatus};
-use reattach_core::guest::{Answer, Challenge, GuestInventory, Seen};
-use reattach_core::ids::NodeName;
-use reattach_sim::apiserver::{ApiStatus, AuditEntry, Fault, FaultRule, RequestMatch, Verb, WatchBreak};
-use reattach_sim::{ApiServer, Clock};
+use reattach_api::NodeVolumeReport;
+use reattach_core::guest::Seen;
+use reattach_sim::apiserver::{Fault, FaultRule, Verb, WatchBreak};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-
-const AGENT: &str = "system:serviceaccount:reattach:agent";
-const RESCAN: Duration = Duration::from_secs(10);
-const LONG: Duration = Duration::from_secs(600);
-
-struct World {
-    server: ApiServer,
-    tree: Tree,
-    stop: Option<oneshot::Sender<()>>,
-    agent: Option<JoinHandle<()>>,
-}
-
-impl World {
-    /// A cluster with Node n1 and the CRD, and no agent yet.
-    fn new(tree: Tree) -> Self {
-        let server = Self::bare();
-        server.register_crd(&serde_json::to_value(NodeVolumeReport::crd()).unwrap());
-        Self { server, tree, stop: None, agent: None }
-    }
-
-    fn bare() -> ApiServer {
-        let server = ApiServer::new(Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap()), 1);
-        server.insert(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" } }));
-        server
-    }
-
-    fn start(&mut self) {
-        let (stop, stopped) = oneshot::channel();
-        let config = AgentConfig {
-            node: NodeName::new("n1"),
-            root: self.tree.root(),
-            rescan: RESCAN,
-            scan_on: ScanOn::CallingTask,
-        };
-        let clock = self.server.clock();
-        let client = self.server.client_as(AGENT);
-        self.stop = Some(stop);
-        self.agent = Some(tokio::spawn(async move {
-            let shutdown = async {
-                let _ = stopped.await;
-            };
-            reattach_agent::run(client, config, move || clock.now(), shutdown).await;
-        }));
-    }
-
-    async fn running(tree: Tree) -> Self {
-        let mut world = Self::new(tree);
-        world.start();
-        sleep(Duration::from_secs(1)).await;
-        world
-    }
-
-    fn report(&self) -> Value {
-        let report = self.server.read("reattach.dev", "nodevolumereports", "", "n1");
-        (*report.expect("no report")).clone()
-    }
-
-    fn status(&self) -> NodeVolumeReportStatus {
-        serde_json::from_value(self.report()["status"].clone()).unwrap()
-    }
-
-    fn inventory(&self) -> GuestInventory {
-        self.status().inventory.expect("no inventory").get().expect("an inventory").clone()
-    }
-
-    fn answers(&self) -> Vec<Answer> {
-        self.status().answers.iter().map(|answer| answer.get().unwrap().clone()).collect()
-    }
-
-    /// What the agent has written since the last call.
-    fn writes(&self) -> Vec<AuditEntry> {
-        let mut entries = self.server.take_audit();
-        entries.retain(|entry| entry.user == AGENT && entry.verb.mutates());
-        entries
-    }
-
-    /// Writes the challenges of a report as the controller does.
-    async fn ask(&self, node: &str, challenges: &[Challenge]) {
-        let reports: kube::Api<NodeVolumeReport> = kube::Api::all(self.server.client());
-        let patch = kube::api::Patch::Merge(json!({ "spec": { "challenges": challenges } }));
-        reports.patch(node, &kube::api::PatchParams::default(), &patch).await.unwrap();
-    }
-}
-
-fn on(verb: Verb) -> RequestMatch {
-    RequestMatch {
-        verb: Some(verb),
-        resource: Some("nodevolumereports".to_owned()),
-        client: Some(AGENT.to_owned()),
-        ..RequestMatch::default()
-    }
-}
-
-fn refusal(code: u16) -> Fault {
-    Fault::Status { status: ApiStatus::new(code, "injected"), after_effect: false, retry_after: None }
-}
 
 #[tokio::test(start_paused = true)]
 async fn unasked_reports_are_written_on_change_only() {

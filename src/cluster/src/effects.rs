@@ -151,7 +151,7 @@ async fn patch(
 }
 
 /// What is known of a write from its reply.
-fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
+pub(crate) fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
     match reply {
         Ok(_) => Outcome::Applied { detail: detail.to_owned() },
         Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {

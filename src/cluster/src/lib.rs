@@ -7,6 +7,7 @@ pub mod clock;
 pub mod effects;
 pub mod facts;
 pub mod gate;
+pub mod hold;
 pub mod lease;
 pub mod reports;
 pub mod store;

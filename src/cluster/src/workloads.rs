@@ -1,6 +1,7 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
 use crate::facts;
+use crate::hold::is_gated;
 use crate::view::{View, claims_of};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -259,6 +260,7 @@ async fn describe(
         claims,
         template: template.as_ref().and_then(|t| t.spec.as_ref()).map(template_facts).unwrap_or_default(),
         pod_dry_run: None,
+        dry_run_held: None,
         emptydirs_expendable: annotations.get(EXPENDABLE_EMPTYDIRS_ANNOTATION).is_some_and(|v| v == "true"),
         workload,
     })
@@ -416,8 +418,23 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
         .collect())
 }
 
-/// Asks the API server whether it would accept one more pod of the workload now (quota, admission, service account).
-/// Nothing is created: the request carries `dryRun=All`.
+/// What the API server would do with one more pod of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryRun {
+    /// Whether it would accept it, or why not.
+    pub accepted: Result<(), String>,
+    /// Whether the pod would be given our scheduling gate. `None`: there would be no pod.
+    pub held: Option<bool>,
+}
+
+impl DryRun {
+    fn refused(why: String) -> Self {
+        Self { accepted: Err(why), held: None }
+    }
+}
+
+/// Asks the API server whether it would accept one more pod of the workload with the claim now (quota, admission, service
+/// account), and whether admission would hold it away. Nothing is created: the request carries `dryRun=All`.
 ///
 /// # Errors
 /// The request got no definite answer.
@@ -425,15 +442,18 @@ pub async fn dry_run_pod(
     records: &Client,
     read: &Client,
     w: &WorkloadRef,
-) -> Result<Result<(), String>, kube::Error> {
+    claim: &ObjectName,
+) -> Result<DryRun, kube::Error> {
     let api: Api<DynamicObject> = Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
     let object = api.get_opt(&w.name.name).await?;
     let template = object.as_ref().and_then(template_of);
-    let Some(mut template) = template else { return Ok(Err("it has no pod template".to_owned())) };
+    let Some(mut template) = template else {
+        return Ok(DryRun::refused("it has no pod template".to_owned()));
+    };
     if let (Some(set), Some(spec)) =
         (object.as_ref().filter(|_| w.kind == "StatefulSet").and_then(parse), &mut template.spec)
     {
-        add_claims(&set, spec);
+        add_claims(&set, &claim.name, spec);
     }
     let metadata = template.metadata.unwrap_or_default();
     let pod = Pod {
@@ -448,20 +468,30 @@ pub async fn dry_run_pod(
     };
     let params = PostParams { dry_run: true, ..PostParams::default() };
     match Api::<Pod>::namespaced(records.clone(), &w.name.namespace).create(&params, &pod).await {
-        Ok(_) => Ok(Ok(())),
-        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(Err(s.message.clone())),
+        Ok(made) => Ok(DryRun { accepted: Ok(()), held: Some(is_gated(&made)) }),
+        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(DryRun::refused(s.message.clone())),
         Err(error) => Err(error),
     }
 }
 
 /// Gives a pod spec the volumes that the StatefulSet's controller makes of the claim templates; they replace volumes of
-/// the same name (Kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
-fn add_claims(set: &StatefulSet, spec: &mut PodSpec) {
+/// the same name (Kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`). The pod is the one that
+/// `claim` belongs to, or the first.
+fn add_claims(set: &StatefulSet, claim: &str, spec: &mut PodSpec) {
     let first = set.spec.as_ref().and_then(|s| s.ordinals.as_ref()).and_then(|o| o.start).unwrap_or(0);
-    let templates = set.spec.iter().flat_map(|s| s.volume_claim_templates.iter().flatten());
+    let names: Vec<String> = set
+        .spec
+        .iter()
+        .flat_map(|s| s.volume_claim_templates.iter().flatten())
+        .map(ResourceExt::name_any)
+        .collect();
+    let ordinal = names
+        .iter()
+        .find_map(|name| claim.strip_prefix(&format!("{name}-{}-", set.name_any()))?.parse::<i32>().ok())
+        .unwrap_or(first);
     let volumes = spec.volumes.get_or_insert_default();
-    for name in templates.map(ResourceExt::name_any) {
-        let claim_name = format!("{name}-{}-{first}", set.name_any());
+    for name in names {
+        let claim_name = format!("{name}-{}-{ordinal}", set.name_any());
         volumes.retain(|v| v.name != name);
         volumes.push(Volume {
             name,

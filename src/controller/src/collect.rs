@@ -1,33 +1,39 @@
 //! Collecting evidence: Kubernetes objects (from the watches or live), the owning workload, the cloud.
 
-use crate::providers::{Providers, SHARED_FOR};
+use crate::providers::{Located, Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
-use reattach_cluster::{Clients, Clock, facts};
+use reattach_cluster::{Clients, Clock, facts, hold};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::ids::{InstanceId, ObjectName, Uid};
 use reattach_core::plan::Plan;
+use std::collections::BTreeSet;
 
 /// How far back the provider's job history is read before a run's own beginning.
 const JOBS_BEFORE: SignedDuration = SignedDuration::from_mins(10);
+
+/// How far back the history of an instance's power is read: someone may have shut it down long ago.
+const POWER_BEFORE: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
 pub enum Depth<'a> {
     /// For a diagnosis: no workload.
     Diagnose,
-    /// For a plan: the workload with everything that stands against scaling it.
+    /// For a plan: the workload with everything that stands against changing it.
     Plan,
     /// For the next step of a plan that runs; live reads only, if `live`.
     Execute {
         /// The plan.
         plan: &'a Plan,
-        /// Whether the workload's full detail is needed (before it is scaled).
-        scaling: bool,
+        /// Whether a change to the workload or its pods is being weighed: everything that stands against it is needed.
+        changing: bool,
+        /// Whether the hold is probed by a dry-run create.
+        probing: bool,
         /// Whether the provider's job history is needed (around a detach of ours).
         jobs: bool,
         /// No answer of the cloud from before this moment is of use: the journal's last line, or the change that made
@@ -89,19 +95,24 @@ impl Collector {
         let (remembered, detail) = match depth {
             Depth::Diagnose => return Ok(()),
             Depth::Plan => (None, Detail::Full),
-            Depth::Execute { plan, scaling, .. } => {
-                (Some(&plan.pins.workload), if scaling { Detail::Full } else { Detail::Count })
+            Depth::Execute { plan, changing, probing, .. } => {
+                (Some(&plan.pins.workload), if changing || probing { Detail::Full } else { Detail::Count })
             }
         };
+        if matches!(depth, Depth::Plan | Depth::Execute { changing: true, .. }) {
+            e.hold_policy = Some(hold::policy(&self.clients.read, self.clock.now()).await);
+        }
         let source = Source::Kubernetes("the owning workload".to_owned());
         let found = workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
         e.workload = match found {
             Owner::Workload(mut workload) => {
                 if detail == Detail::Full {
                     let clients = &self.clients;
+                    let (records, read) = (&clients.records, &clients.read);
                     let answer =
-                        workloads::dry_run_pod(&clients.records, &clients.read, &workload.workload).await?;
-                    workload.pod_dry_run = Some(answer);
+                        workloads::dry_run_pod(records, read, &workload.workload, &e.claim_name).await?;
+                    workload.pod_dry_run = Some(answer.accepted);
+                    workload.dry_run_held = answer.held;
                 }
                 Fact::present(*workload, source, self.clock.now())
             }
@@ -134,14 +145,52 @@ impl Collector {
         let jobs = match depth {
             Depth::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
-            Depth::Plan | Depth::Execute { scaling: true, .. } => {
+            Depth::Plan | Depth::Execute { changing: true, .. } => {
                 matches!(diagnose(e, now()).verdict, Verdict::Ours { .. })
             }
             Depth::Execute { jobs, .. } => jobs,
         };
+        self.add_power(e, &located, since).await;
         if jobs {
             let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
         }
     }
+
+    /// What the cloud says of holders for which no kubelet may be able to speak: what the proofs *gone* and *off* rest
+    /// on.
+    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp) {
+        let now = || self.clock.now();
+        let ids = unspoken_for(e, now());
+        if ids.is_empty() {
+            return;
+        }
+        let history = now().saturating_sub(POWER_BEFORE).unwrap_or(Timestamp::MIN);
+        let (instances, power, scope) = tokio::join!(
+            located.instances(&ids, since, now),
+            located.power(&ids, history, since, now),
+            located.scope(since, now)
+        );
+        e.instances = instances;
+        e.power = power;
+        e.cloud_scope =
+            scope.inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known")).ok();
+    }
+}
+
+/// The instances that hold the volume, by the cloud's word or by Kubernetes', and whose kubelet cannot give the proof:
+/// there is no Ready Node of that instance, or no VolumeAttachment names its Node. None while the cloud does not answer.
+fn unspoken_for(e: &Evidence, now: Timestamp) -> Vec<InstanceId> {
+    let Some(volume) = e.cloud_volume.shown() else { return Vec::new() };
+    let speaks = |instance: &InstanceId| {
+        let ready =
+            |name| e.node(name, now).is_some_and(|n| n.ready && n.instance.as_ref() == Some(instance));
+        e.nodes.keys().any(ready)
+    };
+    let named = e.attachments.shown().into_iter().flatten();
+    let attached: BTreeSet<&InstanceId> =
+        named.filter_map(|a| e.nodes.get(&a.node)?.shown()?.instance.as_ref()).collect();
+    let held = volume.holders.iter().filter(|h| !speaks(h) || !attached.contains(h));
+    let silent = attached.iter().copied().filter(|i| !speaks(i));
+    held.chain(silent).cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -1,8 +1,9 @@
 //! Performing one effect that passed the gate, and saying what is known of it.
 
 use crate::providers::Located;
+use reattach_api::VolumeRecovery;
 use reattach_cluster::gate::EffectPass;
-use reattach_cluster::{Clock, effects};
+use reattach_cluster::{Clock, effects, hold};
 use reattach_core::journal::Outcome;
 use reattach_core::machine::Effect;
 use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
@@ -11,6 +12,7 @@ use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
 pub(crate) async fn perform(
     pass: &EffectPass,
     effect: &Effect,
+    recovery: &VolumeRecovery,
     volume: Option<&Located>,
     clock: &Clock,
 ) -> Outcome {
@@ -22,6 +24,9 @@ pub(crate) async fn perform(
             Effect::Restore { workload, resource_version, path, replicas } => {
                 effects::restore(pass, workload, resource_version, *path, *replicas).await
             }
+            Effect::Hold => hold::hold(pass, recovery).await,
+            Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
+            Effect::Lift { pods } => hold::lift(pass, recovery, pods).await,
             Effect::Requeue { name, uid, resource_version } => {
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }

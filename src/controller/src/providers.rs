@@ -1,13 +1,16 @@
 //! The cloud providers of this process, and a short memory of what they said.
 
+use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, CloudVolume};
+use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, VolumeId};
-use reattach_provider_api::{HandleError, Lookup, Provider};
+use reattach_provider_api::{
+    EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
+};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 
 /// An answer is good enough for so long where nothing asks for a newer one.
@@ -24,14 +27,59 @@ pub struct Providers {
 
 struct Known {
     provider: Arc<dyn Provider>,
-    memory: Mutex<Memory>,
+    volumes: Memory<VolumeId, Lookup<CloudVolume>>,
+    instances: Memory<InstanceId, Lookup<CloudInstance>>,
+    power: Memory<InstanceId, Result<PowerFacts, EffectError>>,
+    scope: Memory<(), Result<CloudScope, EffectError>>,
 }
 
-/// What was asked, and what was answered: with the moment before the request was sent.
-#[derive(Default)]
-struct Memory {
-    wanted: BTreeMap<VolumeId, Timestamp>,
-    heard: BTreeMap<VolumeId, (Timestamp, Lookup<CloudVolume>)>,
+/// What was wanted, and what was answered: with the moment before the request was sent.
+struct Memory<K, T> {
+    wanted: std::sync::Mutex<BTreeMap<K, Timestamp>>,
+    heard: Mutex<BTreeMap<K, (Timestamp, T)>>,
+}
+
+impl<K, T> Default for Memory<K, T> {
+    fn default() -> Self {
+        Self { wanted: Default::default(), heard: Default::default() }
+    }
+}
+
+impl<K: Ord + Clone, T: Clone> Memory<K, T> {
+    /// What is told of each key by an answer to a request that was sent at `since` or later, with the moment before
+    /// that request. `ask` is called at most once, with everything that is wanted at the time.
+    async fn told(
+        &self,
+        keys: &[K],
+        since: Timestamp,
+        now: &impl Fn() -> Timestamp,
+        ask: impl AsyncFnOnce(Vec<K>) -> BTreeMap<K, T>,
+    ) -> BTreeMap<K, (Timestamp, T)> {
+        self.want(keys, now());
+        // The lock is held over the call: whoever waits for it finds the answer, or goes on with a request for all.
+        let mut heard = self.heard.lock().await;
+        let fresh = |heard: &BTreeMap<K, (Timestamp, T)>| -> BTreeMap<K, (Timestamp, T)> {
+            let told = |key: &K| Some((key.clone(), heard.get(key).filter(|(at, _)| *at >= since)?.clone()));
+            keys.iter().filter_map(told).collect()
+        };
+        if fresh(&heard).len() < keys.len() {
+            // Whoever looks at the same moment gets to say what they want as well.
+            tokio::task::yield_now().await;
+            let at = now();
+            heard.retain(|_, (heard, _)| at.duration_since(*heard) < TOGETHER);
+            let answers = ask(self.want(keys, at)).await;
+            heard.extend(answers.into_iter().map(|(key, answer)| (key, (at, answer))));
+        }
+        fresh(&heard)
+    }
+
+    /// Notes what is wanted now. Answers what is wanted altogether.
+    fn want(&self, keys: &[K], at: Timestamp) -> Vec<K> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.retain(|_, asked| at.duration_since(*asked) < TOGETHER);
+        wanted.extend(keys.iter().map(|key| (key.clone(), at)));
+        wanted.keys().cloned().collect()
+    }
 }
 
 /// One volume at its provider.
@@ -45,7 +93,13 @@ pub struct Located {
 impl Providers {
     /// Registers a provider.
     pub fn register(&mut self, provider: Arc<dyn Provider>) {
-        self.list.push(Arc::new(Known { provider, memory: Mutex::default() }));
+        self.list.push(Arc::new(Known {
+            provider,
+            volumes: Memory::default(),
+            instances: Memory::default(),
+            power: Memory::default(),
+            scope: Memory::default(),
+        }));
     }
 
     /// Every provider.
@@ -81,33 +135,89 @@ impl Located {
     /// The volume as the cloud describes it, by an answer to a request that was sent at `since` or later. The fact
     /// carries the moment before its request was sent.
     pub async fn describe(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<CloudVolume> {
-        // The lock is held over the call: whoever waits for it finds the answer, or goes on with a request for all.
-        let mut memory = self.known.memory.lock().await;
-        if memory.heard.get(&self.id).is_none_or(|(at, _)| *at < since) {
-            let at = now();
-            memory.wanted.insert(self.id.clone(), at);
-            memory.wanted.retain(|_, asked| at.duration_since(*asked) < TOGETHER);
-            memory.heard.retain(|_, (heard, _)| at.duration_since(*heard) < TOGETHER);
-            let ids: Vec<VolumeId> = memory.wanted.keys().cloned().collect();
-            let answers = self.provider().describe_volumes(&ids).await;
-            memory.heard.extend(answers.into_iter().map(|(id, answer)| (id, (at, answer))));
-        }
-        let source = Source::Cloud(self.provider().name().to_owned());
-        match memory.heard.get(&self.id).filter(|(at, _)| *at >= since) {
-            Some((at, Lookup::Found(volume))) => Fact::present(volume.clone(), source, *at),
-            Some((at, Lookup::NotFound)) => Fact::absent(source, *at),
-            Some((at, Lookup::Failed(error))) => Fact::unknown(error.to_string(), source, *at),
-            None => Fact::unknown("the provider left the volume out of its answer", source, now()),
+        let ask = async |ids: Vec<VolumeId>| self.provider().describe_volumes(&ids).await;
+        let told = self.known.volumes.told(std::slice::from_ref(&self.id), since, &now, ask).await;
+        self.looked_up(told.get(&self.id), now)
+    }
+
+    /// Instances of the same cloud, with dates and sharing as in [`Located::describe`].
+    pub async fn instances(
+        &self,
+        ids: &[InstanceId],
+        since: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> BTreeMap<InstanceId, Fact<CloudInstance>> {
+        let ask = async |ids: Vec<InstanceId>| self.provider().describe_instances(&ids).await;
+        let told = self.known.instances.told(ids, since, &now, ask).await;
+        ids.iter().map(|id| (id.clone(), self.looked_up(told.get(id), &now))).collect()
+    }
+
+    /// What happened to the power of instances since `history`, with dates and sharing as in [`Located::describe`].
+    /// Not known where the provider keeps no such history.
+    pub async fn power(
+        &self,
+        ids: &[InstanceId],
+        history: Timestamp,
+        since: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> BTreeMap<InstanceId, Fact<PowerFacts>> {
+        let one = async |id: InstanceId| {
+            let facts = self.provider().power_facts(&id, history).await;
+            (id, facts)
+        };
+        let ask = async |ids: Vec<InstanceId>| join_all(ids.into_iter().map(one)).await.into_iter().collect();
+        let told = self.known.power.told(ids, since, &now, ask).await;
+        let fact = |id: &InstanceId| match told.get(id) {
+            Some((at, Ok(facts))) => Fact::present(facts.clone(), self.source(), *at),
+            Some((at, Err(EffectError::Failed(ProviderError::NotFound { .. })))) => {
+                Fact::absent(self.source(), *at)
+            }
+            Some((at, Err(error))) => Fact::unknown(error.to_string(), self.source(), *at),
+            None => Fact::unknown("it was not asked for", self.source(), now()),
+        };
+        ids.iter().map(|id| (id.clone(), fact(id))).collect()
+    }
+
+    /// Who answers, by an answer to a request that was sent at `since` or later.
+    ///
+    /// # Errors
+    /// The provider cannot tell, or could not be asked.
+    pub async fn scope(
+        &self,
+        since: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<CloudScope, EffectError> {
+        let ask = async |_| BTreeMap::from([((), self.provider().scope().await)]);
+        let told = self.known.scope.told(&[()], since, &now, ask).await.remove(&());
+        told.map_or_else(
+            || Err(Unsupported::new(self.provider().name(), Optional::Scope).into()),
+            |(_, answer)| answer,
+        )
+    }
+
+    fn source(&self) -> Source {
+        Source::Cloud(self.provider().name().to_owned())
+    }
+
+    fn looked_up<T: Clone>(
+        &self,
+        told: Option<&(Timestamp, Lookup<T>)>,
+        now: impl Fn() -> Timestamp,
+    ) -> Fact<T> {
+        match told {
+            Some((at, Lookup::Found(item))) => Fact::present(item.clone(), self.source(), *at),
+            Some((at, Lookup::NotFound)) => Fact::absent(self.source(), *at),
+            Some((at, Lookup::Failed(error))) => Fact::unknown(error.to_string(), self.source(), *at),
+            None => Fact::unknown("the provider left it out of its answer", self.source(), now()),
         }
     }
 
     /// The volume's jobs since a moment. The fact carries the moment before the request was sent.
     pub async fn jobs(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<Vec<CloudJob>> {
         let at = now();
-        let source = Source::Cloud(self.provider().name().to_owned());
         match self.provider().jobs(&self.id, since).await {
-            Ok(jobs) => Fact::present(jobs, source, at),
-            Err(error) => Fact::unknown(error.to_string(), source, at),
+            Ok(jobs) => Fact::present(jobs, self.source(), at),
+            Err(error) => Fact::unknown(error.to_string(), self.source(), at),
         }
     }
 }

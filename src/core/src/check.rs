@@ -2,11 +2,11 @@
 //! with the planner, and can veto.
 
 use crate::diagnosis::Trouble;
-use crate::evidence::{AccessMode, ClaimFacts, Evidence, MAX_AGE};
+use crate::evidence::{AccessMode, ClaimFacts, Evidence, MAX_AGE, PodFacts};
 use crate::ids::PlanHash;
 use crate::plan::{EffectClass, PLAN_VERSION, Plan};
 use crate::runbook::StepKind;
-use crate::workload::{ManagerKind, ScalePath};
+use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -47,8 +47,11 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
     let first = |k| kinds.iter().position(|x| *x == k);
     let last = |k| kinds.iter().rposition(|x| *x == k);
     let (scale, restore) = (first(StepKind::ScaleToZero), first(StepKind::Restore));
+    let (hold, lift) = (first(StepKind::Hold), first(StepKind::Lift));
+    let away = scale.or(hold);
+    let back = restore.or(lift);
     if let Some(detach) = first(StepKind::CloudDetach) {
-        say("S1", scale.is_some_and(|s| s < detach), "a cloud detach without the claim held away first");
+        say("S1", away.is_some_and(|s| s < detach), "a cloud detach without the claim held away first");
         say(
             "S1",
             plan.steps[detach].effect_class == EffectClass::Once,
@@ -56,7 +59,7 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
         );
         say(
             "S1",
-            restore.is_none_or(|r| last(StepKind::CloudDetach).is_some_and(|d| d < r)),
+            back.is_none_or(|r| last(StepKind::CloudDetach).is_some_and(|d| d < r)),
             "a cloud detach after pods may run again",
         );
     }
@@ -68,12 +71,24 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
                 && last(StepKind::Restore) == restore),
         "a scale to zero without exactly one restore after it",
     );
+    say("S2", scale.is_none() || hold.is_none(), "both a hold and a scale to zero");
     say(
         "S2",
-        restore.is_none_or(|r| {
+        hold.is_none() || (last(StepKind::Hold) == hold && lift > hold && last(StepKind::Lift) == lift),
+        "a hold without exactly one lift after it",
+    );
+    say(
+        "S1",
+        first(StepKind::Release).is_none_or(|r| hold.is_some_and(|h| h < r))
+            && last(StepKind::Release).is_none_or(|r| lift > Some(r)),
+        "a pod evicted while another may come",
+    );
+    say(
+        "S2",
+        back.is_none_or(|r| {
             r > 0 && kinds[r - 1] == StepKind::AwaitDetached && plan.steps[r - 1].patience_seconds.is_none()
         }),
-        "a restore that does not wait for the detach",
+        "pods that come back before the detach",
     );
     say("S5", plan.steps.iter().all(|s| s.deadline_seconds > 0), "a step without a deadline");
 }
@@ -166,10 +181,40 @@ fn losses(
         w.workload == p.workload && w.replicas == p.replicas,
         "the workload is not the pinned one, or its count changed",
     );
-    say("S2", !w.deletes_claims_when_scaled, "the workload deletes its claims when scaled");
     say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
     say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
     say("S2", w.rollout.is_none() && !w.deleting, "the workload is being changed");
+    say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
+    say("S2", w.pod_dry_run == Some(Ok(())), "a new pod is not known to be accepted");
+    let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
+    let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
+    say("S7", now_pods == pinned, "the workload's pods are not the pinned ones");
+    let users = e.pods.read(now, MAX_AGE).present();
+    say(
+        "S7",
+        users.is_some_and(|u| {
+            u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
+        }),
+        "a pod outside the workload uses the claim",
+    );
+    if plan.steps.iter().any(|s| s.kind == StepKind::ScaleToZero) {
+        whole_workload(w, confirmed, say);
+    } else {
+        say("S2", w.replicas > 0, "someone keeps the workload at zero");
+        let going = |x: &&PodFacts| x.node.as_ref() == Some(&p.node);
+        say(
+            "S2",
+            w.template.pre_stop.is_empty() || users.is_some_and(|u| u.iter().filter(going).all(|x| !x.ready)),
+            "a healthy pod's preStop hook would run",
+        );
+        let policy = e.hold_policy.as_ref().and_then(|h| h.read(now, MAX_AGE).present());
+        say("S1", policy.is_some(), "the cluster is not known to hold pods away by admission");
+    }
+}
+
+/// S2, where all of the workload's pods go.
+fn whole_workload(w: &WorkloadFacts, confirmed: Option<&str>, say: &mut impl FnMut(&str, bool, &str)) {
+    say("S2", !w.deletes_claims_when_scaled, "the workload deletes its claims when scaled");
     say(
         "S2",
         w.autoscalers.iter().all(|a| a.min_replicas > 0),
@@ -181,8 +226,6 @@ fn losses(
         "someone else owns the count",
     );
     say("S2", w.scaling != ScalePath::None, "the workload cannot be scaled back");
-    say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
-    say("S2", w.pod_dry_run == Some(Ok(())), "a new pod is not known to be accepted");
     say(
         "S2",
         w.claims.iter().all(|(_, c)| {
@@ -207,16 +250,5 @@ fn losses(
         "S2",
         w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready),
         "a healthy pod's preStop hook would run",
-    );
-    let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
-    let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
-    say("S7", now_pods == pinned, "the workload's pods are not the pinned ones");
-    let users = e.pods.read(now, MAX_AGE).present();
-    say(
-        "S7",
-        users.is_some_and(|u| {
-            u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
-        }),
-        "a pod outside the workload uses the claim",
     );
 }

@@ -59,6 +59,9 @@ pub struct Evidence {
     pub cloud_scope: Option<CloudScope>,
     /// Recent jobs of the volume at the provider.
     pub jobs: Fact<Vec<CloudJob>>,
+    /// Whether the cluster can hold pods away by admission. Absent: it has no such policy. None: not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_policy: Option<Fact<String>>,
     /// Events that name one of the pods, newest last.
     pub events: Vec<EventFacts>,
 }
@@ -194,12 +197,20 @@ pub struct PodFacts {
     pub created: Timestamp,
     /// A container waits on something that is not a volume (`ImagePullBackOff`, `CrashLoopBackOff`): its reason.
     pub waiting_reason: Option<String>,
+    /// It carries [`crate::hold::HOLD_GATE`]: the scheduler leaves it alone until the gate is taken off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 impl PodFacts {
     /// Whether the pod has ended for good (its containers will not run again).
     pub fn is_finished(&self) -> bool {
         matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// Whether it is kept from every node by a hold of ours. A pod that was bound before is not, whatever it carries.
+    pub fn is_held_away(&self) -> bool {
+        self.held && self.node.is_none()
     }
 }
 

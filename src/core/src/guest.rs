@@ -6,12 +6,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How much the agent is allowed to look at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Level {
     /// Reads /proc and /sys: can say "no device" or "dirty", never "clean" of a device that is there.
+    #[default]
     Basic,
-    /// May also open devices.
+    /// May also open devices, read-only: can say "clean".
     Full,
 }
 
@@ -57,12 +58,23 @@ pub struct DeviceUsers {
     pub mounts: Vec<String>,
     /// Devices stacked on it (dm-crypt, LVM, md, multipath), recursively.
     pub holders: Vec<String>,
-    /// Loop devices whose backing file is this device.
+    /// Loop and network block devices that stand for it or for a file on it.
     pub loops: Vec<String>,
-    /// Processes with the device open, as `pid comm`.
+    /// Processes with the device open, mapped or named in a running `mount` or the like, as `pid comm`; in an answer also
+    /// what is left of a pod that had the volume.
     pub openers: Vec<String>,
     /// Whether it is a swap device.
     pub swap: bool,
+    /// The kernel refuses an exclusive open: a filesystem or driver has it that may show nowhere else (full level only).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub claimed: bool,
+    /// A request was in flight, or a write was counted between two readings.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub active: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl DeviceUsers {
@@ -134,8 +146,11 @@ pub enum Seen {
         /// Who and what.
         users: DeviceUsers,
     },
-    /// The device is there and no user was seen; at the basic level this is not "clean".
+    /// The device is there and no user was seen, as far as the basic level sees: not "clean".
     Idle,
+    /// The device is there and nothing has it: every item of the full level was read and shows no user. Counts only in an
+    /// answer of that level (see [`Answer::is_clean`]).
+    Clean,
     /// Something could not be read: no answer.
     Unreadable {
         /// What could not be read.
@@ -157,6 +172,21 @@ pub struct Answer {
     pub boot_id: BootId,
     /// When the scan began, on the node's clock. The scan began after the challenge was read.
     pub scanned_at: Timestamp,
+    /// What the agent was allowed to look at. An answer that does not say so is of the basic level.
+    #[serde(default)]
+    pub level: Level,
     /// What was seen.
     pub seen: Seen,
+}
+
+impl Answer {
+    /// Whether the answer shows that nothing on the node can write to the device: it is not there, or it is there and an
+    /// agent that may open devices found it clean. A basic agent cannot say the latter, whatever it wrote.
+    pub fn is_clean(&self) -> bool {
+        match self.seen {
+            Seen::NoDevice => true,
+            Seen::Clean => self.level == Level::Full,
+            Seen::DeadMount { .. } | Seen::InUse { .. } | Seen::Idle | Seen::Unreadable { .. } => false,
+        }
+    }
 }

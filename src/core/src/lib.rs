@@ -10,6 +10,7 @@ pub mod diagnosis;
 pub mod evidence;
 pub mod fact;
 pub mod guest;
+pub mod hold;
 pub mod ids;
 pub mod journal;
 pub mod machine;

@@ -5,12 +5,26 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The runbook that policies name by default.
-pub const DEFAULT_RUNBOOK: &str = "scale-to-zero";
+/// The runbook that policies name by default: it touches no replica and mostly leaves the detach to Kubernetes.
+pub const DEFAULT_RUNBOOK: &str = "lightest-first";
+
+/// The founding procedure, for clusters without a hold by admission and for people who want it.
+pub const SCALE_TO_ZERO: &str = "scale-to-zero";
 
 /// The runbooks that are compiled in, as name and YAML.
-pub const BUILT_IN: [(&str, &str); 1] =
-    [(DEFAULT_RUNBOOK, include_str!("../../../runbooks/scale-to-zero.yaml"))];
+pub const BUILT_IN: [(&str, &str); 2] = [
+    (DEFAULT_RUNBOOK, include_str!("../../../runbooks/lightest-first.yaml")),
+    (SCALE_TO_ZERO, include_str!("../../../runbooks/scale-to-zero.yaml")),
+];
+
+/// How a runbook keeps new pods of the claim away while its volume is freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// The workload is at zero, by our stamp.
+    AtZero,
+    /// Its new pods carry our scheduling gate; replicas are not touched.
+    ByGate,
+}
 
 /// An ordered list of typed steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +68,10 @@ impl RunbookStep {
 pub enum StepKind {
     /// Stamp the workload and set its replicas to zero, in one write; then wait until no pod of it is left.
     ScaleToZero,
+    /// Keep new pods of the claim away by a scheduling gate; proven by a dry-run create.
+    Hold,
+    /// Evict the stuck pod; its owner makes a new one, which the hold keeps away.
+    Release,
     /// Wait until kubelet, the attach/detach controller, the cloud and the VolumeAttachment have let go.
     AwaitDetached,
     /// Detach at the cloud, with a proof, when Kubernetes' own detach is stuck.
@@ -62,6 +80,8 @@ pub enum StepKind {
     Requeue,
     /// Set the stamped replicas again and remove the stamp, in one write.
     Restore,
+    /// End the hold: its label off, the gates off the pods that wait.
+    Lift,
     /// Wait until the pod is Ready with its volume and exactly one holder.
     Verify,
 }
@@ -126,35 +146,87 @@ impl Runbook {
         hash16(self)
     }
 
+    /// How it keeps the claim's pods away: its first step. A checked runbook has one.
+    pub fn holding(&self) -> Holding {
+        match self.steps.first().map(|s| s.step) {
+            Some(StepKind::Hold) => Holding::ByGate,
+            _ => Holding::AtZero,
+        }
+    }
+
     /// `name` is the file or name that people know it by.
     fn check(&self, name: &str) -> Result<(), RunbookError> {
         let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: name.to_owned(), why: why.to_owned() });
         let at = |kind| self.steps.iter().position(|s| s.step == kind);
-        let Some(scale) = at(StepKind::ScaleToZero) else {
-            return unsafe_(
-                "steps has no ScaleToZero; every runbook of this build holds the claim by it, add it first",
-            );
+        let (open, close) = match (at(StepKind::ScaleToZero), at(StepKind::Hold)) {
+            (Some(_), Some(_)) => {
+                return unsafe_(
+                    "steps has both ScaleToZero and Hold: one of them keeps the pods away, remove the other",
+                );
+            }
+            (None, None) => {
+                return unsafe_(
+                    "steps has no ScaleToZero and no Hold; every runbook keeps the claim's pods away by one of them, add it first",
+                );
+            }
+            (Some(at), None) => (at, StepKind::Restore),
+            (None, Some(at)) => (at, StepKind::Lift),
         };
-        let Some(restore) = at(StepKind::Restore) else {
-            return unsafe_("steps has ScaleToZero and no Restore: nothing may be left at zero, add Restore");
+        let Some(close) = at(close) else {
+            return unsafe_(match close {
+                StepKind::Restore => {
+                    "steps has ScaleToZero and no Restore: nothing may be left at zero, add Restore"
+                }
+                _ => "steps has Hold and no Lift: no pod may be left held, add Lift",
+            });
         };
-        if scale != 0 {
-            return unsafe_("ScaleToZero must be the first step: no later step is safe while pods can come");
+        if open != 0 {
+            return unsafe_(&format!(
+                "{:?} must be the first step: no later step is safe while pods can come",
+                self.steps[open].step
+            ));
         }
-        for kind in [StepKind::ScaleToZero, StepKind::Restore, StepKind::CloudDetach, StepKind::Verify] {
+        let holds = self.holding() == Holding::ByGate;
+        if holds && at(StepKind::Release) != Some(1) {
+            return unsafe_(
+                "Release must be the second step: under a hold the stuck pod has to go before anything is freed",
+            );
+        }
+        let (missing, other) = match self.holding() {
+            Holding::ByGate => (StepKind::Restore, "Restore belongs to ScaleToZero; under Hold it is Lift"),
+            Holding::AtZero => (StepKind::Lift, "Lift belongs to Hold; after ScaleToZero it is Restore"),
+        };
+        if at(missing).is_some() {
+            return unsafe_(other);
+        }
+        if !holds && at(StepKind::Release).is_some() {
+            return unsafe_("Release belongs to Hold: at zero no pod is left to release");
+        }
+        for kind in [
+            StepKind::ScaleToZero,
+            StepKind::Restore,
+            StepKind::Hold,
+            StepKind::Release,
+            StepKind::Lift,
+            StepKind::CloudDetach,
+            StepKind::Verify,
+        ] {
             if self.steps.iter().filter(|s| s.step == kind).count() > 1 {
                 return unsafe_(&format!("{kind:?} may stand only once"));
             }
         }
-        if self.steps[..restore].last().map(|s| s.step) != Some(StepKind::AwaitDetached)
-            || self.steps[restore - 1].patience_seconds.is_some()
+        let closing = self.steps[close].step;
+        if self.steps[..close].last().map(|s| s.step) != Some(StepKind::AwaitDetached)
+            || self.steps[close - 1].patience_seconds.is_some()
         {
-            return unsafe_(
-                "the step before Restore must be AwaitDetached without patienceSeconds: scaling back before the VolumeAttachment is gone heals nothing",
-            );
+            return unsafe_(&format!(
+                "the step before {closing:?} must be AwaitDetached without patienceSeconds: a pod that comes before the VolumeAttachment is gone heals nothing"
+            ));
         }
-        if at(StepKind::CloudDetach).is_some_and(|c| c > restore) {
-            return unsafe_("CloudDetach must stand before Restore: later the volume is in use");
+        if at(StepKind::CloudDetach).is_some_and(|c| c > close) {
+            return unsafe_(&format!(
+                "CloudDetach must stand before {closing:?}: later the volume is in use"
+            ));
         }
         if self.steps.last().map(|s| s.step) != Some(StepKind::Verify) {
             return unsafe_("the last step must be Verify");

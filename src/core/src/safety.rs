@@ -79,6 +79,11 @@ pub enum Refusal {
         "pod {pod} has no owner that would make a new one; reattach never deletes or recreates a bare pod"
     )]
     BarePod { pod: String },
+    /// The cluster cannot hold pods away by admission.
+    #[error(
+        "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away; use runbook scale-to-zero"
+    )]
+    NoHoldPolicy,
     /// Jobs, DaemonSets and the like.
     #[error("{workload} cannot be scaled to zero and back")]
     NotScalable { workload: String },

@@ -17,9 +17,10 @@ use crate::fact::{Fact, Known, Source};
 use crate::guest::{
     Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
 };
+use crate::hold::HOLD_POLICY;
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
 use crate::plan::{Plan, Request, make};
-use crate::runbook::{DEFAULT_RUNBOOK, Runbook};
+use crate::runbook::{Runbook, SCALE_TO_ZERO};
 use crate::safety::Refusal;
 use crate::workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef};
 use jiff::{SignedDuration, Timestamp};
@@ -97,6 +98,7 @@ impl Case {
             deleting_since: None,
             created: ago(864_000),
             waiting_reason: Some("ContainerCreating".to_owned()),
+            held: false,
         };
         let workload = WorkloadRef {
             api_version: "apps/v1".to_owned(),
@@ -144,6 +146,7 @@ impl Case {
                     claims: vec![(claim_name.name, Some(claim))],
                     template: TemplateFacts::default(),
                     pod_dry_run: Some(Ok(())),
+                    dry_run_held: None,
                     emptydirs_expendable: false,
                 },
                 kubernetes(&format!("{kind} default/redis")),
@@ -159,6 +162,7 @@ impl Case {
             power: BTreeMap::new(),
             cloud_scope: None,
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
+            hold_policy: None,
             events: vec![EventFacts {
                 pod: ObjectName::new("default", "redis-0"),
                 reason: "FailedMount".to_owned(),
@@ -302,6 +306,7 @@ impl Case {
             identity: identity(),
             boot_id: boot(NODE),
             scanned_at: ago(1),
+            level: Level::Basic,
             seen,
         };
         self.evidence.answers.insert(NODE.into(), answer);
@@ -378,6 +383,7 @@ impl Case {
             deleting_since: None,
             created: ago(60),
             waiting_reason: None,
+            held: false,
         };
         if own {
             value(&mut self.evidence.workload).pods.push(pod.clone());
@@ -403,7 +409,7 @@ impl Case {
         diagnose(&self.evidence, self.now)
     }
 
-    /// The plan by the default runbook, for execution.
+    /// The plan by the founding runbook, for execution.
     ///
     /// # Errors
     /// The refusals.
@@ -411,12 +417,32 @@ impl Case {
         self.plan_as(None, false)
     }
 
-    /// The plan by the default runbook, with the workload that a person named; `for_show` as in [`Request`].
+    /// The plan by the founding runbook, with the workload that a person named; `for_show` as in [`Request`].
     ///
     /// # Errors
     /// The refusals.
     pub fn plan_as(&self, confirm_workload: Option<&str>, for_show: bool) -> Result<Plan, Vec<Refusal>> {
-        let runbook = Runbook::built_in(DEFAULT_RUNBOOK).unwrap_or_else(|e| panic!("testkit: {e}"));
+        self.plan_by(SCALE_TO_ZERO, confirm_workload, for_show)
+    }
+
+    /// The same on a cluster that can hold pods away by admission.
+    pub fn holdable(mut self) -> Self {
+        let source = kubernetes("MutatingAdmissionPolicyBinding reattach-hold");
+        self.evidence.hold_policy = Some(Fact::present(HOLD_POLICY.to_owned(), source, self.now));
+        self
+    }
+
+    /// The plan by any built-in runbook.
+    ///
+    /// # Errors
+    /// The refusals.
+    pub fn plan_by(
+        &self,
+        runbook: &str,
+        confirm_workload: Option<&str>,
+        for_show: bool,
+    ) -> Result<Plan, Vec<Refusal>> {
+        let runbook = Runbook::built_in(runbook).unwrap_or_else(|e| panic!("testkit: {e}"));
         let request = Request {
             runbook: &runbook,
             confirm_workload,

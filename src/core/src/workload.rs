@@ -64,6 +64,10 @@ pub struct WorkloadFacts {
     pub template: TemplateFacts,
     /// The server's answer to a dry-run create of one pod from the template. `None`: not asked yet.
     pub pod_dry_run: Option<Result<(), String>>,
+    /// Whether that pod, with the stuck claim, came back with our scheduling gate: what proves a hold (DESIGN 6, P1).
+    /// `None`: not asked, or refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run_held: Option<bool>,
     /// The owner declared that its emptyDirs may be lost (annotation `reattach.dev/expendable-emptydirs`).
     pub emptydirs_expendable: bool,
 }

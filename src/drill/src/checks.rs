@@ -5,6 +5,7 @@ use crate::stage::{Cast, Expect, Stage, state_of};
 use crate::world::World;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::journal::Mark;
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
@@ -43,7 +44,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
         one_writer(world),
         Check::new(
             "S2",
-            "nothing is left at zero, no stamp, finalizer or question of ours is left",
+            "nothing is left at zero, no stamp, hold, gate, finalizer or question of ours is left",
             leftovers(stage),
         ),
         Check::new(
@@ -137,6 +138,15 @@ fn leftovers(stage: &Stage) -> Vec<String> {
             found.push(format!("VolumeRecovery {} is still in phase {phase:?}", recovery.name_any()));
         }
     }
+    for recovery in world.recoveries().iter().filter(|r| r.labels().contains_key(HOLD_LABEL)) {
+        found.push(format!("VolumeRecovery {} still holds its claim's pods", recovery.name_any()));
+    }
+    for pod in world.server().list("", "pods", None) {
+        let gates = pod["spec"]["schedulingGates"].as_array();
+        if gates.is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE)) {
+            found.push(format!("pod {} still carries the gate", pod["metadata"]["name"]));
+        }
+    }
     for cast in stage.cast.values() {
         let Some(workload) = cast.app.read(world.server()) else {
             found.push(format!("{} {} is gone", cast.app.kind, cast.app.name));
@@ -196,8 +206,20 @@ fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
     }
     let (_, resource, name) = effect.resource();
     let workload = &plan.pins.workload;
-    resource == workload.plural && name == workload.name.name
-        || resource == "volumeattachments" && name == plan.pins.attachment_name
+    match resource {
+        "volumeattachments" => name == plan.pins.attachment_name,
+        "volumerecoveries" => name == recovery.name_any(),
+        // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
+        "pods" if effect.path.ends_with("/eviction") => {
+            plan.pins.pods.iter().any(|(pod, _)| pod.name == name)
+        }
+        "pods" => effect.method == "PATCH" && keys(&effect.body["spec"]) == ["schedulingGates"],
+        _ => resource == workload.plural && name == workload.name.name,
+    }
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
 /// Every stored version of a recovery: when its answer came, and the object. A write whose reply was lost counts if its

@@ -4,6 +4,7 @@
 //! before the effect; this one can.
 
 use jiff::Timestamp;
+use reattach_core::hold::HOLD_LABEL;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -76,7 +77,11 @@ impl Entry {
         let (group, resource, name) = self.resource();
         self.dry_run()
             || match (group, resource) {
-                ("reattach.dev", "volumerecoveries" | "nodevolumereports") => true,
+                // The label of a hold makes admission change other people's pods.
+                ("reattach.dev", "volumerecoveries") => {
+                    self.body["metadata"]["labels"].get(HOLD_LABEL).is_none()
+                }
+                ("reattach.dev", "nodevolumereports") => true,
                 ("coordination.k8s.io", "leases") => {
                     let named = if name.is_empty() {
                         self.body["metadata"]["name"].as_str().unwrap_or_default()

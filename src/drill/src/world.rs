@@ -297,10 +297,16 @@ impl World {
     ///
     /// # Errors
     /// The API server refuses.
-    pub async fn policy(&self, name: &str, mode: Mode, precedence: i32) -> Result<(), WorldError> {
+    pub async fn policy(
+        &self,
+        name: &str,
+        mode: Mode,
+        precedence: i32,
+        runbook: &str,
+    ) -> Result<(), WorldError> {
         let policy = json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
-            "spec": {"mode": mode, "precedence": precedence},
+            "spec": {"mode": mode, "precedence": precedence, "runbook": runbook},
         });
         self.create("sre@example.org", &policy).await.map(|_| ())
     }

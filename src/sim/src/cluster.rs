@@ -40,6 +40,7 @@ pub struct SimClusterBuilder {
     cloud: Option<(Arc<dyn CloudVolumes>, Arc<dyn Hardware>)>,
     driver: String,
     csi_timeout: Duration,
+    mutating_policies: bool,
 }
 
 impl SimClusterBuilder {
@@ -87,6 +88,14 @@ impl SimClusterBuilder {
         self
     }
 
+    /// Whether the API server knows MutatingAdmissionPolicy (default: yes, with `reattach-hold` installed); without it it
+    /// is one of Kubernetes 1.35.
+    #[must_use]
+    pub fn mutating_policies(mut self, served: bool) -> Self {
+        self.mutating_policies = served;
+        self
+    }
+
     /// Starts everything and waits until all nodes are Ready (a few seconds of virtual time).
     ///
     /// # Errors
@@ -95,6 +104,9 @@ impl SimClusterBuilder {
         let (volumes, hardware) = self.cloud.ok_or(BuildError::NoCloud)?;
         let clock = self.start.map_or_else(Clock::wall, Clock::starting_at);
         let server = ApiServer::new(clock, self.seed);
+        if !self.mutating_policies {
+            server.without_mutating_policies();
+        }
         let factory = server.clone();
         let mut controllers =
             Controllers::new(Arc::new(move |user| factory.client_as(user)), clock.as_fn(), self.seed);
@@ -137,6 +149,7 @@ impl SimCluster {
             cloud: None,
             driver: "linodebs.csi.linode.com".into(),
             csi_timeout: Duration::from_secs(60),
+            mutating_policies: true,
         }
     }
 

@@ -87,7 +87,7 @@ async fn patches() {
     let stale = json!({"metadata": {"resourceVersion": made.resource_version()}, "data": {"k": "9"}});
     assert_eq!(code(&api.patch("a", &pp, &Patch::Merge(stale)).await.unwrap_err()), 409);
     let wrong = json!({"metadata": {"uid": "someone-else"}, "data": {"k": "9"}});
-    assert_eq!(code(&api.patch("a", &pp, &Patch::Merge(wrong)).await.unwrap_err()), 409);
+    assert_eq!(code(&api.patch("a", &pp, &Patch::Merge(wrong)).await.unwrap_err()), 422);
 
     let strategic = json!({"metadata": {"finalizers": ["t/f"]}});
     api.patch("a", &pp, &Patch::Strategic(strategic)).await.unwrap();

@@ -1,6 +1,7 @@
 //! What the simulation tests share.
 
 use reattach_core::policy::Mode;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_drill::app::App;
 use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
@@ -26,6 +27,8 @@ pub fn seeds(usual: u64) -> Vec<u64> {
 /// What a test does to the world of one night.
 #[derive(Clone, Copy)]
 pub struct Night {
+    /// The policy's runbook.
+    pub runbook: &'static str,
     /// The CSI driver cannot detach: the cloud detach is needed.
     pub unpublish_fails: bool,
     /// Where the first leader dies.
@@ -38,7 +41,13 @@ pub struct Night {
 
 impl Default for Night {
     fn default() -> Self {
-        Self { unpublish_fails: false, crash: None, then: |_, _| {}, within: Duration::from_secs(900) }
+        Self {
+            runbook: SCALE_TO_ZERO,
+            unpublish_fails: false,
+            crash: None,
+            then: |_, _| {},
+            within: Duration::from_secs(900),
+        }
     }
 }
 
@@ -74,7 +83,7 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
     s.add(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"), Expect::Running).await?;
     s.add(App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"), Expect::Running)
         .await?;
-    s.world.policy("everything", Mode::Auto, 0).await?;
+    s.world.policy("everything", Mode::Auto, 0, night.runbook).await?;
     let apps = ["redis", "postgres"];
     s.running(&apps, Duration::from_secs(180)).await?;
     s.world.csi.set_unpublish_fails(night.unpublish_fails);

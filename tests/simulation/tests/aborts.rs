@@ -1,9 +1,11 @@
 //! A person aborts at every point of a recovery, right before a request of the controller leaves.
 
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::policy::Mode;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
@@ -26,15 +28,22 @@ struct Morning {
     after: Option<Vec<Entry>>,
     requests: u64,
     workload: Value,
+    /// A label or a gate of a hold is left.
+    held: bool,
 }
 
 /// One app on a recycled node; `number` is the request before which the abort is stored.
-async fn play(seed: u64, unpublish_fails: bool, number: Option<u64>) -> Result<Morning, WorldError> {
+async fn play(
+    runbook: &'static str,
+    seed: u64,
+    unpublish_fails: bool,
+    number: Option<u64>,
+) -> Result<Morning, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     let app = App::deployment(APP, 7001, "pvcbb1d06139b334c1f", "the cache");
     s.add(app.clone(), Expect::Restored).await?;
-    s.world.policy("everything", Mode::Auto, 0).await?;
+    s.world.policy("everything", Mode::Auto, 0, runbook).await?;
     s.running(&[APP], Duration::from_secs(180)).await?;
     s.world.csi.set_unpublish_fails(unpublish_fails);
     s.start_replica("reattach-controller-0", None);
@@ -76,13 +85,21 @@ async fn play(seed: u64, unpublish_fails: bool, number: Option<u64>) -> Result<M
             .collect(),
         after: at.map(|at| entries[at..].to_vec()),
         requests: s.replicas[0].requests(),
+        held: s.world.recoveries().iter().any(|r| r.labels().contains_key(HOLD_LABEL))
+            || s.world.server().list("", "pods", None).iter().any(|p| {
+                p["spec"]["schedulingGates"]
+                    .as_array()
+                    .is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
+            }),
         workload: app.read(s.world.server()).map(|w| (*w).clone()).unwrap_or_default(),
     })
 }
 
-fn night(seed: u64, unpublish_fails: bool, number: Option<u64>) -> Morning {
-    let played = in_virtual_time(move || async move { play(seed, unpublish_fails, number).await });
-    played.expect("virtual time").unwrap_or_else(|e| panic!("seed {seed}, abort at {number:?}: {e}"))
+fn night(runbook: &'static str, seed: u64, unpublish_fails: bool, number: Option<u64>) -> Morning {
+    let played = in_virtual_time(move || async move { play(runbook, seed, unpublish_fails, number).await });
+    played
+        .expect("virtual time")
+        .unwrap_or_else(|e| panic!("{runbook}, seed {seed}, abort at {number:?}: {e}"))
 }
 
 /// The intent of an effect that this request journals as started, if it was stored.
@@ -96,19 +113,31 @@ fn started(entry: &Entry) -> Option<&str> {
 
 #[test]
 fn what_is_aborted_begins_nothing_any_more_and_is_put_back() {
+    aborts(SCALE_TO_ZERO);
+}
+
+#[test]
+fn what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go() {
+    aborts(DEFAULT_RUNBOOK);
+}
+
+fn aborts(runbook: &'static str) {
     let mut aborted = 0;
     for seed in seeds(1) {
         for unpublish_fails in [false, true] {
-            let calm = night(seed, unpublish_fails, None);
+            let calm = night(runbook, seed, unpublish_fails, None);
             assert_eq!(calm.phases, [(false, Phase::Recovered)]);
             for number in 1..=calm.requests {
-                let morning = night(seed, unpublish_fails, Some(number));
-                let case =
-                    format!("seed {seed}, Unpublish fails {unpublish_fails}, abort before request {number}");
+                let morning = night(runbook, seed, unpublish_fails, Some(number));
+                let case = format!(
+                    "{runbook}, seed {seed}, Unpublish fails {unpublish_fails}, abort before request {number}"
+                );
                 let Some(after) = morning.after else { continue };
                 aborted += 1;
                 let intents: Vec<&str> = after.iter().filter_map(started).collect();
-                let freeing = |i: &&str| !i.contains("back to") && !i.contains("remove the stamp");
+                let freeing = |i: &&str| {
+                    !i.contains("back to") && !i.contains("remove the stamp") && !i.contains("end the hold")
+                };
                 assert!(!intents.iter().any(freeing), "{case}: it still began {intents:?}");
                 let ended = |(aborted, phase): &(bool, Phase)| {
                     !aborted || matches!(phase, Phase::Aborted | Phase::Recovered)
@@ -116,6 +145,7 @@ fn what_is_aborted_begins_nothing_any_more_and_is_put_back() {
                 assert!(morning.phases.iter().all(ended), "{case}: {:?}", morning.phases);
                 assert_eq!(morning.workload["spec"]["replicas"], 1, "{case}");
                 assert!(morning.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(), "{case}");
+                assert!(!morning.held, "{case}: a hold is left");
             }
         }
     }

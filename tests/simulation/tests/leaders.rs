@@ -1,5 +1,6 @@
 //! The leader dies at every point of a recovery; two leaders under a partition.
 
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
@@ -7,9 +8,9 @@ use reattach_tests_simulation::{Night, all_good, phantom_night, seeds};
 use std::time::Duration;
 
 /// Every changing request of an undisturbed night is a crash point, on both sides; each `stride`th is tried.
-fn crash_everywhere(test: &str, unpublish_fails: bool, stride: u64) {
+fn crash_everywhere(test: &str, runbook: &'static str, unpublish_fails: bool, stride: u64) {
     for seed in seeds(1) {
-        let calm = Night { unpublish_fails, ..Night::default() };
+        let calm = Night { runbook, unpublish_fails, ..Night::default() };
         let requests = phantom_night(seed, calm).requests;
         assert!(requests > 20, "an undisturbed night makes {requests} changing requests");
         let mut died = 0;
@@ -32,12 +33,23 @@ fn crash_everywhere(test: &str, unpublish_fails: bool, stride: u64) {
 
 #[test]
 fn the_leader_dies_at_every_request() {
-    crash_everywhere("the_leader_dies_at_every_request", false, 1);
+    crash_everywhere("the_leader_dies_at_every_request", SCALE_TO_ZERO, false, 1);
 }
 
 #[test]
 fn the_leader_dies_at_every_request_of_a_cloud_detach() {
-    crash_everywhere("the_leader_dies_at_every_request_of_a_cloud_detach", true, 2);
+    crash_everywhere("the_leader_dies_at_every_request_of_a_cloud_detach", SCALE_TO_ZERO, true, 2);
+}
+
+#[test]
+fn the_leader_dies_at_every_request_of_a_hold() {
+    crash_everywhere("the_leader_dies_at_every_request_of_a_hold", DEFAULT_RUNBOOK, false, 1);
+}
+
+#[test]
+fn the_leader_dies_at_every_request_of_a_cloud_detach_under_a_hold() {
+    let test = "the_leader_dies_at_every_request_of_a_cloud_detach_under_a_hold";
+    crash_everywhere(test, DEFAULT_RUNBOOK, true, 2);
 }
 
 /// The first replica is cut off from the API server in the middle; it is not dead, and comes back as one that believes.
@@ -62,6 +74,7 @@ fn two_leaders_under_a_partition() {
     all_good("two_leaders_under_a_partition", 12, |seed| Night {
         then: partition,
         unpublish_fails: seed % 3 == 0,
+        runbook: if seed % 4 < 2 { SCALE_TO_ZERO } else { DEFAULT_RUNBOOK },
         ..Night::default()
     });
 }

@@ -30,6 +30,16 @@ fn stuck_unpublish() {
 }
 
 #[test]
+fn hold_and_release() {
+    good("hold-and-release", &seeds(12));
+}
+
+#[test]
+fn hold_stuck_unpublish() {
+    good("hold-stuck-unpublish", &seeds(8));
+}
+
+#[test]
 fn abort() {
     good("abort", &seeds(8));
 }

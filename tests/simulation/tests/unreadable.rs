@@ -54,7 +54,10 @@ async fn set(seed: u64, apps: &[App]) -> Stage {
     for app in apps {
         s.add(app.clone(), Expect::Running).await.expect("an app");
     }
-    s.world.policy("everything", reattach_core::policy::Mode::Auto, 0).await.expect("a policy");
+    s.world
+        .policy("everything", reattach_core::policy::Mode::Auto, 0, "scale-to-zero")
+        .await
+        .expect("a policy");
     let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
     s.running(&names, secs(180)).await.expect("they run");
     s

@@ -78,6 +78,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         events: Vec::new(),
         cloud_scope: None,
         power: BTreeMap::new(),
+        hold_policy: None,
     }
 }
 
@@ -107,6 +108,7 @@ fn workload(now: Timestamp) -> WorkloadFacts {
         claims: Vec::new(),
         template: TemplateFacts::default(),
         pod_dry_run: None,
+        dry_run_held: None,
         emptydirs_expendable: false,
     }
 }

@@ -34,14 +34,15 @@ pub fn config(url: &str) -> LinodeConfig {
     LinodeConfig::new(Token::new("a-token").expect("a token"), Some(url)).expect("a configuration")
 }
 
-/// A cloud with one volume attached to one of two instances, on tokio's clock.
+/// A cloud with one volume attached to one of two instances, on tokio's clock. The attachment outlives boots, so that a
+/// case may power the holder off and on.
 pub fn cloud() -> CloudSim {
     let sim = CloudSim::new(clock::tokio_from(start())).with_seed(1);
     for (id, label) in [(HOLDER, "node-1"), (OTHER, "node-2")] {
         sim.create_instance(NewInstance::new(label).with_id(id.0)).expect("an instance");
     }
     sim.create_volume(NewVolume::new("pvc1").with_id(VOLUME.0)).expect("a volume");
-    sim.attach_now(VOLUME, HOLDER).expect("an attachment");
+    sim.attach_now_with(VOLUME, HOLDER, true).expect("an attachment");
     sim
 }
 

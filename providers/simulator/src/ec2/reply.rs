@@ -3,7 +3,7 @@
 use crate::{face, faults::ErrorBody, model::OpError};
 use axum::{
     body::Body,
-    http::{HeaderValue, Response, StatusCode, header},
+    http::{Response, StatusCode},
 };
 use std::fmt::Write;
 
@@ -212,15 +212,7 @@ impl face::Reply for Reply {
                 (Some("text/xml;charset=UTF-8"), "<?xml version=\"1.0\"?>\n<Response><Err".to_owned())
             }
         };
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if let Some(kind) = kind {
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        }
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
+        let wait = self.retry_after.map(|seconds| ("retry-after", seconds.to_string()));
+        face::answer(self.status, kind, body, wait)
     }
 }

@@ -27,6 +27,12 @@ use reply::Reply;
 /// The limit that most recorded answers of volume and instance calls carry, per minute.
 const SHOWN_LIMIT: u32 = 1840;
 
+/// What the header `X-Customer-UUID` says of the cloud's own account.
+const ACCOUNT: &str = "ABCDEF01-3456-789A-BCDEF0123456789A";
+
+/// What it says of the account of foreign tokens.
+const OTHER_ACCOUNT: &str = "10FEDCBA-6543-A987-A9876543210FEDCB";
+
 /// Linode's API v4 over the simulated cloud.
 pub fn router(sim: CloudSim) -> Router {
     let serve = move |request: Request<Body>| {
@@ -72,9 +78,10 @@ fn serve(
             return finish(reply);
         }
     }
-    let Some(scopes) = bearer(incoming).and_then(|token| scopes_of(state, token)) else {
+    let Some((scopes, account)) = bearer(incoming).and_then(|token| access_of(state, token)) else {
         return finish(Reply::error(401, "Invalid Token", None));
     };
+    let finish = |reply: Reply| finish(reply.with_header("x-customer-uuid", account));
     let call = match call {
         Ok(call) => call,
         Err(reply) => return finish(reply.clone().with_scopes(&scopes, &[])),
@@ -106,14 +113,16 @@ fn bearer(incoming: &Incoming) -> Option<&str> {
     incoming.authorization.as_deref()?.strip_prefix("Bearer ")
 }
 
-fn scopes_of(state: &State, token: &str) -> Option<Vec<String>> {
+/// The scopes of a token and the account that it is of.
+fn access_of(state: &State, token: &str) -> Option<(Vec<String>, &'static str)> {
+    let all = || vec!["*".to_owned()];
     if state.access.foreign.contains(token) {
-        return Some(vec!["*".to_owned()]);
+        return Some((all(), OTHER_ACCOUNT));
     }
     if state.access.tokens.is_empty() {
-        return (!token.is_empty()).then(|| vec!["*".to_owned()]);
+        return (!token.is_empty()).then(|| (all(), ACCOUNT));
     }
-    state.access.tokens.get(token).cloned()
+    state.access.tokens.get(token).cloned().map(|scopes| (scopes, ACCOUNT))
 }
 
 fn fault_before(fault: &Fault) -> Option<Reply> {

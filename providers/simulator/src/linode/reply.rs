@@ -7,7 +7,7 @@ use crate::{
 };
 use axum::{
     body::Body,
-    http::{HeaderName, HeaderValue, Response, StatusCode, header},
+    http::{Response, StatusCode},
 };
 use serde_json::{Value, json};
 
@@ -110,18 +110,6 @@ impl face::Reply for Reply {
             Content::Empty => (None, String::new()),
             Content::Truncated => (Some("application/json"), "{\"errors\": [{\"rea".to_owned()),
         };
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        if let Some(kind) = kind {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        }
-        for (name, value) in self.headers {
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                headers.insert(HeaderName::from_static(name), value);
-            }
-        }
-        response
+        face::answer(self.status, kind, body, self.headers)
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn event(view: &View, job: &Job) -> Value {
         "message": null,
         "read": false,
         "seen": false,
-        "username": "simulated",
+        "username": job.by,
     });
     // The description knows no null here.
     if let Some(secondary) = secondary {

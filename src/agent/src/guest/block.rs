@@ -18,14 +18,25 @@ pub(crate) struct Node {
     /// Partitions, as kernel names.
     partitions: Vec<String>,
     holders: Vec<String>,
-    /// A loop device's backing file, as the kernel spells it.
-    backing: Option<String>,
+    /// What a loop or nbd device stands for, where it is in use.
+    backing: Option<Backing>,
     /// What `/dev/mapper` calls it.
     dm_name: Option<String>,
+    /// What its driver says of its state (SCSI, NVMe); `None` for drivers that say nothing.
+    pub(crate) state: Option<String>,
+}
+
+/// What a loop or network block device stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// A file or device, as the kernel spells its path.
+    File(String),
+    /// Whatever the process that serves or connects it has open.
+    Process(u32),
 }
 
 /// All block devices of the host by kernel name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Blocks {
     pub(crate) nodes: BTreeMap<String, Node>,
     by_dev: BTreeMap<Dev, String>,
@@ -53,9 +64,14 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
         let dir = format!("/sys/block/{disk}");
         let Some(mut node) = read_node(reader, &dir) else { continue };
         node.identities = identities(reader, &disk);
-        if disk.starts_with("loop") {
-            node.backing = reader.text(&format!("{dir}/loop/backing_file"));
-        }
+        node.backing = if disk.starts_with("loop") {
+            reader.text(&format!("{dir}/loop/backing_file")).map(Backing::File)
+        } else if disk.starts_with("nbd") {
+            nbd(reader, &dir)
+        } else {
+            None
+        };
+        node.state = reader.text(&format!("{dir}/device/state"));
         node.dm_name = if disk.starts_with("dm-") { reader.text(&format!("{dir}/dm/name")) } else { None };
         let names = reader.list(&dir).unwrap_or_default();
         for part in names.into_iter().filter(|name| name.len() > disk.len() && name.starts_with(&disk)) {
@@ -104,7 +120,21 @@ fn read_node(reader: &mut Reader<'_>, dir: &str) -> Option<Node> {
         holders,
         backing: None,
         dm_name: None,
+        state: None,
     })
+}
+
+/// What a connected network block device stands for: the process that connected it. Whether the other end is on this
+/// machine the kernel does not say; a server here that has the volume open shows by that.
+fn nbd(reader: &mut Reader<'_>, dir: &str) -> Option<Backing> {
+    let file = format!("{dir}/pid");
+    match reader.text(&file)?.parse() {
+        Ok(pid) => Some(Backing::Process(pid)),
+        Err(e) => {
+            reader.unreadable(&file, e);
+            None
+        }
+    }
 }
 
 /// Every name that a disk reports of itself, best first: SCSI page 0x83, SCSI page 0x80, then the `serial` attribute
@@ -172,14 +202,19 @@ impl Blocks {
         self.nodes.get(&name.replace('/', "!")).map(|node| node.dev)
     }
 
-    /// Every bound loop device with its backing file.
-    pub(crate) fn loops(&self) -> Vec<(String, String)> {
+    /// Every loop and nbd device in use with what it stands for.
+    pub(crate) fn backed(&self) -> Vec<(String, Backing)> {
         self.nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.backing.clone()?))).collect()
     }
 
-    /// A disk with its partitions, everything stacked on them, and the loops over any of these. `backing` tells on
-    /// which device each loop's backing file is.
-    pub(crate) fn family(&self, disk: &str, backing: &BTreeMap<String, Dev>) -> Family {
+    /// The kernel name of a device, as /dev spells it.
+    pub(crate) fn name_of(&self, dev: Dev) -> Option<String> {
+        self.by_dev.get(&dev).map(|name| name.replace('!', "/"))
+    }
+
+    /// A disk with its partitions, everything stacked on them, and the loop and nbd devices over any of these. `backing`
+    /// tells which devices each of the latter stands for.
+    pub(crate) fn family(&self, disk: &str, backing: &BTreeMap<String, BTreeSet<Dev>>) -> Family {
         let mut family = Family::default();
         let mut todo = vec![disk.to_owned()];
         let mut seen = BTreeSet::new();
@@ -191,7 +226,7 @@ impl Blocks {
             let Some(node) = self.nodes.get(&name) else { continue };
             family.devs.insert(node.dev);
             family.holders.extend(node.holders.iter().cloned());
-            let loops = backing.iter().filter(|(_, dev)| **dev == node.dev).map(|(name, _)| name);
+            let loops = backing.iter().filter(|(_, devs)| devs.contains(&node.dev)).map(|(name, _)| name);
             for name in loops.clone() {
                 family.loops.insert(name.clone());
             }

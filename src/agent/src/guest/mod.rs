@@ -1,27 +1,39 @@
 //! What the guest shows: block devices, who uses them, and kubelet's CSI volumes, read from /proc and /sys below a
-//! [`HostRoot`]. Opens no device, follows no device link, writes nothing.
+//! [`HostRoot`]. Follows no device link and writes nothing.
 //!
 //! # Flow
 //! Devices first, then mount tables, kubelet's folders, swap, and processes. One [`Scan`] is one look; everything else is
-//! derived from it without another look.
+//! derived from it without another look, but for the exclusive open of the full level.
+//!
+//! # Two levels
+//! *Basic* opens no device: it can say "no device" and "in use", never "clean" of a device that is there. *Full*
+//! may open the device that a challenge asks for (`probe.rs`) and looks at every thread. Only if each item of the list was
+//! read and none shows a user, it says "clean".
 //!
 //! # Guarantees
 //! What could not be read is listed, never left out silently. No call waits for a remote filesystem's server or looks
 //! into a mount point. Output is sorted and bounded; the same state gives the same inventory.
 //!
 //! # Caveats
-//! This is the *basic* level: it can say "no device" and "in use", never "clean". It does not see mounts in a namespace
-//! without any process, files that are only mapped into memory, descriptor tables of single threads, or openers inside
-//! the kernel that show neither in `holders/` nor as a loop or swap device.
+//! Neither level names a file that is only registered with an `io_uring`, or a user inside the kernel without a claim (an NVMe
+//! target): those show by the counters alone, while they write. The basic level does not see mounts in a namespace without
+//! any process and descriptor tables of single threads.
 
+mod answer;
+mod backing;
 mod block;
 mod csi;
+mod io;
+mod limited;
 pub mod mountinfo;
+mod probe;
 mod process;
 mod root;
+mod traces;
 mod users;
 pub mod vpd;
 
+pub use io::Counters;
 pub use root::HostRoot;
 
 use block::{Blocks, Family};
@@ -30,12 +42,11 @@ use jiff::Timestamp;
 use mountinfo::{Dev, Mount, parse_swaps};
 use process::Openers;
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{
-    Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
-};
+use reattach_core::guest::{Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount};
 use reattach_core::ids::BootId;
 use root::Reader;
 use std::collections::{BTreeMap, BTreeSet};
+use traces::Traces;
 
 /// Entries in each list of a report (see [`reattach_core::guest::DeviceUsers`]). Lists of devices and volumes are never
 /// cut: what is missing from them counts as absent.
@@ -82,9 +93,23 @@ impl View {
     }
 }
 
+/// What only a look for a challenge has.
+#[derive(Debug)]
+struct Asked {
+    /// Counters before and after.
+    before: Counters,
+    after: Counters,
+    /// Of the devices that are there; nothing where none is.
+    traces: Traces,
+}
+
 /// One look at a host.
 #[derive(Debug)]
 pub struct Scan {
+    root: HostRoot,
+    asked: Option<Asked>,
+    /// Loops whose backing file cannot be told for sure.
+    riddles: Vec<String>,
     boot_id: BootId,
     booted_at: Timestamp,
     blocks: Blocks,
@@ -111,15 +136,29 @@ pub fn scan(root: &HostRoot) -> Result<GuestInventory, ScanError> {
 /// # Errors
 /// [`ScanError`] if the host's boot is not known. Everything else that cannot be read is listed in the answer.
 pub fn answer(root: &HostRoot, challenge: &Challenge, scanned_at: Timestamp) -> Result<Answer, ScanError> {
-    Ok(Scan::new(root)?.answer(challenge, scanned_at))
+    Ok(Scan::asked(root, Counters::read(root), std::slice::from_ref(challenge))?
+        .answer(challenge, scanned_at))
 }
 
 impl Scan {
-    /// Looks at a host. Takes some tens of milliseconds on a busy node; blocks the calling thread.
+    /// Looks at a host for the unasked report. Takes some tens of milliseconds on a busy node; blocks the calling thread.
     ///
     /// # Errors
     /// [`ScanError`] if the host's boot is not known.
     pub fn new(root: &HostRoot) -> Result<Self, ScanError> {
+        Self::look(root, None)
+    }
+
+    /// Looks at a host closely, for these challenges, which were read before. `before`: the disks' counters, read after the
+    /// challenges too; the longer before the call, the more they say.
+    ///
+    /// # Errors
+    /// [`ScanError`] if the host's boot is not known.
+    pub fn asked(root: &HostRoot, before: Counters, challenges: &[Challenge]) -> Result<Self, ScanError> {
+        Self::look(root, Some((before, challenges)))
+    }
+
+    fn look(root: &HostRoot, asked: Option<(Counters, &[Challenge])>) -> Result<Self, ScanError> {
         let boot_id = boot_id(root)?;
         let booted_at = boot_time(root)?;
         let mut reader = Reader::new(root);
@@ -140,11 +179,11 @@ impl Scan {
             }
         }
         let folders = csi::read(reader);
-        let backing = backing(reader, &blocks, &views);
+        let (backing, riddles) = backing::resolve(reader, &blocks, &views);
         let disks = blocks.nodes.iter().filter(|(_, node)| !node.identities.is_empty());
         let families: BTreeMap<_, _> =
             disks.map(|(name, _)| (name.clone(), blocks.family(name, &backing))).collect();
-        let watched = families.values().flat_map(|family| &family.devs).copied().collect();
+        let watched: BTreeSet<Dev> = families.values().flat_map(|family| &family.devs).copied().collect();
         let openers = process::openers(reader, &pids, &watched, &blocks);
         let swaps = swaps(reader, &blocks);
         let mounted: BTreeSet<Dev> =
@@ -155,8 +194,33 @@ impl Scan {
                 && std::fs::symlink_metadata(root.join(&format!("/sys/dev/block/{dev}"))).is_err()
         };
         let dead = mounted.into_iter().filter(gone).collect();
-        let unreadable = reader.items();
-        Ok(Self { boot_id, booted_at, blocks, families, views, openers, swaps, folders, dead, unreadable })
+        let asked = asked.map(|(before, challenges)| {
+            let wanted: BTreeSet<&str> = challenges.iter().map(|c| c.identity.serial.as_str()).collect();
+            let is_there = blocks.nodes.values().any(|n| n.identities.iter().any(|i| wanted.contains(&**i)));
+            // Where the device is gone nobody writes to it, and a process that hangs for its sake must not keep the answer.
+            let traces = if is_there {
+                let pods = folders.volumes.values().flat_map(|folder| &folder.pods).cloned().collect();
+                traces::look(root, &blocks, &watched, pods)
+            } else {
+                Traces::default()
+            };
+            Asked { before, traces, after: Counters::read(root) }
+        });
+        Ok(Self {
+            root: root.clone(),
+            asked,
+            riddles,
+            boot_id,
+            booted_at,
+            blocks,
+            families,
+            views,
+            openers,
+            swaps,
+            folders,
+            dead,
+            unreadable: reader.items(),
+        })
     }
 
     /// The unasked report.
@@ -184,73 +248,11 @@ impl Scan {
         GuestInventory {
             boot_id: self.boot_id.clone(),
             booted_at: self.booted_at,
-            level: Level::Basic,
+            level: self.root.level(),
             devices: devices.collect(),
             csi_volumes,
             unreadable: bounded(self.unreadable.iter().cloned().chain(orphans).collect()),
         }
-    }
-
-    /// What this look says about one challenge. It must have begun after the challenge was read, at `scanned_at`.
-    pub fn answer(&self, challenge: &Challenge, scanned_at: Timestamp) -> Answer {
-        Answer {
-            recovery: challenge.recovery.clone(),
-            epoch: challenge.epoch,
-            identity: challenge.identity.clone(),
-            boot_id: self.boot_id.clone(),
-            scanned_at,
-            seen: self.seen(challenge),
-        }
-    }
-
-    /// "In use" is said whatever else could not be read; everything else only if all could.
-    fn seen(&self, challenge: &Challenge) -> Seen {
-        let wanted = &challenge.identity.serial;
-        let found: Vec<&Family> = self
-            .families
-            .iter()
-            .filter(|(name, _)| {
-                self.blocks.nodes.get(*name).is_some_and(|node| node.identities.contains(wanted))
-            })
-            .map(|(_, family)| family)
-            .collect();
-        let devs: BTreeSet<Dev> = found.iter().flat_map(|family| &family.devs).copied().collect();
-        let mut users = self.users_of(&found, users::Detail::Everything);
-        let (dead, live): (Vec<&View>, Vec<&View>) =
-            self.of_volume(challenge).into_iter().partition(|view| self.dead.contains(&view.mount.dev));
-        // Mounted by kubelet from something else than the device that the challenge means: still no idle volume.
-        let elsewhere = live.iter().filter(|view| view.devs.is_disjoint(&devs)).map(|view| view.label());
-        users.mounts = users::bounded_set(users.mounts.into_iter().chain(elsewhere).collect());
-        let paths = users::bounded_set(dead.iter().map(|view| view.label()).collect());
-        if !users.is_empty() {
-            return Seen::InUse { users };
-        }
-        let stranger = |view: &&View| self.is_orphan(view) && !self.is_anothers(view, challenge);
-        let orphans = self.views.iter().filter(stranger).map(orphan);
-        let items = bounded(self.unreadable.iter().cloned().chain(orphans).collect());
-        match (items.is_empty(), found.is_empty(), paths.is_empty()) {
-            (false, _, _) => Seen::Unreadable { items },
-            (true, true, true) => Seen::NoDevice,
-            (true, true, false) => Seen::DeadMount { paths },
-            (true, false, true) => Seen::Idle,
-            (true, false, false) => {
-                // The device came back under another number; kubelet still holds the mount of the old one.
-                users.mounts = paths.into_iter().map(|path| format!("{path} (dead)")).collect();
-                Seen::InUse { users }
-            }
-        }
-    }
-
-    /// Every mount of the challenge's volume: at one of kubelet's places for it, and, where that mount is dead, every
-    /// other mount of the same vanished device.
-    fn of_volume(&self, challenge: &Challenge) -> Vec<&View> {
-        let key = (challenge.driver.clone(), challenge.handle.clone());
-        let staging = Place::Staging(challenge.driver.to_string(), csi::staging_hash(&challenge.handle));
-        let is_own = |view: &&View| self.owner(view) == Some(&key) || view.place.as_ref() == Some(&staging);
-        let own: Vec<&View> = self.views.iter().filter(is_own).collect();
-        let gone: BTreeSet<Dev> =
-            own.iter().map(|view| view.mount.dev).filter(|dev| self.dead.contains(dev)).collect();
-        self.views.iter().filter(|view| is_own(view) || gone.contains(&view.mount.dev)).collect()
     }
 
     fn owner(&self, view: &View) -> Option<&Key> {
@@ -261,20 +263,6 @@ impl Scan {
     fn is_orphan(&self, view: &View) -> bool {
         let is_csi = matches!(view.place, Some(Place::Staging(..) | Place::Named(_) | Place::Publish(..)));
         is_csi && self.owner(view).is_none()
-    }
-
-    /// Whether an unexplained mount is certainly not the challenge's: it is staged under another handle's hash, or its
-    /// device is there and has another identity.
-    fn is_anothers(&self, view: &View, challenge: &Challenge) -> bool {
-        if let Some(Place::Staging(..)) = view.place {
-            return true;
-        }
-        let has_another = |(name, family): (&String, &Family)| {
-            let node = self.blocks.nodes.get(name);
-            !family.devs.is_disjoint(&view.devs)
-                && node.is_some_and(|node| !node.identities.contains(&challenge.identity.serial))
-        };
-        self.families.iter().any(has_another)
     }
 
     /// Mounts as a report shows them: the host's, and of devices that the host does not have mounted there, each mount
@@ -319,27 +307,6 @@ fn devices_of(reader: &mut Reader<'_>, blocks: &Blocks, mount: &Mount) -> BTreeS
     }
 }
 
-/// On which device each loop's backing file is: the file itself is one, or it lies on a filesystem of one.
-fn backing(reader: &mut Reader<'_>, blocks: &Blocks, views: &[View]) -> BTreeMap<String, Dev> {
-    let mut found = BTreeMap::new();
-    for (name, file) in blocks.loops() {
-        let file = file.strip_suffix(" (deleted)").unwrap_or(&file);
-        let host = || views.iter().filter(|view| view.process.is_none());
-        let node = host().find(|view| view.mount.point == file).and_then(|view| view.devs.first().copied());
-        let around = || {
-            let on = |point: &str| {
-                file.strip_prefix(point).is_some_and(|rest| point == "/" || rest.starts_with('/'))
-            };
-            let mounts = host().filter(|view| on(&view.mount.point));
-            mounts.max_by_key(|view| view.mount.point.len()).and_then(|view| view.devs.first().copied())
-        };
-        if let Some(dev) = node.or_else(|| blocks.by_path(reader, file)).or_else(around) {
-            found.insert(name, dev);
-        }
-    }
-    found
-}
-
 fn swaps(reader: &mut Reader<'_>, blocks: &Blocks) -> BTreeSet<Dev> {
     let Some(table) = reader.read("/proc/swaps") else { return BTreeSet::new() };
     let (swaps, all_good) = parse_swaps(&table);
@@ -358,7 +325,11 @@ fn swaps(reader: &mut Reader<'_>, blocks: &Blocks) -> BTreeSet<Dev> {
     found
 }
 
-fn boot_id(root: &HostRoot) -> Result<BootId, ScanError> {
+/// The boot that the host is in.
+///
+/// # Errors
+/// [`ScanError::BootId`].
+pub fn boot_id(root: &HostRoot) -> Result<BootId, ScanError> {
     let place = root.join("/proc/sys/kernel/random/boot_id");
     let path = place.display().to_string();
     let text = match std::fs::read_to_string(&place) {

@@ -1,4 +1,5 @@
-//! `/proc/PID/mountinfo` and `/proc/swaps` from bytes (proc_pid_mountinfo(5), proc_swaps(5)).
+//! `/proc/PID/mountinfo`, `/proc/swaps` and `/proc/PID/maps` from bytes (proc_pid_mountinfo(5), proc_swaps(5),
+//! proc_pid_maps(5)).
 
 use std::fmt;
 use std::str::FromStr;
@@ -100,6 +101,44 @@ pub fn parse_swaps(table: &[u8]) -> (Vec<Swap>, Result<(), MalformedLine>) {
         }
     }
     (swaps, all_good)
+}
+
+/// A file that a process has mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// `st_dev` of the file.
+    pub dev: Dev,
+    /// Its path as seen from the process's root, without the mark of a deleted file.
+    pub path: String,
+}
+
+/// The file mappings in `/proc/PID/maps`, neighbours of one file once. Good lines are returned even where others are not.
+pub fn parse_maps(table: &[u8]) -> (Vec<Mapping>, Result<(), MalformedLine>) {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    let mut all_good = Ok(());
+    for line in table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match parse_map(line) {
+            Some(Some(mapping)) if mappings.last() != Some(&mapping) => mappings.push(mapping),
+            Some(_) => {}
+            None => all_good = Err(MalformedLine),
+        }
+    }
+    (mappings, all_good)
+}
+
+/// `ADDRESS PERMS OFFSET MAJOR:MINOR INODE      PATH`, the device in hexadecimal. `Some(None)` for anonymous memory.
+fn parse_map(line: &[u8]) -> Option<Option<Mapping>> {
+    let mut fields = line.splitn(6, |byte| *byte == b' ');
+    let dev = std::str::from_utf8(fields.nth(3)?).ok()?;
+    let (major, minor) = dev.split_once(':')?;
+    let number = |digits| u32::from_str_radix(digits, 16).ok();
+    let dev = Dev { major: number(major)?, minor: number(minor)? };
+    if fields.next()? == b"0" {
+        return Some(None);
+    }
+    let path = unescape(fields.next().unwrap_or_default().trim_ascii_start());
+    let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
+    Some(Some(Mapping { dev, path }))
 }
 
 /// Undoes the kernel's octal escapes (`\040` is a space). What is no escape stays as it is; bytes that are no UTF-8

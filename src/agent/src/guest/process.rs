@@ -1,7 +1,7 @@
-//! Processes: the mount tables of every mount namespace, and who has a block device open.
+//! Processes: the mount tables of every mount namespace, and who has a block device open or mapped.
 
 use super::block::Blocks;
-use super::mountinfo::{Dev, Mount, parse};
+use super::mountinfo::{Dev, Mount, parse, parse_maps};
 use super::root::{Reader, is_block, is_gone, names, stat};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -83,7 +83,7 @@ pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace
 }
 
 /// Who has one of the `watched` devices open, or a file on it. The descriptors of a process are those of its first
-/// thread that lives: a thread with a descriptor table of its own is not seen.
+/// thread that lives.
 pub(crate) fn openers(
     reader: &mut Reader<'_>,
     pids: &[u32],
@@ -103,24 +103,111 @@ pub(crate) fn openers(
             fds = names(&reader.root.join(&format!("{live}/fd")));
             dir = live;
         }
-        let fds = match fds {
-            Ok(fds) => fds,
-            Err(e) if is_gone(&e) => Vec::new(),
-            Err(e) => {
-                reader.unreadable_process(*pid, "fd", e);
-                Vec::new()
-            }
-        };
-        let links = fds.into_iter().map(|fd| ("fd", format!("{dir}/fd/{fd}")));
-        for (what, link) in links.chain(["cwd", "root", "exe"].map(|what| (what, format!("{dir}/{what}")))) {
-            let Some((dev, raw)) = opened(reader, *pid, what, &link, blocks) else { continue };
-            if watched.contains(&dev) {
-                let map = if raw { &mut openers.raw } else { &mut openers.files };
-                map.entry(dev).or_default().insert(name(reader, *pid));
-            }
+        open_files(reader, *pid, &dir, fds, watched, blocks, &mut openers);
+    }
+    openers
+}
+
+/// What [`openers`] does not see: files and devices that are mapped into memory and, if `threads`, what threads with a
+/// descriptor table of their own have open. Can hang: a memory map is locked while its process waits for a page.
+pub(crate) fn hidden_openers(
+    reader: &mut Reader<'_>,
+    pids: &[u32],
+    watched: &BTreeSet<Dev>,
+    blocks: &Blocks,
+    threads: bool,
+) -> Openers {
+    let mut openers = Openers::default();
+    for pid in pids {
+        for (dev, raw) in mapped(reader, *pid, watched, blocks) {
+            openers.add(dev, raw, || name(reader, *pid));
+        }
+        let tids = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
+        for tid in tids.iter().filter(|tid| threads && **tid != pid.to_string()) {
+            let dir = format!("/proc/{pid}/task/{tid}");
+            let fds = names(&reader.root.join(&format!("{dir}/fd")));
+            open_files(reader, *pid, &dir, fds, watched, blocks, &mut openers);
         }
     }
     openers
+}
+
+/// The devices behind the descriptors of a process: for the one behind a network block device.
+pub(crate) fn opened_by(reader: &mut Reader<'_>, pid: u32, blocks: &Blocks) -> BTreeSet<Dev> {
+    let fds = names(&reader.root.join(&format!("/proc/{pid}/fd"))).unwrap_or_default();
+    let link = |fd| opened(reader, pid, "fd", &format!("/proc/{pid}/fd/{fd}"), blocks);
+    fds.into_iter().filter_map(link).map(|(dev, _)| dev).filter(|dev| blocks.has(*dev)).collect()
+}
+
+/// Takes in what one task has open.
+fn open_files(
+    reader: &mut Reader<'_>,
+    pid: u32,
+    dir: &str,
+    fds: std::io::Result<Vec<String>>,
+    watched: &BTreeSet<Dev>,
+    blocks: &Blocks,
+    openers: &mut Openers,
+) {
+    let fds = match fds {
+        Ok(fds) => fds,
+        Err(e) if is_gone(&e) => Vec::new(),
+        Err(e) => {
+            reader.unreadable_process(pid, "fd", e);
+            Vec::new()
+        }
+    };
+    let links = fds.into_iter().map(|fd| ("fd", format!("{dir}/fd/{fd}")));
+    for (what, link) in links.chain(["cwd", "root", "exe"].map(|what| (what, format!("{dir}/{what}")))) {
+        let Some((dev, raw)) = opened(reader, pid, what, &link, blocks) else { continue };
+        if watched.contains(&dev) {
+            openers.add(dev, raw, || name(reader, pid));
+        }
+    }
+}
+
+impl Openers {
+    fn add(&mut self, dev: Dev, raw: bool, who: impl FnOnce() -> String) {
+        let map = if raw { &mut self.raw } else { &mut self.files };
+        map.entry(dev).or_default().insert(who());
+    }
+}
+
+/// Files on watched devices, and watched devices themselves (then `true`), that a process has mapped. A mapping outlives
+/// the descriptor, and through one of a device it is written to.
+fn mapped(
+    reader: &mut Reader<'_>,
+    pid: u32,
+    watched: &BTreeSet<Dev>,
+    blocks: &Blocks,
+) -> BTreeSet<(Dev, bool)> {
+    let table = match std::fs::read(reader.root.join(&format!("/proc/{pid}/maps"))) {
+        Ok(table) => table,
+        Err(e) if is_gone(&e) => return BTreeSet::new(),
+        Err(e) => {
+            reader.unreadable_process(pid, "maps", e);
+            return BTreeSet::new();
+        }
+    };
+    let (mappings, all_good) = parse_maps(&table);
+    if let Err(e) = all_good {
+        reader.unreadable_process(pid, "maps", e);
+    }
+    let mut found = BTreeSet::new();
+    for mapping in mappings {
+        if watched.contains(&mapping.dev) {
+            found.insert((mapping.dev, false));
+        } else if mapping.path.starts_with("/dev/") {
+            // The number there is that of the filesystem of device nodes. Elsewhere no path is looked up: it may lead to
+            // a remote filesystem whose server is dead.
+            let place = reader.root.join(&format!("/proc/{pid}/root{}", mapping.path));
+            let number = stat(&place, true).ok().filter(is_block);
+            let dev = number.map(|s| Dev { major: s.stx_rdev_major, minor: s.stx_rdev_minor });
+            let dev = dev.or_else(|| blocks.by_name(&mapping.path["/dev/".len()..]));
+            found.extend(dev.filter(|dev| watched.contains(dev)).map(|dev| (dev, true)));
+        }
+    }
+    found
 }
 
 /// What a link in /proc leads to: a device node (then `true`) or a file on a filesystem of that device.
@@ -162,7 +249,7 @@ fn opened(
 }
 
 /// `pid comm`.
-fn name(reader: &Reader<'_>, pid: u32) -> String {
+pub(crate) fn name(reader: &Reader<'_>, pid: u32) -> String {
     let comm = std::fs::read(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
     format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end()).trim_end().to_owned()
 }
@@ -181,5 +268,23 @@ fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
     let mut fields = after.split(' ');
     let state = fields.next().unwrap_or_default();
     let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
-    matches!(state, "Z" | "X" | "x") || flags & EXITING != 0
+    is_over(state) || flags & EXITING != 0
+}
+
+/// Whether every thread of a process has ended. One on its way there may still wait for its last writes.
+pub(crate) fn has_ended(reader: &Reader<'_>, pid: u32) -> bool {
+    let state = |dir: String| match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
+        Ok(stat) => {
+            let stat = String::from_utf8_lossy(&stat).into_owned();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, after)| is_over(after.split(' ').next().unwrap_or_default()))
+        }
+        Err(e) => is_gone(&e),
+    };
+    let threads = names(&reader.root.join(&format!("/proc/{pid}/task"))).unwrap_or_default();
+    state(format!("/proc/{pid}")) && threads.iter().all(|tid| state(format!("/proc/{pid}/task/{tid}")))
+}
+
+fn is_over(state: &str) -> bool {
+    matches!(state, "Z" | "X" | "x")
 }

@@ -1,5 +1,6 @@
 //! The host's file tree as the agent sees it: every path goes through here, and so does every failure to read one.
 
+use reattach_core::guest::Level;
 use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
@@ -11,17 +12,32 @@ const MAX_LINKS: usize = 40;
 /// Where kubelet keeps its state unless it is told otherwise.
 const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
-/// Where the host's `/` is mounted, and where on that host kubelet keeps its state.
+/// Where the host's `/` is mounted, where on that host kubelet keeps its state, and how far one may look.
 #[derive(Clone, Debug)]
 pub struct HostRoot {
     root: PathBuf,
     kubelet: String,
+    level: Level,
 }
 
 impl HostRoot {
-    /// A host whose `/` is found at `root`, with kubelet's state in its usual place.
+    /// A host whose `/` is found at `root`, with kubelet's state in its usual place, to be looked at without opening
+    /// any device.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), kubelet: KUBELET_ROOT.to_owned() }
+        Self { root: root.into(), kubelet: KUBELET_ROOT.to_owned(), level: Level::Basic }
+    }
+
+    /// The same host, looked at as far as this level allows. [`Level::Full`] opens the device that a challenge asks for,
+    /// read-only and exclusively, for a moment, and only where nothing else shows a user of it.
+    #[must_use]
+    pub fn with_level(mut self, level: Level) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// How far one may look.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// The same host with kubelet's state elsewhere: an absolute path as the host spells it (`--root-dir` of kubelet).

@@ -51,12 +51,18 @@ impl Scan {
             .iter()
             .filter(|dev| detail == Detail::Everything || !mounted.contains(*dev))
             .filter_map(|dev| self.openers.files.get(dev));
+        let traces =
+            self.asked.iter().filter(|_| detail == Detail::Everything).map(|asked| &asked.traces.openers);
+        let hidden = traces
+            .flat_map(|openers| devs.iter().flat_map(|dev| [openers.raw.get(dev), openers.files.get(dev)]))
+            .flatten();
         DeviceUsers {
             mounts: bounded_set(mounts),
             holders: bounded_set(families.iter().flat_map(|family| &family.holders).cloned().collect()),
             loops: bounded_set(families.iter().flat_map(|family| &family.loops).cloned().collect()),
-            openers: bounded_set(raw.chain(files).flatten().cloned().collect()),
+            openers: bounded_set(raw.chain(files).chain(hidden).flatten().cloned().collect()),
             swap: devs.iter().any(|dev| self.swaps.contains(dev)),
+            ..DeviceUsers::default()
         }
     }
 }

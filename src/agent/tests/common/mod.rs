@@ -1,6 +1,10 @@
 //! Host trees in temporary folders, as /proc, /sys and kubelet would show them.
 #![allow(dead_code)]
 
+pub mod api;
+pub mod disk;
+pub mod world;
+
 use reattach_agent::HostRoot;
 use reattach_core::cloud::DeviceIdentity;
 use reattach_core::guest::{Challenge, GuestDevice, GuestInventory};

@@ -68,6 +68,7 @@ pub fn evidence(
         power: BTreeMap::new(),
         cloud_scope: None,
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
+        hold_policy: None,
         events,
     }
 }

@@ -107,6 +107,7 @@ pub fn pod(p: &Pod) -> PodFacts {
         created: p.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
         // ContainerCreating is how every wait for a volume looks.
         waiting_reason: waiting.filter(|r| r != "ContainerCreating" && r != "PodInitializing"),
+        held: crate::hold::is_gated(p),
     }
 }
 

@@ -175,7 +175,7 @@ impl Executor {
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
         let outcome = match self.gate.pass(plan, &authority, term) {
-            Ok(pass) => perform(&pass, &action.effect, volume, &self.collector.clock).await,
+            Ok(pass) => perform(&pass, &action.effect, &recovery, volume, &self.collector.clock).await,
             Err(shut) => Outcome::NotApplied { why: format!("not issued: {shut}"), retry: true },
         };
         let shut = matches!(&outcome, Outcome::NotApplied { why, .. } if why.starts_with("not issued"));
@@ -199,15 +199,16 @@ impl Executor {
             .as_ref()
             .and_then(|s| u64::try_from(s.epoch).ok())
             .map(|e| (Self::uid_of(recovery), e));
-        let scale = plan.find(StepKind::ScaleToZero);
-        let scaling = scale.is_some_and(|ix| match state.step(ix) {
-            StepState::Pending | StepState::Started { .. } => true,
-            StepState::Issued { outcome, .. } => !outcome.applied(),
-            StepState::Closed { .. } => false,
-        }) && state.turned_back().is_none();
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
-        let depth = Depth::Execute { plan, scaling, jobs: state.needs_jobs(plan), since, live };
+        let depth = Depth::Execute {
+            plan,
+            changing: state.weighs_a_change(plan),
+            probing: state.needs_probe(plan),
+            jobs: state.needs_jobs(plan),
+            since,
+            live,
+        };
         Ok(self.collector.collect(&Self::claim_of(recovery), asked, depth).await?)
     }
 

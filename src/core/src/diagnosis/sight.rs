@@ -46,7 +46,7 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
                 Seen::NoDevice | Seen::DeadMount { .. } if came => Sight::Device,
                 Seen::NoDevice => Sight::NoDevice { confirmed: true },
                 Seen::DeadMount { .. } => Sight::DeadMount { confirmed: true },
-                Seen::InUse { .. } | Seen::Idle => Sight::Device,
+                Seen::InUse { .. } | Seen::Idle | Seen::Clean => Sight::Device,
                 Seen::Unreadable { items } => {
                     Sight::Unknown { why: format!("unreadable: {}", items.join(", ")) }
                 }

@@ -4,12 +4,12 @@ use super::observe::CLOUD_POLL;
 use super::unwind::{backoff, later, put_back};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::diagnosis::{Trouble, Verdict, diagnose};
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::journal::{End, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, PlannedStep, StepIx, before_scaling, general};
 use crate::proof::NoUser;
-use crate::runbook::StepKind;
+use crate::runbook::{Holding, StepKind};
 use crate::safety::Refusal;
 use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadFacts};
@@ -41,10 +41,13 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
     let look = Look { plan, state, evidence, cx, ix, step, entered };
     let proposal = match step.kind {
         StepKind::ScaleToZero => look.scale_to_zero(),
+        StepKind::Hold => look.hold(),
+        StepKind::Release => look.release(),
         StepKind::AwaitDetached => look.await_detached(),
         StepKind::CloudDetach => look.cloud_detach(),
         StepKind::Requeue => look.requeue(),
         StepKind::Restore => look.restore(),
+        StepKind::Lift => look.lift(),
         StepKind::Verify => look.verify(),
     };
     look.within_deadline(proposal)
@@ -59,9 +62,19 @@ impl Look<'_> {
             // An executor that was away starts nothing on an old decision. Restoring is never too late.
             Next::Act(Action { ref effect, .. })
                 if self.cx.now >= deadline
-                    && matches!(effect, Effect::ScaleToZero { .. } | Effect::CloudDetach { .. }) =>
+                    && matches!(
+                        effect,
+                        Effect::ScaleToZero { .. }
+                            | Effect::Hold
+                            | Effect::Release { .. }
+                            | Effect::CloudDetach { .. }
+                    ) =>
             {
-                ("an executor that starts it".to_owned(), deadline)
+                let refused = match self.state.step(self.ix) {
+                    StepState::Issued { outcome: Outcome::NotApplied { why, .. }, .. } => why.clone(),
+                    _ => "an executor that starts it".to_owned(),
+                };
+                (refused, deadline)
             }
             other => return other,
         };
@@ -96,7 +109,7 @@ impl Look<'_> {
         }
     }
 
-    fn backoff(&self) -> SignedDuration {
+    pub(super) fn backoff(&self) -> SignedDuration {
         backoff(self.state.attempts(self.ix))
     }
 
@@ -158,7 +171,7 @@ impl Look<'_> {
 
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
     /// itself must still be there. What is not clear now may be clear again before the deadline.
-    fn no_phantom_any_more(&self) -> Option<Next> {
+    pub(super) fn no_phantom_any_more(&self) -> Option<Next> {
         let pins = &self.plan.pins;
         match diagnose(self.evidence, self.cx.now).verdict {
             Verdict::Ours { trouble: Trouble::Phantom { at, attachment, .. } }
@@ -192,6 +205,15 @@ impl Look<'_> {
         if let Some(pod) = workload.pods.iter().find(|p| !pins.pods.iter().any(|(_, uid)| *uid == p.uid)) {
             return say("the workload's pods", &"the pinned ones", &format!("also {}", pod.name));
         }
+        self.volume_change()
+    }
+
+    /// S8: claim, volume, boot, VolumeAttachment and the cloud's volume must be the pinned ones.
+    pub(super) fn volume_change(&self) -> Option<String> {
+        let pins = &self.plan.pins;
+        let say = |what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display| {
+            Some(pin_changed(what, was, is))
+        };
         let e = self.evidence;
         let claim = e.claim.read(self.cx.now, MAX_AGE).present();
         if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
@@ -255,7 +277,8 @@ impl Look<'_> {
 
     /// A pod of the claim that is seen after the handshake began voids it (a line without a Lease).
     pub(super) fn user_again(&self) -> Option<Next> {
-        let seen = self.evidence.pods.read(self.cx.now, MAX_AGE).present().is_some_and(|p| !p.is_empty());
+        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
+        let seen = pods.is_some_and(|p| !all_held_away(p));
         let begun = self.state.no_user().is_some_and(|n| n.lease.is_some());
         (seen && begun)
             .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
@@ -269,12 +292,16 @@ impl Look<'_> {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };
-        (pods.is_empty() && due)
+        (all_held_away(pods) && due)
             .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
     }
 
     /// Someone who changed the count or the stamp while the workload was at zero wins.
+    /// Under a hold the count is nobody's business.
     pub(super) fn taken_over(&self) -> Option<Next> {
+        if self.plan.holding() == Holding::ByGate {
+            return None;
+        }
         let since = match self.state.step(self.ix) {
             StepState::Issued { at, .. } if self.step.kind == StepKind::ScaleToZero => *at,
             _ => self.entered,
@@ -375,8 +402,13 @@ impl Look<'_> {
     }
 }
 
+/// Whether no pod of the claim is on a node or can come to one.
+pub(super) fn all_held_away(pods: &[PodFacts]) -> bool {
+    pods.iter().all(PodFacts::is_held_away)
+}
+
 /// S8: the sentence of a pin that does not hold any more.
-fn pin_changed(what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display) -> String {
+pub(super) fn pin_changed(what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display) -> String {
     Refusal::PinChanged { what: what.to_owned(), was: was.to_string(), is: is.to_string() }.to_string()
 }
 

@@ -6,8 +6,8 @@
 //!
 //! # Guarantees
 //! Both functions are total and pure. An effect is only ever proposed from a state in which the journal shows no
-//! outstanding effect (S3). After [`Mark::TurnedBack`] only restoring effects are proposed. While a cloud mutation's
-//! outcome is unknown nothing is restored. Every wait carries a deadline (S5).
+//! outstanding effect (S3). After [`Mark::TurnedBack`] only effects that put back are proposed. While a cloud mutation's
+//! outcome is unknown nothing is restored and no hold lifted. Every wait carries a deadline (S5).
 //!
 //! # Assumptions
 //! The evidence was collected after the journal was read. The shell stores an entry before it acts on it.
@@ -20,12 +20,13 @@
 
 mod detach;
 mod forward;
+mod hold;
 mod observe;
 mod state;
 mod unwind;
 
 use crate::evidence::Evidence;
-use crate::ids::{ResourceVersion, Uid};
+use crate::ids::{ObjectName, ResourceVersion, Uid};
 use crate::journal::{End, Mark};
 use crate::plan::{Plan, StepIx};
 use crate::proof::FenceProof;
@@ -88,6 +89,20 @@ pub enum Effect {
         path: ScalePath,
         /// The count to set; `None` when someone else has set one already, which stands.
         replicas: Option<i32>,
+    },
+    /// Put the label on the VolumeRecovery that makes admission hold new pods of its claim.
+    Hold,
+    /// Evict one stuck pod, by its UID.
+    Release {
+        /// The pod.
+        pod: ObjectName,
+        /// Its UID.
+        uid: Uid,
+    },
+    /// Take the label off, and the gate off these pods.
+    Lift {
+        /// The pods that wait.
+        pods: Vec<(ObjectName, Uid)>,
     },
     /// Detach at the cloud. Cannot be made without a proof.
     CloudDetach {

@@ -25,8 +25,8 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
         Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, started, true),
         Some(StepKind::Restore) => scaled(step, evidence, cx, started, false),
         Some(StepKind::CloudDetach) => detached(step, plan, evidence, cx, started),
-        // Touching an annotation again is harmless: say that it did not happen, and it is issued again.
-        _ => observed(step, false, "a repeatable effect"),
+        // These are conditional writes that may be made again: say that it did not happen, and what is still due is issued.
+        _ => observed(step, false, "a write that may be made again"),
     })
 }
 

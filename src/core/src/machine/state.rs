@@ -3,7 +3,7 @@
 use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, StepIx};
 use crate::proof::NoUser;
-use crate::runbook::StepKind;
+use crate::runbook::{Holding, StepKind};
 use jiff::Timestamp;
 
 /// How one step stands.
@@ -159,13 +159,13 @@ impl State {
                 if self.turned_back.is_none() && self.current() != Some(*step) {
                     return Err("it is not the current step");
                 }
-                if self.turned_back.is_some() && kind != StepKind::Restore {
+                if self.turned_back.is_some() && !matches!(kind, StepKind::Restore | StepKind::Lift) {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
-                if kind != StepKind::Restore
-                    && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied())
-                {
+                // These go on until what they are about is seen: the stamp, the last stuck pod, the last gate.
+                let repeats = matches!(kind, StepKind::Restore | StepKind::Release | StepKind::Lift);
+                if !repeats && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
                     return Err("its effect is in force already");
                 }
                 *slot = StepState::Started { at: entry.at };
@@ -278,6 +278,30 @@ impl State {
             StepState::Started { .. } | StepState::Issued { .. } => true,
             StepState::Closed { .. } => false,
         })
+    }
+
+    /// Whether a change to the workload or its pods is being weighed: everything that stands against it is read then.
+    pub fn weighs_a_change(&self, plan: &Plan) -> bool {
+        let kind = self.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?.kind)));
+        self.turned_back.is_none()
+            && match kind {
+                Some((ix, StepKind::ScaleToZero)) => {
+                    !matches!(self.step(ix), StepState::Issued { outcome, .. } if outcome.applied())
+                }
+                Some((_, StepKind::Hold | StepKind::Release)) => true,
+                _ => false,
+            }
+    }
+
+    /// Whether what comes next turns on the hold being in force, or on its end: it is probed then.
+    pub fn needs_probe(&self, plan: &Plan) -> bool {
+        let kind = self.current().and_then(|ix| Some(plan.steps.get(ix.index())?.kind));
+        plan.holding() == Holding::ByGate
+            && (self.turned_back.is_some()
+                || matches!(
+                    kind,
+                    Some(StepKind::Hold | StepKind::Release | StepKind::CloudDetach | StepKind::Lift)
+                ))
     }
 
     /// When the current step could begin.

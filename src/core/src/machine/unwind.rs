@@ -1,12 +1,13 @@
 //! After turning back: put the workload back as it was, then end.
 
+use super::hold::let_come;
 use super::observe::IN_FLIGHT;
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::{End, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, StepIx};
-use crate::runbook::StepKind;
+use crate::runbook::{Holding, StepKind};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 
@@ -27,6 +28,9 @@ pub(super) fn next(
     cx: &Context<'_>,
     why: &TurnBack,
 ) -> Next {
+    if plan.holding() == Holding::ByGate {
+        return lift(plan, state, evidence, cx, why);
+    }
     let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore)
@@ -62,6 +66,36 @@ pub(super) fn next(
             },
             _ => end(why),
         },
+    }
+}
+
+/// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
+/// since each line of the journal makes another version of the object that carries it.
+fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
+    let hold = plan.find(StepKind::Hold).filter(|s| !matches!(state.step(*s), StepState::Pending));
+    let (Some(_), Some(lift)) = (hold, plan.closing()) else { return end(why) };
+    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(lift) {
+        return stuck(format!(
+            "the hold could not be lifted ({why}); take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
+        ));
+    }
+    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
+        return wait;
+    }
+    // An eviction whose reply was lost may still arrive; the pod would go while others may come.
+    let unheard = plan.find(StepKind::Release).and_then(|release| state.unheard_since(release));
+    if let Some(at) = unheard.filter(|at| cx.now < later(*at, IN_FLIGHT)) {
+        return Next::Wait {
+            why: "the eviction may still be on its way".to_owned(),
+            until: later(at, IN_FLIGHT),
+        };
+    }
+    match let_come(lift, state, evidence, cx) {
+        Some(Next::Act(_)) if state.attempts(lift) >= MOST_RESTORES => stuck(format!(
+            "the hold could not be lifted in {MOST_RESTORES} tries; take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
+        )),
+        Some(next) => next,
+        None => end(why),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Making a plan from evidence, a diagnosis and a runbook; or every reason why not.
 
-use super::{Downtime, EffectClass, PLAN_VERSION, Pins, Plan, PlannedStep, before_scaling, general};
+use super::{
+    Downtime, EffectClass, PLAN_VERSION, Pins, Plan, PlannedStep, before_holding, before_scaling, general,
+};
 use crate::diagnosis::{Diagnosis, StuckPod, Trouble, Verdict};
 use crate::evidence::{Evidence, MAX_AGE};
-use crate::ids::{PlanHash, Uid};
-use crate::runbook::{Runbook, RunbookStep, StepKind};
+use crate::ids::{ObjectName, PlanHash, Uid};
+use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
 use crate::safety::Refusal;
 use jiff::Timestamp;
 
@@ -46,7 +48,10 @@ pub fn make(
         }]);
     };
     let mut refusals = general(evidence, &at.node, now);
-    refusals.extend(before_scaling(evidence, request.confirm_workload, now));
+    refusals.extend(match request.runbook.holding() {
+        Holding::AtZero => before_scaling(evidence, request.confirm_workload, now),
+        Holding::ByGate => before_holding(evidence, &at.node, now),
+    });
     if !confirmed && !request.for_show {
         refusals.push(Refusal::Unchallenged { node: at.node.to_string() });
     }
@@ -56,7 +61,10 @@ pub fn make(
         return Err(refusals);
     }
     let pins = pins(evidence, at, attachment, now).map_err(|r| vec![r])?;
-    let steps: Vec<PlannedStep> = request.runbook.steps.iter().map(|s| planned(s, &pins, request)).collect();
+    let steps: Vec<PlannedStep> = {
+        let target = Target { claim: &evidence.claim_name, stuck: at, pins: &pins };
+        request.runbook.steps.iter().map(|s| planned(s, &target, request)).collect()
+    };
     let mut plan = Plan {
         version: PLAN_VERSION,
         claim: evidence.claim_name.clone(),
@@ -132,7 +140,15 @@ fn downtime(runbook: &Runbook) -> Downtime {
     Downtime { typical_seconds: 20, with_cloud_detach_seconds: 35 + patience }
 }
 
-fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedStep {
+/// What the steps are about.
+struct Target<'a> {
+    claim: &'a ObjectName,
+    stuck: &'a StuckPod,
+    pins: &'a Pins,
+}
+
+fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> PlannedStep {
+    let Target { claim, stuck, pins } = target;
     let w = &pins.workload;
     let (ns, name, kind) = (&w.name.namespace, &w.name.name, w.kind.to_lowercase());
     let text = |what: String, precondition: &str, command: String, risk: &str, observed_by: &str, class| {
@@ -160,9 +176,33 @@ fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedSte
             "no pod of the workload is left",
             EffectClass::Conditional,
         ),
+        StepKind::Hold => text(
+            format!("keep new pods of claim {claim} away by a scheduling gate"),
+            "the cluster has the policy reattach-hold; a new pod of the workload would be accepted now",
+            format!("kubectl -n {ns} label volumerecovery RECOVERY reattach.dev/hold=true"),
+            "none: only pods that are made while it lasts wait, and they are let go at its end",
+            "a dry-run create of a pod with the claim comes back with the gate",
+            EffectClass::Conditional,
+        ),
+        StepKind::Release => text(
+            format!("evict the stuck pod of {w}, so that its node lets the volume go"),
+            "the hold is in force; the pod is not Ready or its mount is dead; its node is Ready and runs the CSI driver; its owner makes a new one",
+            format!("kubectl -n {ns} delete pod {}", stuck.pod.name),
+            "a PodDisruptionBudget may refuse it; the run then turns back",
+            "the pod object is gone",
+            EffectClass::Conditional,
+        ),
+        StepKind::Lift => text(
+            "end the hold: its label off, the gates off the pods that wait".to_owned(),
+            "nobody holds the volume any more, and no job of it is pending",
+            format!("kubectl -n {ns} label volumerecovery RECOVERY reattach.dev/hold-"),
+            "none",
+            "no pod carries the gate, and a dry-run create comes back without it",
+            EffectClass::Conditional,
+        ),
         StepKind::AwaitDetached => text(
             format!("wait until nobody holds volume {} any more", pins.volume),
-            "no pod of the claim",
+            "no pod of the claim can be on a node",
             format!("kubectl get volumeattachment {} --watch", pins.attachment_name),
             "the CSI driver may be unable to detach; then the next step takes over, or the run turns back",
             "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four",
@@ -175,7 +215,7 @@ fn planned(step: &RunbookStep, pins: &Pins, request: &Request<'_>) -> PlannedSte
             ),
             "the kubelet's own word that it does not use the volume, newer than the last pod; the VolumeAttachment is going; the cloud still names this instance, read again",
             request.detach_command.to_owned(),
-            "a cloud that is busy or has locked the volume refuses; the workload is then restored and a person paged",
+            "a cloud that is busy or has locked the volume refuses; the workload is then put back as it was and a person paged",
             "no holder, and no job pending on the volume",
             EffectClass::Once,
         ),

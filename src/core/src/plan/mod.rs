@@ -6,13 +6,13 @@ mod refusals;
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
 use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, Uid, VolumeId};
-use crate::runbook::{StepKind, hash16};
+use crate::runbook::{Holding, StepKind, hash16};
 use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 pub use build::{Request, make};
-pub use refusals::{before_scaling, general};
+pub use refusals::{before_holding, before_scaling, general};
 
 /// The version of the plan's shape. An executor runs plans of its own version only.
 pub const PLAN_VERSION: u32 = 1;
@@ -142,6 +142,19 @@ impl Plan {
     /// The problem class.
     pub fn class(&self) -> Class {
         self.trouble.class()
+    }
+
+    /// How it keeps the claim's pods away.
+    pub fn holding(&self) -> Holding {
+        if self.find(StepKind::Hold).is_some() { Holding::ByGate } else { Holding::AtZero }
+    }
+
+    /// The step that lets pods of the claim come again.
+    pub fn closing(&self) -> Option<StepIx> {
+        self.find(match self.holding() {
+            Holding::ByGate => StepKind::Lift,
+            Holding::AtZero => StepKind::Restore,
+        })
     }
 
     /// The position of the only step of a kind, if there is one.

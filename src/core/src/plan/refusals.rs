@@ -1,7 +1,7 @@
 //! What stands against acting: the general refusals (S1, S7, S9) and those of scaling to zero (S2).
 
 use crate::cloud::VolumeState;
-use crate::evidence::{AccessMode, Evidence, MAX_AGE};
+use crate::evidence::{AccessMode, Evidence, MAX_AGE, PodFacts};
 use crate::fact::{Fact, Reading};
 use crate::ids::NodeName;
 use crate::safety::Refusal;
@@ -85,20 +85,61 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
 
 /// Every refusal of scaling the workload to zero (S2). `confirmed` is the workload that a person named, as `Kind/name`.
 pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Refusal> {
+    with_workload(evidence, now, |w, out| {
+        identity(w, out);
+        shape(w, confirmed, out);
+        claims(w, out);
+        template(w, out);
+        pre_stop(w, w.pods.iter(), out);
+        owners_of_the_count(w, out);
+        foreign_pods(evidence, w, now, out);
+    })
+}
+
+/// Every refusal of holding the claim and releasing its stuck pods on `node`. The count is not touched, so nothing that
+/// owns it matters; what a released pod would lose does, and that its owner can make a new one.
+pub fn before_holding(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refusal> {
+    let mut out = with_workload(evidence, now, |w, out| {
+        unchanged(w, out);
+        if let Some(what) = &w.rollout {
+            out.push(Refusal::RolloutInProgress { workload: w.workload.to_string(), what: what.clone() });
+        }
+        let own = w.claims.iter().find(|(name, _)| *name == evidence.claim_name.name);
+        if let Some(what) = own.and_then(|(_, claim)| claim.as_ref()?.opted_out.as_ref()) {
+            out.push(Refusal::OptedOut { what: what.clone() });
+        }
+        template(w, out);
+        let released = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
+        pre_stop(w, released.iter().filter(|p| p.node.as_ref() == Some(node)), out);
+        foreign_pods(evidence, w, now, out);
+    });
+    match evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE)) {
+        Some(Reading::Present(_)) => {}
+        Some(Reading::Absent) => out.push(Refusal::NoHoldPolicy),
+        Some(other) => out.push(Refusal::Missing {
+            what: "whether the cluster can hold pods away".into(),
+            why: other.gap().unwrap_or_default(),
+        }),
+        None => out.push(Refusal::Missing {
+            what: "whether the cluster can hold pods away".into(),
+            why: "it was not asked".into(),
+        }),
+    }
+    out
+}
+
+fn with_workload(
+    evidence: &Evidence,
+    now: Timestamp,
+    judge: impl FnOnce(&WorkloadFacts, &mut Vec<Refusal>),
+) -> Vec<Refusal> {
     let mut out = Vec::new();
     // A volume whose attach is still under way looks like one that its machine has lost; only the jobs tell.
     if let Some(why) = evidence.jobs.read(now, MAX_AGE).gap() {
         out.push(Refusal::Missing { what: "the provider's job history".into(), why });
     }
     match evidence.workload.read(now, MAX_AGE) {
-        Reading::Present(w) => {
-            identity(w, &mut out);
-            shape(w, confirmed, &mut out);
-            claims(w, &mut out);
-            template(w, &mut out);
-            owners_of_the_count(w, &mut out);
-            foreign_pods(evidence, w, now, &mut out);
-        }
+        Reading::Present(w) => judge(w, &mut out),
         Reading::Absent => {
             let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
             match pods.first() {
@@ -120,12 +161,17 @@ pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timesta
 }
 
 fn identity(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    if w.scaling == ScalePath::None {
+        out.push(Refusal::NotScalable { workload: w.workload.to_string() });
+    }
+    unchanged(w, out);
+}
+
+/// Nobody deletes the workload or keeps it at zero.
+fn unchanged(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     let workload = w.workload.to_string();
     if w.deleting {
         out.push(Refusal::WorkloadDeleting { workload: workload.clone() });
-    }
-    if w.scaling == ScalePath::None {
-        out.push(Refusal::NotScalable { workload: workload.clone() });
     }
     match &w.stamp {
         Some(Ok(stamp)) => {
@@ -193,13 +239,17 @@ fn template(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
             out.push(Refusal::EmptyDir { workload: workload.clone(), volume: volume.clone() });
         }
     }
-    if let (Some(container), Some(pod)) = (w.template.pre_stop.first(), w.pods.iter().find(|p| p.ready)) {
-        out.push(Refusal::PreStopHook { pod: pod.name.to_string(), container: container.clone() });
-    }
     match &w.pod_dry_run {
         Some(Ok(())) => {}
         Some(Err(why)) => out.push(Refusal::PodWouldBeRefused { workload, why: why.clone() }),
         None => out.push(Refusal::PodDryRunMissing { workload }),
+    }
+}
+
+/// A preStop hook runs in a pod that is Ready and has to go.
+fn pre_stop<'a>(w: &WorkloadFacts, mut going: impl Iterator<Item = &'a PodFacts>, out: &mut Vec<Refusal>) {
+    if let (Some(container), Some(pod)) = (w.template.pre_stop.first(), going.find(|p| p.ready)) {
+        out.push(Refusal::PreStopHook { pod: pod.name.to_string(), container: container.clone() });
     }
 }
 

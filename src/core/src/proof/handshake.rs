@@ -1,8 +1,7 @@
 //! The *kubelet handshake*: the holder's own live kubelet says that it does not use the volume (DESIGN 6, P1–P3).
 
 use super::{
-    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held_at_zero, held_by, is_holder, no_pod,
-    the_volume,
+    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, no_pod, the_volume,
 };
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
@@ -25,8 +24,8 @@ pub struct NoUser {
 /// Makes the *kubelet handshake* proof, or says what is missing.
 ///
 /// # Assumptions
-/// `evidence` was collected after `no_user` was journaled. The workload is at zero by a stamp of this recovery (that is
-/// the hold of the scale-to-zero runbook).
+/// `evidence` was collected after `no_user` was journaled. New pods are kept away: the workload is at zero by a stamp of
+/// this recovery, or a dry-run create was seen to be given the gate.
 ///
 /// # Errors
 /// One [`NoProof`] per missing piece; the first one found, in the order P1, P2, P3, veto, holder.
@@ -38,7 +37,7 @@ pub fn kubelet_handshake(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    held_at_zero(evidence, recovery, now)?;
+    held(evidence, recovery, now)?;
     no_pod(evidence, now)?;
     let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
         what: "the PersistentVolume".into(),

@@ -194,7 +194,7 @@ impl ProofKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 pub enum NoProof {
-    /// The workload is not at zero by our stamp, so a new pod may come at any moment.
+    /// Neither is the workload at zero by our stamp nor is the hold in force, so a new pod may come at any moment.
     #[error("new pods of the claim are not held away: {why}")]
     NoHold {
         /// What was found.
@@ -365,8 +365,9 @@ fn is_holder(node: &NodeFacts, holder: &InstanceId) -> Result<(), NoProof> {
     Err(NoProof::Holder { found, expected: holder.clone() })
 }
 
-/// P1 for the scale-to-zero runbook: the workload is at zero and carries this recovery's stamp.
-fn held_at_zero(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoProof> {
+/// P1: no new pod can come. Either the workload is at zero and carries this recovery's stamp, or a pod made now would be
+/// given our gate.
+fn held(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoProof> {
     let no_hold = |why: String| Err(NoProof::NoHold { why });
     let workload = fresh(evidence.workload.read(now, MAX_AGE), "the workload")?;
     let Some(workload) = workload else { return no_hold("the workload is not there".into()) };
@@ -381,14 +382,18 @@ fn held_at_zero(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(
             Ok(())
         }
         Some(Err(why)) => no_hold(why.clone()),
-        _ => no_hold(format!("{} has {} replicas", workload.workload, workload.replicas)),
+        _ => match workload.dry_run_held {
+            Some(true) => Ok(()),
+            Some(false) => no_hold("a pod made now would not be given the gate".into()),
+            None => no_hold(format!("{} has {} replicas", workload.workload, workload.replicas)),
+        },
     }
 }
 
-/// P2: no pod object with the claim is left, on any node.
+/// P2: no pod object with the claim is left that is on a node or could come to one.
 fn no_pod(evidence: &Evidence, now: Timestamp) -> Result<(), NoProof> {
     let pods = fresh(evidence.pods.read(now, MAX_AGE), "the list of pods")?;
-    match pods.and_then(|p| p.first()) {
+    match pods.and_then(|p| p.iter().find(|p| !p.is_held_away())) {
         Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
         None => Ok(()),
     }

@@ -1,8 +1,8 @@
 //! *Rebooted and clean*: whatever the old boot had under way is gone with it, and the new one has nothing.
 
 use super::{
-    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held_at_zero, held_by, is_holder, missing,
-    no_pod, the_volume,
+    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
+    the_volume,
 };
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
@@ -20,8 +20,8 @@ pub struct Before {
 }
 
 /// Makes the *rebooted and clean* proof: the boot is not the pinned one, or began after the attach; in this boot the
-/// agent answered this recovery's open challenge with "no device"; and nobody can begin to use the volume there,
-/// because the workload is at zero by this recovery's stamp and no pod of the claim is left.
+/// agent answered this recovery's open challenge with "no device" or, at the full level, "clean"; and nobody can begin
+/// to use the volume there, because the workload is at zero by this recovery's stamp and no pod of the claim is left.
 ///
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order hold, pods, node, reboot, answer, volume.
@@ -33,7 +33,7 @@ pub fn rebooted_and_clean(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    held_at_zero(evidence, recovery, now)?;
+    held(evidence, recovery, now)?;
     no_pod(evidence, now)?;
     let what = format!("Node {node}");
     let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
@@ -70,7 +70,7 @@ pub fn rebooted_and_clean(
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
 
-/// The epoch that the agent of this boot answered with "no device".
+/// The epoch that the agent of this boot answered with "no device" or "clean".
 fn clean(evidence: &Evidence, node: &NodeName, recovery: &Uid, boot: &BootId) -> Result<u64, String> {
     let Some((asked, epoch)) = evidence.asked.as_ref().filter(|(asked, _)| asked == recovery) else {
         return Err("no challenge of this recovery is open".to_owned());
@@ -83,7 +83,10 @@ fn clean(evidence: &Evidence, node: &NodeName, recovery: &Uid, boot: &BootId) ->
         return Err(format!("its answer is from boot {}", answer.boot_id));
     }
     match &answer.seen {
-        Seen::NoDevice => Ok(*epoch),
+        Seen::NoDevice | Seen::Clean if answer.is_clean() => Ok(*epoch),
+        Seen::NoDevice | Seen::Clean => {
+            Err(format!("a {:?} agent cannot say that a device is clean", answer.level))
+        }
         Seen::DeadMount { paths } => Err(format!("dead mounts remain at {}", paths.join(", "))),
         Seen::InUse { users } => Err(format!("the device is in use: {users:?}")),
         Seen::Idle => Err("the device is there; that nobody has it open was not shown".to_owned()),

@@ -206,22 +206,28 @@ fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
 }
 
 /// The kinds in the order in which the legend names them.
-const KINDS: [StepKind; 6] = [
+const KINDS: [StepKind; 9] = [
     StepKind::ScaleToZero,
+    StepKind::Hold,
+    StepKind::Release,
     StepKind::AwaitDetached,
     StepKind::CloudDetach,
     StepKind::Requeue,
     StepKind::Restore,
+    StepKind::Lift,
     StepKind::Verify,
 ];
 
 fn colour(kind: StepKind) -> &'static str {
     match kind {
         StepKind::ScaleToZero => "scale",
+        StepKind::Hold => "hold",
+        StepKind::Release => "release",
         StepKind::AwaitDetached => "await",
         StepKind::CloudDetach => "cloud",
         StepKind::Requeue => "nudge",
         StepKind::Restore => "restore",
+        StepKind::Lift => "lift",
         StepKind::Verify => "verify",
     }
 }

@@ -127,10 +127,13 @@ pub(super) fn class_name(class: Class) -> String {
 pub(super) fn step_title(kind: StepKind) -> &'static str {
     match kind {
         StepKind::ScaleToZero => "scale to zero",
+        StepKind::Hold => "hold new pods away",
+        StepKind::Release => "release the stuck pod",
         StepKind::AwaitDetached => "wait for the detach",
         StepKind::CloudDetach => "detach at the cloud",
         StepKind::Requeue => "nudge the attacher",
         StepKind::Restore => "scale back",
+        StepKind::Lift => "end the hold",
         StepKind::Verify => "verify",
     }
 }

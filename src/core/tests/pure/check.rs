@@ -20,7 +20,7 @@ fn remove(plan: &mut Plan, kind: StepKind) {
 /// A change of the plan, and the rule and words of the violation.
 type Mutation = (&'static str, fn(&mut Plan), &'static str);
 
-const MUTATIONS: [Mutation; 27] = [
+const MUTATIONS: &[Mutation] = &[
     ("version", |p| p.version = 2, "S8: the plan is of another version"),
     ("claim name", |p| p.claim.name = "other".into(), "S8: the plan is for another claim"),
     ("claim UID", |p| p.pins.claim = "x".into(), "S8: the claim is not the pinned one"),
@@ -54,12 +54,12 @@ const MUTATIONS: [Mutation; 27] = [
         |p| {
             p.steps.remove(4);
         },
-        "S2: a restore that does not wait for the detach",
+        "S2: pods that come back before the detach",
     ),
     (
         "an impatient wait",
         |p| p.steps[4].patience_seconds = Some(1),
-        "S2: a restore that does not wait for the detach",
+        "S2: pods that come back before the detach",
     ),
     (
         "detach after restore",
@@ -87,21 +87,49 @@ const MUTATIONS: [Mutation; 27] = [
     ),
 ];
 
+/// The same for the plan that holds.
+const HOLD_MUTATIONS: &[Mutation] = &[
+    ("no hold", |p| remove(p, StepKind::Hold), "S1: a cloud detach without the claim held away first"),
+    ("no lift", |p| remove(p, StepKind::Lift), "S2: a hold without exactly one lift"),
+    ("two holds", |p| p.steps.push(p.steps[0].clone()), "S2: a hold without exactly one lift"),
+    ("lift first", |p| p.steps.swap(0, 6), "S2: a hold without exactly one lift"),
+    ("release first", |p| p.steps.swap(0, 1), "S1: a pod evicted while another may come"),
+    ("release last", |p| p.steps.push(p.steps[1].clone()), "S1: a pod evicted while another may come"),
+    (
+        "an impatient wait",
+        |p| p.steps[5].patience_seconds = Some(1),
+        "S2: pods that come back before the detach",
+    ),
+    (
+        "detach after the lift",
+        |p| {
+            let d = p.steps.remove(3);
+            p.steps.push(d);
+        },
+        "S1: a cloud detach after pods may run again",
+    ),
+];
+
 #[test]
 fn each_rule_taken_out_of_a_plan_is_missed() {
     let case = Case::statefulset();
-    let good = case.plan().unwrap();
-    assert_eq!(rules(&good, &case), Vec::<String>::new());
-    for (name, change, expected) in MUTATIONS {
+    each_is_missed(&case, &case.plan().unwrap(), MUTATIONS);
+    let case = case.holdable();
+    each_is_missed(&case, &case.plan_by("lightest-first", None, false).unwrap(), HOLD_MUTATIONS);
+}
+
+fn each_is_missed(case: &Case, good: &Plan, mutations: &[Mutation]) {
+    assert_eq!(rules(good, case), Vec::<String>::new());
+    for (name, change, expected) in mutations {
         let mut plan = good.clone();
         change(&mut plan);
-        let unsealed = rules(&plan, &case);
+        let unsealed = rules(&plan, case);
         assert!(
             unsealed.iter().any(|v| v.contains("hash")),
             "{name}: the hash does not show it: {unsealed:?}"
         );
         plan.hash = plan.computed_hash();
-        let found = rules(&plan, &case);
+        let found = rules(&plan, case);
         assert!(
             found.iter().any(|v| v.starts_with(expected)),
             "{name}: expected {expected:?}, found {found:?}"

@@ -265,7 +265,8 @@ fn a_pod_that_appears_again_starts_the_handshake_anew() {
     }
     // A bare pod of the claim comes while the workload is at zero, and goes again before kubelet's next tick.
     run.world.pods_made += 1;
-    run.world.pod = Some(world::Pod { number: run.world.pods_made, deleting: false, ready_since: None });
+    run.world.pod =
+        Some(world::Pod { number: run.world.pods_made, deleting: false, ready_since: None, gated: false });
     run.drive(1);
     run.world.pod = None;
     let gone = run.world.now;

@@ -5,7 +5,7 @@
 //! assumption behind the machine's limit for requests in flight (60 s), stated here as a rule of the model.
 //! `REATTACH_CASES` set: larger budgets, every interleaving of the world, no practical bound.
 
-use super::world::{Issuer, Mark as Stamped, World, at, plan};
+use super::world::{Issuer, Mark as Stamped, World, at};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, next};
 use reattach_core::testkit::Case;
@@ -32,7 +32,7 @@ struct Global {
     state: Rc<State>,
     executors: [Executor; 2],
     /// A request that left a crashed or impatient executor and has not arrived.
-    delayed: Option<(Effect, bool)>,
+    delayed: Option<(Effect, bool, usize)>,
     aborted: bool,
     crashes: u32,
     losses: u32,
@@ -57,11 +57,12 @@ impl Global {
     fn new(world: World, budget: [u32; 4]) -> Self {
         // One for the patience with a stuck driver, one for a request in flight, one for a pod to settle.
         let world_needs_patience = world.unpublish_fails;
+        let plan = world.plan();
         let start = Self {
+            state: Rc::new(State::new(plan)),
             world,
             journal: Rc::new(Vec::new()),
             digest: 0,
-            state: Rc::new(State::new(plan())),
             executors: [Executor::Idle, Executor::Idle],
             delayed: None,
             aborted: false,
@@ -71,7 +72,7 @@ impl Global {
             meddles: budget[3],
             strides: if world_needs_patience { 3 } else { 2 },
         };
-        start.append(Mark::Accepted { plan_hash: plan().hash.to_string(), authority: "test".into() }).unwrap()
+        start.append(Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() }).unwrap()
     }
 
     fn append(&self, mark: Mark) -> Result<Self, String> {
@@ -79,7 +80,7 @@ impl Global {
         let seq = u32::try_from(self.journal.len()).unwrap();
         let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), mark };
         let mut state = (*self.state).clone();
-        state.apply(plan(), &entry).map_err(|e| e.to_string())?;
+        state.apply(self.world.plan(), &entry).map_err(|e| e.to_string())?;
         after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.mark));
         let mut journal = (*self.journal).clone();
         journal.push(entry);
@@ -118,22 +119,30 @@ impl Global {
             confirm_workload: None,
             now: at(self.world.now),
         };
-        next(plan(), &self.state, &self.world.evidence(), &cx)
+        next(self.world.plan(), &self.state, &self.world.evidence(), &cx)
     }
 
     /// The request arrives. The model's own objections come first, then those between requests.
-    fn arrive(&mut self, effect: &Effect, turned: bool) -> Result<Outcome, String> {
-        let other_detach = self.delayed.as_ref().is_some_and(|(e, _)| is_detach(e));
+    /// `length`: the journal's when it was sent.
+    fn arrive(&mut self, effect: &Effect, turned: bool, length: usize) -> Result<Outcome, String> {
+        // The label is on the object that carries the journal: each line makes another version of it.
+        let labels =
+            matches!(effect, Effect::Hold) || matches!(effect, Effect::Lift { .. }) && self.world.hold;
+        if labels && length != self.journal.len() {
+            return Ok(Outcome::NotApplied { why: "409".into(), retry: true });
+        }
+        let other_detach = self.delayed.as_ref().is_some_and(|(e, ..)| is_detach(e));
         if is_detach(effect) && other_detach {
             return Err("two cloud detaches in flight".into());
         }
-        let before = self.world.replicas;
+        let before = (self.world.replicas, self.world.hold);
         let outcome = self.world.issue(effect, turned)?;
         let issuing = self
             .executors
             .iter()
             .any(|e| matches!(e, Executor::Issuing { action, .. } if is_detach(&action.effect)));
-        if self.world.replicas > before && (other_detach || issuing) {
+        let lifted = before.1 && !self.world.hold;
+        if (self.world.replicas > before.0 || lifted) && (other_detach || issuing) {
             return Err("restored while a cloud detach is outstanding".into());
         }
         Ok(outcome)
@@ -183,7 +192,7 @@ impl Global {
         let unknown = || Outcome::Unknown { why: "lost".into() };
         let replying = |outcome| Executor::Replying { length, action: action.clone(), outcome };
         let mut arrived = self.with(which, Executor::Idle);
-        let outcome = arrived.arrive(&action.effect, turned);
+        let outcome = arrived.arrive(&action.effect, turned, length);
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(broken) => return moves.push(("issue", Err(broken))),
@@ -197,7 +206,7 @@ impl Global {
             silent.crashes -= 1;
             moves.push(("crash before issuing", Ok(silent.clone())));
             if silent.delayed.is_none() {
-                silent.delayed = Some((action.effect.clone(), turned));
+                silent.delayed = Some((action.effect.clone(), turned, length));
                 moves.push(("crash with the request on its way", Ok(silent)));
             }
         }
@@ -206,7 +215,7 @@ impl Global {
             lost.losses -= 1;
             moves.push(("request lost", Ok(lost.clone())));
             if lost.delayed.is_none() {
-                lost.delayed = Some((action.effect.clone(), turned));
+                lost.delayed = Some((action.effect.clone(), turned, length));
                 moves.push(("request delayed", Ok(lost)));
             }
             let mut deaf = with(arrived.clone(), replying(unknown()));
@@ -222,10 +231,10 @@ impl Global {
         for which in 0..2 {
             self.executor_moves(which, &mut decision, &mut moves);
         }
-        if let Some((effect, turned)) = &self.delayed {
+        if let Some((effect, turned, length)) = &self.delayed {
             let mut after = self.clone();
             after.delayed = None;
-            let landed = after.arrive(effect, *turned);
+            let landed = after.arrive(effect, *turned, *length);
             moves.push(("land", landed.map(|_| after)));
         }
         let world: [(&'static str, fn(&mut World)); 7] = [
@@ -280,7 +289,7 @@ impl Global {
                 is_detach(&action.effect)
             }
             _ => false,
-        }) || self.delayed.as_ref().is_some_and(|(e, _)| is_detach(e));
+        }) || self.delayed.as_ref().is_some_and(|(e, ..)| is_detach(e));
         if self.meddles > 0 && self.world.stamp == Stamped::Ours && !detaching {
             let mut after = self.clone();
             after.meddles -= 1;
@@ -299,6 +308,9 @@ impl Global {
             Some(_) if ours => Some("ended while our cloud detach is in flight".into()),
             Some(_) if self.world.stamp == Stamped::Ours => {
                 Some("ended with our stamp on the workload".into())
+            }
+            Some(_) if self.world.hold || self.world.pod.as_ref().is_some_and(|p| p.gated) => {
+                Some("ended with a hold of ours in force".into())
             }
             Some(_) if self.world.replicas == 0 => Some("ended with the workload at zero".into()),
             _ => None,
@@ -355,10 +367,10 @@ fn explore(start: Global, limit: usize) -> Found {
     found
 }
 
-fn check(name: &str, stuck: bool, budget: [u32; 4]) -> Found {
+fn check(name: &str, world: World, budget: [u32; 4]) -> Found {
     let begun = std::time::Instant::now();
     let limit = if larger() { 20_000_000 } else { 80_000 };
-    let found = explore(Global::new(World::new(stuck), budget), limit);
+    let found = explore(Global::new(world, budget), limit);
     println!(
         "{name}: {} states explored ({}), no rule broken; ends {:?}; at most {} cloud detaches; {:.1} s",
         found.states,
@@ -378,26 +390,47 @@ fn larger() -> bool {
 #[test]
 fn two_executors_with_a_healthy_driver() {
     let budget = if larger() { [2, 2, 1, 1] } else { [0, 1, 1, 0] };
-    let found = check("two executors, healthy driver", false, budget);
+    let found = check("two executors, healthy driver", World::new(false), budget);
     assert!(found.ends.contains_key("Aborted") || !found.whole);
 }
 
 #[test]
 fn two_executors_with_a_stuck_driver_and_crashes() {
     let budget = if larger() { [2, 2, 0, 0] } else { [1, 0, 0, 0] };
-    let found = check("two executors, stuck driver, crashes", true, budget);
+    let found = check("two executors, stuck driver, crashes", World::new(true), budget);
     assert!(found.most_detaches >= 1 || !found.whole);
 }
 
 #[test]
 fn two_executors_with_a_stuck_driver_and_an_abort() {
     let budget = if larger() { [1, 1, 1, 1] } else { [0, 0, 1, 0] };
-    let found = check("two executors, stuck driver, abort", true, budget);
+    let found = check("two executors, stuck driver, abort", World::new(true), budget);
     assert!(found.ends.contains_key("Aborted") || !found.whole);
 }
 
 #[test]
 fn two_executors_and_a_person_who_takes_over() {
     let budget = if larger() { [1, 1, 0, 1] } else { [0, 0, 0, 1] };
-    check("two executors, a person", true, budget);
+    check("two executors, a person", World::new(true), budget);
+}
+
+#[test]
+fn two_executors_that_hold_with_a_healthy_driver() {
+    let budget = if larger() { [2, 2, 1, 0] } else { [0, 1, 1, 0] };
+    let found = check("two executors, hold, healthy driver", World::held_by_gate(false), budget);
+    assert!(found.ends.contains_key("Aborted") || !found.whole);
+}
+
+#[test]
+fn two_executors_that_hold_with_a_stuck_driver_and_crashes() {
+    let budget = if larger() { [2, 2, 0, 0] } else { [1, 0, 0, 0] };
+    let found = check("two executors, hold, stuck driver, crashes", World::held_by_gate(true), budget);
+    assert!(found.most_detaches >= 1 || !found.whole);
+}
+
+#[test]
+fn two_executors_that_hold_with_a_stuck_driver_and_an_abort() {
+    let budget = if larger() { [1, 1, 1, 0] } else { [0, 0, 1, 0] };
+    let found = check("two executors, hold, stuck driver, abort", World::held_by_gate(true), budget);
+    assert!(found.ends.contains_key("Aborted") || !found.whole);
 }

@@ -9,7 +9,7 @@ use reattach_core::cloud::{
 };
 use reattach_core::evidence::NodeFacts;
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::guest::{Answer, DeviceUsers, Seen};
+use reattach_core::guest::{Answer, DeviceUsers, Level, Seen};
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
     Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, off, rebooted_and_clean,
@@ -284,6 +284,7 @@ const SPOILS: &[Change] = &[
     ),
     ("in use", BOOT, |s| answer(s, |a| a.seen = Seen::InUse { users: DeviceUsers::default() }), "in use"),
     ("idle", BOOT, |s| answer(s, |a| a.seen = Seen::Idle), "the device is there"),
+    ("clean by a basic agent", BOOT, |s| answer(s, |a| a.seen = Seen::Clean), "a Basic agent cannot say"),
     (
         "unreadable",
         BOOT,
@@ -350,6 +351,16 @@ fn where_off_stays_off_no_job_is_needed() {
     assert!(matches!(prove(Kind::Off, &s), Err(NoProof::NoShutdown { .. })));
 }
 
+/// A device that is there is no obstacle where an agent that may open it found it clean; the word of a basic one is none.
+#[test]
+fn clean_counts_at_the_full_level_only() {
+    for (level, proves) in [(Level::Full, true), (Level::Basic, false)] {
+        let mut s = scene(Kind::Rebooted);
+        answer(&mut s, |a| (a.seen, a.level) = (Seen::Clean, level));
+        assert_eq!(prove(Kind::Rebooted, &s).is_ok(), proves, "{level:?}");
+    }
+}
+
 /// Random combinations of what spoils a scene: whatever is made satisfies what a second reading
 /// of its kind demands.
 #[test]
@@ -414,7 +425,8 @@ fn sound(kind: Kind, s: &Scene) -> Result<(), &'static str> {
             let asked = e.asked == Some((answer.recovery.clone(), answer.epoch));
             let zero = e.workload.shown().is_some_and(|w| w.replicas == 0);
             let empty = e.pods.shown().is_none_or(Vec::is_empty);
-            need(asked && zero && empty && answer.seen == Seen::NoDevice, "clean")
+            let clean = answer.seen == Seen::Clean && answer.level == Level::Full;
+            need(asked && zero && empty && (clean || answer.seen == Seen::NoDevice), "clean")
         }
         Kind::Declared => need(!ready && !s.declaration.reason.is_empty(), "declared"),
     }

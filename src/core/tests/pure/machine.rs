@@ -1,7 +1,7 @@
 //! The executor's brain, walked through whole runs in the model: as planned, stuck, crashed, aborted, taken over,
 //! blinded, and with replies that are lost.
 
-use super::world::{Mark as Stamped, World, at, plan};
+use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Context, Effect, Next, State, next};
@@ -52,15 +52,16 @@ pub enum Step {
 impl Run {
     pub fn new(world: World, faults: Faults) -> Self {
         let mut run = Self {
+            state: State::new(world.plan()),
             world,
             journal: Vec::new(),
             term: 1,
             effects: 0,
             faults,
             meddled: false,
-            state: State::new(plan()),
         };
-        let _ = run.write(Mark::Accepted { plan_hash: plan().hash.to_string(), authority: "test".into() });
+        let _ = run
+            .write(Mark::Accepted { plan_hash: run.world.plan().hash.to_string(), authority: "test".into() });
         run
     }
 
@@ -68,7 +69,7 @@ impl Run {
     fn write(&mut self, mark: Mark) -> bool {
         let seq = u32::try_from(self.journal.len()).unwrap();
         let entry = Entry { seq, at: at(self.world.now), term: self.term, by: "test".into(), mark };
-        self.state.apply(plan(), &entry).unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
+        self.state.apply(self.world.plan(), &entry).unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
         self.journal.push(entry);
         let written = self.journal.len();
         if let Some((when, what)) = self.faults.meddle
@@ -86,8 +87,8 @@ impl Run {
     }
 
     pub fn look(&mut self) -> Step {
-        let replayed =
-            State::replay(plan(), &self.journal).unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
+        let replayed = State::replay(self.world.plan(), &self.journal)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
         assert_eq!(replayed, self.state, "replay and incremental state differ");
         let recovery = Case::recovery();
         let cx = Context {
@@ -96,7 +97,7 @@ impl Run {
             confirm_workload: None,
             now: at(self.world.now),
         };
-        match next(plan(), &self.state, &self.world.evidence(), &cx) {
+        match next(self.world.plan(), &self.state, &self.world.evidence(), &cx) {
             Next::Record(mark) => {
                 if self.write(mark) {
                     Step::Crashed
@@ -118,7 +119,7 @@ impl Run {
         assert_eq!(self.state.outstanding(), None, "an effect beside another\n{}", self.story());
         let turned = self.state.turned_back().is_some();
         assert!(
-            !turned || matches!(action.effect, Effect::Restore { .. }),
+            !turned || matches!(action.effect, Effect::Restore { .. } | Effect::Lift { .. }),
             "only restoring after turning back"
         );
         let proof = match &action.effect {

@@ -9,6 +9,7 @@ mod explore;
 mod fences;
 mod gaps;
 mod hash;
+mod holding;
 mod journal;
 mod machine;
 mod proof;

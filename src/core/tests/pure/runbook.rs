@@ -1,6 +1,6 @@
 //! Runbooks and stamps as data: what is accepted, and the one sentence for what is not.
 
-use reattach_core::runbook::{BUILT_IN, DEFAULT_RUNBOOK, Runbook, StepKind};
+use reattach_core::runbook::{BUILT_IN, Runbook, SCALE_TO_ZERO, StepKind};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::testkit::start;
 
@@ -11,7 +11,7 @@ fn the_built_in_runbooks_parse_under_their_own_names() {
         assert_eq!(runbook.name, name);
         assert_eq!(runbook.hash().len(), 16);
     }
-    let kinds: Vec<_> = Runbook::built_in(DEFAULT_RUNBOOK).unwrap().steps.iter().map(|s| s.step).collect();
+    let kinds: Vec<_> = Runbook::built_in(SCALE_TO_ZERO).unwrap().steps.iter().map(|s| s.step).collect();
     use StepKind::{AwaitDetached, CloudDetach, Requeue, Restore, ScaleToZero, Verify};
     assert_eq!(kinds, [ScaleToZero, AwaitDetached, CloudDetach, Requeue, AwaitDetached, Restore, Verify]);
 }
@@ -19,7 +19,10 @@ fn the_built_in_runbooks_parse_under_their_own_names() {
 #[test]
 fn an_unknown_runbook_is_named_with_what_there_is() {
     let error = Runbook::built_in("lightest-last").unwrap_err().to_string();
-    assert_eq!(error, "runbook \"lightest-last\" is not known; this build has: scale-to-zero");
+    assert_eq!(
+        error,
+        "runbook \"lightest-last\" is not known; this build has: lightest-first, scale-to-zero"
+    );
 }
 
 fn with_steps(steps: &[&str]) -> String {
@@ -30,6 +33,9 @@ fn with_steps(steps: &[&str]) -> String {
     yaml
 }
 
+const HOLD: &str = "step: Hold, deadlineSeconds: 60";
+const RELEASE: &str = "step: Release, deadlineSeconds: 60";
+const LIFT: &str = "step: Lift, deadlineSeconds: 60";
 const SCALE: &str = "step: ScaleToZero, deadlineSeconds: 60";
 const AWAIT: &str = "step: AwaitDetached, deadlineSeconds: 60";
 const PATIENT: &str = "step: AwaitDetached, deadlineSeconds: 60, patienceSeconds: 30";
@@ -81,9 +87,9 @@ fn malformed_yaml_gives_one_sentence_with_line_and_column() {
 
 #[test]
 fn unsafe_orders_are_refused_with_the_rule() {
-    let table: [(&str, Vec<&str>, &str); 15] = [
+    let table: [(&str, Vec<&str>, &str); 22] = [
         ("no steps", vec![], "no ScaleToZero"),
-        ("no scale", vec![AWAIT, RESTORE, VERIFY], "no ScaleToZero"),
+        ("no scale", vec![AWAIT, RESTORE, VERIFY], "no ScaleToZero and no Hold"),
         ("no restore", vec![SCALE, AWAIT, VERIFY], "no Restore"),
         ("scale later", vec![AWAIT, SCALE, AWAIT, RESTORE, VERIFY], "must be the first step"),
         ("two scales", vec![SCALE, SCALE, AWAIT, RESTORE, VERIFY], "ScaleToZero may stand only once"),
@@ -101,6 +107,13 @@ fn unsafe_orders_are_refused_with_the_rule() {
             "CloudDetach must stand before Restore",
         ),
         ("no verify", vec![SCALE, AWAIT, RESTORE], "last step must be Verify"),
+        ("both", vec![SCALE, HOLD, RELEASE, AWAIT, LIFT, VERIFY], "both ScaleToZero and Hold"),
+        ("no lift", vec![HOLD, RELEASE, AWAIT, VERIFY], "no Lift"),
+        ("hold later", vec![AWAIT, HOLD, RELEASE, AWAIT, LIFT, VERIFY], "Hold must be the first step"),
+        ("no release", vec![HOLD, AWAIT, LIFT, VERIFY], "Release must be the second step"),
+        ("a lift at once", vec![HOLD, RELEASE, LIFT, VERIFY], "before Lift must be AwaitDetached"),
+        ("a release at zero", vec![SCALE, RELEASE, AWAIT, RESTORE, VERIFY], "Release belongs to Hold"),
+        ("a lift at zero", vec![SCALE, AWAIT, RESTORE, LIFT, VERIFY], "Lift belongs to Hold"),
         (
             "no deadline",
             vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 0"],

@@ -19,6 +19,8 @@ pub struct Pod {
     pub number: u32,
     pub deleting: bool,
     pub ready_since: Option<i64>,
+    /// It carries our scheduling gate and is bound to no node.
+    pub gated: bool,
 }
 
 /// The VolumeAttachment of the node.
@@ -44,6 +46,10 @@ pub enum Mark {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub now: i64,
+    /// The runbook holds by admission instead of scaling to zero.
+    pub by_gate: bool,
+    /// The label of the hold is on: new pods are gated.
+    pub hold: bool,
     pub replicas: i32,
     pub stamp: Mark,
     pub version: u32,
@@ -90,13 +96,19 @@ pub struct Blind {
 
 fn base() -> &'static Case {
     static BASE: OnceLock<Case> = OnceLock::new();
-    BASE.get_or_init(Case::deployment)
+    BASE.get_or_init(|| Case::deployment().holdable())
 }
 
-/// The plan of every run in this model.
+/// The plan by the founding runbook.
 pub fn plan() -> &'static Plan {
     static PLAN: OnceLock<Plan> = OnceLock::new();
     PLAN.get_or_init(|| base().plan().expect("the phantom is plannable"))
+}
+
+/// The plan by the runbook that holds.
+pub fn hold_plan() -> &'static Plan {
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    PLAN.get_or_init(|| base().plan_by("lightest-first", None, false).expect("the phantom can be held"))
 }
 
 /// Seconds as a moment.
@@ -123,10 +135,12 @@ impl World {
     pub fn new(unpublish_fails: bool) -> Self {
         Self {
             now: 0,
+            by_gate: false,
+            hold: false,
             replicas: 1,
             stamp: Mark::None,
             version: 100,
-            pod: Some(Pod { number: 1, deleting: false, ready_since: None }),
+            pod: Some(Pod { number: 1, deleting: false, ready_since: None, gated: false }),
             in_use: true,
             volumes_attached: true,
             lease: 0,
@@ -146,6 +160,21 @@ impl World {
         }
     }
 
+    /// The same for the runbook that holds.
+    pub fn held_by_gate(unpublish_fails: bool) -> Self {
+        Self { by_gate: true, ..Self::new(unpublish_fails) }
+    }
+
+    /// The plan of this world's run.
+    pub fn plan(&self) -> &'static Plan {
+        if self.by_gate { hold_plan() } else { plan() }
+    }
+
+    /// A pod that is on a node.
+    fn bound(&self) -> Option<&Pod> {
+        self.pod.as_ref().filter(|p| !p.gated)
+    }
+
     /// Whether the first VolumeAttachment is still there.
     pub fn old_record(&self) -> bool {
         self.va.as_ref().is_some_and(|v| v.number == 1)
@@ -155,6 +184,7 @@ impl World {
     pub fn healed(&self) -> bool {
         self.replicas == 1
             && self.stamp == Mark::None
+            && !self.hold
             && self.device
             && self.pod.as_ref().is_some_and(|p| p.ready_since.is_some())
     }
@@ -165,6 +195,9 @@ impl World {
         facts.ready = pod.ready_since.is_some();
         facts.ready_since = pod.ready_since.map(at);
         facts.deleting_since = pod.deleting.then(|| at(0));
+        if pod.gated {
+            (facts.held, facts.node) = (true, None);
+        }
         facts
     }
 
@@ -181,6 +214,7 @@ impl World {
         w.replicas = self.replicas;
         w.resource_version = self.version.to_string().into();
         w.pods = pods;
+        w.dry_run_held = Some(self.hold);
         let stamp = |recovery: Uid| Stamp { replicas: 1, workload: "workload-1".into(), recovery, at: at(0) };
         w.stamp = match self.stamp {
             Mark::None => None,
@@ -200,6 +234,7 @@ impl World {
             facts.resource_version = va.version.to_string().into();
             present(&mut e.attachments, now).push(facts);
         }
+        e.hold_policy.iter_mut().for_each(|fact| fact.at = now);
         let node = present(e.nodes.get_mut(&NODE.into()).unwrap(), now);
         node.volumes_in_use = if self.in_use { vec![volume_name()] } else { Vec::new() };
         node.volumes_attached = if self.volumes_attached { vec![volume_name()] } else { Vec::new() };
@@ -277,7 +312,7 @@ impl World {
                 if matches!(self.job, Some((Issuer::Us, _))) {
                     return Err("two cloud detaches in flight".into());
                 }
-                if self.pod.is_some() || self.in_use {
+                if self.bound().is_some() || self.in_use {
                     return Err("a cloud detach under a user".into());
                 }
                 if !self.held {
@@ -285,6 +320,37 @@ impl World {
                 }
                 self.detaches += 1;
                 self.job = Some((Issuer::Us, self.now + self.cloud_lag));
+                applied()
+            }
+            Effect::Hold => {
+                self.hold = true;
+                applied()
+            }
+            Effect::Release { uid, .. } => match &mut self.pod {
+                Some(pod) if uid.as_str() == format!("pod-{}", pod.number) => {
+                    if !self.hold {
+                        return Err("a pod evicted while another may come".into());
+                    }
+                    if pod.gated || pod.ready_since.is_some() {
+                        return Err(format!("evicted {pod:?}"));
+                    }
+                    pod.deleting = true;
+                    applied()
+                }
+                _ => conflict(),
+            },
+            Effect::Lift { pods } => {
+                if matches!(self.job, Some((Issuer::Us, _))) {
+                    return Err("lifted while our cloud detach is in flight".into());
+                }
+                if !turned_back && self.hold && (self.old_record() || self.held) {
+                    return Err("lifted before the VolumeAttachment was gone and the cloud had let go".into());
+                }
+                self.hold = false;
+                if let Some(pod) = &mut self.pod {
+                    let named = pods.iter().any(|(_, uid)| uid.as_str() == format!("pod-{}", pod.number));
+                    pod.gated &= !named;
+                }
                 applied()
             }
             Effect::Requeue { uid, resource_version, .. } => match &mut self.va {
@@ -305,11 +371,12 @@ impl World {
     /// The pod's next step of life: deleted at zero, made at one.
     pub fn workload_controller(&mut self) {
         match (&mut self.pod, self.replicas) {
-            (Some(pod), 0) if pod.deleting => self.pod = None,
+            (Some(pod), _) if pod.deleting => self.pod = None,
             (Some(pod), 0) => pod.deleting = true,
             (None, 1..) => {
                 self.pods_made += 1;
-                self.pod = Some(Pod { number: self.pods_made, deleting: false, ready_since: None });
+                let gated = self.hold;
+                self.pod = Some(Pod { number: self.pods_made, deleting: false, ready_since: None, gated });
             }
             _ => {}
         }
@@ -317,18 +384,18 @@ impl World {
 
     /// kubelet's tick of 10 s: what it uses, and its Lease.
     pub fn kubelet_tick(&mut self) {
-        self.in_use = self.pod.is_some();
+        self.in_use = self.bound().is_some();
         self.lease = self.now;
     }
 
     /// The attach/detach controller.
     pub fn attach_detach_controller(&mut self) {
-        if self.pod.is_none() && !self.in_use {
+        if self.bound().is_none() && !self.in_use {
             if let Some(va) = &mut self.va {
                 va.deleting = true;
                 self.volumes_attached = false;
             }
-        } else if self.pod.is_some() && self.va.is_none() {
+        } else if self.bound().is_some() && self.va.is_none() {
             self.records_made += 1;
             self.va = Some(Va {
                 number: self.records_made,
@@ -379,7 +446,9 @@ impl World {
             && self.volumes_attached
             && self.va.as_ref().is_some_and(|v| v.attached && !v.deleting);
         let now = self.now;
-        if let Some(pod) = self.pod.as_mut().filter(|p| ready && !p.deleting && p.ready_since.is_none()) {
+        if let Some(pod) =
+            self.pod.as_mut().filter(|p| ready && !p.gated && !p.deleting && p.ready_since.is_none())
+        {
             pod.ready_since = Some(now);
         }
     }

@@ -10,7 +10,7 @@ use reattach_core::plan::{Downtime, EffectClass, PLAN_VERSION, Pins, Plan, Plann
 use reattach_core::policy::Mode;
 use reattach_core::proof::{NoUser, ProofKind};
 use reattach_core::report::{Incident, Record, TimelineNote};
-use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
+use reattach_core::runbook::{Runbook, SCALE_TO_ZERO, StepKind};
 use reattach_core::workload::WorkloadRef;
 
 /// The node's return, from which every time counts.
@@ -57,7 +57,7 @@ pub fn diagnosis(name: &str) -> Diagnosis {
 
 /// The plan of the built-in runbook for one workload.
 pub fn plan(name: &str) -> Plan {
-    let runbook = Runbook::built_in(DEFAULT_RUNBOOK).unwrap();
+    let runbook = Runbook::built_in(SCALE_TO_ZERO).unwrap();
     let say = |kind| -> (String, &str, String, &str, &str, EffectClass) {
         match kind {
             StepKind::ScaleToZero => (format!("scale StatefulSet default/{name} from 1 to 0 and stamp it with the count to restore, in one write"), "every refusal of scaling to zero is absent, read again; the write is refused if the workload changed meanwhile", format!("kubectl -n default scale statefulset/{name} --replicas=0"), "the workload stays down until it is restored; the stamp on it suffices for that", "no pod of the workload is left", EffectClass::Conditional),
@@ -65,6 +65,7 @@ pub fn plan(name: &str) -> Plan {
             StepKind::CloudDetach => ("if Kubernetes' own detach is stuck: detach volume 1042 from instance 28871423 at the cloud".into(), "the kubelet's own word that it does not use the volume, newer than the last pod", "curl --fail --request POST --header \"Authorization: Bearer $LINODE_TOKEN\" https://api.linode.com/v4/volumes/1042/detach".into(), "a cloud that is busy or has locked the volume refuses; the workload is then restored and a person paged", "no holder, and no job pending on the volume", EffectClass::Once),
             StepKind::Requeue => (format!("if VolumeAttachment csi-{name} is still there: touch it, so that external-attacher tries again now"), "the cloud names no holder", format!("kubectl annotate volumeattachment csi-{name} reattach.dev/requeued=$(date +%s) --overwrite"), "none: the attacher would try by itself within 5 minutes", "the write is accepted", EffectClass::Conditional),
             StepKind::Restore => (format!("scale StatefulSet default/{name} back to 1 and remove the stamp, in one write"), "the VolumeAttachment is gone, the stamp is intact and the count is still 0", format!("kubectl -n default scale statefulset/{name} --replicas=1"), "someone who changed the count meanwhile wins: theirs stands", "the count", EffectClass::Conditional),
+            StepKind::Hold | StepKind::Release | StepKind::Lift => unreachable!("not in this runbook"),
             StepKind::Verify => ("wait until the pod is Ready with the volume".into(), "none", "kubectl -n default get pods --watch".into(), "a pod that stays unready for another reason ends the run as failed, with the workload restored", "pod Ready for 3 s, one holder, the pinned identity and size", EffectClass::Repeatable),
         }
     };

@@ -9,6 +9,7 @@ use crate::world::WorldError;
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::report::support_ticket;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
 use std::time::Duration;
@@ -25,6 +26,7 @@ const LOCKED: &str = "prestashop";
 const LOCKED_VOLUME: u64 = 411_806;
 const NOT_OURS: [&str; 2] = ["site", "grafana"];
 const PERSON: &str = "sre@example.org";
+const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/default";
 
 pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, WorldError> {
     let unlocked_at = match pace {
@@ -38,6 +40,12 @@ pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, Wor
             "Real code: both controller replicas, an agent per node, the runbook, the Linode provider.",
             "Simulated: API server, Kubernetes' own controllers, kubelets, the cloud, and the time.",
         ],
+    );
+    s.world.merge(PERSON, POLICY, &json!({"spec": {"runbook": SCALE_TO_ZERO}})).await?;
+    s.tell(
+        Who::Person,
+        "",
+        "names the procedure of that day: kubectl patch recoverypolicy default --type merge -p '{\"spec\":{\"runbook\":\"scale-to-zero\"}}'",
     );
     open(&mut s).await?;
     s.heading("Nodes are recycled, one after another", &[]);
@@ -138,7 +146,7 @@ async fn dry_run(s: &mut Stage) -> Result<(), WorldError> {
 async fn for_real(s: &mut Stage) -> Result<(), WorldError> {
     s.heading("The plans look right: a person switches the policy to Auto", &[]);
     let body = json!({"spec": {"mode": "Auto"}});
-    s.world.merge(PERSON, "/apis/reattach.dev/v1alpha1/recoverypolicies/default", &body).await?;
+    s.world.merge(PERSON, POLICY, &body).await?;
     s.tell(
         Who::Person,
         "",

@@ -59,6 +59,18 @@ pub const SCENARIOS: &[Scenario] = &[
         play: |seed, _, sink| small::stuck_unpublish(seed, sink).boxed(),
     },
     Scenario {
+        name: "hold-and-release",
+        summary: "the lightest way: new pods are held away for seconds, the stuck ones evicted; no replica is touched, healthy pods of the same StatefulSet stay",
+        title: "Hold and release (drill)",
+        play: |seed, _, sink| small::hold_and_release(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "hold-stuck-unpublish",
+        summary: "the same with a CSI driver that cannot detach: reattach detaches at the cloud under the hold, with a proof",
+        title: "Hold and release, and Kubernetes cannot detach (drill)",
+        play: |seed, _, sink| small::hold_stuck_unpublish(seed, sink).boxed(),
+    },
+    Scenario {
         name: "abort",
         summary: "a person aborts in the middle: the replicas are restored, and nothing begins again until asked",
         title: "A recovery is aborted (drill)",

@@ -7,6 +7,7 @@ use crate::world::{APPS, WorldError};
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::policy::Mode;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_sim::apiserver::{AdmissionFn, ApiStatus, Verb};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests;
@@ -168,7 +169,7 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     bind_ephemeral(&mut s).await?;
     let names: Vec<&str> = cases.iter().map(|c| c.app.name.as_str()).collect();
     s.running(&names, Duration::from_secs(180)).await?;
-    s.world.policy("everything", Mode::Auto, 0).await?;
+    s.world.policy("everything", Mode::Auto, 0, SCALE_TO_ZERO).await?;
     for (node, _) in &NODES[..3] {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     }

@@ -2,6 +2,7 @@
 
 use super::reading;
 use crate::app::App;
+use crate::ledger::Target;
 use crate::replica::{CrashPoint, Side};
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
@@ -10,8 +11,10 @@ use kube::ResourceExt;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
 use reattach_core::policy::Mode;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
@@ -29,15 +32,26 @@ fn postgres() -> App {
 
 /// Redis and PostgreSQL run, two replicas of the controller watch, and the policy has this mode.
 async fn set(seed: u64, mode: Mode, apps: &[(App, Expect)], sink: Sink) -> Result<Stage, WorldError> {
+    set_by(SCALE_TO_ZERO, seed, mode, apps, sink).await
+}
+
+/// The same with any runbook.
+async fn set_by(
+    runbook: &str,
+    seed: u64,
+    mode: Mode,
+    apps: &[(App, Expect)],
+    sink: Sink,
+) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, sink).await?;
-    s.heading(&format!("Two nodes at Linode; the policy's mode is {mode}"), &[]);
+    s.heading(&format!("Two nodes at Linode; the policy's mode is {mode}, its runbook {runbook}"), &[]);
     for (app, expect) in apps {
         s.add(app.clone(), *expect).await?;
     }
-    s.world.policy("everything", mode, 0).await?;
+    s.world.policy("everything", mode, 0, runbook).await?;
     let names: Vec<&str> = apps.iter().map(|(a, _)| a.name.as_str()).collect();
-    s.running(&names, Duration::from_secs(180)).await?;
+    s.running(&names, Duration::from_secs(300)).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(Duration::from_secs(5)).await;
     s.start_replica("reattach-controller-1", None);
@@ -63,15 +77,65 @@ async fn healed(s: &mut Stage, apps: &[&str]) -> Result<(), WorldError> {
 pub(super) async fn stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s =
         set(seed, Mode::Auto, &[(redis(), Expect::Running), (postgres(), Expect::Running)], sink).await?;
+    detach_at_the_cloud(&mut s).await?;
+    Ok(s)
+}
+
+pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let cluster =
+        App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 3, "the database, three replicas");
+    let apps = [(redis(), Expect::Running), (cluster.clone(), Expect::Running)];
+    let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
+    let spec = |s: &Stage| {
+        apps.clone().map(|(app, _)| app.read(s.world.server()).map(|w| w["metadata"]["generation"].clone()))
+    };
+    let (before, pods) = (spec(&s), pods_by_node(&s));
+    let node = s.node_of("redis");
+    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    healed(&mut s, &["redis", "postgres"]).await?;
+    if spec(&s) != before {
+        s.broken.push("a workload was changed; a hold touches none".to_owned());
+    }
+    if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
+        s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
+    }
+    let after = pods_by_node(&s);
+    for (name, was) in pods.iter().filter(|(_, (on, _))| *on != node) {
+        if after.get(name).is_none_or(|is| is != was) {
+            s.broken.push(format!("pod {name} was healthy on another node and is not the same any more"));
+        }
+    }
+    Ok(s)
+}
+
+/// The pods by name, each with its node and UID.
+fn pods_by_node(s: &Stage) -> BTreeMap<String, (String, String)> {
+    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    let pods = s.world.server().list("", "pods", Some(APPS));
+    let facts = |p: &serde_json::Value| {
+        (text(&p["metadata"]["name"]), (text(&p["spec"]["nodeName"]), text(&p["metadata"]["uid"])))
+    };
+    pods.iter().map(|p| facts(p)).collect()
+}
+
+pub(super) async fn hold_stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
+    let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
+    detach_at_the_cloud(&mut s).await?;
+    Ok(s)
+}
+
+/// The CSI driver fails every detach: each of the two volumes needs exactly one of ours.
+async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
     s.world.csi.set_unpublish_fails(true);
     s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
-    recycle_both(&mut s).await?;
-    healed(&mut s, &["redis", "postgres"]).await?;
+    recycle_both(s).await?;
+    healed(s, &["redis", "postgres"]).await?;
     let detaches = s.world.ledger.effects().iter().filter(|e| e.path.ends_with("/detach")).count();
     if detaches != 2 {
         s.broken.push(format!("{detaches} detaches were asked of the cloud; 2 are needed"));
     }
-    Ok(s)
+    Ok(())
 }
 
 pub(super) async fn abort(seed: u64, sink: Sink) -> Result<Stage, WorldError> {

@@ -7,17 +7,22 @@ use serde_json::{Value, json};
 use super::resource::ResourceType;
 use super::status::ApiStatus;
 
-/// The version that the server reports: that of the measured control plane.
-const VERSION: (&str, &str, &str) = ("1", "36", "v1.36.3");
+/// The minor version and version that the server reports: that of the measured control plane.
+const VERSION: (&str, &str) = ("36", "v1.36.3");
+/// The same without policies that change objects.
+const OLDER: (&str, &str) = ("35", "v1.35.0");
 
-/// Answers a path that names no resource.
-pub(super) fn answer(types: &[ResourceType], segments: &[String]) -> Result<Value, ApiStatus> {
+/// Answers a path that names no resource; `older`: as Kubernetes 1.35.
+pub(super) fn answer(types: &[ResourceType], older: bool, segments: &[String]) -> Result<Value, ApiStatus> {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["version"] => Ok(json!({
-            "major": VERSION.0, "minor": VERSION.1, "gitVersion": VERSION.2, "gitCommit": "", "gitTreeState": "clean",
-            "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux/amd64",
-        })),
+        ["version"] => {
+            let (minor, version) = if older { OLDER } else { VERSION };
+            Ok(json!({
+                "major": "1", "minor": minor, "gitVersion": version, "gitCommit": "", "gitTreeState": "clean",
+                "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux/amd64",
+            }))
+        }
         ["healthz" | "livez" | "readyz", ..] => Ok(json!("ok")),
         ["api"] => Ok(json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
         ["apis"] => {

@@ -4,7 +4,8 @@
 //! preconditions, watches with bookmarks and 410, the patch kinds, graceful deletion of pods, finalizers, owner
 //! references, the `status`, `scale`, `eviction` and `binding` subresources, dry runs and server-side admission.
 //! Of a custom resource's schema only the defaults are used: fields are not validated or pruned, and CEL rules are not
-//! evaluated. Built-in kinds are checked only where a controller's safety depends on it.
+//! evaluated. Built-in kinds are checked only where a controller's safety depends on it. Of admission policies it knows
+//! reattach's own hold, which is installed from the start; everything else is a function that a test adds.
 //!
 //! # Caveats
 //! Lists are not paged (`limit` and `continue` are accepted and ignored). Garbage collection is immediate. Server-side
@@ -14,6 +15,7 @@ mod defaults;
 mod discovery;
 mod events;
 mod gc;
+mod hold;
 mod hooks;
 mod patch;
 mod request;
@@ -72,13 +74,21 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl ApiServer {
-    /// An empty cluster with the namespaces that every cluster has.
+    /// An empty cluster of Kubernetes 1.36 with the namespaces that every cluster has, and with the policy
+    /// `reattach-hold` and its binding. Delete either by a request to have a cluster where it is not installed.
     ///
     /// `seed` decides UIDs, generated names and the draws of faults with a probability.
     #[must_use]
     pub fn new(clock: Clock, seed: u64) -> Self {
         let state = Mutex::new(State::new(seed, &rfc3339(clock.now())));
         Self { inner: Arc::new(Inner { state, changed: Notify::new(), clock }) }
+    }
+
+    /// Makes it an API server of Kubernetes 1.35: by default that one serves no MutatingAdmissionPolicy, so nothing holds
+    /// new pods away.
+    pub fn without_mutating_policies(&self) {
+        lock(&self.inner.state).drop_mutating_policies();
+        self.inner.changed.notify_waiters();
     }
 
     /// The clock that the server stamps objects with.

@@ -45,11 +45,9 @@ pub(super) fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Resul
         PatchKind::Json => {
             let ops: json_patch::Patch = serde_json::from_value(patch.clone())
                 .map_err(|e| ApiStatus::bad_request(format!("error decoding patch: {e}")))?;
-            json_patch::patch(target, &ops).map_err(|e| {
-                ApiStatus::new(
-                    422,
-                    format!("the server rejected our request due to an error in our request: {e}"),
-                )
+            // The real server does not say what of it failed either.
+            json_patch::patch(target, &ops).map_err(|_| {
+                ApiStatus::new(422, "the server rejected our request due to an error in our request")
             })?;
         }
         PatchKind::Strategic | PatchKind::Apply => strategic(target, patch),

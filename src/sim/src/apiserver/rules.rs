@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::request::{ApiRequest, Verb};
 use super::resource::ResourceType;
 use super::status::ApiStatus;
 use crate::clock::rfc3339;
@@ -32,21 +33,30 @@ pub(super) fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
     asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30).max(0)
 }
 
+/// UID and resourceVersion that were sent along. A PUT takes the UID as a precondition and looks at it first; to a PATCH
+/// it is a field that cannot be changed, looked at last.
 pub(super) fn check_versions(
-    rt: &ResourceType,
+    req: &ApiRequest,
     name: &str,
     old: &Value,
     sent: &Value,
 ) -> Result<(), ApiStatus> {
+    let rt = &req.rt;
     let (have, want) =
         (old["metadata"]["uid"].as_str().unwrap_or_default(), sent["uid"].as_str().unwrap_or_default());
-    if !want.is_empty() && want != have {
+    let other = !want.is_empty() && want != have;
+    let patched = req.verb == Verb::Patch;
+    if other && !patched {
         let why = format!("Precondition failed: UID in precondition: {want}, UID in object meta: {have}");
         return Err(ApiStatus::conflict(rt, name, &why));
     }
-    let want = sent["resourceVersion"].as_str().unwrap_or_default();
-    if !want.is_empty() && Some(want) != old["metadata"]["resourceVersion"].as_str() {
+    let version = sent["resourceVersion"].as_str().unwrap_or_default();
+    if !version.is_empty() && Some(version) != old["metadata"]["resourceVersion"].as_str() {
         return Err(ApiStatus::modified(rt, name));
+    }
+    if other {
+        let why = format!("metadata.uid: Invalid value: \"{want}\": field is immutable");
+        return Err(ApiStatus::invalid(rt, name, &why));
     }
     Ok(())
 }
@@ -103,8 +113,7 @@ pub(super) fn check_changed_pod(
     rt: &ResourceType,
     name: &str,
     old: &Value,
-    new: &mut Value,
-    now: Timestamp,
+    new: &Value,
 ) -> Result<(), ApiStatus> {
     if old["spec"]["nodeName"] != new["spec"]["nodeName"] || old["spec"]["volumes"] != new["spec"]["volumes"]
     {
@@ -115,19 +124,14 @@ pub(super) fn check_changed_pod(
         ));
     }
     let (before, after) = (gates(old), gates(new));
-    if after.iter().any(|g| !before.contains(g)) {
-        return Err(ApiStatus::invalid(
-            rt,
-            name,
-            "spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate",
-        ));
+    if let Some((n, gate)) = after.iter().enumerate().find(|(_, g)| !before.contains(g)) {
+        let gate = gate.as_str().unwrap_or_default();
+        let why = format!(
+            "spec.schedulingGates[{n}].name: Forbidden: only deletion is allowed, but found new scheduling gate '{gate}'"
+        );
+        return Err(ApiStatus::invalid(rt, name, &why));
     }
-    if !before.is_empty() && after.is_empty() {
-        new["status"]["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-            "lastTransitionTime": rfc3339(now), "message": "",
-        }]);
-    }
+    // The condition SchedulingGated stays until the scheduler has something to say.
     Ok(())
 }
 

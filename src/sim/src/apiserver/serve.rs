@@ -86,8 +86,11 @@ impl ApiServer {
     ) -> Result<http::Response<ReplyBody>, BoxError> {
         let target = match parse_path(head.uri.path()) {
             Ok(Target::Meta(segments)) => {
-                let types = lock(&self.inner.state).types.clone();
-                return match discovery::answer(&types, &segments) {
+                let (types, older) = {
+                    let state = lock(&self.inner.state);
+                    (state.types.clone(), !state.has_mutating_policies())
+                };
+                return match discovery::answer(&types, older, &segments) {
                     Ok(found) => reply(200, &found),
                     Err(e) => refuse(&e),
                 };
@@ -242,7 +245,9 @@ impl ApiServer {
             user_agent: req.user_agent.clone(),
             dry_run: req.dry_run
                 || (req.verb.mutates()
-                    && body["dryRun"].as_array().is_some_and(|d| d.iter().any(|x| x == "All"))),
+                    && [&body["dryRun"], &body["deleteOptions"]["dryRun"]]
+                        .iter()
+                        .any(|d| d.as_array().is_some_and(|d| d.iter().any(|x| x == "All")))),
             code,
             body: (req.verb.mutates() && !body.is_null()).then(|| Arc::new(body.clone())),
         };

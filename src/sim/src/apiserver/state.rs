@@ -58,6 +58,7 @@ impl State {
             });
             state.store.put(&(String::new(), "namespaces".into()), "", ns, object);
         }
+        state.install_hold(seed, created);
         state
     }
 

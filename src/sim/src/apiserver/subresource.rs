@@ -74,12 +74,17 @@ impl State {
         set_pointer(&mut next, &paths.spec, json!(replicas));
         let mut main = req.clone();
         main.subresource = None;
+        // The UID of a scale is a precondition, however it is sent.
+        main.verb = Verb::Update;
         let stored = self.replace(&main, old, next, now)?;
         Ok(scale_of(&paths, &stored))
     }
 
     /// POST to a pod's `eviction`: deletes it unless a disruption budget objects.
     pub fn evict(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
+        if body["metadata"]["name"] != *req.name() {
+            return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
+        }
         let pod = self.existing(req)?;
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
         let exempt = matches!(phase, "Pending" | "Succeeded" | "Failed")
@@ -88,7 +93,20 @@ impl State {
             self.check_budgets(&pod)?;
         }
         let mut options = DeleteOptions::parse(&body["deleteOptions"], req);
-        options.dry_run |= req.dry_run;
+        if !options.dry_run {
+            check_evicted(&pod, &options)?;
+            let mut marked = (*pod).clone();
+            add_condition(
+                &mut marked,
+                json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                    "message": "Eviction API: evicting", "lastTransitionTime": rfc3339(now)}),
+            );
+            let marked = self.store.put(&req.rt.store(), req.ns(), req.name(), marked);
+            // Our own write must not make the precondition fail.
+            if options.resource_version.is_some() {
+                options.resource_version = marked["metadata"]["resourceVersion"].as_str().map(Into::into);
+            }
+        }
         self.delete(&req.rt, req.ns(), req.name(), &options, now)?;
         Ok(status::success(&req.rt, req.name(), pod["metadata"]["uid"].as_str().unwrap_or_default(), 201))
     }
@@ -142,7 +160,13 @@ impl State {
     /// POST to a pod's `binding`.
     pub fn bind(&mut self, req: &ApiRequest, body: &Value, now: Timestamp) -> Result<Value, ApiStatus> {
         let pod = self.existing(req)?;
-        let refuse = |why: &str| Err(ApiStatus::conflict(&req.rt, req.name(), why));
+        let refuse = |why: &str| {
+            let name = req.name();
+            let message = format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}");
+            let mut refusal = ApiStatus::new(409, message);
+            refusal.details = json!({"name": name, "kind": "pods/binding"});
+            Err(refusal)
+        };
         if pod["metadata"]["deletionTimestamp"].is_string() {
             return refuse(&format!("pod {} is being deleted, cannot be assigned to a host", req.name()));
         }
@@ -154,8 +178,10 @@ impl State {
         }
         let mut next = (*pod).clone();
         next["spec"]["nodeName"] = body["target"]["name"].clone();
-        next["status"]["conditions"] =
-            json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": rfc3339(now)}]);
+        add_condition(
+            &mut next,
+            json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": rfc3339(now)}),
+        );
         if !req.dry_run {
             self.store.put(&req.rt.store(), req.ns(), req.name(), next);
         }
@@ -181,6 +207,40 @@ impl State {
             _ => return None,
         }
         Some(answer)
+    }
+}
+
+/// The preconditions of an eviction, in the words of that subresource.
+fn check_evicted(pod: &Value, options: &DeleteOptions) -> Result<(), ApiStatus> {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    for (field, what, want, since) in [
+        ("uid", "UID", &options.uid, "deleted and then recreated"),
+        ("resourceVersion", "ResourceVersion", &options.resource_version, "modified"),
+    ] {
+        let have = pod["metadata"][field].as_str().unwrap_or_default();
+        if let Some(want) = want.as_deref().filter(|want| *want != have) {
+            let mut refusal = ApiStatus::new(
+                409,
+                format!(
+                    "Operation cannot be fulfilled on Pod \"{name}\": the {what} in the precondition ({want}) does not match the {what} in record ({have}). The object might have been {since}"
+                ),
+            );
+            refusal.details = json!({"name": name, "kind": "Pod"});
+            return Err(refusal);
+        }
+    }
+    Ok(())
+}
+
+/// Sets a condition in place of the one of the same type.
+fn add_condition(object: &mut Value, condition: Value) {
+    let list = &mut object["status"]["conditions"];
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|c| c["type"] != condition["type"]);
+        list.push(condition);
     }
 }
 

@@ -156,6 +156,9 @@ impl State {
         if let Some(schema) = &rt.schema {
             defaults::from_schema(schema, &mut object);
         }
+        if rt.is_pod() {
+            self.hold(req.ns(), &mut object);
+        }
         self.admit(req, &name, Some(&mut object), None)?;
         if rt.is_pod() {
             check_new_pod(rt, &name, &mut object)?;
@@ -220,7 +223,7 @@ impl State {
         if new["metadata"]["name"].as_str().is_some_and(|n| n != name) {
             return Err(ApiStatus::bad_request("the name of the object does not match the name on the URL"));
         }
-        check_versions(rt, name, &old, &new["metadata"])?;
+        check_versions(req, name, &old, &new["metadata"])?;
         let mut next = if status_only {
             let mut next = (*old).clone();
             next["status"] = new["status"].clone();
@@ -251,7 +254,7 @@ impl State {
             defaults::from_schema(schema, &mut next);
         }
         if rt.is_pod() && !status_only {
-            check_changed_pod(rt, name, &old, &mut next, now)?;
+            check_changed_pod(rt, name, &old, &next)?;
         }
         self.admit(req, name, Some(&mut next), Some(&old))?;
         if !status_only && spec_differs(&old, &next) {

@@ -94,7 +94,7 @@ async fn declare_unknown(c: &Controller, node: &Value, caches: &Caches) -> Resul
             {"type": "Ready", "status": "False", "lastTransitionTime": at}]}});
         let path = format!("/api/v1/namespaces/{}/pods/{}/status", namespace(pod), name(pod));
         match c.kapi.patch(&path, STRATEGIC, &body).await {
-            Err(e) if !matches!(code_of(&e), 404 | 409) => return Err(e),
+            Err(e) if !matches!(code_of(&e), 404 | 409 | 422) => return Err(e),
             _ => {}
         }
     }

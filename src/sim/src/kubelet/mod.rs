@@ -94,7 +94,8 @@ pub struct NodePluginFaults {
     pub stage: Option<StageFault>,
     /// `NodeUnstageVolume` fails.
     pub unstage_fails: bool,
-    /// The plugin is not registered with kubelet.
+    /// The plugin is not registered with kubelet. Set on a running node, its driver leaves CSINode at the next status
+    /// tick; set while the node is off, CSINode goes on naming it.
     pub unregistered: bool,
 }
 

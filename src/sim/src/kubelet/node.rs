@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use crate::clock::{rfc3339, rfc3339_micro};
-use crate::kapi::{Kapi, MERGE, STRATEGIC, code_of, lock};
+use crate::kapi::{Kapi, MERGE, STRATEGIC, code_of, items, lock};
 
 /// `nodeStatusUpdateFrequency`: volumesInUse changes only at this tick.
 pub(super) const STATUS_TICK: Duration = Duration::from_secs(10);
@@ -23,11 +23,14 @@ pub(super) struct NodeReporter {
     last: Value,
     last_at: Option<Instant>,
     ready_since: String,
+    /// Whether the driver's node plugin has registered with this kubelet since its start.
+    registered: bool,
 }
 
 impl NodeReporter {
     pub fn new(kapi: Kapi, shared: &Shared) -> Self {
-        Self { kapi, last: Value::Null, last_at: None, ready_since: rfc3339((shared.now)()) }
+        let ready_since = rfc3339((shared.now)());
+        Self { kapi, last: Value::Null, last_at: None, ready_since, registered: false }
     }
 
     /// Makes sure that Node and CSINode exist.
@@ -46,13 +49,37 @@ impl NodeReporter {
                 "spec": {"providerID": c.provider_id}});
             self.kapi.create("/api/v1/nodes", &node).await?;
         }
-        let csi = format!("/apis/storage.k8s.io/v1/csinodes/{}", c.node);
-        if !lock(&shared.faults).unregistered && self.kapi.get(&csi).await?.is_none() {
-            let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": c.node},
-                "spec": {"drivers": [{"name": c.driver, "nodeID": c.instance, "topologyKeys": [],
-                    "allocatable": {"count": c.max_volumes}}]}});
-            self.kapi.create("/apis/storage.k8s.io/v1/csinodes", &body).await?;
+        self.register_driver(shared).await
+    }
+
+    /// Writes the driver into CSINode when its plugin registers, and takes it out when it deregisters. What a kubelet
+    /// before the last restart wrote stays: CSINode does not show that a plugin has not come back.
+    async fn register_driver(&mut self, shared: &Shared) -> Result<(), kube::Error> {
+        let c = &shared.config;
+        let registers = !lock(&shared.faults).unregistered;
+        let path = format!("/apis/storage.k8s.io/v1/csinodes/{}", c.node);
+        let found = self.kapi.get(&path).await?;
+        let driver = json!({"name": c.driver, "nodeID": c.instance, "topologyKeys": [],
+            "allocatable": {"count": c.max_volumes}});
+        let mut drivers: Vec<Value> =
+            found.iter().flat_map(|node| items(node, "/spec/drivers")).cloned().collect();
+        let before = drivers.clone();
+        if registers {
+            drivers.retain(|d| d["name"] != *c.driver || *d == driver);
+            if drivers.iter().all(|d| d["name"] != *c.driver) {
+                drivers.push(driver);
+            }
+        } else if self.registered {
+            drivers.retain(|d| d["name"] != *c.driver);
         }
+        if found.is_none() {
+            let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": c.node},
+                "spec": {"drivers": drivers}});
+            self.kapi.create("/apis/storage.k8s.io/v1/csinodes", &body).await?;
+        } else if drivers != before {
+            self.kapi.patch(&path, MERGE, &json!({"spec": {"drivers": drivers}})).await?;
+        }
+        self.registered = registers;
         Ok(())
     }
 

@@ -165,6 +165,10 @@ impl PodWorker {
             ("PodScheduled", true, ""),
         ];
         let before = if self.sent.is_null() { &self.pod["status"] } else { &self.sent };
+        // Conditions of others stay: why the pod is disrupted.
+        let others = items(&self.pod, "/status/conditions")
+            .filter(|c| list.iter().all(|(kind, ..)| c["type"] != *kind))
+            .cloned();
         status["conditions"] = Value::Array(
             list.iter()
                 .map(|(kind, on, reason)| {
@@ -179,6 +183,7 @@ impl PodWorker {
                     }
                     c
                 })
+                .chain(others)
                 .collect(),
         );
         status

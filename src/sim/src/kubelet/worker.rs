@@ -462,7 +462,7 @@ impl Worker {
         match self.kapi.patch(&path, MERGE, &body).await {
             Ok(_) => worker.sent = status,
             // Gone or replaced under us: the watch tells.
-            Err(e) if matches!(code_of(&e), 404 | 409) => {}
+            Err(e) if matches!(code_of(&e), 404 | 409 | 422) => {}
             Err(e) => return Err(e),
         }
         Ok(())

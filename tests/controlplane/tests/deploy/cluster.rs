@@ -188,6 +188,16 @@ impl<'a> Installed<'a> {
         self.plane.client_from(&file).await.expect("a client")
     }
 
+    /// The controller's ServiceAccount, each request once: the stock client repeats a 429 for minutes.
+    pub async fn controller_once(&self) -> Client {
+        let file = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
+        let file = kube::config::Kubeconfig::read_from(file.expect("a kubeconfig")).expect("readable");
+        let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
+        let mut config = config.expect("a configuration");
+        config.default_retry = false;
+        Client::try_from(config).expect("a client")
+    }
+
     /// A client with the token that the agent's pod on that node has.
     pub async fn as_agent_of(&self, node: &str) -> Client {
         let pod = self.pods("reattach-agent").await.remove(node).expect("an agent on that node");

@@ -4,6 +4,7 @@
 mod admission;
 mod bounds;
 mod cluster;
+mod hold;
 mod rendered;
 mod rights;
 mod schema;
@@ -45,6 +46,12 @@ async fn installed_on_a_real_control_plane() {
     admission::aborts(&installed).await;
     admission::status_of_recoveries(&installed).await;
     admission::reports(&installed).await;
+
+    hold::gates_new_pods_of_the_claim_and_only_those(&installed).await;
+    hold::the_gate_keeps_the_scheduler_away(&installed).await;
+    hold::only_reattach_holds(&installed).await;
+    hold::evictions_are_by_uid(&installed).await;
+    hold::pods_keep_everything_but_the_gate(&installed).await;
 
     bounds::pods_as_dry_run_only(&installed).await;
     bounds::volume_attachments(&installed).await;

@@ -1,5 +1,6 @@
 //! `kubectl kustomize`, and what its output says without a cluster.
 
+use reattach_core::hold::{HOLD_LABEL, HOLD_POLICY};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -148,11 +149,12 @@ fn rights_to_change_something_are_these() {
         ("reattach-agent", "create", "nodevolumereports.reattach.dev"),
         ("reattach-agent", "patch update", "nodevolumereports/status.reattach.dev"),
         ("reattach-approver", "approve", "volumerecoveries.reattach.dev"),
-        ("reattach-controller", "create delete patch update", "volumerecoveries.reattach.dev"),
+        ("reattach-controller", "create delete hold patch update", "volumerecoveries.reattach.dev"),
         ("reattach-controller", "patch update", "volumerecoveries/status.reattach.dev"),
         ("reattach-controller", "create patch update", "nodevolumereports.reattach.dev"),
         ("reattach-controller", "create patch", "events. events.events.k8s.io"),
-        ("reattach-controller", "create", "pods."),
+        ("reattach-controller", "create patch", "pods."),
+        ("reattach-controller", "create", "pods/eviction."),
         ("reattach-controller", "patch", "volumeattachments.storage.k8s.io"),
         ("reattach-controllerreattach-system", "create patch update", "leases.coordination.k8s.io"),
         ("reattach-operator", "create patch", "volumerecoveries.reattach.dev"),
@@ -200,6 +202,15 @@ fn every_reference_has_its_object() {
         assert_eq!(text(policy, "/spec/failurePolicy"), "Fail", "{}", name(policy));
         assert!(binding["spec"].get("matchResources").is_none(), "{} is bound to a part only", name(policy));
     }
+    // The one that changes objects fails open, and finds nothing to do where nobody holds.
+    let policies = of_kind(&linode, "MutatingAdmissionPolicy");
+    assert_eq!(policies.iter().map(|p| name(p)).collect::<Vec<_>>(), [HOLD_POLICY]);
+    assert_eq!(text(policies[0], "/spec/failurePolicy"), "Ignore");
+    let binding = one(&linode, "MutatingAdmissionPolicyBinding", HOLD_POLICY);
+    assert_eq!(text(binding, "/spec/policyName"), HOLD_POLICY);
+    assert_eq!(text(binding, "/spec/paramRef/parameterNotFoundAction"), "Allow");
+    let held = serde_json::json!({ HOLD_LABEL: "true" });
+    assert_eq!(binding["spec"]["paramRef"]["selector"]["matchLabels"], held);
 }
 
 /// As [`one`], for a role: a Role is looked for in the binding's namespace.

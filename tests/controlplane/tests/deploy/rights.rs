@@ -66,14 +66,15 @@ const READ: &str = "get list watch";
 const WRITE: &str = "create update patch delete deletecollection";
 
 pub async fn of_the_controller(installed: &Installed<'_>) {
-    let changes = "update patch delete deletecollection";
+    let but_create = "get list watch update patch delete deletecollection";
     let but_patch = "create update delete deletecollection";
     check(
         "controller",
         &installed.controller,
         &[
-            ("", "pods", "get list watch create", changes, None),
-            ("", "pods/eviction", "", WRITE, None),
+            ("", "pods", "get list watch create patch", "update delete deletecollection", None),
+            ("", "pods/eviction", "create", but_create, None),
+            ("policy", "poddisruptionbudgets", READ, WRITE, None),
             ("", "pods/status", "", WRITE, None),
             ("", "pods/exec", "", "get create", None),
             ("", "pods/ephemeralcontainers", "", "update patch", None),
@@ -120,7 +121,7 @@ pub async fn of_the_controller(installed: &Installed<'_>) {
             (
                 "reattach.dev",
                 "volumerecoveries",
-                "get list watch create update patch delete",
+                "get list watch create update patch delete hold",
                 "deletecollection approve",
                 None,
             ),
@@ -135,6 +136,7 @@ pub async fn of_the_controller(installed: &Installed<'_>) {
             ("reattach.dev", "nodevolumereports/status", "", "update patch", None),
             ("rbac.authorization.k8s.io", "clusterroles", "", "create update patch bind escalate", None),
             ("admissionregistration.k8s.io", "validatingadmissionpolicies", "", WRITE, None),
+            ("admissionregistration.k8s.io", "mutatingadmissionpolicies", "", WRITE, None),
             ("apiextensions.k8s.io", "customresourcedefinitions", "", WRITE, None),
             ("authorization.k8s.io", "selfsubjectaccessreviews", "create", "", None),
         ],
@@ -175,11 +177,11 @@ pub async fn of_people(installed: &Installed<'_>) {
     let (here, there) = (Some("team-a"), Some("team-b"));
     let vr = "volumerecoveries";
     for (who, yes, no) in [
-        ("vera", READ, "create patch update delete approve"),
-        ("alice", "get list watch create patch", "update delete approve"),
-        ("erin", "get list watch create patch", "update delete approve"),
-        ("olga", "get list watch create patch approve", "update delete"),
-        ("adam", "get list watch create patch approve", "update delete"),
+        ("vera", READ, "create patch update delete approve hold"),
+        ("alice", "get list watch create patch", "update delete approve hold"),
+        ("erin", "get list watch create patch", "update delete approve hold"),
+        ("olga", "get list watch create patch approve", "update delete hold"),
+        ("adam", "get list watch create patch approve", "update delete hold"),
     ] {
         let client = installed.as_user(who).await;
         check(

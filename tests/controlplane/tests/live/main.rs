@@ -3,6 +3,7 @@
 mod common;
 mod crash;
 mod errors;
+mod hold;
 mod incident;
 mod limits;
 mod observe;

@@ -44,8 +44,13 @@ async fn people_decide() {
 
     stage.policy("test", Mode::Observe).await;
     strike(&stage).await;
-    let ran =
-        stage.reattach(&olga, &["recover", APP, "-n", "shop", "--yes", "--reason", "INC-42"]).await.ended(0);
+    let ran = stage
+        .reattach(
+            &olga,
+            &["recover", APP, "-n", "shop", "--yes", "--reason", "INC-42", "--runbook", "scale-to-zero"],
+        )
+        .await
+        .ended(0);
     println!("recover: {}", ran.err.lines().last().unwrap_or_default());
     healed(&stage).await;
     let by_olga =
@@ -153,7 +158,18 @@ async fn aborted_in_the_middle(stage: &Stage, olga: &Path) {
 /// The pod that came back by the abort is as stuck as the one before.
 async fn without_a_controller(stage: &mut Stage, bella: &Path) {
     stage.await_down("shop", APP).await;
-    let arguments = ["recover", APP, "-n", "shop", "--break-glass", "--yes", "--timeout", "3m"];
+    let arguments = [
+        "recover",
+        APP,
+        "-n",
+        "shop",
+        "--break-glass",
+        "--yes",
+        "--timeout",
+        "3m",
+        "--runbook",
+        "scale-to-zero",
+    ];
     let said = stage.reattach(bella, &arguments).await;
     let last = said.err.lines().last().unwrap_or_default().to_owned();
     assert!(said.code == 1 && last.contains("is alive and holds Lease"), "{said:#?}");

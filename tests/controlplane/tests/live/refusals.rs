@@ -422,7 +422,11 @@ async fn unknown_runbook(stage: &Stage) {
     }))
     .expect("a VolumeRecovery");
     api.create(&PostParams::default(), &asked).await.expect("accepted");
-    let entry = (NS, "twice".to_owned(), "runbook \"pray\" is not known; this build has: scale-to-zero");
+    let entry = (
+        NS,
+        "twice".to_owned(),
+        "runbook \"pray\" is not known; this build has: lightest-first, scale-to-zero",
+    );
     await_says(stage, Mode::DryRun, &[entry]).await;
     api.delete("own-runbook", &DeleteParams::default()).await.expect("deleted");
 }

@@ -2,6 +2,7 @@
 
 use super::Stage;
 use reattach_cloud_simulator::{RequestRecord, VolumeNo};
+use reattach_core::hold::HOLD_LABEL;
 use reattach_tests_controlplane::AuditEvent;
 use serde_json::Value;
 
@@ -19,13 +20,21 @@ pub fn is_record(event: &AuditEvent) -> bool {
     };
     event.dry_run
         || match (event.group.as_str(), event.resource.as_str()) {
-            ("reattach.dev", "volumerecoveries" | "nodevolumereports") => true,
+            // The label of a hold makes admission change other people's pods.
+            ("reattach.dev", "volumerecoveries") => hold_label(event).is_none(),
+            ("reattach.dev", "nodevolumereports") => true,
             ("coordination.k8s.io", "leases") => own_lease(),
             ("" | "events.k8s.io", "events") => event.verb == "create" || event.verb == "patch",
             ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews") => true,
             ("authentication.k8s.io", "selfsubjectreviews") => true,
             _ => false,
         }
+}
+
+/// What a write says about the label of a hold: `true`, or null where it is taken off.
+pub fn hold_label(event: &AuditEvent) -> Option<&Value> {
+    let labels = event.body.as_ref().and_then(|b| b.pointer("/metadata/labels"));
+    labels.filter(|_| event.resource == "volumerecoveries" && event.subresource.is_none())?.get(HOLD_LABEL)
 }
 
 /// One line about a request.

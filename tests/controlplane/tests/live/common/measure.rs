@@ -1,12 +1,13 @@
 //! How long a recovery took, whose time it was, and whether each effect was journaled first.
 
 use super::Stage;
-use super::logs::{AGENT, CONTROLLER, is_workload, journal, line, replicas};
+use super::logs::{AGENT, CONTROLLER, hold_label, is_workload, journal, line, replicas};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{JobAction, VolumeNo};
 use reattach_core::plan::Plan;
+use reattach_core::runbook::Holding;
 use reattach_tests_controlplane::AuditEvent;
 use serde_json::Value;
 
@@ -20,11 +21,11 @@ pub struct Timeline {
     pub claim: String,
     /// The agent's answer to this recovery's challenge was stored.
     pub fact: Timestamp,
-    /// We asked for zero replicas.
-    pub scaled: Timestamp,
+    /// We asked for zero replicas, or for the eviction of the stuck pod.
+    pub begun: Timestamp,
     /// external-attacher took its finalizer off the VolumeAttachment: it is gone.
     pub gone: Timestamp,
-    /// We asked for the old count.
+    /// We asked for the old count, or for the end of the hold.
     pub restored: Timestamp,
     /// kubelet's report that the pod is Ready was stored.
     pub ready: Timestamp,
@@ -38,9 +39,10 @@ impl Timeline {
         self.ready.duration_since(self.fact) - self.cloud
     }
 
-    /// Our own share: until we scale down, and from the moment at which nothing stands in the way until we scale back.
+    /// Our own share: until the stuck pod has to go, and from the moment at which nothing stands in the way until pods may
+    /// come again.
     pub fn own(&self) -> SignedDuration {
-        self.scaled.duration_since(self.fact) + self.restored.duration_since(self.gone)
+        self.begun.duration_since(self.fact) + self.restored.duration_since(self.gone)
     }
 }
 
@@ -54,10 +56,10 @@ pub fn median(mut all: Vec<SignedDuration>) -> SignedDuration {
 pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
     for t in timelines {
         let (whole, own) = (t.whole().as_secs_f64(), t.own().as_secs_f64());
-        let (down, detach) = (t.scaled.duration_since(t.fact), t.gone.duration_since(t.scaled));
+        let (down, detach) = (t.begun.duration_since(t.fact), t.gone.duration_since(t.begun));
         let back = t.restored.duration_since(t.gone);
         println!(
-            "{:>16}: {whole:5.1} s without the cloud's {:.1} s; ours {own:.3} s (to the scale {:.3}, detached after {:.1}, to the restore {:.3})",
+            "{:>16}: {whole:5.1} s without the cloud's {:.1} s; ours {own:.3} s (to the first effect on the pod {:.3}, detached after {:.1}, to letting pods come {:.3})",
             t.claim,
             t.cloud.as_secs_f64(),
             down.as_secs_f64(),
@@ -89,10 +91,17 @@ impl Stage {
         let events = self.audit();
         let (plan, uid) = (plan(recovery), recovery.uid().expect("a UID"));
         let workload = plan.pins.workload.name.name.as_str();
-        let scaled = ours_on(&events, recovery, workload).find(|e| replicas(e) == Some(0));
-        let scaled = scaled.expect("the workload was scaled to zero").received;
-        let restored = ours_on(&events, recovery, workload).find(|e| replicas(e).is_some_and(|n| n > 0));
-        let restored = restored.expect("the workload was restored").received;
+        let held = plan.holding() == Holding::ByGate;
+        let begun = match held {
+            true => evictions(&events, recovery, plan).next(),
+            false => ours_on(&events, recovery, workload).find(|e| replicas(e) == Some(0)),
+        };
+        let begun = begun.expect("the stuck pod had to go").received;
+        let restored = match held {
+            true => labellings(&events, recovery).find(|e| hold_label(e).is_some_and(Value::is_null)),
+            false => ours_on(&events, recovery, workload).find(|e| replicas(e).is_some_and(|n| n > 0)),
+        };
+        let restored = restored.expect("pods were let come again").received;
         let answers = |e: &&AuditEvent| {
             let list = e.body.as_ref().and_then(|b| b.pointer("/status/answers")).and_then(Value::as_array);
             e.user == AGENT
@@ -127,7 +136,7 @@ impl Stage {
             self.cloud.jobs().into_iter().filter(|j| j.volume == Some(volume) && of_the_volume(j.action));
         let within = jobs.filter(|j| j.created >= fact && j.created <= ready);
         let cloud = within.filter_map(|j| Some(j.due?.duration_since(j.created))).sum();
-        Timeline { claim: recovery.spec.claim_name.clone(), fact, scaled, gone, restored, ready, cloud }
+        Timeline { claim: recovery.spec.claim_name.clone(), fact, begun, gone, restored, ready, cloud }
     }
 
     /// S3: every write of ours on the recovery's workload, on a VolumeAttachment, and every request to change something at
@@ -163,6 +172,15 @@ impl Stage {
             check(&line(event), event.received, kinds);
             count += 1;
         }
+        for event in labellings(&events, recovery) {
+            let kind = if hold_label(event).is_some_and(Value::is_null) { "Lift" } else { "Hold" };
+            check(&line(event), event.received, &[kind]);
+            count += 1;
+        }
+        for event in evictions(&events, recovery, plan) {
+            check(&line(event), event.received, &["Release"]);
+            count += 1;
+        }
         let touched = |e: &&AuditEvent| {
             e.user == CONTROLLER
                 && e.is_write()
@@ -179,6 +197,36 @@ impl Stage {
         }
         count
     }
+}
+
+/// Our accepted writes of the hold's label on a recovery.
+fn labellings<'a>(
+    events: &'a [AuditEvent],
+    recovery: &VolumeRecovery,
+) -> impl Iterator<Item = &'a AuditEvent> {
+    let name = recovery.name_any();
+    events.iter().filter(move |e| {
+        e.user == CONTROLLER
+            && e.name.as_deref() == Some(name.as_str())
+            && hold_label(e).is_some()
+            && e.took_effect()
+    })
+}
+
+/// Our accepted evictions of the pods that a recovery's plan names.
+fn evictions<'a>(
+    events: &'a [AuditEvent],
+    recovery: &VolumeRecovery,
+    plan: &'a Plan,
+) -> impl Iterator<Item = &'a AuditEvent> {
+    let namespace = recovery.namespace();
+    events.iter().filter(move |e| {
+        e.user == CONTROLLER
+            && e.subresource.as_deref() == Some("eviction")
+            && e.namespace == namespace
+            && plan.pins.pods.iter().any(|(pod, _)| e.name.as_deref() == Some(pod.name.as_str()))
+            && e.took_effect()
+    })
 }
 
 /// Our accepted writes on a recovery's workload.

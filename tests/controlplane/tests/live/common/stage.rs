@@ -8,6 +8,7 @@ use kube::{Api, Client, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{CloudSim, NewInstance, NewVolume, VolumeNo, clock, router};
 use reattach_core::policy::Mode;
+use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_sim::Clock;
 use reattach_sim::cloud::SimulatedCloud;
 use reattach_sim::kubelet::{KubeletConfig, SimKubelet};
@@ -198,9 +199,14 @@ impl Stage {
 
     /// Puts a policy in force that beats the shipped one.
     pub async fn policy(&self, name: &str, mode: Mode) {
+        self.policy_by(name, mode, SCALE_TO_ZERO).await;
+    }
+
+    /// The same with any runbook.
+    pub async fn policy_by(&self, name: &str, mode: Mode, runbook: &str) {
         let policy: RecoveryPolicy = serde_json::from_value(json!({
             "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
-            "spec": {"mode": mode, "runbook": "scale-to-zero", "precedence": 10},
+            "spec": {"mode": mode, "runbook": runbook, "precedence": 10},
         }))
         .expect("a policy");
         let api: Api<RecoveryPolicy> = Api::all(self.admin.clone());

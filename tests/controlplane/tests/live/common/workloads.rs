@@ -6,6 +6,7 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch,
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, Phase, VolumeRecovery};
 use reattach_cloud_simulator::VolumeNo;
+use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::manifests;
 use reattach_tests_controlplane::eventually;
@@ -135,6 +136,15 @@ impl Stage {
         }
         let recoveries: Api<VolumeRecovery> = Api::all(self.admin.clone());
         let list = recoveries.list(&ListParams::default()).await.expect("listed").items;
+        let labelled = list.iter().filter(|r| r.labels().contains_key(HOLD_LABEL));
+        found.extend(labelled.map(|r| format!("the label of a hold on VolumeRecovery {}", r.name_any())));
+        let pods: Api<Pod> = Api::all(self.admin.clone());
+        for pod in pods.list(&ListParams::default()).await.expect("listed") {
+            let mut gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+            found.extend(
+                gates.any(|g| g.name == HOLD_GATE).then(|| format!("a gate on pod {}", pod.name_any())),
+            );
+        }
         let held = list.iter().filter(|r| !r.finalizers().is_empty());
         found.extend(held.map(|r| format!("a finalizer on VolumeRecovery {}", r.name_any())));
         let over = |uid: &str| {

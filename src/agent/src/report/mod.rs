@@ -1,36 +1,37 @@
 //! The loop that keeps one node's `NodeVolumeReport` true and answers the challenges in it.
 
-use crate::guest::{HostRoot, Scan, ScanError};
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use futures::StreamExt;
+mod error;
+mod object;
+mod pace;
+mod pauses;
+
+use crate::guest::HostRoot;
+use error::{CONFLICTS, RoundError, is_conflict, is_not_found, watch_sentence, within};
+use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, utils::Backoff, watcher};
 use kube::{Client, ResourceExt};
+use object::{Looked, Task, challenges_of, given, status, status_of};
+use pace::Pace;
+use pauses::{BACKOFF, Pauses};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
-use reattach_core::guest::{Answer, Challenge, GuestInventory};
-use reattach_core::ids::{BootId, NodeName};
-use sha2::{Digest, Sha256};
+use reattach_core::guest::{Challenge, Level};
+use reattach_core::ids::NodeName;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How long one request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// First and longest pause after an error.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(30));
-/// How often a write is tried again at once when someone else wrote first.
-const CONFLICTS: usize = 3;
 /// After how long a scan that does not end is complained about.
 const SLOW_SCAN: Duration = Duration::from_secs(30);
 /// Own writes whose late watch events are recognised.
 const REMEMBERED_VERSIONS: usize = 16;
-/// The kernel derives `btime` from the wall clock at each read: a clock that is being adjusted moves it by seconds.
-const BOOT_TIME_NOISE: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
+/// How long the full level watches the write counters before it looks.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Where the loop looks at the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,25 +49,10 @@ pub struct AgentConfig {
     pub node: NodeName,
     /// The node's file tree.
     pub root: HostRoot,
-    /// How often it looks unasked.
+    /// How long it may go without a look when nothing tells of a change. After a change it looks again sooner.
     pub rescan: Duration,
     /// Where it looks.
     pub scan_on: ScanOn,
-}
-
-/// Why one round did not end in a true report.
-#[derive(Debug, thiserror::Error)]
-enum RoundError {
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    #[error("the scan was aborted: {0}")]
-    Aborted(#[from] tokio::task::JoinError),
-    #[error("{}", sentence(.0))]
-    Api(#[from] kube::Error),
-    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
-    TimedOut,
-    #[error("someone else wrote this node's report {CONFLICTS} times in a row")]
-    Conflict,
 }
 
 /// What is known of the node's report object.
@@ -88,26 +74,44 @@ struct Agent<C> {
     known: Known,
     /// Resource versions that a write of ours replaced. Their watch events may come late.
     superseded: VecDeque<String>,
+    /// How long the last look at the host took.
+    look_took: Duration,
+}
+
+/// [`run_with_news`] without any news: it looks when it is asked and every [`AgentConfig::rescan`].
+pub async fn run<C>(client: Client, config: AgentConfig, clock: C, shutdown: impl Future<Output = ()>)
+where
+    C: Fn() -> Timestamp,
+{
+    run_with_news(client, config, clock, stream::pending(), shutdown).await;
 }
 
 /// Runs the agent of one node until `shutdown` ends.
 ///
 /// # Flow
 /// Watches the report named as the node, creates it if it is missing, looks at the host as soon as it knows the report,
-/// at once for a new challenge and every [`AgentConfig::rescan`] otherwise, and writes the report's status if that changes it.
+/// at once for a new challenge, soon after the host has `news` (an item says no more than that something may have
+/// changed), and after [`AgentConfig::rescan`] at the latest, and writes the report's status if that changes it.
 ///
 /// # Guarantees
 /// Reads and writes only the one report (and reads its Node once, for the owner reference). Every answer comes from a scan
 /// that began after its challenge was read. Each write carries the resource version it was computed from. No writes
-/// while nothing changes.
+/// while nothing changes. News cost at most a hundredth of one core, however many come: they are not even
+/// polled between a piece of news and the look that it causes.
 ///
 /// # Assumptions
 /// `client` repeats nothing by itself (`Config::default_retry = false`). `clock` is the node's wall clock.
 ///
 /// # Errors
-/// None are returned: whatever fails is logged as one sentence and tried again, with growing pauses of at most 30 s.
-pub async fn run<C>(client: Client, config: AgentConfig, clock: C, shutdown: impl Future<Output = ()>)
-where
+/// None are returned: whatever fails, lost writes included, is logged as one sentence and tried again, with growing pauses
+/// of at most 30 s and a jitter.
+pub async fn run_with_news<C>(
+    client: Client,
+    config: AgentConfig,
+    clock: C,
+    news: impl Stream<Item = ()>,
+    shutdown: impl Future<Output = ()>,
+) where
     C: Fn() -> Timestamp,
 {
     let resource = ApiResource::erase::<NodeVolumeReport>(&());
@@ -117,6 +121,9 @@ where
     let mut pauses = Pauses::new(&node);
     let mut watch = pin!(watcher::watch_object(reports.clone(), node.as_str()).backoff(Pauses::new(&node)));
     let mut shutdown = pin!(shutdown);
+    // A source that ends says nothing any more.
+    let mut news = pin!(news.chain(stream::pending()));
+    let mut pace = Pace::new(config.rescan, Instant::now());
     let mut agent = Agent {
         reports,
         nodes: Api::all(client),
@@ -125,9 +132,9 @@ where
         clock,
         known: Known::Nothing,
         superseded: VecDeque::new(),
+        look_took: Duration::ZERO,
     };
-    let mut next_look = Instant::now();
-    let mut not_before = next_look;
+    let mut not_before = Instant::now();
     // What the report says may be from before a restart, of this process or of the machine.
     let mut has_looked = false;
     loop {
@@ -142,13 +149,19 @@ where
                 }
                 false
             }
-            () = sleep_until(next_look) => true,
+            () = sleep_until(pace.next_look()) => true,
+            _ = news.next(), if !pace.is_hurried() => {
+                pace.hurry(Instant::now());
+                false
+            }
         };
         let now = Instant::now();
         let due = ticked || !has_looked || agent.is_asked();
         if matches!(agent.known, Known::Nothing) || now < not_before || !due {
-            if ticked {
-                next_look = now + agent.config.rescan;
+            if ticked && now < not_before {
+                pace.retry(not_before);
+            } else if ticked {
+                pace.put_off(now);
             }
             continue;
         }
@@ -158,15 +171,15 @@ where
             round = agent.round() => round,
         };
         match round {
-            Ok(()) => {
+            Ok(changed) => {
                 has_looked = true;
                 pauses.reset();
-                next_look = Instant::now() + agent.config.rescan;
+                pace.looked(Instant::now(), agent.look_took, changed);
             }
             Err(e) => {
                 tracing::warn!(%node, error = %e, "this node's report could not be brought up to date");
                 not_before = Instant::now() + pauses.next().unwrap_or(BACKOFF.1);
-                next_look = not_before;
+                pace.retry(not_before);
             }
         }
     }
@@ -201,11 +214,12 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         }
     }
 
-    /// Looks once and writes if that changed anything; starts over where someone else wrote meanwhile.
-    async fn round(&mut self) -> Result<(), RoundError> {
+    /// Looks once and writes if that changed anything; starts over where someone else wrote meanwhile. Tells whether it
+    /// wrote.
+    async fn round(&mut self) -> Result<bool, RoundError> {
         for _ in 0..CONFLICTS {
             let object = match &self.known {
-                Known::Nothing => return Ok(()),
+                Known::Nothing => return Ok(false),
                 Known::Object(object) => object.clone(),
                 Known::Absent => {
                     let Some(object) = self.create().await? else { continue };
@@ -215,40 +229,58 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             let challenges = challenges_of(&object);
             // Only now, after the challenges were read.
             let scanned_at = (self.clock)();
-            let scan = self.look().await?;
             let old = status_of(&object);
-            let new = status(old.as_ref(), &scan, &challenges, scanned_at, object.metadata.generation);
+            let looked = self.look(old.clone(), challenges.clone(), scanned_at).await?;
+            let new = status(old.as_ref(), looked, &challenges, object.metadata.generation);
             if old.as_ref() == Some(&new) {
-                return Ok(());
+                return Ok(false);
             }
             if self.write(&object, &new).await? {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(RoundError::Conflict)
     }
 
-    async fn look(&self) -> Result<Scan, RoundError> {
+    async fn look(
+        &mut self,
+        old: Option<NodeVolumeReportStatus>,
+        challenges: Vec<Challenge>,
+        scanned_at: Timestamp,
+    ) -> Result<Looked, RoundError> {
+        let root = self.config.root.clone();
+        let task = self.blocking(move || Task::new(&root, old.as_ref(), &challenges)).await??;
+        if task.is_asked() && self.config.root.level() == Level::Full {
+            sleep(QUIET).await;
+        }
         let started = Instant::now();
-        let scan = match self.config.scan_on {
-            ScanOn::CallingTask => Scan::new(&self.config.root)?,
-            ScanOn::BlockingPool => {
-                let root = self.config.root.clone();
-                let mut scan = tokio::task::spawn_blocking(move || Scan::new(&root));
-                loop {
-                    match timeout(SLOW_SCAN, &mut scan).await {
-                        Ok(scan) => break scan??,
-                        Err(_) => tracing::warn!(
-                            node = %self.config.node,
-                            seconds = started.elapsed().as_secs(),
-                            "the scan does not end; this node's report may be out of date"
-                        ),
-                    }
-                }
+        let root = self.config.root.clone();
+        let looked = self.blocking(move || task.look(&root, scanned_at)).await??;
+        self.look_took = started.elapsed();
+        tracing::debug!(node = %self.config.node, millis = self.look_took.as_millis(), "scanned");
+        Ok(looked)
+    }
+
+    /// Runs what may block, where the configuration says.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, RoundError> {
+        if self.config.scan_on == ScanOn::CallingTask {
+            return Ok(work());
+        }
+        let started = Instant::now();
+        let mut running = tokio::task::spawn_blocking(work);
+        loop {
+            match timeout(SLOW_SCAN, &mut running).await {
+                Ok(done) => return Ok(done?),
+                Err(_) => tracing::warn!(
+                    node = %self.config.node,
+                    seconds = started.elapsed().as_secs(),
+                    "the scan does not end; this node's report may be out of date"
+                ),
             }
-        };
-        tracing::debug!(node = %self.config.node, millis = started.elapsed().as_millis(), "scanned");
-        Ok(scan)
+        }
     }
 
     /// Creates the report. `None` if it was there already; then it is known now.
@@ -331,138 +363,5 @@ impl<C: Fn() -> Timestamp> Agent<C> {
             None => Known::Absent,
         };
         Ok(())
-    }
-}
-
-/// The status after a look: the inventory (the old one while nothing changed), and one answer for each challenge that is
-/// still asked, given in this boot.
-fn status(
-    old: Option<&NodeVolumeReportStatus>,
-    scan: &Scan,
-    challenges: &[Challenge],
-    scanned_at: Timestamp,
-    generation: Option<i64>,
-) -> NodeVolumeReportStatus {
-    let mut inventory = scan.inventory();
-    if let Some(old) = old.and_then(|status| status.inventory.as_ref()?.get().ok())
-        && is_same_boot(old, &inventory)
-    {
-        inventory.booted_at = old.booted_at;
-    }
-    let answer = |challenge: &Challenge| {
-        let old = old.and_then(|status| given(status, challenge, Some(&inventory.boot_id)));
-        old.cloned().unwrap_or_else(|| scan.answer(challenge, scanned_at))
-    };
-    let mut answers: Vec<Answer> = challenges.iter().map(answer).collect();
-    answers.sort();
-    answers.dedup();
-    NodeVolumeReportStatus {
-        answers: answers.into_iter().map(Into::into).collect(),
-        inventory: Some(inventory.into()),
-        observed_generation: generation,
-    }
-}
-
-/// Whether two boot times differ by no more than what a clock under adjustment explains.
-fn is_same_boot(old: &GuestInventory, new: &GuestInventory) -> bool {
-    old.boot_id == new.boot_id && old.booted_at.duration_since(new.booted_at).abs() <= BOOT_TIME_NOISE
-}
-
-/// The answer to exactly this challenge, given in that boot if one is named.
-fn given<'a>(
-    status: &'a NodeVolumeReportStatus,
-    challenge: &Challenge,
-    boot: Option<&BootId>,
-) -> Option<&'a Answer> {
-    status.answers.iter().filter_map(|answer| answer.get().ok()).find(|answer| {
-        answer.recovery == challenge.recovery
-            && answer.epoch == challenge.epoch
-            && answer.identity == challenge.identity
-            && boot.is_none_or(|boot| answer.boot_id == *boot)
-    })
-}
-
-/// The challenges of a report. One that this version cannot read is left unanswered, which is never "clean".
-fn challenges_of(object: &DynamicObject) -> Vec<Challenge> {
-    let listed = object.data.pointer("/spec/challenges").and_then(|list| list.as_array());
-    let parse = |value: &serde_json::Value| match serde_json::from_value(value.clone()) {
-        Ok(challenge) => Some(challenge),
-        Err(e) => {
-            tracing::warn!(error = %e, "a challenge is not understood and stays unanswered");
-            None
-        }
-    };
-    listed.into_iter().flatten().filter_map(parse).collect()
-}
-
-/// The status of a report, if there is one that this version can read.
-fn status_of(object: &DynamicObject) -> Option<NodeVolumeReportStatus> {
-    serde_json::from_value(object.data.get("status")?.clone()).ok()
-}
-
-async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RoundError> {
-    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| RoundError::TimedOut)?.map_err(RoundError::Api)
-}
-
-fn is_conflict(e: &kube::Error) -> bool {
-    matches!(e, kube::Error::Api(status) if status.code == 409)
-}
-
-fn is_not_found(e: &kube::Error) -> bool {
-    matches!(e, kube::Error::Api(status) if status.code == 404)
-}
-
-/// An API error as one sentence that says what to do.
-fn sentence(e: &kube::Error) -> String {
-    match e {
-        kube::Error::Api(status) if status.code == 404 => {
-            "the cluster has no resource NodeVolumeReport; install reattach's CRDs".to_owned()
-        }
-        kube::Error::Api(status) if status.code == 403 => {
-            format!("the agent lacks a right; check its ClusterRole: {}", status.message)
-        }
-        kube::Error::Api(status) => format!("the API server refused: {}", status.message),
-        other => format!("the API server cannot be reached: {other}"),
-    }
-}
-
-fn watch_sentence(e: &watcher::Error) -> String {
-    match e {
-        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => sentence(e),
-        other => other.to_string(),
-    }
-}
-
-/// Growing pauses with a jitter that is seeded by the node's name: agents spread out, and each repeats itself.
-struct Pauses {
-    builder: ExponentialBuilder,
-    pauses: ExponentialBackoff,
-}
-
-impl Pauses {
-    fn new(node: &NodeName) -> Self {
-        let mut seed = [0; 8];
-        seed.iter_mut().zip(Sha256::digest(node.as_str())).for_each(|(to, from)| *to = from);
-        let builder = ExponentialBuilder::new()
-            .with_min_delay(BACKOFF.0)
-            .with_max_delay(BACKOFF.1)
-            .without_max_times()
-            .with_jitter()
-            .with_jitter_seed(u64::from_be_bytes(seed));
-        Self { builder, pauses: builder.build() }
-    }
-}
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.pauses.next()
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.pauses = self.builder.build();
     }
 }

@@ -1,0 +1,149 @@
+//! What only an answer to a challenge asks of processes: programs at work on a device, and what is left of pods.
+
+use super::block::Blocks;
+use super::mountinfo::Dev;
+use super::process::{Openers, has_ended, hidden_openers, name};
+use super::root::{HostRoot, Reader, is_gone};
+use super::{limited, process};
+use reattach_core::guest::Level;
+use reattach_core::ids::Uid;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Traces {
+    pub(crate) openers: Openers,
+    pub(crate) programs: Vec<Program>,
+    /// Processes in the control groups of pods.
+    pub(crate) pods: BTreeMap<Uid, BTreeSet<String>>,
+    /// What could not be read.
+    pub(crate) unreadable: Vec<String>,
+}
+
+/// Looks for traces of use of the `watched` devices and of the `pods`. Ends in any case: where a process hangs so that
+/// it cannot be looked at, that is the one thing that is found.
+pub(crate) fn look(root: &HostRoot, blocks: &Blocks, watched: &BTreeSet<Dev>, pods: BTreeSet<Uid>) -> Traces {
+    let (root, blocks, watched) = (root.clone(), blocks.clone(), watched.clone());
+    let found = limited::run("/proc: looking closely at all processes", move || {
+        let mut reader = Reader::new(&root);
+        let reader = &mut reader;
+        let pids = process::pids(reader);
+        let threads = root.level() == Level::Full;
+        Traces {
+            openers: hidden_openers(reader, &pids, &watched, &blocks, threads),
+            programs: programs(reader, &pids, &blocks),
+            pods: in_pods(reader, &pids, &pods),
+            unreadable: reader.items(),
+        }
+    });
+    found.unwrap_or_else(|why| Traces { unreadable: vec![why], ..Traces::default() })
+}
+
+/// Programs that use a device without having it open all the time, or from inside one long system call: by the name of
+/// the process, which the kernel cuts to 15 bytes.
+const PROGRAMS: [&str; 20] = [
+    "mount",
+    "umount",
+    "mkfs",
+    "mke2fs",
+    "fsck",
+    "e2fsck",
+    "resize2fs",
+    "tune2fs",
+    "e2image",
+    "debugfs",
+    "xfs_repair",
+    "xfs_growfs",
+    "xfs_admin",
+    "xfs_db",
+    "btrfs",
+    "cryptsetup",
+    "veritysetup",
+    "blkid",
+    "wipefs",
+    "mkswap",
+];
+
+/// How an argument looks that names a device.
+const DEVICE_WORDS: [&str; 6] = ["/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "ID="];
+
+/// A running program of those.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// `pid comm`.
+    pub(crate) name: String,
+    /// The devices that its arguments name.
+    pub(crate) devs: BTreeSet<Dev>,
+    /// Its arguments.
+    pub(crate) arguments: Vec<String>,
+    /// Whether it may work on a device that its arguments do not tell.
+    pub(crate) is_riddle: bool,
+}
+
+/// The running programs that work on block devices.
+fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Program> {
+    let mut found = Vec::new();
+    for pid in pids {
+        let comm =
+            std::fs::read_to_string(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
+        let comm = comm.trim_end();
+        // `mkfs.ext4`, `fsck.xfs`, `mount.nfs` and the like.
+        if !PROGRAMS.contains(&comm.split('.').next().unwrap_or_default()) || has_ended(reader, *pid) {
+            continue;
+        }
+        let line = match std::fs::read(reader.root.join(&format!("/proc/{pid}/cmdline"))) {
+            Ok(line) => line,
+            Err(e) if is_gone(&e) => continue,
+            Err(e) => {
+                reader.unreadable_process(*pid, "cmdline", e);
+                continue;
+            }
+        };
+        let words =
+            line.split(|byte| *byte == 0).skip(1).map(|word| String::from_utf8_lossy(word).into_owned());
+        let arguments: Vec<String> = words.filter(|word| !word.is_empty()).collect();
+        let mut devs = BTreeSet::new();
+        let mut untold = false;
+        for word in arguments.iter().filter(|word| DEVICE_WORDS.iter().any(|start| word.starts_with(start))) {
+            match blocks.by_path(reader, word) {
+                Some(dev) => {
+                    devs.insert(dev);
+                }
+                None => untold = true,
+            }
+        }
+        // `fsck -A` names no device and works on all.
+        let all = comm.starts_with("fsck") && devs.is_empty();
+        found.push(Program { name: name(reader, *pid), devs, arguments, is_riddle: untold || all });
+    }
+    found
+}
+
+/// Processes that live in the control groups of these pods: by the pod's UID in `/proc/PID/cgroup`, which both of kubelet's
+/// cgroup drivers put there, one with `_` for `-`.
+fn in_pods(reader: &mut Reader<'_>, pids: &[u32], pods: &BTreeSet<Uid>) -> BTreeMap<Uid, BTreeSet<String>> {
+    let mut found: BTreeMap<Uid, BTreeSet<String>> = BTreeMap::new();
+    if pods.is_empty() {
+        return found;
+    }
+    for pid in pids {
+        let groups = match std::fs::read(reader.root.join(&format!("/proc/{pid}/cgroup"))) {
+            Ok(groups) => String::from_utf8_lossy(&groups).into_owned(),
+            Err(e) if is_gone(&e) => continue,
+            Err(e) => {
+                reader.unreadable_process(*pid, "cgroup", e);
+                continue;
+            }
+        };
+        let is_in = |pod: &&Uid| {
+            let uid = pod.as_str();
+            groups.contains(&format!("pod{uid}")) || groups.contains(&format!("pod{}", uid.replace('-', "_")))
+        };
+        for pod in pods.iter().filter(is_in) {
+            if !has_ended(reader, *pid) {
+                found.entry(pod.clone()).or_default().insert(name(reader, *pid));
+            }
+        }
+    }
+    found
+}

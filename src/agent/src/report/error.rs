@@ -1,0 +1,61 @@
+//! What can go wrong between the agent and its report, as sentences.
+
+use crate::guest::ScanError;
+use kube::runtime::watcher;
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a write is tried again at once when someone else wrote first.
+pub(super) const CONFLICTS: usize = 3;
+
+/// Why one round did not end in a true report.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RoundError {
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error("the scan was aborted: {0}")]
+    Aborted(#[from] tokio::task::JoinError),
+    #[error("{}", sentence(.0))]
+    Api(#[from] kube::Error),
+    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("someone else wrote this node's report {CONFLICTS} times in a row")]
+    Conflict,
+}
+
+/// A request that ends.
+pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RoundError> {
+    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| RoundError::TimedOut)?.map_err(RoundError::Api)
+}
+
+pub(super) fn is_conflict(e: &kube::Error) -> bool {
+    matches!(e, kube::Error::Api(status) if status.code == 409)
+}
+
+pub(super) fn is_not_found(e: &kube::Error) -> bool {
+    matches!(e, kube::Error::Api(status) if status.code == 404)
+}
+
+/// An API error as one sentence that says what to do.
+fn sentence(e: &kube::Error) -> String {
+    match e {
+        kube::Error::Api(status) if status.code == 404 => {
+            "the cluster has no resource NodeVolumeReport; install reattach's CRDs".to_owned()
+        }
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("the agent lacks a right; check its ClusterRole: {}", status.message)
+        }
+        kube::Error::Api(status) => format!("the API server refused: {}", status.message),
+        other => format!("the API server cannot be reached: {other}"),
+    }
+}
+
+pub(super) fn watch_sentence(e: &watcher::Error) -> String {
+    match e {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => sentence(e),
+        other => other.to_string(),
+    }
+}

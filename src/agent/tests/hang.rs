@@ -1,0 +1,45 @@
+//! A process that hangs in the kernel so that its memory map cannot be read. Alone in this binary: while it hangs, no other
+//! close look is begun.
+
+// Helpers outside of test functions fail tests by panicking too.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Tree, challenge};
+use reattach_agent::answer;
+use reattach_core::guest::Seen;
+use std::fs;
+use std::process::Command;
+
+fn seen(tree: &Tree) -> Seen {
+    answer(&tree.root(), &challenge("r1", 7), jiff::Timestamp::UNIX_EPOCH).unwrap().seen
+}
+
+#[test]
+fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
+    let (gone, there) = (Tree::host(), Tree::with_volume());
+    for tree in [&gone, &there] {
+        tree.process(99, "db", &[]);
+        // Opening a FIFO for reading waits until somebody opens it for writing, as reading a locked map waits for its process.
+        let fifo = tree.0.join("proc/99/maps");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    }
+    assert_eq!(seen(&gone), Seen::NoDevice);
+    let items = |tree| match seen(tree) {
+        Seen::Unreadable { items } => items,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(items(&there), ["/proc: looking closely at all processes: did not end within 10 s"]);
+    let again = "/proc: looking closely at all processes: not tried, because an earlier look still hangs in the kernel";
+    assert_eq!(items(&there), [again]);
+    assert_eq!(seen(&gone), Seen::NoDevice);
+    // It goes on: the first look ends, and the next one finds an ordinary map.
+    let fifo = there.0.join("proc/99/maps");
+    drop(fs::OpenOptions::new().write(true).open(&fifo).unwrap());
+    fs::remove_file(&fifo).unwrap();
+    there.file("proc/99/maps", "");
+    while seen(&there) != Seen::Idle {
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,121 @@
+//! Holding new pods of a claim away by admission, evicting the stuck one, and letting pods come again.
+//!
+//! # Expected flow
+//! [`hold`] labels the VolumeRecovery; the MutatingAdmissionPolicy of `deploy/` then gates new pods of its claim. [`release`]
+//! evicts the stuck pod. [`lift`] takes the label off, then the gate off the pods that wait.
+//!
+//! # Guarantees
+//! Each write names UID and resourceVersion, or the UID as a precondition, and takes a pass of the gate.
+//!
+//! # Assumptions
+//! The journal line of the effect was stored before: the resourceVersion of the label is that of the object with this line,
+//! so a label that arrives late is refused.
+//!
+//! # Caveats
+//! The policy fails open and takes a moment to see the label: only a dry-run create proves the hold.
+//!
+//! # Errors
+//! [`Outcome`] says what is known of the write.
+
+use crate::effects::outcome;
+use crate::gate::EffectPass;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use reattach_api::VolumeRecovery;
+use reattach_core::fact::{Fact, Source};
+use reattach_core::hold::{HOLD_GATE, HOLD_LABEL, HOLD_POLICY};
+use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::journal::Outcome;
+use serde_json::{Value, json};
+
+/// Whether a pod carries our scheduling gate.
+pub fn is_gated(pod: &Pod) -> bool {
+    let gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+    gates.into_iter().any(|g| g.name == HOLD_GATE)
+}
+
+/// Whether the cluster has our policy: its binding, which is of no use without it. An API server that does not serve the
+/// kind (before Kubernetes 1.36) answers as one that has none.
+pub async fn policy(client: &Client, now: jiff::Timestamp) -> Fact<String> {
+    let source = Source::Kubernetes(format!("MutatingAdmissionPolicyBinding {HOLD_POLICY}"));
+    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingadmissionpolicybindings");
+    match Api::<DynamicObject>::all_with(client.clone(), &resource).get(HOLD_POLICY).await {
+        Ok(_) => Fact::present(HOLD_POLICY.to_owned(), source, now),
+        Err(kube::Error::Api(s)) if s.code == 404 => Fact::absent(source, now),
+        Err(error) => Fact::unknown(error.to_string(), source, now),
+    }
+}
+
+/// Puts the label on.
+pub async fn hold(pass: &EffectPass, recovery: &VolumeRecovery) -> Outcome {
+    label(pass, recovery, json!("true"), "labelled").await
+}
+
+async fn label(pass: &EffectPass, recovery: &VolumeRecovery, value: Value, detail: &str) -> Outcome {
+    let namespace = recovery.namespace().unwrap_or_default();
+    let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &namespace);
+    let body = json!({ "metadata": {
+        "uid": recovery.uid(),
+        "resourceVersion": recovery.resource_version(),
+        "labels": { HOLD_LABEL: value },
+    } });
+    outcome(api.patch(&recovery.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await, detail)
+}
+
+/// Evicts one pod, by its UID, with its own grace period. A PodDisruptionBudget that refuses it is shown and not
+/// overridden.
+pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
+    let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
+    // Written by hand: `Api::evict` of kube 5.0 spells `deleteOptions` in a way that the API server does not read, and drops
+    // the UID without a word.
+    let eviction = Eviction {
+        metadata: ObjectMeta { name: Some(pod.name.clone()), ..ObjectMeta::default() },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+            ..DeleteOptions::default()
+        }),
+    };
+    let params = PostParams::default();
+    match api.create_subresource::<_, Value>("eviction", &pod.name, &params, &eviction).await {
+        // It is gone, or another pod has its name: what is there now is looked at anew.
+        Err(kube::Error::Api(s)) if s.is_not_found() => {
+            Outcome::Applied { detail: "the pod is gone".to_owned() }
+        }
+        reply => outcome(reply, "evicted"),
+    }
+}
+
+/// Takes the label off, then the gate off each of these pods.
+pub async fn lift(pass: &EffectPass, recovery: &VolumeRecovery, pods: &[(ObjectName, Uid)]) -> Outcome {
+    if recovery.labels().contains_key(HOLD_LABEL) {
+        let unlabelled = label(pass, recovery, Value::Null, "unlabelled").await;
+        if !unlabelled.applied() {
+            return unlabelled;
+        }
+    }
+    for (pod, uid) in pods {
+        if let Err(error) = ungate(pass, pod, uid).await {
+            return outcome::<()>(Err(error), "");
+        }
+    }
+    Outcome::Applied { detail: format!("the hold is lifted; {} pod(s) let go", pods.len()) }
+}
+
+async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
+    let Some(found) = api.get_opt(&pod.name).await? else { return Ok(()) };
+    if found.uid().as_deref() != Some(uid.as_str()) || !is_gated(&found) {
+        return Ok(());
+    }
+    let gates = found.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+    let others: Vec<_> = gates.filter(|g| g.name != HOLD_GATE).collect();
+    let body = json!({
+        "metadata": { "uid": uid, "resourceVersion": found.resource_version() },
+        "spec": { "schedulingGates": others },
+    });
+    api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&body)).await.map(|_| ())
+}

@@ -1,0 +1,173 @@
+//! Hold, release, lift: keeping new pods of the claim away, letting the stuck one go, and letting pods come again.
+
+use super::forward::{Look, all_held_away, pin_changed, wait};
+use super::unwind::{RETRY, backoff, later};
+use super::{Action, Context, Effect, Next, State, StepState};
+use crate::diagnosis::Trouble;
+use crate::evidence::{Evidence, MAX_AGE, PodFacts};
+use crate::fact::Reading;
+use crate::ids::{ObjectName, Uid};
+use crate::journal::Outcome;
+use crate::plan::{StepIx, before_holding, general};
+use jiff::Timestamp;
+
+impl Look<'_> {
+    pub(super) fn hold(&self) -> Next {
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, at, .. } if outcome.applied() => {
+                self.not_held_since(*at).unwrap_or_else(|| {
+                    self.completed("a dry-run create of a pod with the claim comes back with the gate")
+                })
+            }
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
+            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
+                if self.cx.now < later(*at, self.backoff()) =>
+            {
+                wait(format!("tried again: {why}"), later(*at, self.backoff()))
+            }
+            _ => match self.stands_against() {
+                Some(other) => other,
+                None => Next::Act(Action {
+                    step: self.ix,
+                    intent: format!("hold new pods of claim {} away", self.plan.claim),
+                    effect: Effect::Hold,
+                }),
+            },
+        }
+    }
+
+    /// P1: why the hold was not seen in force after that moment. `None`: it was.
+    fn not_held_since(&self, since: Timestamp) -> Option<Next> {
+        if self.evidence.workload.at < since {
+            return Some(self.poll("the hold must be probed again"));
+        }
+        match self.evidence.workload.read(self.cx.now, MAX_AGE) {
+            Reading::Present(w) if w.dry_run_held == Some(true) => None,
+            Reading::Present(_) => {
+                Some(self.poll("a dry-run create of a pod with the claim does not come back with the gate"))
+            }
+            Reading::Absent => Some(self.refused("the workload is gone")),
+            _ => Some(self.poll("the workload must be read")),
+        }
+    }
+
+    /// What stands against the hold or the release now.
+    fn stands_against(&self) -> Option<Next> {
+        let pins = &self.plan.pins;
+        let mut refusals = general(self.evidence, &pins.node, self.cx.now);
+        refusals.extend(before_holding(self.evidence, &pins.node, self.cx.now));
+        if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
+            return Some(self.refused(&refusal.to_string()));
+        }
+        let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        if let Some(w) = workload.filter(|w| w.workload.uid != pins.workload.uid) {
+            let change = pin_changed("the workload's UID", &pins.workload.uid, &w.workload.uid);
+            return Some(self.refused(&change));
+        }
+        if let Some(change) = self.volume_change() {
+            return Some(self.refused(&change));
+        }
+        if let Some(refusal) = refusals.first() {
+            return Some(self.poll(&refusal.to_string()));
+        }
+        self.no_phantom_any_more()
+    }
+
+    pub(super) fn release(&self) -> Next {
+        let Some(pods) = self.evidence.pods.read(self.cx.now, MAX_AGE).present() else {
+            return self.poll("the claim's pods must be read");
+        };
+        let issued = match self.state.step(self.ix) {
+            StepState::Issued { outcome, at, .. } => Some((outcome, *at)),
+            _ => None,
+        };
+        if issued.is_some_and(|(_, at)| self.evidence.pods.at < at) {
+            return self.poll("the claim's pods must be read again");
+        }
+        if all_held_away(pods) {
+            return self.handshake_begins().unwrap_or_else(|| {
+                self.completed("no pod of the claim is on a node, and none can come to one")
+            });
+        }
+        match issued {
+            Some((Outcome::NotApplied { why, retry: false }, _)) => return self.failed(why),
+            Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, self.backoff()) => {
+                return wait(format!("tried again: {why}"), later(at, self.backoff()));
+            }
+            _ => {}
+        }
+        match pods.iter().find(|p| !p.is_held_away() && p.deleting_since.is_none()) {
+            Some(pod) => self.propose_release(pod),
+            None => self.poll("kubelet takes the evicted pod down"),
+        }
+    }
+
+    fn propose_release(&self, pod: &PodFacts) -> Next {
+        let pins = &self.plan.pins;
+        if !pins.pods.iter().any(|(_, uid)| *uid == pod.uid) {
+            return self.refused(&pin_changed(
+                "the claim's pods",
+                &"the pinned ones",
+                &format!("also {}", pod.name),
+            ));
+        }
+        if let Some(node) = pod.node.as_ref().filter(|n| **n != pins.node) {
+            return self.refused(&pin_changed("the pod's node", &pins.node, node));
+        }
+        if let Some(other) = self.not_held_since(self.entered).or_else(|| self.stands_against()) {
+            return other;
+        }
+        let dead_mount = matches!(self.plan.trouble, Trouble::Phantom { dead_mount: true, .. });
+        if pod.ready && !dead_mount {
+            return self.poll(&format!("pod {} is Ready and its mount is not known to be dead", pod.name));
+        }
+        Next::Act(Action {
+            step: self.ix,
+            intent: format!("evict pod {} (UID {})", pod.name, pod.uid),
+            effect: Effect::Release { pod: pod.name.clone(), uid: pod.uid.clone() },
+        })
+    }
+
+    pub(super) fn lift(&self) -> Next {
+        if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
+            self.state.step(self.ix)
+        {
+            return self.failed(why);
+        }
+        let_come(self.ix, self.state, self.evidence, self.cx)
+            .unwrap_or_else(|| self.completed("no pod carries the gate, and none would be given it"))
+    }
+}
+
+/// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
+/// knows whether the label is on, and again while a pod is seen with the gate.
+pub(super) fn let_come(lift: StepIx, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
+    let Some(pods) = evidence.pods.read(cx.now, MAX_AGE).present() else {
+        return poll("the claim's pods must be read to lift the hold");
+    };
+    let waiting: Vec<(ObjectName, Uid)> =
+        pods.iter().filter(|p| p.held).map(|p| (p.name.clone(), p.uid.clone())).collect();
+    if let StepState::Issued { outcome, at, .. } = state.step(lift) {
+        if evidence.pods.at < *at || evidence.workload.at < *at {
+            return poll("the claim's pods must be read again");
+        }
+        // The probe is a witness against, not one that is needed: without a workload there is none.
+        let gated = evidence.workload.shown().is_some_and(|w| w.dry_run_held == Some(true));
+        if outcome.applied() && waiting.is_empty() && !gated {
+            return None;
+        }
+        let again = later(*at, backoff(state.attempts(lift)));
+        if cx.now < again {
+            return Some(wait("the gates are looked at again".to_owned(), again));
+        }
+    }
+    Some(Next::Act(Action {
+        step: lift,
+        intent: match waiting.len() {
+            0 => "end the hold".to_owned(),
+            n => format!("end the hold and take the gate off {n} waiting pod(s)"),
+        },
+        effect: Effect::Lift { pods: waiting },
+    }))
+}

@@ -1,0 +1,127 @@
+//! The runbook that holds, releases and lifts: nothing is scaled, nothing stays held.
+
+use super::machine::{Faults, Reply, Run};
+use super::world::World;
+use reattach_core::journal::{End, Mark};
+use reattach_core::safety::Refusal;
+use reattach_core::testkit::Case;
+
+fn run(stuck: bool, faults: Faults) -> Run {
+    Run::new(World::held_by_gate(stuck), faults)
+}
+
+fn lines(stuck: bool) -> usize {
+    let mut run = run(stuck, Faults::default());
+    run.drive(3_600);
+    run.journal.len()
+}
+
+fn assert_nothing_held(run: &Run, what: &str) {
+    assert!(!run.world.hold, "{what}: the label is on\n{}", run.story());
+    assert!(!run.world.pod.as_ref().is_some_and(|p| p.gated), "{what}: a pod is gated\n{}", run.story());
+    assert_eq!(run.world.replicas, 1, "{what}: scaled\n{}", run.story());
+}
+
+#[test]
+fn as_planned_it_takes_three_effects_and_no_cloud_call() {
+    let mut run = run(false, Faults::default());
+    run.assert_recovered("as planned", 0);
+    assert_eq!(run.effects, 3, "hold, release, lift\n{}", run.story());
+    assert_nothing_held(&run, "as planned");
+    assert!(run.world.now < 40, "{} s\n{}", run.world.now, run.story());
+}
+
+#[test]
+fn a_driver_that_cannot_detach_gets_one_cloud_detach_with_the_proof() {
+    let mut run = run(true, Faults::default());
+    run.assert_recovered("stuck unpublish", 1);
+    assert_eq!(run.world.detaches, 1);
+    assert!(run.has(|m| matches!(m, Mark::Started { proof: Some(_), .. })), "the proof is journaled");
+    assert_nothing_held(&run, "stuck unpublish");
+}
+
+#[test]
+fn a_crash_at_any_line_or_effect_is_survived() {
+    for stuck in [false, true] {
+        for n in 1..=lines(stuck) {
+            let mut run = run(stuck, Faults { crash_after: vec![n], ..Faults::default() });
+            run.assert_recovered(&format!("crash after line {n}, stuck {stuck}"), 1);
+            assert_nothing_held(&run, "after a crash");
+        }
+        for n in 1..=4 {
+            let mut run = run(stuck, Faults { crash_between: vec![n], ..Faults::default() });
+            run.assert_recovered(&format!("crash after effect {n}, stuck {stuck}"), 1);
+            assert_nothing_held(&run, "after a crash");
+        }
+    }
+}
+
+#[test]
+fn a_lost_reply_is_observed() {
+    for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy] {
+        for n in 1..=4 {
+            let mut run = run(true, Faults { replies: vec![(n, reply)], ..Faults::default() });
+            run.assert_recovered(&format!("{reply:?} at effect {n}"), 1);
+            assert_nothing_held(&run, "after a lost reply");
+        }
+    }
+}
+
+#[test]
+fn an_abort_at_any_line_lifts_the_hold() {
+    for stuck in [false, true] {
+        for n in 1..lines(stuck) {
+            let mut run = run(stuck, Faults { abort_after: Some(n), ..Faults::default() });
+            let end = run.drive(3_600);
+            assert!(
+                matches!(end, Some(End::Aborted | End::Recovered)),
+                "abort after line {n}: {end:?}\n{}",
+                run.story()
+            );
+            assert_nothing_held(&run, &format!("abort after line {n}, stuck {stuck}"));
+        }
+    }
+}
+
+#[test]
+fn a_release_that_is_refused_turns_back_and_lifts() {
+    let mut run = run(false, Faults { replies: vec![(2, Reply::Refused)], ..Faults::default() });
+    let end = run.drive(3_600);
+    assert!(matches!(&end, Some(End::Failed { why }) if why.contains("forbidden")), "{end:?}");
+    assert_nothing_held(&run, "refused");
+}
+
+#[test]
+fn a_disruption_budget_that_never_yields_is_named_at_the_deadline() {
+    let replies = (2..60).map(|n| (n, Reply::Busy)).collect();
+    let mut run = run(false, Faults { replies, ..Faults::default() });
+    let end = run.drive(3_600);
+    assert!(
+        matches!(&end, Some(End::Failed { why }) if why.contains("busy") && why.contains("300 s")),
+        "{end:?}"
+    );
+    assert_nothing_held(&run, "refused for ever");
+}
+
+#[test]
+fn a_cluster_without_the_policy_is_told_which_runbook_to_use() {
+    let mut case = Case::deployment().holdable();
+    let refusals = |case: &Case| case.plan_by("lightest-first", None, false).err().unwrap_or_default();
+    assert_eq!(refusals(&case), []);
+    let fact = case.evidence.hold_policy.take().expect("the policy");
+    assert!(matches!(refusals(&case)[..], [Refusal::Missing { .. }]), "not asked is no answer");
+    case.evidence.hold_policy = Some(reattach_core::fact::Fact::absent(fact.source, fact.at));
+    assert_eq!(refusals(&case), [Refusal::NoHoldPolicy]);
+    assert!(Refusal::NoHoldPolicy.to_string().contains("scale-to-zero"));
+}
+
+#[test]
+fn replicas_and_their_owners_are_no_business_of_a_hold() {
+    let case = Case::statefulset().holdable().workload(|w| {
+        w.replicas = 3;
+        w.deletes_claims_when_scaled = true;
+    });
+    let plan = case.plan_by("lightest-first", None, false).expect("a plan");
+    assert_eq!(reattach_core::check::check(&plan, &case.evidence, None, case.now), []);
+    assert!(case.plan().is_err(), "the founding runbook refuses the same");
+}

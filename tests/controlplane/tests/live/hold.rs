@@ -1,0 +1,131 @@
+//! Class B by the default runbook: new pods are held away, the stuck one is evicted, Kubernetes detaches.
+
+use crate::common::logs::is_workload;
+use crate::common::workloads::is_ready;
+use crate::common::{AWAY, LIMIT, Stage, StageOptions};
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
+use reattach_api::Phase;
+use reattach_core::policy::Mode;
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_controlplane::eventually;
+use serde_json::json;
+
+/// The sets of one replica that get stuck: kind and name.
+const STUCK: [(&str, &str); 4] =
+    [("Deployment", "redis"), ("Deployment", "bot"), ("ReplicaSet", "metrics"), ("StatefulSet", "wiki")];
+
+/// What must not change in a healthy pod: UID, node, restarts, and since when it is Ready.
+fn life(pod: &Pod) -> String {
+    let status = pod.status.clone().unwrap_or_default();
+    let restarts: i32 = status.container_statuses.iter().flatten().map(|c| c.restart_count).sum();
+    let ready = status.conditions.into_iter().flatten().find(|c| c.type_ == "Ready");
+    format!(
+        "{:?} on {:?}, {restarts} restarts, {ready:?}",
+        pod.uid(),
+        pod.spec.as_ref().and_then(|s| s.node_name.clone())
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hold_and_release_touch_no_replica() {
+    let options = StageOptions { nodes: 3, alone: true, mode: None, ..StageOptions::default() };
+    let stage = Stage::set(options).await;
+    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.namespace("shop").await;
+    let mut volumes = Vec::new();
+    for (kind, name) in STUCK {
+        volumes.push(match kind {
+            "StatefulSet" => stage.stateful_set("shop", name, 1, "node-1").await[0],
+            "ReplicaSet" => stage.replica_set("shop", name, "node-1").await,
+            _ => stage.deployment("shop", name, "node-1").await,
+        });
+    }
+    let spread = |set: &mut serde_json::Value| {
+        let pods = &mut set["spec"]["template"]["spec"];
+        pods.as_object_mut().expect("a pod").remove("nodeSelector");
+        pods["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"app": "sql"}},
+        }]);
+    };
+    volumes.extend(stage.stateful_set_with("shop", "sql", 3, "node-1", spread).await);
+    for (_, name) in STUCK {
+        stage.await_ready("shop", name, 1).await;
+    }
+    stage.await_ready("shop", "sql", 3).await;
+    let on_node = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+    let (stuck, healthy): (Vec<Pod>, Vec<Pod>) =
+        stage.pods("shop", "sql").await.into_iter().partition(|p| on_node(p) == "node-1");
+    assert_eq!((stuck.len(), healthy.len()), (1, 2), "one of three per node");
+
+    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    let mut timelines = Vec::new();
+    let mut effects = 0;
+    let sql = (stuck[0].name_any(), format!("data-{}", stuck[0].name_any()));
+    let claims = STUCK.map(|(kind, name)| {
+        (name, if kind == "StatefulSet" { format!("data-{name}-0") } else { name.to_owned() })
+    });
+    let number: usize = sql.0.rsplit('-').next().and_then(|n| n.parse().ok()).expect("an ordinal");
+    let all =
+        claims.iter().cloned().zip(volumes.clone()).chain([(("sql", sql.1.clone()), volumes[4 + number])]);
+    for ((name, claim), volume) in all {
+        let recovery = stage.await_phase("shop", &claim, &[Phase::Recovered]).await;
+        stage.await_ready("shop", name, if name == "sql" { 3 } else { 1 }).await;
+        let pods = stage.pods("shop", name).await;
+        let pod = if name == "sql" { sql.0.clone() } else { pods[0].name_any() };
+        timelines.push(stage.timeline(&recovery, volume, &pod));
+        effects += stage.assert_journaled_first(&recovery, volume);
+    }
+    println!("{effects} effects, each after the journal line that announces it");
+    assert_eq!(effects, 3 * timelines.len(), "hold, release and lift for each volume");
+    let (whole, own) = crate::common::measure::summary(&timelines);
+    assert!(whole < SignedDuration::from_secs(15), "median {whole:?}");
+    assert!(own < SignedDuration::from_secs(1), "median of our own share {own:?}");
+
+    for before in &healthy {
+        let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());
+        assert_eq!(now.as_ref().map(life), Some(life(before)), "a healthy pod of the same set");
+    }
+    let written: Vec<_> = stage.foreign_writes(&[]).into_iter().filter(|e| is_workload(e)).collect();
+    assert!(written.is_empty(), "{written:#?}");
+    assert_eq!(stage.cloud_mutations(), [], "Kubernetes detached every volume by itself");
+    stage.assert_one_holder(&volumes);
+    stage.await_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disruption_budget_is_shown_and_not_overridden() {
+    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
+    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.namespace("shop").await;
+    let volume = stage.deployment("shop", "redis", "node-1").await;
+    stage.await_ready("shop", "redis", 1).await;
+    stage
+        .create(json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+            "metadata": {"name": "redis", "namespace": "shop"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "redis"}}},
+        }))
+        .await;
+    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    let what = "a recovery that names the budget";
+    let named = eventually(what, LIMIT, async || {
+        let all = stage.recoveries("shop").await;
+        let message = all.last()?.status.as_ref()?.message.clone();
+        message.contains("disruption budget").then_some(message)
+    });
+    println!("{}", named.await.expect(what));
+    assert!(!stage.pods("shop", "redis").await.iter().any(is_ready));
+
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.admin.clone(), "shop");
+    budgets.delete("redis", &DeleteParams::default()).await.expect("deleted");
+    stage.await_phase("shop", "redis", &[Phase::Recovered]).await;
+    stage.await_ready("shop", "redis", 1).await;
+    stage.assert_one_holder(&[volume]);
+    stage.await_nothing_left().await;
+}

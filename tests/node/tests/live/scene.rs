@@ -1,0 +1,429 @@
+//! The stage of the control plane tier with real nodes on it.
+
+use crate::common::logs::AGENT;
+use crate::common::processes::binary_path;
+use crate::common::stage::SYSTEM;
+use crate::common::workloads::pin;
+use crate::common::{LIMIT, Stage, StageOptions, measure};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
+use reattach_cloud_simulator::{InstanceNo, NewInstance, VolumeNo};
+use reattach_core::policy::Mode;
+use reattach_sim::manifests;
+use reattach_tests_controlplane::{AuditEvent, eventually};
+use reattach_tests_node::{Disk, Hypervisor, IMAGE, Machine, MachineConfig, Program, Stamps, Tools, sweep};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The namespace of the workloads.
+pub const SHOP: &str = "shop";
+/// The name of the one workload, of its claim and of its pods' label.
+pub const APP: &str = "redis";
+/// How long a recycled machine is off.
+pub const AWAY: Duration = Duration::from_secs(3);
+
+/// A scene: fields in the order in which they go.
+pub struct Scene {
+    machines: Vec<Arc<Mutex<Machine>>>,
+    /// Gives them their devices.
+    pub hypervisor: Hypervisor,
+    /// Control plane, cloud, controllers.
+    pub stage: Stage,
+    level: &'static str,
+    begun: Instant,
+}
+
+impl Scene {
+    /// `nodes` real nodes that are Ready, each with an agent, and the controller.
+    pub async fn set(nodes: u64) -> Self {
+        let mut scene = Self::without_controller(nodes, "basic").await;
+        scene.stage.start_controller().await;
+        scene
+    }
+
+    /// The same with agents that look this far (`--level`), and nobody to judge what they see.
+    pub async fn without_controller(nodes: u64, level: &'static str) -> Self {
+        let begun = Instant::now();
+        sweep().expect("what others left is gone");
+        let tools = tokio::task::spawn_blocking(Tools::find).await.expect("it ran").expect("tools");
+        let tools = Arc::new(tools);
+        let users =
+            [("system:node:node-1", vec!["system:nodes"]), ("system:node:node-2", vec!["system:nodes"])];
+        let options = StageOptions {
+            nodes: 0,
+            agents: false,
+            controllers: 0,
+            mode: Some(Mode::Auto),
+            users: users.into(),
+            ..StageOptions::default()
+        };
+        let stage = Stage::set(options).await;
+        say(begun, "the control plane is up");
+        // Their images are nowhere, and nothing may be asked of a registry. The same binaries run as processes.
+        for (kind, name) in [("daemonset", "reattach-agent"), ("deployment", "reattach-controller")] {
+            kubectl(&stage, &["delete", kind, name, "--namespace", SYSTEM, "--cascade=foreground"]);
+        }
+        // The Node authorizer gives kubelets less; it is not part of the control plane tier.
+        stage
+            .create(json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": {"name": "kubelets"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}],
+            }))
+            .await;
+        let hypervisor = Hypervisor::start(stage.cloud.clone(), tools.clone(), stage.folder.join("volumes"));
+        let hypervisor = hypervisor.expect("a hypervisor");
+        let mut scene = Self { machines: Vec::new(), hypervisor, stage, level, begun };
+        for n in 1..=nodes {
+            scene.add_machine(n, tools.clone());
+        }
+        for n in 1..=nodes {
+            scene.await_node(&format!("node-{n}"), true).await;
+            scene.add_agent(&format!("node-{n}")).await;
+        }
+        scene.stage.namespace(SHOP).await;
+        scene.say("nodes are Ready, agents run");
+        scene
+    }
+
+    fn add_machine(&mut self, n: u64, tools: Arc<Tools>) {
+        let name = format!("node-{n}");
+        let instance = NewInstance::new(name.as_str()).with_id(1000 + n);
+        self.stage.cloud.create_instance(instance).expect("an instance");
+        // 127.A.B.N: no other process and no other machine listens there.
+        let process = std::process::id();
+        let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, address_number());
+        let kubeconfig = self.stage.plane.kubeconfig_for(&format!("system:node:{name}")).expect("a user");
+        let config = MachineConfig { name: name.clone(), instance: 1000 + n, address, kubeconfig };
+        let mut machine = Machine::new(config, tools, self.stage.folder.join(&name)).expect("a machine");
+        machine.power_on(Disk::Kept).expect("it boots");
+        for program in [Program::Containerd, Program::CsiNode, Program::Kubelet] {
+            machine.start(&program).expect("it starts");
+        }
+        let machine = Arc::new(Mutex::new(machine));
+        self.hypervisor.adopt(machine.clone());
+        self.machines.push(machine);
+    }
+
+    /// The machine of a node. Not to be held across an await.
+    pub fn machine(&self, node: &str) -> MutexGuard<'_, Machine> {
+        let lock =
+            |m: &'_ Arc<Mutex<Machine>>| m.lock().unwrap_or_else(PoisonError::into_inner).name() == node;
+        let found = self.machines.iter().find(|m| lock(m)).expect("a machine of the scene");
+        found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints what happened, with the seconds since the scene began.
+    pub fn say(&self, what: &str) {
+        say(self.begun, what);
+    }
+
+    /// Waits until a Node's condition Ready is True, or is not.
+    pub async fn await_node(&self, node: &str, ready: bool) {
+        let api: Api<Node> = Api::all(self.stage.admin.clone());
+        let what = format!("{node} with Ready={ready}");
+        let found = eventually(&what, LIMIT, async || {
+            let conditions = api.get_opt(node).await.ok()??.status?.conditions?;
+            let is = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            (is == ready).then_some(())
+        });
+        found.await.unwrap_or_else(|e| panic!("{e}\n{}", self.logs(node)));
+    }
+
+    /// A pod that stands for the DaemonSet's on a node, and the agent with that pod's token.
+    async fn add_agent(&self, node: &str) {
+        self.stage
+            .create(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("reattach-agent-{node}"), "namespace": SYSTEM},
+                "spec": {
+                    "serviceAccountName": "reattach-agent", "automountServiceAccountToken": false, "nodeName": node,
+                    "hostNetwork": true, "tolerations": [{"operator": "Exists"}],
+                    "containers": [{"name": "agent", "image": IMAGE, "imagePullPolicy": "Never"}],
+                },
+            }))
+            .await;
+        self.start_agent(node).await;
+    }
+
+    /// Starts the agent of a machine that has just booted.
+    async fn start_agent(&self, node: &str) {
+        let pod = format!("reattach-agent-{node}");
+        let config =
+            self.stage.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
+        let arguments = ["--node-name", node, "--level", self.level].map(str::to_owned).to_vec();
+        let program = Program::Agent {
+            binary: binary_path("reattach-agent"),
+            arguments,
+            kubeconfig: config.expect("a kubeconfig"),
+        };
+        self.machine(node).start(&program).expect("it starts");
+    }
+
+    /// A Deployment of one canary over a new volume, on one node, that writes; answers the volume.
+    pub async fn canary(&self, node: &str) -> VolumeNo {
+        let volume = self.canary_unawaited(node).await;
+        self.await_canary(node, 10).await;
+        self.say("the canary writes");
+        volume
+    }
+
+    /// The same, and nobody looks whether it comes up.
+    pub async fn canary_unawaited(&self, node: &str) -> VolumeNo {
+        let console = self.machine(node).path("console").display().to_string();
+        self.stage.deployment_with(SHOP, APP, node, |object| canary(object, &console, "/data/stamps")).await
+    }
+
+    /// The same over a raw block volume.
+    pub async fn raw_canary(&self, node: &str) -> VolumeNo {
+        let (volume, handle) = self.stage.volume("raw");
+        let pv = format!("pv-{SHOP}-{APP}");
+        for mut object in
+            [manifests::linode_volume(&pv, &handle, "", SHOP, APP), manifests::claim(SHOP, APP, &pv)]
+        {
+            object["spec"]["volumeMode"] = json!("Block");
+            self.stage.create(object).await;
+        }
+        let mut object = manifests::deployment(SHOP, APP, 1, &[manifests::claim_volume("data", APP)]);
+        pin(&mut object, node);
+        let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+        container["volumeMounts"] = json!([]);
+        container["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/stamps"}]);
+        canary(&mut object, &self.machine(node).path("console").display().to_string(), "/dev/stamps");
+        self.stage.create(object).await;
+        self.await_canary(node, 10).await;
+        self.say("the canary writes");
+        volume
+    }
+
+    /// Waits until a canary has written this many acknowledged records more than now.
+    pub async fn await_canary(&self, node: &str, more: usize) {
+        let before = self.console(node).acknowledged().count();
+        let what = format!("{more} more records of a canary on {node}");
+        let found = eventually(&what, LIMIT, async || {
+            (self.console(node).acknowledged().count() >= before + more).then_some(())
+        });
+        if let Err(e) = found.await {
+            let pods = self.stage.pods(SHOP, APP).await;
+            let pods = serde_json::to_string_pretty(&pods).unwrap_or_default();
+            panic!("{e}\n{pods}\n{}", self.logs(node));
+        }
+    }
+
+    /// What canaries on a node wrote beside their volumes.
+    pub fn console(&self, node: &str) -> Stamps {
+        Stamps::consoles(&[self.machine(node).path("console")]).expect("records")
+    }
+
+    /// What is on the volume: read through the mount of the one pod that runs, or, of a raw one, from its device.
+    async fn read_volume(&self, node: &str, volume: VolumeNo) -> Stamps {
+        let pod = self.pod().await.uid().expect("a UID");
+        let file =
+            format!("/var/lib/kubelet/pods/{pod}/volumes/kubernetes.io~csi/pv-{SHOP}-{APP}/mount/stamps");
+        let (path, instance) = {
+            let machine = self.machine(node);
+            (machine.inside(&file).expect("it is on"), machine.instance())
+        };
+        if path.exists() {
+            return Stamps::parse(&std::fs::read_to_string(&path).expect("the volume can be read"))
+                .expect("records");
+        }
+        let device = self.hypervisor.device(instance, volume).expect("the guest has the device");
+        Stamps::parse_sectors(&std::fs::read(format!("/dev/{device}")).expect("it can be read"))
+            .expect("records")
+    }
+
+    /// Checks on the volume and beside it that writers never overlapped and that nothing acknowledged is missing.
+    async fn assert_writers_apart(&self, node: &str, volume: VolumeNo) {
+        let console = self.console(node);
+        let volume = self.read_volume(node, volume).await;
+        let writers = console.one_after_another().expect("one after another");
+        assert_eq!(volume.one_after_another().expect("one after another"), writers);
+        let kept = console.all_in(&volume).expect("nothing acknowledged is missing");
+        self.say(&format!(
+            "{writers} writers, one after another; all {kept} acknowledged records are on the volume"
+        ));
+    }
+
+    /// The one pod of the workload.
+    pub async fn pod(&self) -> Pod {
+        let mut pods = self.stage.pods(SHOP, APP).await;
+        assert_eq!(pods.len(), 1, "{pods:#?}");
+        pods.remove(0)
+    }
+
+    /// The cloud recycles a machine uncleanly: it comes back with a new boot ID, without its devices, and the API still
+    /// says that they are attached. Answers when the power went.
+    pub async fn recycle(&self, node: &str, disk: Disk) -> Timestamp {
+        let instance = self.machine(node).instance();
+        self.machine(node).power_off().expect("the power goes");
+        self.stage.cloud.recycle(InstanceNo(instance)).expect("an instance");
+        let off = self.stage.cloud.now();
+        self.say(&format!("{node} lost its power"));
+        tokio::time::sleep(AWAY).await;
+        {
+            let mut machine = self.machine(node);
+            machine.power_on(disk).expect("it boots");
+            for program in [Program::Containerd, Program::CsiNode, Program::Kubelet] {
+                machine.start(&program).expect("it starts");
+            }
+        }
+        self.say(&format!("{node} has booted"));
+        self.start_agent(node).await;
+        off
+    }
+
+    /// Waits until the workload has this count, and reattach's stamp or not.
+    pub async fn await_count(&self, replicas: i64, stamped: bool) {
+        let what = format!("a workload at {replicas}, stamped: {stamped}");
+        let there = eventually(&what, LIMIT, async || {
+            (self.stage.count(SHOP, "Deployment", APP).await == (replicas, stamped)).then_some(())
+        });
+        there.await.unwrap_or_else(|e| panic!("{e}\n{}", self.stage.logs()));
+    }
+
+    /// How often a kubelet has renewed its Lease.
+    pub async fn heartbeats(&self, node: &str) -> usize {
+        let renewal = |e: &&AuditEvent| {
+            e.resource == "leases" && e.name.as_deref() == Some(node) && e.verb == "update" && e.took_effect()
+        };
+        self.stage.audit().iter().filter(renewal).count()
+    }
+
+    /// Puts a runbook in force, in mode Auto.
+    pub async fn runbook(&self, name: &str) {
+        let policies: Api<RecoveryPolicy> = Api::all(self.stage.admin.clone());
+        self.stage.patch(&policies, "test", json!({"spec": {"runbook": name}})).await;
+    }
+
+    /// Waits until a recovery by scale-to-zero has healed the workload, and checks and prints as [`Scene::await_recovered`] and
+    /// how long it took without the cloud's own time.
+    pub async fn await_healed(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
+        let recovery = self.await_recovered(volume, trouble).await;
+        let pod = self.pod().await.name_any();
+        measure::summary(&[self.stage.timeline(&recovery, volume, &pod)]);
+        recovery
+    }
+
+    /// Waits until a recovery has healed the workload, prints what happened when after `trouble`, and checks that writers
+    /// never overlapped, that nothing acknowledged is missing, that one guest at a time had the volume, and that
+    /// nothing of reattach is left.
+    pub async fn await_recovered(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
+        let recovery = self.stage.await_phase(SHOP, APP, &[Phase::Recovered]).await;
+        self.stage.await_ready(SHOP, APP, 1).await;
+        self.say("Ready");
+        let node = self.pod().await.spec.and_then(|s| s.node_name).expect("a node");
+        self.await_canary(&node, 10).await;
+        self.assert_writers_apart(&node, volume).await;
+        self.stage.assert_one_holder(&[volume]);
+        for (at, what) in self.moments(trouble) {
+            let seconds = at.duration_since(trouble).as_secs_f64();
+            self.say(&format!("  {seconds:.1} s after the trouble: {what}"));
+        }
+        self.stage.await_nothing_left().await;
+        recovery
+    }
+
+    /// What happened after `trouble`, from the audit log: when reattach heard of it, each of its effects, and what came of it.
+    fn moments(&self, trouble: Timestamp) -> Vec<(Timestamp, String)> {
+        let all = self.stage.audit();
+        let events: Vec<&AuditEvent> =
+            all.iter().filter(|e| e.received > trouble && e.took_effect()).collect();
+        let text = |e: &AuditEvent, at: &str| Some(e.body.as_ref()?.pointer(at)?.as_str()?.to_owned());
+        let list = |e: &AuditEvent, at: &str| e.body.as_ref()?.pointer(at)?.as_array().cloned();
+        let is = |e: &AuditEvent, verb: &str, resource: &str| e.verb == verb && e.resource == resource;
+        let answered = |e: &AuditEvent| {
+            e.user == AGENT && list(e, "/status/answers").is_some_and(|answers| !answers.is_empty())
+        };
+        let ready = |e: &AuditEvent| {
+            let conditions = list(e, "/status/conditions").unwrap_or_default();
+            e.resource == "pods"
+                && e.namespace.as_deref() == Some(SHOP)
+                && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+        };
+        type Wanted<'a> = &'a dyn Fn(&AuditEvent) -> bool;
+        let firsts: [(&str, Wanted<'_>); 4] = [
+            ("FailedMount", &|e| {
+                is(e, "create", "events") && text(e, "/reason").is_some_and(|r| r == "FailedMount")
+            }),
+            ("recovery begun", &|e| is(e, "create", "volumerecoveries")),
+            ("the agent's answer, the deciding fact", &answered),
+            ("Kubernetes lets the VolumeAttachment go", &|e| is(e, "delete", "volumeattachments")),
+        ];
+        let first = |(what, wanted): (&str, Wanted<'_>)| {
+            events.iter().find(|e| wanted(e)).map(|e| (e.received, what.to_owned()))
+        };
+        let mut moments: Vec<_> = firsts.into_iter().filter_map(first).collect();
+        let effect = |e: &AuditEvent| {
+            let sub = e.subresource.as_deref().map(|s| format!("/{s}")).unwrap_or_default();
+            (e.received, format!("reattach: {} {}{sub}", e.verb, e.resource))
+        };
+        let ours = self.stage.foreign_writes(&[]);
+        moments.extend(ours.iter().filter(|e| e.took_effect()).map(effect));
+        moments.extend(events.iter().rfind(|e| ready(e)).map(|e| (e.received, "Ready".to_owned())));
+        moments.sort();
+        moments
+    }
+
+    /// The end of what everything on a node printed, for a failing test.
+    pub fn logs(&self, node: &str) -> String {
+        let machine = self.machine(node);
+        let names = ["init", "containerd", "csi-node", "kubelet", "agent"];
+        let end = |name: &str| {
+            let log = machine.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            format!("--- {node} {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n"))
+        };
+        names.map(end).concat()
+    }
+}
+
+/// A number that no other machine of this process has.
+fn address_number() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Tests run side by side: each line names its own.
+fn say(begun: Instant, what: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().and_then(|n| n.rsplit("::").next()).unwrap_or_default();
+    println!("{:7.1} s  {test}: {what}", begun.elapsed().as_secs_f64());
+}
+
+/// Makes the one container of a workload a canary that writes to `stamps` and to a file of its own in `console`, a folder of
+/// the computer.
+fn canary(object: &mut Value, console: &str, stamps: &str) {
+    let spec = &mut object["spec"]["template"]["spec"];
+    spec["hostNetwork"] = json!(true);
+    spec["automountServiceAccountToken"] = json!(false);
+    spec["terminationGracePeriodSeconds"] = json!(2);
+    let volumes = spec["volumes"].as_array_mut().expect("volumes");
+    volumes.push(json!({"name": "console", "hostPath": {"path": console, "type": "Directory"}}));
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    let container = &mut spec["containers"][0];
+    container["image"] = json!(IMAGE);
+    container["imagePullPolicy"] = json!("Never");
+    container["command"] = json!(["/canary", stamps, "/console/$(POD_UID)"]);
+    container["env"] = json!([
+        {"name": "NODE_NAME", "valueFrom": field("spec.nodeName")},
+        {"name": "POD_UID", "valueFrom": field("metadata.uid")},
+    ]);
+    let mounts = container["volumeMounts"].as_array_mut().expect("mounts");
+    mounts.push(json!({"name": "console", "mountPath": "/console"}));
+}
+
+fn kubectl(stage: &Stage, arguments: &[&str]) {
+    let output = std::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(stage.plane.admin_kubeconfig())
+        .args(arguments)
+        .output()
+        .expect("kubectl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,99 @@
+//! Answers that many looks share.
+
+use super::{linode, run, start};
+use futures::future::join_all;
+use jiff::SignedDuration;
+use reattach_cloud_simulator::{CloudSim, Fault, FaultRule, NewVolume, Operation, clock::tokio_from};
+use reattach_controller::providers::{Located, Providers};
+use reattach_core::evidence::CsiSource;
+use reattach_core::fact::Known;
+use std::time::Duration;
+
+/// Volumes of the cloud, each as one recovery knows it.
+fn located(providers: &Providers, numbers: std::ops::Range<u64>) -> Vec<Located> {
+    let one = |n: u64| {
+        let csi = CsiSource {
+            driver: "linodebs.csi.linode.com".into(),
+            handle: format!("{n}-v{n}").as_str().into(),
+        };
+        providers.locate(&csi).expect("a good handle").expect("Linode's")
+    };
+    numbers.map(one).collect()
+}
+
+fn cloud_of(numbers: std::ops::Range<u64>) -> CloudSim {
+    let cloud = CloudSim::new(tokio_from(start())).with_seed(1);
+    for n in numbers {
+        cloud.create_volume(NewVolume::new(format!("v{n}")).with_id(n)).expect("a volume");
+    }
+    cloud
+}
+
+#[test]
+fn many_looks_at_once_cost_one_request_and_bear_the_moment_before_it() {
+    run(|| async {
+        let cloud = cloud_of(1..41);
+        let slow = Fault::Latency { before_ms: 1_500, after_ms: 700 };
+        cloud.add_fault(FaultRule::new([Operation::ListVolumes], slow));
+        let volumes = located(&linode(&cloud), 1..41);
+        let now = || cloud.now();
+        let before = now();
+        let facts = join_all(volumes.iter().map(|v| v.describe(before, now))).await;
+        assert_eq!(cloud.requests().len(), 1, "{:?}", cloud.requests());
+        assert!(facts.iter().all(|f| f.shown().is_some()));
+        assert!(facts.iter().all(|f| f.at == before), "the answer took 2.2 s and is of the moment before it");
+        assert_eq!(now().duration_since(before), SignedDuration::from_millis(2_200));
+
+        // An answer of then is good for who wants none newer, and for nobody else.
+        let again = volumes[7].describe(before, now).await;
+        assert_eq!((cloud.requests().len(), again), (1, facts[7].clone()));
+        let later = now();
+        let newer = join_all(volumes.iter().map(|v| v.describe(later, now))).await;
+        assert_eq!(cloud.requests().len(), 2);
+        assert!(newer.iter().all(|f| f.at == later));
+    });
+}
+
+#[test]
+fn what_one_look_asks_another_gets_along_with_it() {
+    run(|| async {
+        let cloud = cloud_of(1..6);
+        let volumes = located(&linode(&cloud), 1..6);
+        let now = || cloud.now();
+        for volume in &volumes {
+            volume.describe(now(), now).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // The next look of one is for all that were wanted a moment ago.
+        let before = cloud.requests().len();
+        let since = now();
+        volumes[0].describe(since, now).await;
+        let asked = cloud.requests().len() - before;
+        let others = join_all(volumes[1..].iter().map(|v| v.describe(since, now))).await;
+        assert_eq!(cloud.requests().len() - before, asked);
+        assert!(others.iter().all(|f| f.at == since && f.shown().is_some()));
+
+        // Who has lost interest is not asked for.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let before = cloud.requests().len();
+        volumes[0].describe(now(), now).await;
+        let paths: Vec<_> = cloud.requests()[before..].iter().map(|r| r.path.clone()).collect();
+        assert_eq!(paths, ["/v4/volumes/1"]);
+    });
+}
+
+#[test]
+fn a_failed_or_missing_volume_is_told_with_its_date_too() {
+    run(|| async {
+        let cloud = cloud_of(1..2);
+        let volumes = located(&linode(&cloud), 1..3);
+        let now = || cloud.now();
+        let at = now();
+        assert_eq!(volumes[1].describe(at, now).await.value, Known::Absent);
+        cloud.add_fault(FaultRule::new([], Fault::Maintenance));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let at = now();
+        let failed = volumes[0].describe(at, now).await;
+        assert!(matches!(failed.value, Known::Unknown { .. }) && failed.at == at, "{failed:?}");
+    });
+}

@@ -1,0 +1,245 @@
+//! Proofs from collected evidence, and what stands against them.
+
+use super::{Scene, TOKEN, VOLUME, run};
+use jiff::SignedDuration;
+use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus};
+use reattach_core::cloud::{CloudScope, InstanceState, PowerChange, PowerFacts};
+use reattach_core::evidence::{Evidence, NodeFacts};
+use reattach_core::fact::{Fact, Known};
+use reattach_core::ids::InstanceId;
+use reattach_core::proof::{NoProof, ProofKind, Sighting, gone, off};
+
+fn sighting(e: &Evidence, instance: &InstanceId) -> Sighting {
+    let fact = &e.instances[instance];
+    Sighting {
+        instance: instance.clone(),
+        scope: e.cloud_scope.clone().expect("a scope"),
+        state: fact.shown().map(|i| i.state.clone()),
+        at: fact.at,
+    }
+}
+
+type Spoil = fn(&mut Evidence, &mut Sighting, &InstanceId);
+
+/// Older than any decision allows.
+fn stale<T>(fact: &mut Fact<T>) {
+    fact.at = fact.at.checked_sub(SignedDuration::from_secs(60)).expect("a time");
+}
+
+fn unknown<T>(fact: &mut Fact<T>) {
+    fact.value = Known::Unknown { why: "no answer".to_owned() };
+}
+
+fn node(e: &mut Evidence, change: impl Fn(&mut NodeFacts)) {
+    for fact in e.nodes.values_mut() {
+        if let Known::Present(node) = &mut fact.value {
+            change(node);
+        }
+    }
+}
+
+fn history(e: &mut Evidence, instance: &InstanceId, change: impl FnOnce(&mut PowerFacts)) {
+    if let Some(Fact { value: Known::Present(facts), .. }) = e.power.get_mut(instance) {
+        change(facts);
+    }
+}
+
+fn another_scope() -> CloudScope {
+    CloudScope("another".to_owned())
+}
+
+/// What both proofs rest on. Each spoils one item; the text is part of the refusal.
+const BOTH: &[(&str, Spoil, &str)] = &[
+    ("volume stale", |e, _, _| stale(&mut e.cloud_volume), "cloud volume"),
+    ("volume unknown", |e, _, _| unknown(&mut e.cloud_volume), "cloud volume"),
+    (
+        "another holder",
+        |e, _, _| {
+            if let Known::Present(v) = &mut e.cloud_volume.value {
+                v.holders = vec!["5".into()];
+            }
+        },
+        "names 5",
+    ),
+    ("instance stale", |e, _, _| e.instances.values_mut().for_each(stale), "cloud says of instance"),
+    ("instance unknown", |e, _, _| e.instances.values_mut().for_each(unknown), "cloud says of instance"),
+    ("instance not asked", |e, _, _| e.instances.clear(), "cloud says of instance"),
+    ("nodes stale", |e, _, _| e.nodes.values_mut().for_each(stale), "Node"),
+    ("scope not known", |e, _, _| e.cloud_scope = None, "seen"),
+    ("another scope", |e, _, _| e.cloud_scope = Some(another_scope()), "seen"),
+    ("seen by another scope", |_, s, _| s.scope = another_scope(), "seen"),
+    ("another instance seen", |_, s, _| s.instance = "5".into(), "seen"),
+    ("seen only now", |e, s, i| s.at = e.instances[i].at, "seen"),
+];
+
+const OFF: &[(&str, Spoil, &str)] = &[
+    (
+        "node Ready",
+        |e, _, i| {
+            node(e, |n| n.ready |= n.instance.as_ref() == Some(i));
+        },
+        "Ready",
+    ),
+    ("running before", |_, s, _| s.state = Some(InstanceState::Running), "once"),
+    ("history stale", |e, _, _| e.power.values_mut().for_each(stale), "history"),
+    ("history unknown", |e, _, _| e.power.values_mut().for_each(unknown), "history"),
+    ("history not asked", |e, _, _| e.power.clear(), "history"),
+    ("history empty", |e, _, i| history(e, i, |f| f.jobs.clear()), "no shutdown job"),
+    (
+        "nobody asked for it",
+        |e, _, i| history(e, i, |f| f.jobs.iter_mut().for_each(|j| j.by = None)),
+        "nobody",
+    ),
+    (
+        "a boot after it",
+        |e, _, i| {
+            history(e, i, |f| {
+                let mut on = f.jobs.last().expect("a job").clone();
+                on.change = PowerChange::On;
+                f.jobs.push(on);
+            });
+        },
+        "booted it",
+    ),
+];
+
+fn refused_when_spoiled(
+    prove: impl Fn(&Evidence, Option<&Sighting>) -> Result<ProofKind, NoProof>,
+    e: &Evidence,
+    seen: &Sighting,
+    instance: &InstanceId,
+    spoils: &[&[(&str, Spoil, &str)]],
+) {
+    for (name, spoil, expected) in spoils.iter().copied().flatten() {
+        let (mut e, mut seen) = (e.clone(), seen.clone());
+        spoil(&mut e, &mut seen, instance);
+        let refusal = prove(&e, Some(&seen)).expect_err(name).to_string();
+        assert!(refusal.contains(expected), "{name}: {refusal:?} does not say {expected:?}");
+    }
+    assert!(prove(e, None).is_err(), "without an earlier sighting");
+}
+
+#[test]
+fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
+    run(|| async {
+        let mut s = Scene::set().await;
+        s.cloud().shutdown(s.holder).expect("an operator's shutdown");
+        s.die().await;
+        let instance = s.instance();
+        let seen = sighting(&s.collect().await, &instance);
+        assert_eq!(seen.state, Some(InstanceState::Off));
+        s.pass(5).await;
+        let e = s.collect().await;
+        let now = s.now();
+        let prove =
+            |e: &Evidence, seen: Option<&Sighting>| off(e, &instance, seen, now).map(|p| p.kind().clone());
+        let proof = off(&e, &instance, Some(&seen), now).expect("a proof");
+        assert!(
+            matches!(proof.kind(), ProofKind::Off { job: Some(_), first_seen } if *first_seen == seen.at)
+        );
+        assert!(proof.age(now) < SignedDuration::from_secs(2), "as old as its oldest ground: {proof:?}");
+        refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH, OFF]);
+
+        // Half a minute later the same facts prove nothing.
+        s.pass(31).await;
+        assert!(off(&e, &instance, Some(&seen), s.now()).is_err());
+        // Another account that answers now is another scope.
+        s.cloud().add_foreign_token(TOKEN);
+        let e = s.collect().await;
+        assert!(off(&e, &instance, Some(&seen), s.now()).is_err(), "{e:?}");
+    });
+}
+
+#[test]
+fn offline_without_a_shutdown_of_someones_is_not_off() {
+    run(|| async {
+        // What is done to the cloud before the machine is dead, and what stands against the proof.
+        type Deed = fn(&CloudSim, InstanceNo);
+        let deeds: [(&str, Deed, &str); 2] = [
+            ("power lost: the watchdog is about to boot it", |_, _| {}, "boots it"),
+            (
+                "the cloud's own shutdown",
+                |cloud, i| {
+                    cloud.shutdown_by_nobody(i).expect("a shutdown");
+                },
+                "nobody",
+            ),
+        ];
+        for (name, deed, expected) in deeds {
+            let mut s = Scene::set().await;
+            deed(s.cloud(), s.holder);
+            s.die().await;
+            let instance = s.instance();
+            let seen = sighting(&s.collect().await, &instance);
+            assert_eq!(seen.state, Some(InstanceState::Off), "{name}");
+            s.pass(5).await;
+            let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err(name);
+            assert!(refusal.to_string().contains(expected), "{name}: {refusal}");
+        }
+        // Someone boots it after all: off no longer, and not again by the old job.
+        let mut s = Scene::set().await;
+        s.cloud().shutdown(s.holder).expect("a shutdown");
+        s.die().await;
+        let instance = s.instance();
+        let seen = sighting(&s.collect().await, &instance);
+        s.cloud().boot(s.holder).expect("a boot");
+        s.pass(5).await;
+        let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booting");
+        assert!(refusal.to_string().contains("not off"), "{refusal}");
+        s.pass(100).await;
+        // The attachment did not outlive the boot; someone made it again.
+        s.cloud().make_orphan(VOLUME, s.holder).expect("attached");
+        s.cloud().set_instance_status(s.holder, InstanceStatus::Offline).expect("a status");
+        let refusal = off(&s.collect().await, &instance, Some(&seen), s.now()).expect_err("booted since");
+        assert!(refusal.to_string().contains("booted it after"), "{refusal}");
+    });
+}
+
+#[test]
+fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
+    run(|| async {
+        let mut s = Scene::set().await;
+        s.die().await;
+        let instance = s.instance();
+        let seen = sighting(&s.collect().await, &instance);
+        // The machine is deleted, and the cloud goes on naming it.
+        s.cloud().vanish(s.holder).expect("gone");
+        s.pass(5).await;
+        let e = s.collect().await;
+        assert_eq!(e.instances[&instance].value, Known::Absent);
+        let now = s.now();
+        let prove =
+            |e: &Evidence, seen: Option<&Sighting>| gone(e, &instance, seen, now).map(|p| p.kind().clone());
+        assert_eq!(prove(&e, Some(&seen)), Ok(ProofKind::Gone { last_seen: Some(seen.at) }));
+        refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH]);
+        assert!(off(&e, &instance, Some(&seen), now).is_err(), "gone is not off");
+
+        // To another account everything is "not found": that proves nothing.
+        s.cloud().add_foreign_token(TOKEN);
+        s.pass(5).await;
+        let e = s.collect().await;
+        assert_eq!((e.cloud_volume.value.clone(), e.instances.len()), (Known::Absent, 0));
+        assert!(gone(&e, &instance, Some(&seen), s.now()).is_err());
+    });
+}
+
+#[test]
+fn a_machine_that_is_there_is_never_gone() {
+    run(|| async {
+        let mut s = Scene::set().await;
+        s.die().await;
+        let instance = s.instance();
+        let seen = sighting(&s.collect().await, &instance);
+        s.pass(5).await;
+        let e = s.collect().await;
+        let refusal = gone(&e, &instance, Some(&seen), s.now()).expect_err("it is there");
+        assert!(matches!(refusal, NoProof::Power { .. }), "{refusal}");
+        // Deleted in order, its volumes are free at the cloud: there is nobody to free them from.
+        s.cloud().delete_instance(s.holder).expect("deleted");
+        s.pass(5).await;
+        let e = s.collect().await;
+        assert_eq!(e.cloud_volume.shown().map(|v| v.holders.len()), Some(0));
+        assert_eq!(e.instances[&instance].value, Known::Absent, "Kubernetes' holder is still asked for");
+        assert!(matches!(gone(&e, &instance, Some(&seen), s.now()), Err(NoProof::Holder { .. })));
+    });
+}
