@@ -79,7 +79,8 @@ impl Entry {
             || match (group, resource) {
                 // The label of a hold makes admission change other people's pods.
                 ("reattach.dev", "volumerecoveries") => {
-                    self.body["metadata"]["labels"].get(HOLD_LABEL).is_none()
+                    self.path.ends_with("/status")
+                        || self.body["metadata"]["labels"].get(HOLD_LABEL).is_none()
                 }
                 ("reattach.dev", "nodevolumereports") => true,
                 ("coordination.k8s.io", "leases") => {

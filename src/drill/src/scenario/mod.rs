@@ -60,7 +60,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hold-and-release",
-        summary: "the lightest way: new pods are held away for seconds, the stuck ones evicted; no replica is touched, healthy pods of the same StatefulSet stay",
+        summary: "the lightest way: new pods are held away for seconds, the stuck ones evicted; no replica is touched, the cloud is not called; three stuck pods of one ordered StatefulSet, which could not be scaled to zero",
         title: "Hold and release (drill)",
         play: |seed, _, sink| small::hold_and_release(seed, sink).boxed(),
     },

@@ -14,7 +14,6 @@ use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
@@ -89,9 +88,8 @@ pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, Wor
     let spec = |s: &Stage| {
         apps.clone().map(|(app, _)| app.read(s.world.server()).map(|w| w["metadata"]["generation"].clone()))
     };
-    let (before, pods) = (spec(&s), pods_by_node(&s));
-    let node = s.node_of("redis");
-    s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
+    let before = spec(&s);
+    recycle_both(&mut s).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
     if spec(&s) != before {
         s.broken.push("a workload was changed; a hold touches none".to_owned());
@@ -99,23 +97,7 @@ pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, Wor
     if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
         s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
     }
-    let after = pods_by_node(&s);
-    for (name, was) in pods.iter().filter(|(_, (on, _))| *on != node) {
-        if after.get(name).is_none_or(|is| is != was) {
-            s.broken.push(format!("pod {name} was healthy on another node and is not the same any more"));
-        }
-    }
     Ok(s)
-}
-
-/// The pods by name, each with its node and UID.
-fn pods_by_node(s: &Stage) -> BTreeMap<String, (String, String)> {
-    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-    let pods = s.world.server().list("", "pods", Some(APPS));
-    let facts = |p: &serde_json::Value| {
-        (text(&p["metadata"]["name"]), (text(&p["spec"]["nodeName"]), text(&p["metadata"]["uid"])))
-    };
-    pods.iter().map(|p| facts(p)).collect()
 }
 
 pub(super) async fn hold_stuck_unpublish(seed: u64, sink: Sink) -> Result<Stage, WorldError> {

@@ -91,7 +91,7 @@ async fn hold_and_release_touch_no_replica() {
         let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());
         assert_eq!(now.as_ref().map(life), Some(life(before)), "a healthy pod of the same set");
     }
-    let written: Vec<_> = stage.foreign_writes(&[]).into_iter().filter(|e| is_workload(e)).collect();
+    let written: Vec<_> = stage.foreign_writes(&[]).into_iter().filter(is_workload).collect();
     assert!(written.is_empty(), "{written:#?}");
     assert_eq!(stage.cloud_mutations(), [], "Kubernetes detached every volume by itself");
     stage.assert_one_holder(&volumes);
