@@ -11,6 +11,7 @@ use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, ObjectName, Uid};
 use reattach_core::plan::Plan;
+use reattach_core::runbook::Holding;
 use std::collections::BTreeSet;
 
 /// How far back the provider's job history is read before a run's own beginning.
@@ -95,8 +96,10 @@ impl Collector {
         let (remembered, detail) = match depth {
             Depth::Diagnose => return Ok(()),
             Depth::Plan => (None, Detail::Full),
-            Depth::Execute { plan, changing, probing, .. } => {
-                (Some(&plan.pins.workload), if changing || probing { Detail::Full } else { Detail::Count })
+            // Who else owns the count matters only where the count is changed.
+            Depth::Execute { plan, changing, .. } => {
+                let full = changing && plan.holding() == Holding::AtZero;
+                (Some(&plan.pins.workload), if full { Detail::Full } else { Detail::Count })
             }
         };
         if matches!(depth, Depth::Plan | Depth::Execute { changing: true, .. }) {
@@ -106,7 +109,12 @@ impl Collector {
         let found = workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
         e.workload = match found {
             Owner::Workload(mut workload) => {
-                if detail == Detail::Full {
+                let probed = match depth {
+                    Depth::Diagnose => false,
+                    Depth::Plan => true,
+                    Depth::Execute { changing, probing, .. } => changing || probing,
+                };
+                if probed {
                     let clients = &self.clients;
                     let (records, read) = (&clients.records, &clients.read);
                     let answer =

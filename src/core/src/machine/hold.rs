@@ -9,15 +9,23 @@ use crate::fact::Reading;
 use crate::ids::{ObjectName, Uid};
 use crate::journal::Outcome;
 use crate::plan::{StepIx, before_holding, general};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+/// How soon the hold is probed again.
+const PROBE: SignedDuration = SignedDuration::from_millis(200);
 
 impl Look<'_> {
     pub(super) fn hold(&self) -> Next {
         match self.state.step(self.ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => {
-                self.not_held_since(*at).unwrap_or_else(|| {
-                    self.completed("a dry-run create of a pod with the claim comes back with the gate")
-                })
+                match self.not_held_since(*at) {
+                    // Admission learns of the label within some 0.2 s (measured).
+                    Some(Next::Wait { why, .. }) => wait(why, later(self.cx.now, PROBE)),
+                    Some(other) => other,
+                    None => {
+                        self.completed("a dry-run create of a pod with the claim comes back with the gate")
+                    }
+                }
             }
             StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
             StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }

