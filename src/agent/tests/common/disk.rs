@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Says that this process is the one in the namespaces.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 const INSIDE: &str = "REATTACH_TEST_INSIDE";
 
 /// Runs the body of the test with that name on a disk of its own. Loudly skips it where the rights are missing.
@@ -28,10 +29,12 @@ pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
     }
     // Process numbers in there say nothing out here: the folder's name has to be made here.
     let folder = Tree::empty();
+    // One at a time: swap areas and loop devices are the whole machine's, whatever namespace looks.
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let inside = Command::new("unshare")
         .args(namespaces)
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .env("TMPDIR", &folder.0)
         .output()
