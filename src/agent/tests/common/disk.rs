@@ -10,8 +10,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Says that this process is the one in the namespaces.
+/// Whose turn it is.
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+/// Says that this process is the one in the namespaces.
 const INSIDE: &str = "REATTACH_TEST_INSIDE";
 
 /// Runs the body of the test with that name on a disk of its own. Loudly skips it where the rights are missing.
