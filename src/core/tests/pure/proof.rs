@@ -279,6 +279,29 @@ fn each_missing_piece_is_named() {
     }
 }
 
+/// Under a hold the probe stands for the stamp, and only a pod that is gated and bound to no node is no user.
+#[test]
+fn a_hold_is_as_good_as_a_stamp_while_the_probe_shows_it() {
+    let held = |probe: Option<bool>| {
+        settled().workload(|w| {
+            (w.stamp, w.replicas, w.dry_run_held) = (None, 1, probe);
+        })
+    };
+    let with_pod = |node: Option<&str>, gated: bool| {
+        let case = held(Some(true)).with_pod("redis-new", node, true);
+        proof(&case.pod(|p| p.held = gated))
+    };
+    assert!(proof(&held(Some(true))).is_ok());
+    for probe in [None, Some(false)] {
+        assert!(matches!(proof(&held(probe)), Err(NoProof::NoHold { .. })), "{probe:?}");
+    }
+    assert!(with_pod(None, true).is_ok(), "it waits for the lift");
+    for (node, gated) in [(None, false), (Some(NODE), false), (Some(NODE), true), (Some("node-b"), true)] {
+        let refused = with_pod(node, gated);
+        assert!(matches!(refused, Err(NoProof::PodPresent { .. })), "{node:?}, gated {gated}: {refused:?}");
+    }
+}
+
 #[test]
 fn a_handshake_that_began_without_a_lease_never_ends() {
     let no_lease = NoUser { lease: None, ..no_user() };
