@@ -1,6 +1,7 @@
 //! Effects beyond a plain detach: forced detach, power, snapshots. A provider that lacks one says so by its type.
 
 use crate::error::{EffectKnowledge, ProviderError};
+use crate::provider::DetachRequest;
 use jiff::Timestamp;
 use reattach_core::{
     ids::{InstanceId, VolumeId},
@@ -94,10 +95,7 @@ pub struct ForceRefused {
 /// An order to detach by force one volume from one holder. A plain order cannot become one: it takes a proof that the
 /// holder is off or gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForceDetachRequest {
-    proof: FenceProof,
-    timeout: Duration,
-}
+pub struct ForceDetachRequest(DetachRequest);
 
 impl ForceDetachRequest {
     /// A forced detach of the proof's volume from the proof's holder. `timeout` bounds the whole call, the reading
@@ -107,30 +105,15 @@ impl ForceDetachRequest {
     /// [`ForceRefused`] for every kind of proof that leaves the instance running. A kubelet handshake is one.
     pub fn new(proof: FenceProof, timeout: Duration) -> Result<Self, ForceRefused> {
         if proof.shows_off_or_gone() {
-            Ok(Self { proof, timeout })
+            Ok(Self(DetachRequest::plain(proof, timeout)))
         } else {
             Err(ForceRefused { holder: proof.holder().clone(), kind: proof.kind().clone() })
         }
     }
 
-    /// The volume to free.
-    pub fn volume(&self) -> &VolumeId {
-        self.proof.volume()
-    }
-
-    /// The instance that it may be freed from, and no other.
-    pub fn holder(&self) -> &InstanceId {
-        self.proof.holder()
-    }
-
-    /// What the order rests on.
-    pub fn proof(&self) -> &FenceProof {
-        &self.proof
-    }
-
-    /// How long the whole call may take.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
+    /// Volume, holder, proof and time, as of every order to detach.
+    pub fn order(&self) -> &DetachRequest {
+        &self.0
     }
 }
 

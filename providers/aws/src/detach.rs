@@ -34,9 +34,10 @@ pub(crate) async fn forced(
     client: &Client,
     request: &ForceDetachRequest,
 ) -> Result<DetachOutcome, ProviderError> {
-    let (volume, holder) = (request.volume(), request.holder());
+    let order = request.order();
+    let (volume, holder) = (order.volume(), order.holder());
     let operation = format!("detach volume {volume} from instance {holder} by force");
-    run(client, &operation, volume, holder, true, request.timeout()).await
+    run(client, &operation, volume, holder, true, order.timeout()).await
 }
 
 /// The code path of both; kept apart from the orders so that tests can run it.

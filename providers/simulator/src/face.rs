@@ -164,6 +164,11 @@ fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, asked: Asked) 
     (number, faults)
 }
 
+/// The words for a status, as error pages print them.
+pub(crate) fn status_name(status: u16) -> &'static str {
+    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error")
+}
+
 /// The connection ends without an answer.
 pub(crate) fn cut() -> Response<Body> {
     // On a socket, a body that ends in an error makes the server break the connection off.

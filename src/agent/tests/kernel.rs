@@ -13,6 +13,14 @@ use std::time::{Duration, Instant};
 
 const LEVELS: [Level; 2] = [Level::Basic, Level::Full];
 
+/// The inventory and the answers of both levels name exactly these users.
+fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
+    assert_eq!(disk.users(), *expected);
+    for level in LEVELS {
+        assert_eq!(disk.in_use(level), *expected);
+    }
+}
+
 /// Nothing uses the disk (any more). The kernel unmounts some moments after the last process of a namespace has ended.
 fn is_free(disk: &Disk) {
     let began = Instant::now();
@@ -54,10 +62,7 @@ fn lazily_unmounted_with_an_open_file() {
         let pid = disk.start(&["sh", "-c", &format!("exec 9>{point}/file; echo ready; read x")]);
         disk.run(&["umount", "-l", &point]);
         let expected = DeviceUsers { openers: vec![format!("{pid} sh")], ..DeviceUsers::default() };
-        assert_eq!(disk.users(), expected);
-        for level in LEVELS {
-            assert_eq!(disk.in_use(level), expected);
-        }
+        is_seen(disk, &expected);
         disk.end();
         is_free(disk);
     });
@@ -91,10 +96,7 @@ fn opened_raw() {
     on_a_disk("opened_raw", |disk| {
         let pid = disk.start(&["sh", "-c", &format!("exec 9<{}; echo ready; read x", disk.device())]);
         let expected = DeviceUsers { openers: vec![format!("{pid} sh")], ..DeviceUsers::default() };
-        assert_eq!(disk.users(), expected);
-        for level in LEVELS {
-            assert_eq!(disk.in_use(level), expected);
-        }
+        is_seen(disk, &expected);
         disk.end();
         is_free(disk);
     });
@@ -111,10 +113,7 @@ fn loops_over_it() {
         let mut names: Vec<String> = disk.loops[1..].iter().map(|device| Disk::name(device)).collect();
         names.sort();
         let expected = DeviceUsers { loops: names, ..DeviceUsers::default() };
-        assert_eq!(disk.users(), expected);
-        for level in LEVELS {
-            assert_eq!(disk.in_use(level), expected);
-        }
+        is_seen(disk, &expected);
         disk.detach_last();
         disk.detach_last();
         is_free(disk);

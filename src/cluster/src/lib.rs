@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod client;
 pub mod clock;
+pub mod dry_run;
 pub mod effects;
 pub mod facts;
 pub mod gate;

@@ -1,13 +1,12 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
 use crate::facts;
-use crate::hold::is_gated;
 use crate::view::{View, claims_of};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodSpec, PodTemplateSpec, Volume};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PostParams};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::EXPENDABLE_EMPTYDIRS_ANNOTATION;
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
@@ -266,7 +265,7 @@ async fn describe(
     })
 }
 
-fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> Option<K> {
+pub(crate) fn parse<K: serde::de::DeserializeOwned>(object: &DynamicObject) -> Option<K> {
     serde_json::from_value(serde_json::to_value(object).ok()?).ok()
 }
 
@@ -328,7 +327,7 @@ fn rollout(object: &DynamicObject, w: &WorkloadRef) -> Option<String> {
     }
 }
 
-fn template_of(object: &DynamicObject) -> Option<PodTemplateSpec> {
+pub(crate) fn template_of(object: &DynamicObject) -> Option<PodTemplateSpec> {
     serde_json::from_value(object.data.pointer("/spec/template")?.clone()).ok()
 }
 
@@ -416,90 +415,4 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
             paused: KEDA_PAUSE.iter().any(|k| o.annotations().contains_key(*k)),
         })
         .collect())
-}
-
-/// What the API server would do with one more pod of a workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DryRun {
-    /// Whether it would accept it, or why not.
-    pub accepted: Result<(), String>,
-    /// Whether the pod would be given our scheduling gate. `None`: there would be no pod.
-    pub held: Option<bool>,
-}
-
-impl DryRun {
-    fn refused(why: String) -> Self {
-        Self { accepted: Err(why), held: None }
-    }
-}
-
-/// Asks the API server whether it would accept one more pod of the workload with the claim now (quota, admission, service
-/// account), and whether admission would hold it away. Nothing is created: the request carries `dryRun=All`.
-///
-/// # Errors
-/// The request got no definite answer.
-pub async fn dry_run_pod(
-    records: &Client,
-    read: &Client,
-    w: &WorkloadRef,
-    claim: &ObjectName,
-) -> Result<DryRun, kube::Error> {
-    let api: Api<DynamicObject> = Api::namespaced_with(read.clone(), &w.name.namespace, &api_resource(w));
-    let object = api.get_opt(&w.name.name).await?;
-    let template = object.as_ref().and_then(template_of);
-    let Some(mut template) = template else {
-        return Ok(DryRun::refused("it has no pod template".to_owned()));
-    };
-    if let (Some(set), Some(spec)) =
-        (object.as_ref().filter(|_| w.kind == "StatefulSet").and_then(parse), &mut template.spec)
-    {
-        add_claims(&set, &claim.name, spec);
-    }
-    let metadata = template.metadata.unwrap_or_default();
-    let pod = Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-dry-run-", w.name.name)),
-            labels: metadata.labels,
-            annotations: metadata.annotations,
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    };
-    let params = PostParams { dry_run: true, ..PostParams::default() };
-    match Api::<Pod>::namespaced(records.clone(), &w.name.namespace).create(&params, &pod).await {
-        Ok(made) => Ok(DryRun { accepted: Ok(()), held: Some(is_gated(&made)) }),
-        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(DryRun::refused(s.message.clone())),
-        Err(error) => Err(error),
-    }
-}
-
-/// Gives a pod spec the volumes that the StatefulSet's controller makes of the claim templates; they replace volumes of
-/// the same name (Kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`). The pod is the one that
-/// `claim` belongs to, or the first.
-fn add_claims(set: &StatefulSet, claim: &str, spec: &mut PodSpec) {
-    let first = set.spec.as_ref().and_then(|s| s.ordinals.as_ref()).and_then(|o| o.start).unwrap_or(0);
-    let names: Vec<String> = set
-        .spec
-        .iter()
-        .flat_map(|s| s.volume_claim_templates.iter().flatten())
-        .map(ResourceExt::name_any)
-        .collect();
-    let ordinal = names
-        .iter()
-        .find_map(|name| claim.strip_prefix(&format!("{name}-{}-", set.name_any()))?.parse::<i32>().ok())
-        .unwrap_or(first);
-    let volumes = spec.volumes.get_or_insert_default();
-    for name in names {
-        let claim_name = format!("{name}-{}-{ordinal}", set.name_any());
-        volumes.retain(|v| v.name != name);
-        volumes.push(Volume {
-            name,
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name,
-                ..Default::default()
-            }),
-            ..Volume::default()
-        });
-    }
 }

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
-use reattach_cluster::{Clients, Clock, facts, hold};
+use reattach_cluster::{Clients, Clock, dry_run, facts, hold};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
@@ -93,32 +93,27 @@ impl Collector {
     }
 
     async fn add_workload(&self, e: &mut Evidence, view: &View, depth: Depth<'_>) -> Result<(), kube::Error> {
-        let (remembered, detail) = match depth {
+        // Who else owns the count matters only where the count is changed, and the policy only to a hold.
+        let (remembered, full, policy, probed) = match depth {
             Depth::Diagnose => return Ok(()),
-            Depth::Plan => (None, Detail::Full),
-            // Who else owns the count matters only where the count is changed.
-            Depth::Execute { plan, changing, .. } => {
-                let full = changing && plan.holding() == Holding::AtZero;
-                (Some(&plan.pins.workload), if full { Detail::Full } else { Detail::Count })
+            Depth::Plan => (None, true, true, true),
+            Depth::Execute { plan, changing, probing, .. } => {
+                let by_gate = plan.holding() == Holding::ByGate;
+                (Some(&plan.pins.workload), changing && !by_gate, changing && by_gate, changing || probing)
             }
         };
-        if matches!(depth, Depth::Plan | Depth::Execute { changing: true, .. }) {
+        let detail = if full { Detail::Full } else { Detail::Count };
+        if policy {
             e.hold_policy = Some(hold::policy(&self.clients.read, self.clock.now()).await);
         }
         let source = Source::Kubernetes("the owning workload".to_owned());
         let found = workloads::read(&self.clients.read, view, &e.claim_name, remembered, detail).await?;
         e.workload = match found {
             Owner::Workload(mut workload) => {
-                let probed = match depth {
-                    Depth::Diagnose => false,
-                    Depth::Plan => true,
-                    Depth::Execute { changing, probing, .. } => changing || probing,
-                };
                 if probed {
                     let clients = &self.clients;
                     let (records, read) = (&clients.records, &clients.read);
-                    let answer =
-                        workloads::dry_run_pod(records, read, &workload.workload, &e.claim_name).await?;
+                    let answer = dry_run::pod(records, read, &workload.workload, &e.claim_name).await?;
                     workload.pod_dry_run = Some(answer.accepted);
                     workload.dry_run_held = answer.held;
                 }

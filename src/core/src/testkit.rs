@@ -7,8 +7,9 @@
 //! assert!(case.diagnosis().verdict.to_string().starts_with("class C"));
 //! ```
 
+mod plans;
+
 use crate::cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
-use crate::diagnosis::{Diagnosis, diagnose};
 use crate::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeFacts, OwnerFacts,
     PodFacts, VolumeFacts,
@@ -17,11 +18,7 @@ use crate::fact::{Fact, Known, Source};
 use crate::guest::{
     Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
 };
-use crate::hold::HOLD_POLICY;
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
-use crate::plan::{Plan, Request, make};
-use crate::runbook::{Runbook, SCALE_TO_ZERO};
-use crate::safety::Refusal;
 use crate::workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -402,54 +399,6 @@ impl Case {
             name: "redis".to_owned(),
             uid: uid.into(),
         }
-    }
-
-    /// The diagnosis.
-    pub fn diagnosis(&self) -> Diagnosis {
-        diagnose(&self.evidence, self.now)
-    }
-
-    /// The plan by the founding runbook, for execution.
-    ///
-    /// # Errors
-    /// The refusals.
-    pub fn plan(&self) -> Result<Plan, Vec<Refusal>> {
-        self.plan_as(None, false)
-    }
-
-    /// The plan by the founding runbook, with the workload that a person named; `for_show` as in [`Request`].
-    ///
-    /// # Errors
-    /// The refusals.
-    pub fn plan_as(&self, confirm_workload: Option<&str>, for_show: bool) -> Result<Plan, Vec<Refusal>> {
-        self.plan_by(SCALE_TO_ZERO, confirm_workload, for_show)
-    }
-
-    /// The same on a cluster that can hold pods away by admission.
-    pub fn holdable(mut self) -> Self {
-        let source = kubernetes("MutatingAdmissionPolicyBinding reattach-hold");
-        self.evidence.hold_policy = Some(Fact::present(HOLD_POLICY.to_owned(), source, self.now));
-        self
-    }
-
-    /// The plan by any built-in runbook.
-    ///
-    /// # Errors
-    /// The refusals.
-    pub fn plan_by(
-        &self,
-        runbook: &str,
-        confirm_workload: Option<&str>,
-        for_show: bool,
-    ) -> Result<Plan, Vec<Refusal>> {
-        let runbook = Runbook::built_in(runbook).unwrap_or_else(|e| panic!("testkit: {e}"));
-        let request = Request {
-            runbook: &runbook,
-            confirm_workload,
-            detach_command: "linode-cli volumes detach 5551",
-            for_show,
-        };
-        make(&self.evidence, &self.diagnosis(), &request, self.now)
     }
 
     /// The recovery that asks.

@@ -1,10 +1,7 @@
 //! Answers in EC2's envelope: XML, error codes, broken bodies.
 
 use crate::{face, faults::ErrorBody, model::OpError};
-use axum::{
-    body::Body,
-    http::{Response, StatusCode},
-};
+use axum::{body::Body, http::Response};
 use std::fmt::Write;
 
 /// The namespace of the API's one version.
@@ -174,8 +171,7 @@ impl Reply {
         match body {
             ErrorBody::Json => Self::refused(&coded(status, reason)),
             ErrorBody::Html => {
-                let name =
-                    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+                let name = face::status_name(status);
                 let page = format!(
                     "<html><head><title>{status} {name}</title></head><body><h1>{name}</h1></body></html>"
                 );

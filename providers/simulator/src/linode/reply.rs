@@ -5,10 +5,7 @@ use crate::{
     face::{self, Limits},
     faults::ErrorBody,
 };
-use axum::{
-    body::Body,
-    http::{Response, StatusCode},
-};
+use axum::{body::Body, http::Response};
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug)]
@@ -52,8 +49,7 @@ impl Reply {
         match body {
             ErrorBody::Json => Self::error(status, reason, None),
             ErrorBody::Html => {
-                let name =
-                    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+                let name = face::status_name(status);
                 let page = format!(
                     "<html>\r\n<head><title>{status} {name}</title></head>\r\n<body>\r\n<center><h1>{status} {name}\
                      </h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"

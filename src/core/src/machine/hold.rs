@@ -27,21 +27,28 @@ impl Look<'_> {
                     }
                 }
             }
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
-            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
-                if self.cx.now < later(*at, self.backoff()) =>
-            {
-                wait(format!("tried again: {why}"), later(*at, self.backoff()))
-            }
-            _ => match self.stands_against() {
-                Some(other) => other,
-                None => Next::Act(Action {
+            _ => self.was_refused().or_else(|| self.stands_against()).unwrap_or_else(|| {
+                Next::Act(Action {
                     step: self.ix,
                     intent: format!("hold new pods of claim {} away", self.plan.claim),
                     effect: Effect::Hold,
-                }),
-            },
+                })
+            }),
         }
+    }
+
+    /// The step's write was refused: for good, or it is tried again later.
+    fn was_refused(&self) -> Option<Next> {
+        let StepState::Issued { outcome: Outcome::NotApplied { why, retry }, at, .. } =
+            self.state.step(self.ix)
+        else {
+            return None;
+        };
+        if !retry {
+            return Some(self.failed(why));
+        }
+        let again = later(*at, self.backoff());
+        (self.cx.now < again).then(|| wait(format!("tried again: {why}"), again))
     }
 
     /// P1: why the hold was not seen in force after that moment. `None`: it was.
@@ -85,11 +92,7 @@ impl Look<'_> {
         let Some(pods) = self.evidence.pods.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the claim's pods must be read");
         };
-        let issued = match self.state.step(self.ix) {
-            StepState::Issued { outcome, at, .. } => Some((outcome, *at)),
-            _ => None,
-        };
-        if issued.is_some_and(|(_, at)| self.evidence.pods.at < at) {
+        if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at) {
             return self.poll("the claim's pods must be read again");
         }
         if all_held_away(pods) {
@@ -97,12 +100,8 @@ impl Look<'_> {
                 self.completed("no pod of the claim is on a node, and none can come to one")
             });
         }
-        match issued {
-            Some((Outcome::NotApplied { why, retry: false }, _)) => return self.failed(why),
-            Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, self.backoff()) => {
-                return wait(format!("tried again: {why}"), later(at, self.backoff()));
-            }
-            _ => {}
+        if let Some(refused) = self.was_refused() {
+            return refused;
         }
         match pods.iter().find(|p| !p.is_held_away() && p.deleting_since.is_none()) {
             Some(pod) => self.propose_release(pod),

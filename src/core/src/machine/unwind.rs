@@ -20,6 +20,10 @@ const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 /// suffices to restore.
 const MOST_RESTORES: u32 = 60;
 
+/// What a person does when a hold cannot be lifted.
+const BY_HAND: &str =
+    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods";
+
 /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
 pub(super) fn next(
     plan: &Plan,
@@ -75,9 +79,7 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: 
     let hold = plan.find(StepKind::Hold).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(_), Some(lift)) = (hold, plan.closing()) else { return end(why) };
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(lift) {
-        return stuck(format!(
-            "the hold could not be lifted ({why}); take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
-        ));
+        return stuck(format!("the hold could not be lifted ({why}); {BY_HAND}"));
     }
     if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
         return wait;
@@ -91,9 +93,9 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: 
         };
     }
     match let_come(lift, state, evidence, cx) {
-        Some(Next::Act(_)) if state.attempts(lift) >= MOST_RESTORES => stuck(format!(
-            "the hold could not be lifted in {MOST_RESTORES} tries; take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods"
-        )),
+        Some(Next::Act(_)) if state.attempts(lift) >= MOST_RESTORES => {
+            stuck(format!("the hold could not be lifted in {MOST_RESTORES} tries; {BY_HAND}"))
+        }
         Some(next) => next,
         None => end(why),
     }
