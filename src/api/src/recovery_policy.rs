@@ -40,6 +40,33 @@ pub struct RecoveryPolicySpec {
     /// How much may be under repair at once.
     #[serde(default)]
     pub budgets: Budgets,
+    /// Whether a dead node's instance may be powered off at the cloud, and powered on again. Raising it needs the RBAC
+    /// verb `poweroff`.
+    #[serde(default)]
+    pub power_off: PowerOffRule,
+    /// A recovery that waits for others (a provider's lock, a proof, a cause that people must mend) calls for a person
+    /// after so long.
+    #[serde(default = "default_escalation")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub escalate_after_seconds: u32,
+}
+
+/// Whether instances may be powered off.
+#[derive(
+    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub enum PowerOffRule {
+    /// Never: a person powers it off, or declares that it cannot write.
+    #[default]
+    Never,
+    /// Off, and left off.
+    Allowed,
+    /// Off, and on again once the volume is free.
+    AllowedAndOn,
+}
+
+fn default_escalation() -> u32 {
+    1800
 }
 
 fn default_runbook() -> String {

@@ -10,6 +10,7 @@ use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
+use reattach_core::proof::Sighting;
 use reattach_core::report::Record;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -41,6 +42,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[x_kube(validation = Rule::new("has(oldSelf.confirmWorkload) == has(self.confirmWorkload) && (!has(self.confirmWorkload) || self.confirmWorkload == oldSelf.confirmWorkload)").message("confirmWorkload is fixed once created"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.powerOff) || (has(self.powerOff) && self.powerOff == oldSelf.powerOff)").message("a permission to power off cannot be taken back or changed: abort instead"))]
 pub struct VolumeRecoverySpec {
     /// The PersistentVolumeClaim in this namespace.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
@@ -69,6 +71,36 @@ pub struct VolumeRecoverySpec {
     /// Lets the plan with this hash run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
+    /// A person's word that an instance cannot write. Needs the RBAC verb `declare`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declaration: Option<Declaration>,
+    /// A person's permission to power the holder off. Needs the RBAC verb `poweroff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_off: Option<PowerOff>,
+}
+
+/// A person's word that an instance cannot write, on which a volume may be freed (safety rule S1).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declaration {
+    /// The cloud's identifier of the instance.
+    #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("holder must be the instance that cannot write, as the cloud calls it"))]
+    pub holder: String,
+    /// Who says so: the authenticated user name.
+    pub declared_by: String,
+    /// Why they are sure, for the record.
+    #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why the instance cannot write"))]
+    pub reason: String,
+    /// When they said it. An hour later it does not count any more.
+    pub at: Time,
+}
+
+/// A person's permission to power the holder off.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerOff {
+    /// Who allows it: the authenticated user name.
+    pub allowed_by: String,
 }
 
 impl VolumeRecovery {
@@ -235,6 +267,13 @@ pub struct VolumeRecoveryStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub timings: Vec<PhaseTiming>,
+    /// What was seen of instances that may hold the volume, oldest first: "not found" and "off" mean something only after it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub sightings: Vec<Opaque<Sighting>>,
+    /// Since when it waits for something that others must do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Time>,
     /// The number of the last challenge sent to agents.
     #[serde(default)]
     pub epoch: i64,

@@ -4,9 +4,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use reattach_api::{
-    Abort, Approval, Budgets, NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, PhaseTiming,
-    PolicySelector, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec,
-    VolumeRecoveryStatus, all_crds, crd_yaml,
+    Abort, Approval, Budgets, Declaration, NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus,
+    PhaseTiming, PolicySelector, PowerOff, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery,
+    VolumeRecoverySpec, VolumeRecoveryStatus, all_crds, crd_yaml,
 };
 use reattach_core::policy::Mode;
 use serde_json::{Value, json};
@@ -203,6 +203,13 @@ fn nothing_that_we_write_is_dropped() {
             confirm_workload: text(),
             abort: Some(Abort { by: "jane".into(), reason: text() }),
             approval: Some(Approval { plan_hash: "0123456789abcdef".into(), approver: "jane".into() }),
+            declaration: Some(Declaration {
+                holder: "1".into(),
+                declared_by: "jane".into(),
+                reason: "r".into(),
+                at: serde_json::from_value(json!("2026-01-02T03:04:05Z")).expect("a time"),
+            }),
+            power_off: Some(PowerOff { allowed_by: "jane".into() }),
         },
     );
     let started: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time =
@@ -232,6 +239,8 @@ fn nothing_that_we_write_is_dropped() {
             runbook: "scale-to-zero".into(),
             precedence: 1,
             budgets: Budgets::default(),
+            power_off: Default::default(),
+            escalate_after_seconds: 1800,
         },
     );
     let mut report = NodeVolumeReport::new("n", NodeVolumeReportSpec::default());

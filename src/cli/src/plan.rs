@@ -83,8 +83,13 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     };
     let detach_command = collector.providers.detach_command(&evidence);
     let confirm_workload = args.confirm_workload.as_deref();
-    let request =
-        Request { runbook: &runbook, confirm_workload, detach_command: &detach_command, for_show: true };
+    let request = Request {
+        runbook: &runbook,
+        confirm_workload,
+        detach_command: &detach_command,
+        for_show: true,
+        allowed: Default::default(),
+    };
     let made = make(&evidence, &diagnosis, &request, now).and_then(|plan| {
         let objections = check(&plan, &evidence, confirm_workload, now);
         if objections.is_empty() {

@@ -146,6 +146,8 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &str) -> VolumeRecover
         confirm_workload: args.confirm_workload.clone(),
         abort: None,
         approval: None,
+        declaration: None,
+        power_off: None,
     }
 }
 

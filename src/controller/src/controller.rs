@@ -228,6 +228,8 @@ impl Leader {
                 confirm_workload: None,
                 abort: None,
                 approval: None,
+                declaration: None,
+                power_off: None,
             },
             status: None,
         };

@@ -43,6 +43,16 @@ pub(crate) async fn perform(
                 let reply = volume.provider().detach(DetachRequest::plain(proof.clone(), left)).await;
                 detached(reply)
             }
+            Effect::CloudForce { .. }
+            | Effect::PowerOff { .. }
+            | Effect::PowerOn { .. }
+            | Effect::TaintOutOfService { .. }
+            | Effect::Untaint { .. }
+            | Effect::Quarantine { .. }
+            | Effect::Challenge { .. }
+            | Effect::DeleteAttachment { .. } => {
+                Outcome::NotApplied { why: "this build cannot do that".to_owned(), retry: false }
+            }
         }
     };
     match tokio::time::timeout_at(pass.deadline(), issue).await {

@@ -135,7 +135,9 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
     let node = e.nodes.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
     say(
         "S8",
-        node.is_some_and(|n| n.instance.as_ref() == Some(&p.holder) && n.boot_id == p.boot_id),
+        node.is_some_and(|n| {
+            n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref()
+        }),
         "the node is another machine or another boot than pinned",
     );
     let foreign = |t: &str| {
@@ -150,7 +152,7 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
     say(
         "S8",
         attachments.is_some_and(|a| {
-            a.iter().any(|a| a.uid == p.attachment && a.name == p.attachment_name && a.node == p.node)
+            a.iter().any(|a| p.is_attachment(&a.uid) && a.name == p.attachment_name() && a.node == p.node)
         }),
         "the VolumeAttachment is not the pinned one",
     );
@@ -159,7 +161,7 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
         attachments.is_some_and(|a| a.iter().all(|a| a.node == p.node)),
         "another node has a VolumeAttachment of the volume",
     );
-    let agrees = matches!(&plan.trouble, Trouble::Phantom { at, attachment, .. } if at.node == p.node && at.instance == p.holder && *attachment == p.attachment);
+    let agrees = matches!(&plan.trouble, Trouble::Phantom { at, attachment, .. } if at.node == p.node && at.instance == p.holder && p.is_attachment(attachment));
     say("S8", agrees, "the diagnosis and the pins disagree");
 }
 

@@ -10,6 +10,7 @@ use crate::ids::{
     BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
     VolumeId,
 };
+use crate::proof::{Declaration, Sighting};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,15 @@ pub struct Evidence {
     /// Whether the cluster can hold pods away by admission. Absent: it has no such policy. None: not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_policy: Option<Fact<String>>,
+    /// Every pod that is bound to a node of which a holder is fenced, by name and UID: what a node-wide effect reaches.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_pods: BTreeMap<NodeName, Fact<Vec<(ObjectName, Uid)>>>,
+    /// What this recovery saw of instances before, as its record keeps it, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sightings: Vec<Sighting>,
+    /// A named human's word that a holder cannot write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declaration: Option<Declaration>,
     /// Events that name one of the pods, newest last.
     pub events: Vec<EventFacts>,
 }
@@ -238,6 +248,12 @@ pub struct NodeFacts {
     pub lease_renewed: Option<Timestamp>,
     /// Drivers in the CSINode, by name.
     pub csi_drivers: Vec<DriverName>,
+    /// Its out-of-service taint is ours (value [`crate::fence::TAINT_VALUE`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_service_by_us: bool,
+    /// It carries our quarantine taint ([`crate::fence::QUARANTINE_TAINT`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quarantined: bool,
 }
 
 /// An Event that names one of the pods.

@@ -9,6 +9,7 @@ pub mod cloud;
 pub mod diagnosis;
 pub mod evidence;
 pub mod fact;
+pub mod fence;
 pub mod guest;
 pub mod hold;
 pub mod ids;

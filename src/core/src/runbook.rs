@@ -82,6 +82,26 @@ pub enum StepKind {
     Restore,
     /// End the hold: its label off, the gates off the pods that wait.
     Lift,
+    /// Wait for Kubernetes or the machine to heal it; the next step takes over when the patience is over.
+    Await,
+    /// Power the holder off at the cloud. Planned only where a policy or a person allows it.
+    PowerOff,
+    /// Wait for a proof that the holder cannot write: off, gone, declared, rebooted and clean, or its kubelet's word.
+    Prove,
+    /// Put the out-of-service taint on the dead holder's Node, so that Kubernetes lets go of its pods and volumes.
+    TaintOutOfService,
+    /// Take the out-of-service taint off again.
+    Untaint,
+    /// Power the holder on again. Planned only where a policy asks for it.
+    PowerOn,
+    /// Keep new pods off the fenced node until its agent answers clean.
+    Quarantine,
+    /// Ask the holder's agent to look at the machine anew.
+    Challenge,
+    /// Delete the VolumeAttachment by its UID, with a proof.
+    DeleteAttachment,
+    /// Detach at the cloud by force, with a proof that the instance is off or gone.
+    CloudForce,
     /// Wait until the pod is Ready with its volume and exactly one holder.
     Verify,
 }

@@ -160,6 +160,9 @@ impl Case {
             cloud_scope: None,
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
             hold_policy: None,
+            node_pods: BTreeMap::new(),
+            sightings: Vec::new(),
+            declaration: None,
             events: vec![EventFacts {
                 pod: ObjectName::new("default", "redis-0"),
                 reason: "FailedMount".to_owned(),
@@ -190,6 +193,8 @@ impl Case {
             taints: Vec::new(),
             lease_renewed: Some(ago(4)),
             csi_drivers: vec!["linodebs.csi.linode.com".into()],
+            out_of_service_by_us: false,
+            quarantined: false,
         };
         let guest = GuestInventory {
             boot_id: boot(name),

@@ -207,7 +207,7 @@ fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
     let (_, resource, name) = effect.resource();
     let workload = &plan.pins.workload;
     match resource {
-        "volumeattachments" => name == plan.pins.attachment_name,
+        "volumeattachments" => name == plan.pins.attachment_name(),
         "volumerecoveries" => name == recovery.name_any(),
         // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
         "pods" if effect.path.ends_with("/eviction") => {

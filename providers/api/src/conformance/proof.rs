@@ -49,6 +49,8 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         taints: Vec::new(),
         lease_renewed: Some(now),
         csi_drivers: Vec::new(),
+        out_of_service_by_us: false,
+        quarantined: false,
     };
     let cloud = CloudVolume {
         id: volume.clone(),
@@ -79,6 +81,9 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         cloud_scope: None,
         power: BTreeMap::new(),
         hold_policy: None,
+        node_pods: BTreeMap::new(),
+        sightings: Vec::new(),
+        declaration: None,
     }
 }
 

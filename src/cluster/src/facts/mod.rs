@@ -69,6 +69,9 @@ pub fn evidence(
         cloud_scope: None,
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         hold_policy: None,
+        node_pods: BTreeMap::new(),
+        sightings: Vec::new(),
+        declaration: None,
         events,
     }
 }

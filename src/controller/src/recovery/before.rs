@@ -162,6 +162,7 @@ impl Executor {
             confirm_workload: recovery.spec.confirm_workload.as_deref(),
             detach_command: &detach_command,
             for_show: false,
+            allowed: Default::default(),
         };
         let now = self.collector.clock.now();
         let plan = make(evidence, diagnosis, &request, now)?;

@@ -174,7 +174,8 @@ impl Look<'_> {
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the VolumeAttachments must be read");
         };
-        match attachments.iter().find(|a| a.deleting_since.is_some() && a.uid == self.plan.pins.attachment) {
+        match attachments.iter().find(|a| a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid))
+        {
             Some(va) => Next::Act(Action {
                 step: self.ix,
                 intent: format!("touch VolumeAttachment {}", va.name),

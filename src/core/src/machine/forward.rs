@@ -49,6 +49,16 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         StepKind::Restore => look.restore(),
         StepKind::Lift => look.lift(),
         StepKind::Verify => look.verify(),
+        StepKind::Await
+        | StepKind::PowerOff
+        | StepKind::Prove
+        | StepKind::TaintOutOfService
+        | StepKind::Untaint
+        | StepKind::PowerOn
+        | StepKind::Quarantine
+        | StepKind::Challenge
+        | StepKind::DeleteAttachment
+        | StepKind::CloudForce => look.poll("not in this build"),
     };
     look.within_deadline(proposal)
 }
@@ -175,7 +185,7 @@ impl Look<'_> {
         let pins = &self.plan.pins;
         match diagnose(self.evidence, self.cx.now).verdict {
             Verdict::Ours { trouble: Trouble::Phantom { at, attachment, .. } }
-                if at.node == pins.node && attachment == pins.attachment =>
+                if at.node == pins.node && pins.is_attachment(&attachment) =>
             {
                 None
             }
@@ -227,8 +237,8 @@ impl Look<'_> {
             return Some(change);
         }
         let attachments = e.attachments.read(self.cx.now, MAX_AGE).present();
-        if attachments.is_some_and(|all| !all.iter().any(|a| a.uid == pins.attachment)) {
-            return say("the VolumeAttachment", &pins.attachment, &"gone or another");
+        if attachments.is_some_and(|all| !all.iter().any(|a| pins.is_attachment(&a.uid))) {
+            return say("the VolumeAttachment", &pins.attachment_name(), &"gone or another");
         }
         let cloud = e.cloud_volume.read(self.cx.now, MAX_AGE).present()?;
         if cloud.holders != [pins.holder.clone()] {
@@ -244,8 +254,8 @@ impl Look<'_> {
     pub(super) fn boot_change(&self) -> Option<String> {
         let pins = &self.plan.pins;
         let node = self.evidence.node(&pins.node, self.cx.now)?;
-        if node.boot_id != pins.boot_id {
-            return Some(pin_changed(&format!("the boot of {}", pins.node), &pins.boot_id, &node.boot_id));
+        if let Some(boot) = pins.boot_id.as_ref().filter(|boot| **boot != node.boot_id) {
+            return Some(pin_changed(&format!("the boot of {}", pins.node), boot, &node.boot_id));
         }
         if node.instance.as_ref() == Some(&pins.holder) {
             return None;

@@ -26,7 +26,7 @@ mod state;
 mod unwind;
 
 use crate::evidence::Evidence;
-use crate::ids::{ObjectName, ResourceVersion, Uid};
+use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid};
 use crate::journal::{End, Mark};
 use crate::plan::{Plan, StepIx};
 use crate::proof::FenceProof;
@@ -108,6 +108,62 @@ pub enum Effect {
     CloudDetach {
         /// The proof, which names volume and holder.
         proof: FenceProof,
+    },
+    /// Detach at the cloud by force. Its request cannot be made from a proof that leaves the instance running.
+    CloudForce {
+        /// The proof, which names volume and holder.
+        proof: FenceProof,
+    },
+    /// Power the holder off, under the node's lock.
+    PowerOff {
+        /// The instance.
+        instance: InstanceId,
+        /// Its Node.
+        node: NodeName,
+    },
+    /// Power the instance on again, and give the node's lock back.
+    PowerOn {
+        /// The instance.
+        instance: InstanceId,
+        /// Its Node.
+        node: NodeName,
+    },
+    /// Put the out-of-service taint on a Node that is not Ready, under the node's lock. Cannot be made without a proof.
+    TaintOutOfService {
+        /// The proof, which names the instance.
+        proof: FenceProof,
+        /// The Node.
+        node: NodeName,
+        /// Its UID.
+        uid: Uid,
+    },
+    /// Take our out-of-service taint off, and give the node's lock back.
+    Untaint {
+        /// The Node.
+        node: NodeName,
+        /// Its UID.
+        uid: Uid,
+    },
+    /// Put our quarantine taint on the Node.
+    Quarantine {
+        /// The Node.
+        node: NodeName,
+        /// Its UID.
+        uid: Uid,
+    },
+    /// Ask the Node's agent the recovery's next question.
+    Challenge {
+        /// The Node.
+        node: NodeName,
+    },
+    /// Delete a VolumeAttachment. Cannot be made without a proof.
+    DeleteAttachment {
+        /// The proof.
+        proof: FenceProof,
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: Uid,
     },
     /// Touch a VolumeAttachment so that external-attacher retries at once.
     Requeue {

@@ -1,7 +1,8 @@
 //! Making a plan from evidence, a diagnosis and a runbook; or every reason why not.
 
 use super::{
-    Downtime, EffectClass, PLAN_VERSION, Pins, Plan, PlannedStep, before_holding, before_scaling, general,
+    Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, before_holding,
+    before_scaling, general,
 };
 use crate::diagnosis::{Diagnosis, StuckPod, Trouble, Verdict};
 use crate::evidence::{Evidence, MAX_AGE};
@@ -21,6 +22,19 @@ pub struct Request<'a> {
     pub detach_command: &'a str,
     /// Whether the agent's unasked report will do instead of an answer to a challenge: for showing only.
     pub for_show: bool,
+    /// What the cloud can do and people allow, besides a plain detach.
+    pub allowed: Allowed,
+}
+
+/// What the cloud can do and a policy or a person allows. Steps that need more are left out of the plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Powering the holder off.
+    pub power_off: bool,
+    /// Powering it on again afterwards.
+    pub power_on: bool,
+    /// Detaching by force.
+    pub force: bool,
 }
 
 /// Makes the plan for a diagnosis of one of the five classes.
@@ -124,12 +138,12 @@ fn pins(evidence: &Evidence, at: &StuckPod, attachment: &Uid, now: Timestamp) ->
         size_gib: cloud.size_gib,
         holder: at.instance.clone(),
         node: at.node.clone(),
-        boot_id: node.boot_id.clone(),
-        attachment_name: va.name.clone(),
-        attachment: va.uid.clone(),
+        boot_id: Some(node.boot_id.clone()),
+        attachment: Some(PinnedAttachment { name: va.name.clone(), uid: va.uid.clone() }),
         workload: workload.workload.clone(),
         replicas: workload.replicas,
         pods,
+        node_wide: None,
     })
 }
 
@@ -203,7 +217,7 @@ fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> Pl
         StepKind::AwaitDetached => text(
             format!("wait until nobody holds volume {} any more", pins.volume),
             "no pod of the claim can be on a node",
-            format!("kubectl get volumeattachment {} --watch", pins.attachment_name),
+            format!("kubectl get volumeattachment {} --watch", pins.attachment_name()),
             "the CSI driver may be unable to detach; then the next step takes over, or the run turns back",
             "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four",
             EffectClass::Repeatable,
@@ -222,12 +236,12 @@ fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> Pl
         StepKind::Requeue => text(
             format!(
                 "if VolumeAttachment {} is still there: touch it, so that external-attacher tries again now",
-                pins.attachment_name
+                pins.attachment_name()
             ),
             "the cloud names no holder",
             format!(
                 "kubectl annotate volumeattachment {} reattach.dev/requeued=$(date +%s) --overwrite",
-                pins.attachment_name
+                pins.attachment_name()
             ),
             "none: the attacher would try by itself within 5 minutes",
             "the write is accepted",
@@ -241,6 +255,18 @@ fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> Pl
             "the count",
             EffectClass::Conditional,
         ),
+        StepKind::Await
+        | StepKind::PowerOff
+        | StepKind::Prove
+        | StepKind::TaintOutOfService
+        | StepKind::Untaint
+        | StepKind::PowerOn
+        | StepKind::Quarantine
+        | StepKind::Challenge
+        | StepKind::DeleteAttachment
+        | StepKind::CloudForce => {
+            text(format!("{:?}", step.step), "none", String::new(), "none", "none", EffectClass::Repeatable)
+        }
         StepKind::Verify => text(
             "wait until the pod is Ready with the volume".to_owned(),
             "none",

@@ -11,7 +11,7 @@ use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-pub use build::{Request, make};
+pub use build::{Allowed, Request, make};
 pub use refusals::{before_holding, before_scaling, general};
 
 /// The version of the plan's shape. An executor runs plans of its own version only.
@@ -87,20 +87,43 @@ pub struct Pins {
     pub size_gib: u64,
     /// The instance that holds it.
     pub holder: InstanceId,
-    /// The node of that instance.
+    /// The node of that instance; the one that waits for the volume, if none speaks for the instance.
     pub node: NodeName,
-    /// That node's boot.
-    pub boot_id: BootId,
-    /// The VolumeAttachment's name.
-    pub attachment_name: String,
-    /// The VolumeAttachment's UID.
-    pub attachment: Uid,
+    /// That node's boot; none if the Node does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<BootId>,
+    /// The VolumeAttachment that is to go; none if no VolumeAttachment speaks for the holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<PinnedAttachment>,
     /// The workload.
     pub workload: WorkloadRef,
     /// Its count before.
     pub replicas: i32,
     /// Every pod of it, by name and UID.
     pub pods: Vec<(ObjectName, Uid)>,
+    /// What a node-wide effect reaches besides (safety rule S7).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_wide: Option<NodeWide>,
+}
+
+/// A VolumeAttachment by name and UID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinnedAttachment {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: Uid,
+}
+
+/// Everything on a node that is fenced as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeWide {
+    /// Every pod that is bound to it, by name and UID.
+    pub pods: Vec<(ObjectName, Uid)>,
+    /// Every volume in its `volumesAttached`, by Kubernetes' unique name.
+    pub volumes: Vec<String>,
 }
 
 /// One step.
@@ -136,6 +159,18 @@ pub struct Downtime {
     pub typical_seconds: u32,
     /// When the cloud detach is needed.
     pub with_cloud_detach_seconds: u32,
+}
+
+impl Pins {
+    /// The name of the VolumeAttachment that is to go; empty if there is none.
+    pub fn attachment_name(&self) -> &str {
+        self.attachment.as_ref().map_or("", |a| a.name.as_str())
+    }
+
+    /// Whether this UID is the pinned VolumeAttachment's.
+    pub fn is_attachment(&self, uid: &Uid) -> bool {
+        self.attachment.as_ref().is_some_and(|a| a.uid == *uid)
+    }
 }
 
 impl Plan {

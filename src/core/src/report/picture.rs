@@ -206,7 +206,7 @@ fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
 }
 
 /// The kinds in the order in which the legend names them.
-const KINDS: [StepKind; 9] = [
+const KINDS: [StepKind; 19] = [
     StepKind::ScaleToZero,
     StepKind::Hold,
     StepKind::Release,
@@ -215,6 +215,16 @@ const KINDS: [StepKind; 9] = [
     StepKind::Requeue,
     StepKind::Restore,
     StepKind::Lift,
+    StepKind::Await,
+    StepKind::PowerOff,
+    StepKind::Prove,
+    StepKind::TaintOutOfService,
+    StepKind::Untaint,
+    StepKind::PowerOn,
+    StepKind::Quarantine,
+    StepKind::Challenge,
+    StepKind::DeleteAttachment,
+    StepKind::CloudForce,
     StepKind::Verify,
 ];
 
@@ -223,9 +233,10 @@ fn colour(kind: StepKind) -> &'static str {
         StepKind::ScaleToZero => "scale",
         StepKind::Hold => "hold",
         StepKind::Release => "release",
-        StepKind::AwaitDetached => "await",
-        StepKind::CloudDetach => "cloud",
-        StepKind::Requeue => "nudge",
+        StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Challenge => "await",
+        StepKind::PowerOff | StepKind::PowerOn | StepKind::CloudDetach | StepKind::CloudForce => "cloud",
+        StepKind::TaintOutOfService | StepKind::Untaint | StepKind::Quarantine => "hold",
+        StepKind::Requeue | StepKind::DeleteAttachment => "nudge",
         StepKind::Restore => "restore",
         StepKind::Lift => "lift",
         StepKind::Verify => "verify",

@@ -358,7 +358,9 @@ fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
         .map(|p| {
             clean(&format!(
                 "{}, VolumeAttachment {}, volume {}",
-                p.pins.workload, p.pins.attachment_name, p.pins.volume
+                p.pins.workload,
+                p.pins.attachment_name(),
+                p.pins.volume
             ))
         })
         .collect();

@@ -108,8 +108,11 @@ pub fn plan_text(plan: &Plan) -> String {
             pins.volume, pins.size_gib, pins.identity, pins.pv
         ),
     );
-    out.row("holder", &format!("instance {}, node {}, boot {}", pins.holder, pins.node, pins.boot_id));
-    out.row("attachment", &format!("VolumeAttachment {}, uid {}", pins.attachment_name, pins.attachment));
+    let boot = pins.boot_id.as_ref().map(|boot| format!(", boot {boot}")).unwrap_or_default();
+    out.row("holder", &format!("instance {}, node {}{boot}", pins.holder, pins.node));
+    if let Some(attachment) = &pins.attachment {
+        out.row("attachment", &format!("VolumeAttachment {}, uid {}", attachment.name, attachment.uid));
+    }
     out.gap("Expected downtime");
     let (typical, long) = (plan.downtime.typical_seconds, plan.downtime.with_cloud_detach_seconds);
     out.para("  ", &format!("About {typical} s from the first step; about {long} s if Kubernetes cannot detach and the cloud has to. The pod is down already."));

@@ -134,6 +134,16 @@ pub(super) fn step_title(kind: StepKind) -> &'static str {
         StepKind::Requeue => "nudge the attacher",
         StepKind::Restore => "scale back",
         StepKind::Lift => "end the hold",
+        StepKind::Await => "wait for it to heal",
+        StepKind::PowerOff => "power the holder off",
+        StepKind::Prove => "wait for the proof",
+        StepKind::TaintOutOfService => "taint out of service",
+        StepKind::Untaint => "take the taint off",
+        StepKind::PowerOn => "power the holder on",
+        StepKind::Quarantine => "quarantine the node",
+        StepKind::Challenge => "ask the agent",
+        StepKind::DeleteAttachment => "delete the attachment",
+        StepKind::CloudForce => "detach by force",
         StepKind::Verify => "verify",
     }
 }
@@ -149,7 +159,9 @@ pub(super) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
 /// What a crash in the middle of a step means, in words.
 pub(super) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static str {
     match (kind, class) {
-        (StepKind::AwaitDetached | StepKind::Verify, _) => "only looks, changes nothing",
+        (StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Verify, _) => {
+            "only looks, changes nothing"
+        }
         (_, EffectClass::Repeatable) => "may safely be done again after a crash",
         (_, EffectClass::Conditional) => "written only if the object has not changed since it was read",
         (_, EffectClass::Once) => {

@@ -53,6 +53,7 @@ impl Case {
             confirm_workload,
             detach_command: "linode-cli volumes detach 5551",
             for_show,
+            allowed: Default::default(),
         };
         make(&self.evidence, &self.diagnosis(), &request, self.now)
     }

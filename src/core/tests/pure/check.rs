@@ -30,11 +30,15 @@ const MUTATIONS: &[Mutation] = &[
     ("size", |p| p.pins.size_gib = 1, "S8: the cloud volume is not the pinned one"),
     ("holder", |p| p.pins.holder = "x".into(), "S1: the pinned holder is not the cloud's only holder"),
     ("node", |p| p.pins.node = "x".into(), "S8: the node is another machine or another boot"),
-    ("boot", |p| p.pins.boot_id = "x".into(), "S8: the node is another machine or another boot"),
-    ("attachment UID", |p| p.pins.attachment = "x".into(), "S8: the VolumeAttachment is not the pinned one"),
+    ("boot", |p| p.pins.boot_id = Some("x".into()), "S8: the node is another machine or another boot"),
+    (
+        "attachment UID",
+        |p| p.pins.attachment.as_mut().unwrap().uid = "x".into(),
+        "S8: the VolumeAttachment is not the pinned one",
+    ),
     (
         "attachment name",
-        |p| p.pins.attachment_name = "x".into(),
+        |p| p.pins.attachment.as_mut().unwrap().name = "x".into(),
         "S8: the VolumeAttachment is not the pinned one",
     ),
     ("workload", |p| p.pins.workload.uid = "x".into(), "S8: the workload is not the pinned one"),

@@ -305,6 +305,14 @@ impl World {
                 self.version += 1;
                 applied()
             }
+            Effect::CloudForce { .. }
+            | Effect::PowerOff { .. }
+            | Effect::PowerOn { .. }
+            | Effect::TaintOutOfService { .. }
+            | Effect::Untaint { .. }
+            | Effect::Quarantine { .. }
+            | Effect::Challenge { .. }
+            | Effect::DeleteAttachment { .. } => Err(format!("{effect:?} has no place in class B's world")),
             Effect::CloudDetach { proof } => {
                 if proof.holder().as_str() != INSTANCE || proof.volume().as_str() != "5551" {
                     return Err("a detach of something else".into());

@@ -6,7 +6,9 @@ use reattach_core::diagnosis::{Class, Diagnosis, Missing, NotOurs, StuckPod, Tro
 use reattach_core::ids::{ObjectName, PlanHash};
 use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
 use reattach_core::machine::State;
-use reattach_core::plan::{Downtime, EffectClass, PLAN_VERSION, Pins, Plan, PlannedStep, StepIx};
+use reattach_core::plan::{
+    Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
+};
 use reattach_core::policy::Mode;
 use reattach_core::proof::{NoUser, ProofKind};
 use reattach_core::report::{Incident, Record, TimelineNote};
@@ -65,8 +67,8 @@ pub fn plan(name: &str) -> Plan {
             StepKind::CloudDetach => ("if Kubernetes' own detach is stuck: detach volume 1042 from instance 28871423 at the cloud".into(), "the kubelet's own word that it does not use the volume, newer than the last pod", "curl --fail --request POST --header \"Authorization: Bearer $LINODE_TOKEN\" https://api.linode.com/v4/volumes/1042/detach".into(), "a cloud that is busy or has locked the volume refuses; the workload is then restored and a person paged", "no holder, and no job pending on the volume", EffectClass::Once),
             StepKind::Requeue => (format!("if VolumeAttachment csi-{name} is still there: touch it, so that external-attacher tries again now"), "the cloud names no holder", format!("kubectl annotate volumeattachment csi-{name} reattach.dev/requeued=$(date +%s) --overwrite"), "none: the attacher would try by itself within 5 minutes", "the write is accepted", EffectClass::Conditional),
             StepKind::Restore => (format!("scale StatefulSet default/{name} back to 1 and remove the stamp, in one write"), "the VolumeAttachment is gone, the stamp is intact and the count is still 0", format!("kubectl -n default scale statefulset/{name} --replicas=1"), "someone who changed the count meanwhile wins: theirs stands", "the count", EffectClass::Conditional),
-            StepKind::Hold | StepKind::Release | StepKind::Lift => unreachable!("not in this runbook"),
             StepKind::Verify => ("wait until the pod is Ready with the volume".into(), "none", "kubectl -n default get pods --watch".into(), "a pod that stays unready for another reason ends the run as failed, with the workload restored", "pod Ready for 3 s, one holder, the pinned identity and size", EffectClass::Repeatable),
+            _ => unreachable!("not in this runbook"),
         }
     };
     let steps = runbook.steps.iter().map(|s| {
@@ -98,9 +100,12 @@ pub fn plan(name: &str) -> Plan {
             size_gib: 10,
             holder: "28871423".into(),
             node: "lke13311-16405-5fafd1b46dcf".into(),
-            boot_id: "6f1d2c3b-0000-4000-8000-00000000b007".into(),
-            attachment_name: format!("csi-{name}"),
-            attachment: format!("va-uid-{name}").into(),
+            boot_id: Some("6f1d2c3b-0000-4000-8000-00000000b007".into()),
+            attachment: Some(PinnedAttachment {
+                name: format!("csi-{name}"),
+                uid: format!("va-uid-{name}").into(),
+            }),
+            node_wide: None,
             workload: WorkloadRef {
                 api_version: "apps/v1".into(),
                 kind: "StatefulSet".into(),

@@ -111,7 +111,7 @@ impl Stage {
         let fact = events.iter().find(answers).expect("the agent answered").reached;
         let released = |e: &&AuditEvent| {
             e.resource == "volumeattachments"
-                && e.name.as_deref() == Some(plan.pins.attachment_name.as_str())
+                && e.name.as_deref() == Some(plan.pins.attachment_name())
                 && e.user.ends_with("csi-attacher")
                 && e.subresource.is_none()
                 && e.took_effect()
@@ -182,9 +182,7 @@ impl Stage {
             count += 1;
         }
         let touched = |e: &&AuditEvent| {
-            e.user == CONTROLLER
-                && e.is_write()
-                && e.name.as_deref() == Some(plan.pins.attachment_name.as_str())
+            e.user == CONTROLLER && e.is_write() && e.name.as_deref() == Some(plan.pins.attachment_name())
         };
         for event in events.iter().filter(touched) {
             check(&line(event), event.received, &["Requeue"]);
