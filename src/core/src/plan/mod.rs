@@ -1,5 +1,6 @@
 //! A closed plan: everything that will be touched, in order, with nothing left to choose.
 
+mod begin;
 mod build;
 mod refusals;
 
@@ -11,6 +12,7 @@ use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+pub use begin::may_begin;
 pub use build::{Allowed, Request, make};
 pub use refusals::{before_holding, before_scaling, general};
 
