@@ -1,5 +1,7 @@
 //! What is collected where no kubelet can speak, which claims are looked at, and what a long wait does.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
 mod common;
 
 use common::cloud::TestCloud;
@@ -161,8 +163,10 @@ async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
     attachment(&s, NODE, |_| {});
     pod(&s, "redis-0", NS, NODE, Some(CLAIM));
     s.recovery("r", "Diagnosing", |r| r["spec"]["mode"] = json!("DryRun"));
-    s.server.insert(&json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
-        "spec": {"mode": "DryRun", "escalateAfterSeconds": 120}}));
+    s.server.insert(
+        &json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
+        "spec": {"mode": "DryRun", "escalateAfterSeconds": 120}}),
+    );
     s.start(providers(&cloud)).await;
     tokio::time::sleep(Duration::from_secs(90)).await;
     let r = s.get("reattach.dev", "volumerecoveries", NS, "r");

@@ -1,5 +1,7 @@
 //! What is left behind goes, and what a recovery that is under way stands for stays.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
 mod common;
 
 use common::{BOOT, CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage, a_while};

@@ -1,7 +1,7 @@
 //! Effects on a node and its machine, over the API server in memory and a cloud that notes its orders.
 
 #[path = "../../tests/common/cloud.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part")]
+#[allow(dead_code, clippy::unwrap_used, reason = "helpers of several test binaries")]
 mod cloud;
 
 use super::*;
