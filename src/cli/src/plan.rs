@@ -11,7 +11,7 @@ use clap::Args;
 use reattach_controller::{Collector, Depth};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
-use reattach_core::plan::{Request, make};
+use reattach_core::plan::{Commands, Request, make};
 use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
 use reattach_core::safety::Refusal;
@@ -86,7 +86,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     let request = Request {
         runbook: &runbook,
         confirm_workload,
-        detach_command: &detach_command,
+        commands: Commands { detach: &detach_command, ..Commands::default() },
         for_show: true,
         allowed: Default::default(),
     };
