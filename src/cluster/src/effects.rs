@@ -5,7 +5,7 @@ use crate::gate::EffectPass;
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
 use reattach_core::ids::{ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
@@ -115,6 +115,22 @@ pub async fn requeue(
     outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
 }
 
+/// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
+/// and node. One that is gone counts as deleted.
+pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
+    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match api.delete(name, &params).await {
+        Err(kube::Error::Api(s)) if s.is_not_found() => {
+            Outcome::Applied { detail: "the VolumeAttachment is gone".to_owned() }
+        }
+        reply => outcome(reply, "deleted"),
+    }
+}
+
 fn conditional(
     workload: &WorkloadRef,
     version: &ResourceVersion,
@@ -151,7 +167,7 @@ async fn patch(
 }
 
 /// What is known of a write from its reply.
-pub(crate) fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
+pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
     match reply {
         Ok(_) => Outcome::Applied { detail: detail.to_owned() },
         Err(kube::Error::Api(status)) if status.code < 500 => Outcome::NotApplied {

@@ -37,16 +37,36 @@ pub enum Shut {
     },
 }
 
+/// Where the locks of nodes are kept unless a process says otherwise: the namespace that `deploy/` installs into.
+pub const LOCKS: &str = "reattach-system";
+
 /// The permission to issue one effect now. Made by [`Gate::pass`] only.
 pub struct EffectPass {
     client: Client,
     deadline: Instant,
+    locks: String,
+}
+
+/// The permission to take away once what reattach itself put there: a taint, a gate, a label, a stamp, a lock. The
+/// functions of [`crate::tidy`] take it, and nothing else does. Made by [`Gate::tidy`] only.
+pub struct TidyPass(EffectPass);
+
+impl TidyPass {
+    /// As a pass for those effects that take something of ours away.
+    pub(crate) fn as_effect(&self) -> &EffectPass {
+        &self.0
+    }
 }
 
 impl EffectPass {
     /// The client for Kubernetes effects.
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The namespace of the nodes' locks.
+    pub(crate) fn locks(&self) -> &str {
+        &self.locks
     }
 
     /// When the effect must be over.
@@ -60,6 +80,7 @@ impl EffectPass {
 pub struct Gate {
     clients: Clients,
     leadership: watch::Receiver<Option<Leadership>>,
+    locks: String,
 }
 
 /// Who allowed a plan to run.
@@ -74,7 +95,19 @@ pub struct Authority<'a> {
 impl Gate {
     /// A gate over these clients, open while `leadership` says so.
     pub fn new(clients: Clients, leadership: watch::Receiver<Option<Leadership>>) -> Self {
-        Self { clients, leadership }
+        Self { clients, leadership, locks: LOCKS.to_owned() }
+    }
+
+    /// The same, with the locks of nodes in another namespace than [`LOCKS`].
+    #[must_use]
+    pub fn locking_nodes_in(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.locks);
+        self
+    }
+
+    /// The namespace of the nodes' locks.
+    pub fn locks(&self) -> &str {
+        &self.locks
     }
 
     /// The leadership as it stands.
@@ -87,8 +120,7 @@ impl Gate {
     /// # Errors
     /// [`Shut`]: nothing may be issued.
     pub fn pass(&self, plan: &Plan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
-        let deadline = Instant::now() + EFFECT_TIMEOUT;
-        let leadership = self.leadership().filter(|l| deadline < l.until).ok_or(Shut::NotLeader)?;
+        let (pass, leadership) = self.leading()?;
         if leadership.term != term {
             return Err(Shut::Term { expected: term, now: leadership.term });
         }
@@ -98,6 +130,22 @@ impl Gate {
         if authority.mode == Mode::Approve && authority.approved != Some(plan.hash.as_str()) {
             return Err(Shut::NotApproved { plan: plan.hash.to_string() });
         }
-        Ok(EffectPass { client: self.clients.effects().clone(), deadline })
+        Ok(pass)
+    }
+
+    /// Lets something of ours be taken away, in any mode: what is left behind by a mode that allowed it goes under every
+    /// other.
+    ///
+    /// # Errors
+    /// [`Shut::NotLeader`]: nothing may be issued.
+    pub fn tidy(&self) -> Result<TidyPass, Shut> {
+        self.leading().map(|(pass, _)| TidyPass(pass))
+    }
+
+    fn leading(&self) -> Result<(EffectPass, Leadership), Shut> {
+        let deadline = Instant::now() + EFFECT_TIMEOUT;
+        let leadership = self.leadership().filter(|l| deadline < l.until).ok_or(Shut::NotLeader)?;
+        let (client, locks) = (self.clients.effects().clone(), self.locks.clone());
+        Ok((EffectPass { client, deadline, locks }, leadership))
     }
 }

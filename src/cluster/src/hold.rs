@@ -55,7 +55,12 @@ pub async fn hold(pass: &EffectPass, recovery: &VolumeRecovery) -> Outcome {
     label(pass, recovery, json!("true"), "labelled").await
 }
 
-async fn label(pass: &EffectPass, recovery: &VolumeRecovery, value: Value, detail: &str) -> Outcome {
+pub(crate) async fn label(
+    pass: &EffectPass,
+    recovery: &VolumeRecovery,
+    value: Value,
+    detail: &str,
+) -> Outcome {
     let namespace = recovery.namespace().unwrap_or_default();
     let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &namespace);
     let body = json!({ "metadata": {
@@ -105,7 +110,7 @@ pub async fn lift(pass: &EffectPass, recovery: &VolumeRecovery, pods: &[(ObjectN
     Outcome::Applied { detail: format!("the hold is lifted; {} pod(s) let go", pods.len()) }
 }
 
-async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Result<(), kube::Error> {
+pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Result<(), kube::Error> {
     let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
     let Some(found) = api.get_opt(&pod.name).await? else { return Ok(()) };
     if found.uid().as_deref() != Some(uid.as_str()) || !is_gated(&found) {

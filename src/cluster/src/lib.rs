@@ -10,8 +10,11 @@ pub mod facts;
 pub mod gate;
 pub mod hold;
 pub mod lease;
+pub mod node;
+pub mod node_lock;
 pub mod reports;
 pub mod store;
+pub mod tidy;
 pub mod view;
 pub mod workloads;
 

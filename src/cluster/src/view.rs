@@ -76,12 +76,51 @@ impl View {
                 cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
         }
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
-        for node in view.node_names(claim, pinned) {
-            view.nodes.insert(node.clone(), cache.nodes.get("", &node));
-            view.csi_nodes.extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
-            view.reports.extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
-        }
+        view.add_cached_nodes(cache, view.node_names(claim, pinned));
         view
+    }
+
+    fn add_cached_nodes(&mut self, cache: &Cache, names: impl IntoIterator<Item = String>) {
+        for node in names {
+            self.nodes.insert(node.clone(), cache.nodes.get("", &node));
+            self.csi_nodes.extend(cache.csi_nodes.get("", &node).map(|n| (node.clone(), n)));
+            self.reports.extend(cache.reports.get("", &node).map(|r| (node.clone(), r)));
+        }
+    }
+
+    /// Nothing but the Nodes that `which` picks, from the watches. Leases stay empty.
+    pub fn cached_nodes(cache: &Cache, which: impl Fn(&Node) -> bool) -> Self {
+        let mut view = Self::default();
+        view.add_cached_nodes(cache, cache.nodes.filter(which).iter().map(|n| n.name_any()));
+        view
+    }
+
+    /// Nothing but the Nodes that `which` picks, by live reads.
+    ///
+    /// # Errors
+    /// The first read that failed: nothing may be concluded then.
+    pub async fn live_nodes(client: &Client, which: impl Fn(&Node) -> bool) -> Result<Self, kube::Error> {
+        let mut view = Self::default();
+        let all = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items;
+        for node in all.into_iter().filter(which) {
+            view.add_live_node(client, node.name_any(), Some(node)).await?;
+        }
+        view.read_leases(client).await?;
+        Ok(view)
+    }
+
+    async fn add_live_node(
+        &mut self,
+        client: &Client,
+        name: String,
+        node: Option<Node>,
+    ) -> Result<(), kube::Error> {
+        let csi = Api::<CSINode>::all(client.clone()).get_opt(&name).await?;
+        let report = Api::<NodeVolumeReport>::all(client.clone()).get_opt(&name).await?;
+        self.nodes.insert(name.clone(), node.map(Arc::new));
+        self.csi_nodes.extend(csi.map(|n| (name.clone(), Arc::new(n))));
+        self.reports.extend(report.map(|r| (name, Arc::new(r))));
+        Ok(())
     }
 
     /// By live reads. `pinned` as for [`View::cached`].
@@ -128,11 +167,7 @@ impl View {
         }
         for name in self.node_names(claim, pinned) {
             let node = Api::<Node>::all(client.clone()).get_opt(&name).await?;
-            let csi = Api::<CSINode>::all(client.clone()).get_opt(&name).await?;
-            let report = Api::<NodeVolumeReport>::all(client.clone()).get_opt(&name).await?;
-            self.nodes.insert(name.clone(), node.map(Arc::new));
-            self.csi_nodes.extend(csi.map(|n| (name.clone(), Arc::new(n))));
-            self.reports.extend(report.map(|r| (name.clone(), Arc::new(r))));
+            self.add_live_node(client, name, node).await?;
         }
         self.read_leases(client).await
     }

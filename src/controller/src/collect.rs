@@ -2,6 +2,10 @@
 
 use crate::providers::{Located, Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use reattach_api::VolumeRecovery;
 use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
@@ -9,9 +13,10 @@ use reattach_cluster::{Clients, Clock, dry_run, facts, hold};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::ids::{InstanceId, ObjectName, Uid};
+use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plan::Plan;
-use reattach_core::runbook::Holding;
+use reattach_core::proof::{Declaration, Sighting};
+use reattach_core::runbook::{Holding, StepKind};
 use std::collections::BTreeSet;
 
 /// How far back the provider's job history is read before a run's own beginning.
@@ -45,6 +50,34 @@ pub enum Depth<'a> {
     },
 }
 
+/// What the record of a recovery adds to the evidence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Own {
+    /// The challenge that is open: the recovery's UID and the epoch.
+    pub asked: Option<(Uid, u64)>,
+    /// What it saw of instances before, oldest first.
+    pub sightings: Vec<Sighting>,
+    /// A person's word that a holder cannot write.
+    pub declaration: Option<Declaration>,
+}
+
+impl Own {
+    /// Of this recovery. A sighting that cannot be read is none.
+    pub fn of(recovery: &VolumeRecovery) -> Self {
+        let status = recovery.status.as_ref();
+        let epoch = status.and_then(|s| u64::try_from(s.epoch).ok()).filter(|epoch| *epoch > 0);
+        let uid = || Uid::from(recovery.uid().unwrap_or_default());
+        let sightings = status.iter().flat_map(|s| &s.sightings).filter_map(|s| s.get().ok().cloned());
+        let declaration = recovery.spec.declaration.as_ref().map(|d| Declaration {
+            holder: InstanceId::from(d.holder.as_str()),
+            by: d.declared_by.clone(),
+            reason: d.reason.clone(),
+            at: d.at.0,
+        });
+        Self { asked: epoch.map(|epoch| (uid(), epoch)), sightings: sightings.collect(), declaration }
+    }
+}
+
 /// Collects evidence. Without a cache every collection reads live, as the command line does.
 #[derive(Clone)]
 pub struct Collector {
@@ -59,17 +92,18 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Everything about one claim.
+    /// Everything about one claim; for a recovery with what its record adds.
     ///
     /// # Errors
     /// A Kubernetes read that failed; nothing may be concluded then. Failures of the cloud are facts, not errors.
     pub async fn collect(
         &self,
         claim: &ObjectName,
-        asked: Option<(Uid, u64)>,
+        own: Option<Own>,
         depth: Depth<'_>,
     ) -> Result<Evidence, kube::Error> {
-        let live = matches!(depth, Depth::Execute { live: true, .. });
+        let Own { asked, sightings, declaration } = own.unwrap_or_default();
+        let live = is_live(depth);
         let pinned = match depth {
             Depth::Execute { plan, .. } => Some(plan.pins.node.as_str()),
             Depth::Diagnose | Depth::Plan => None,
@@ -86,8 +120,13 @@ impl Collector {
         }
         let resolve = |id: &str| self.providers.instance(id);
         let mut evidence = facts::evidence(claim, &view, asked, &resolve, at);
+        evidence.sightings = sightings;
+        evidence.declaration = declaration;
         self.add_workload(&mut evidence, &view, depth).await?;
-        self.add_cloud(&mut evidence, depth).await;
+        self.add_cloud(&mut evidence, depth).await?;
+        if !matches!(depth, Depth::Diagnose) {
+            self.add_node_pods(&mut evidence, depth).await?;
+        }
         evidence.collected_at = self.clock.now();
         Ok(evidence)
     }
@@ -126,15 +165,15 @@ impl Collector {
         Ok(())
     }
 
-    async fn add_cloud(&self, e: &mut Evidence, depth: Depth<'_>) {
-        let Some(csi) = e.volume.shown().and_then(|v| v.csi.clone()) else { return };
+    async fn add_cloud(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+        let Some(csi) = e.volume.shown().and_then(|v| v.csi.clone()) else { return Ok(()) };
         let now = || self.clock.now();
         let located = match self.providers.locate(&csi) {
             Ok(Some(located)) => located,
-            Ok(None) => return,
+            Ok(None) => return Ok(()),
             Err(error) => {
                 e.cloud_volume = Fact::unknown(error.to_string(), Source::Cloud("none".to_owned()), now());
-                return;
+                return Ok(());
             }
         };
         let shared = now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
@@ -145,6 +184,7 @@ impl Collector {
         };
         e.cloud_id = Some(located.id.clone());
         e.cloud_volume = located.describe(since, now).await;
+        self.add_holders(e, depth).await?;
         let jobs = match depth {
             Depth::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
@@ -153,18 +193,83 @@ impl Collector {
             }
             Depth::Execute { jobs, .. } => jobs,
         };
-        self.add_power(e, &located, since).await;
+        self.add_power(e, &located, since, depth).await;
         if jobs {
             let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
         }
+        Ok(())
+    }
+
+    /// The Nodes of the cloud's holders to which no VolumeAttachment and no pod leads: an orphan's machine may live, and
+    /// its kubelet speak.
+    async fn add_holders(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+        let holders = e.cloud_volume.shown().map(|v| v.holders.clone()).unwrap_or_default();
+        let strange: Vec<_> = holders.into_iter().filter(|h| e.node_of_instance(h).is_none()).collect();
+        if strange.is_empty() {
+            return Ok(());
+        }
+        let resolve = |id: &str| self.providers.instance(id);
+        let instance = |n: &Node| n.spec.as_ref().and_then(|s| resolve(s.provider_id.as_deref()?));
+        let which = |n: &Node| instance(n).is_some_and(|i| strange.contains(&i));
+        let (mut view, at) = match &self.cache {
+            Some(cache) if !is_live(depth) => (View::cached_nodes(cache, which), cache.as_of()),
+            _ => {
+                let at = self.clock.now();
+                (View::live_nodes(&self.clients.read, which).await?, at)
+            }
+        };
+        if matches!(depth, Depth::Execute { .. }) && view.leases.is_empty() {
+            view.read_leases(&self.clients.read).await?;
+        }
+        facts::add_nodes(e, &view, &resolve, at);
+        Ok(())
+    }
+
+    /// Every pod on each node that is not Ready and is, or may be, a holder: what an effect on the whole node reaches.
+    async fn add_node_pods(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+        let mut names: BTreeSet<NodeName> =
+            e.attachments.shown().into_iter().flatten().map(|a| a.node.clone()).collect();
+        if let Depth::Execute { plan, .. } = depth {
+            names.insert(plan.pins.node.clone());
+        }
+        let holders = e.cloud_volume.shown().into_iter().flat_map(|v| &v.holders);
+        names.extend(holders.filter_map(|h| e.node_of_instance(h).cloned()));
+        let down = |n: &NodeName| e.nodes.get(n).is_some_and(|f| !f.shown().is_some_and(|n| n.ready));
+        names.retain(down);
+        for node in names {
+            let source = Source::Kubernetes(format!("Pods on {node}"));
+            let fact = match &self.cache {
+                Some(cache) if !is_live(depth) => {
+                    let bound =
+                        |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
+                    let pods = cache.pods.filter(bound);
+                    Fact::present(facts::names(pods.iter().map(AsRef::as_ref)), source, cache.as_of())
+                }
+                _ => {
+                    let at = self.clock.now();
+                    let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
+                    let pods = Api::<Pod>::all(self.clients.read.clone()).list(&bound).await?.items;
+                    Fact::present(facts::names(&pods), source, at)
+                }
+            };
+            e.node_pods.insert(node, fact);
+        }
+        Ok(())
     }
 
     /// What the cloud says of holders for which no kubelet may be able to speak: what the proofs *gone* and *off* rest
     /// on.
-    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp) {
+    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp, depth: Depth<'_>) {
         let now = || self.clock.now();
-        let ids = unspoken_for(e, now());
+        let mut ids = unspoken_for(e, now());
+        // What became of the power is asked for after the volume is free, too.
+        if let Depth::Execute { plan, .. } = depth
+            && (plan.find(StepKind::PowerOff).is_some() || plan.find(StepKind::PowerOn).is_some())
+            && !ids.contains(&plan.pins.holder)
+        {
+            ids.push(plan.pins.holder.clone());
+        }
         if ids.is_empty() {
             return;
         }
@@ -179,6 +284,11 @@ impl Collector {
         e.cloud_scope =
             scope.inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known")).ok();
     }
+}
+
+/// Whether everything is to be read anew.
+fn is_live(depth: Depth<'_>) -> bool {
+    matches!(depth, Depth::Execute { live: true, .. })
 }
 
 /// The instances that hold the volume, by the cloud's word or by Kubernetes', and whose kubelet cannot give the proof:

@@ -17,7 +17,6 @@ use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::plan::Plan;
-use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +48,7 @@ pub struct Controller {
     clock: Clock,
     settings: Settings,
     metrics: Metrics,
+    locks: Option<String>,
 }
 
 impl Controller {
@@ -60,7 +60,15 @@ impl Controller {
         settings: Settings,
         metrics: Metrics,
     ) -> Self {
-        Self { clients, providers, clock, settings, metrics }
+        Self { clients, providers, clock, settings, metrics, locks: None }
+    }
+
+    /// The same, with the locks of nodes in another namespace than the leader Lease's: in `medik8s-leases` they are those
+    /// of the medik8s operators.
+    #[must_use]
+    pub fn locking_nodes_in(mut self, namespace: &str) -> Self {
+        self.locks = Some(namespace.to_owned());
+        self
     }
 
     /// Runs until `stop` turns true; then effects under way end, are journaled, and the Lease is released.
@@ -90,7 +98,8 @@ impl Controller {
                 providers: self.providers.clone(),
                 clock: self.clock.clone(),
             },
-            gate: Gate::new(self.clients.clone(), leadership.clone()),
+            gate: Gate::new(self.clients.clone(), leadership.clone())
+                .locking_nodes_in(self.locks.as_deref().unwrap_or(namespace)),
             identity: self.settings.identity.clone(),
             metrics: self.metrics.clone(),
             reservations: crate::recovery::Reservations::default(),
@@ -186,10 +195,7 @@ impl Leader {
             let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
             let (task_name, username) = (name.clone(), self.settings.username.clone());
             let handle = self.drivers.spawn(async move {
-                let limits = |n: &ObjectName| Limits {
-                    policy_mode: policy_mode(&cache, n, &username),
-                    ..limits(&cache, n)
-                };
+                let limits = |n: &ObjectName| under_policy(&cache, n, &username);
                 executor.drive(&task_name, limits, stop).await;
                 task_name
             });
@@ -310,14 +316,25 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         .iter()
         .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
         .find(|n| running.iter().any(|(r, _)| r == n));
-    let budgets = claim.and_then(|c| ruling_policy(cache, &c)).map(|p| p.budgets).unwrap_or_default();
-    Limits { budgets, running, rival, policy_mode: None }
+    let policy = claim.and_then(|c| ruling_policy(cache, &c));
+    Limits {
+        budgets: policy.as_ref().map(|p| p.budgets.clone()).unwrap_or_default(),
+        running,
+        rival,
+        escalate_after_seconds: policy.map(|p| p.escalate_after_seconds),
+        ..Limits::default()
+    }
 }
 
-/// How far the policy that rules the claim goes now, for a recovery that was made under a policy by `username`.
-fn policy_mode(cache: &Cache, name: &ObjectName, username: &str) -> Option<Mode> {
-    let own = cache.recoveries.get(&name.namespace, &name.name).filter(|r| r.spec.requester == username)?;
-    ruling_policy(cache, &Executor::claim_of(&own)).map(|p| p.mode)
+/// The same, with how far the policy that rules the claim goes now, for a recovery that was made under a policy by
+/// `username`.
+fn under_policy(cache: &Cache, name: &ObjectName, username: &str) -> Limits {
+    let limits = limits(cache, name);
+    let own = cache.recoveries.get(&name.namespace, &name.name).filter(|r| r.spec.requester == username);
+    match own.and_then(|own| ruling_policy(cache, &Executor::claim_of(&own))) {
+        Some(policy) => Limits { policy_mode: Some(policy.mode), power_off: policy.power_off, ..limits },
+        None => limits,
+    }
 }
 
 /// The policy that rules a claim now.

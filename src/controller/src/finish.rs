@@ -1,15 +1,19 @@
 //! The edges of a recovery: the finalizer while something of ours is in force, the questions to agents, and telling
 //! people.
 
-use crate::metrics::EndLabels;
+use crate::metrics::{ClassLabels, EndLabels};
 use crate::recovery::{Executor, Memory, Turn, TurnError};
+use crate::status;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Opaque, Phase, VolumeRecovery};
-use reattach_cluster::reports;
 use reattach_cluster::store::SaveError;
+use reattach_cluster::{node, reports, tidy};
+use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
+use reattach_core::plan::Plan;
+use reattach_core::runbook::StepKind;
 use serde_json::json;
 
 /// Keeps a VolumeRecovery from vanishing while a workload may be at zero by its hand.
@@ -32,14 +36,23 @@ pub(crate) async fn hold(executor: &Executor, recovery: VolumeRecovery) -> Resul
     }
 }
 
-/// Takes the finalizer off and withdraws the questions: nothing of ours is left.
+/// Gives the node's lock back, withdraws the questions and takes the finalizer off: nothing of ours is left. A node that
+/// is still in quarantine by it keeps its question, which a late agent has to answer.
 pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Result<Turn, TurnError> {
     let status = recovery.status.clone().unwrap_or_default();
-    let node = status.plan.as_ref().and_then(|p| p.get().ok()).map(|p| p.pins.node.clone());
+    let plan = status.plan.as_ref().and_then(|p| p.get().ok());
+    let node = plan.map(|p| p.pins.node.clone());
     let uid = Executor::uid_of(&recovery);
+    if let Some(plan) = plan.filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
+        give_lock_back(executor, &recovery, plan).await?;
+    }
     let turn = executor.reservations.turn_to_ask().await;
     if let Some(cache) = &executor.collector.cache {
         for report in cache.reports.filter(|r| r.spec.challenges.iter().any(|c| reports::is_of(c, &uid))) {
+            let node = cache.nodes.get("", &report.name_any());
+            if node.is_some_and(|n| node::quarantined_by(&n).as_ref() == Some(&uid)) {
+                continue;
+            }
             reports::withdraw(&executor.collector.clients.records, &report.name_any().into(), &uid).await?;
         }
     } else if let Some(node) = node {
@@ -63,6 +76,41 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
     Ok(Turn::Final(status.phase))
 }
 
+/// Gives the lock of the plan's node back, if this run can have taken it.
+async fn give_lock_back(
+    executor: &Executor,
+    recovery: &VolumeRecovery,
+    plan: &Plan,
+) -> Result<(), TurnError> {
+    let locks = [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn];
+    if !locks.iter().any(|kind| plan.find(*kind).is_some()) {
+        return Ok(());
+    }
+    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let pass = executor.gate.tidy().map_err(|_| TurnError::NotLeader)?;
+    let outcome = tidy::give_back(&pass, &plan.pins.node, &name).await;
+    if !outcome.applied() {
+        // It expires by itself; the end of a recovery does not wait for that.
+        tracing::warn!(node = %plan.pins.node, ?outcome, "the lock of the node was not given back");
+    }
+    Ok(())
+}
+
+/// One Event, one log line and one count for a wait that calls for a person. Best effort: the condition is the record.
+pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
+    let Some(status) = &recovery.status else { return };
+    let class = status.class.clone().unwrap_or_default();
+    let (name, namespace) = (recovery.name_any(), recovery.namespace().unwrap_or_default());
+    let since = status.waiting_since.as_ref().map(|t| t.0.to_string()).unwrap_or_default();
+    tracing::error!(recovery = name, namespace, class, since, message = status.message, "a person is needed");
+    executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
+    let needed: String = status.message.chars().take(600).collect();
+    let note = format!(
+        "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} shows what is known, with a ticket for the provider's support where the cloud holds it up"
+    );
+    publish(executor, recovery, status::ESCALATED, true, note).await;
+}
+
 /// One Event and one log line for every change of phase. Best effort: the status is the record.
 pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory: &mut Memory) {
     let Some(status) = &recovery.status else { return };
@@ -83,10 +131,15 @@ pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory:
         }
     }
     let bad = matches!(status.phase, Phase::Failed | Phase::Stuck | Phase::Refused);
+    let note = status.message.chars().take(900).collect();
+    publish(executor, recovery, &format!("{:?}", status.phase), bad, note).await;
+}
+
+async fn publish(executor: &Executor, recovery: &VolumeRecovery, reason: &str, bad: bool, note: String) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
-        reason: format!("{:?}", status.phase),
-        note: Some(status.message.chars().take(900).collect()),
+        reason: reason.to_owned(),
+        note: Some(note),
         action: "Recover".to_owned(),
         secondary: None,
     };

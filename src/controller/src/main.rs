@@ -29,6 +29,10 @@ struct Args {
     /// The namespace of the leader Lease.
     #[arg(long, env = "POD_NAMESPACE", default_value = "reattach-system", value_parser = named)]
     namespace: String,
+    /// The namespace of the locks of nodes; by default the leader Lease's. In medik8s-leases they exclude the medik8s
+    /// operators and are excluded by them.
+    #[arg(long, env = "NODE_LOCK_NAMESPACE", value_name = "NAMESPACE", value_parser = named)]
+    node_lock_namespace: Option<String>,
     /// The leader Lease's name; it must begin with `reattach-`.
     #[arg(long, default_value = "reattach-controller", value_parser = lease)]
     lease: String,
@@ -169,7 +173,9 @@ async fn run(args: Args) -> Result<()> {
         stop_tx.send_replace(true);
     });
     let settings = Settings { namespace: args.namespace, lease: args.lease, identity, username };
-    Controller::new(clients, providers, Clock::system(), settings, metrics).run(ready_tx, stop).await;
+    let locks = args.node_lock_namespace.unwrap_or_else(|| settings.namespace.clone());
+    let controller = Controller::new(clients, providers, Clock::system(), settings, metrics);
+    controller.locking_nodes_in(&locks).run(ready_tx, stop).await;
     server.await.context("the HTTP server ended badly")??;
     Ok(())
 }

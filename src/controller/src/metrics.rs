@@ -17,6 +17,13 @@ pub struct EndLabels {
     pub class: String,
 }
 
+/// A problem class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClassLabels {
+    /// The class; empty while none is known.
+    pub class: String,
+}
+
 /// An effect and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EffectLabels {
@@ -31,6 +38,8 @@ pub struct EffectLabels {
 pub struct Metrics {
     /// Recoveries that ended.
     pub ended: Family<EndLabels, Counter>,
+    /// Recoveries that called for a person because they waited for long.
+    pub escalated: Family<ClassLabels, Counter>,
     /// Effects issued.
     pub effects: Family<EffectLabels, Counter>,
     /// Whether this process is leader.
@@ -46,12 +55,18 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             ended: Family::default(),
+            escalated: Family::default(),
             effects: Family::default(),
             leader: Gauge::default(),
             running: Gauge::default(),
             duration: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
         };
         registry.register("reattach_recoveries_ended", "Recoveries that ended", metrics.ended.clone());
+        registry.register(
+            "reattach_recoveries_escalated",
+            "Waits so long that a person was called for",
+            metrics.escalated.clone(),
+        );
         registry.register("reattach_effects", "Effects that passed or met the gate", metrics.effects.clone());
         registry.register("reattach_leader", "1 while this process is leader", metrics.leader.clone());
         registry.register("reattach_recoveries_running", "Recoveries under way", metrics.running.clone());

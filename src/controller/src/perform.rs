@@ -1,21 +1,41 @@
 //! Performing one effect that passed the gate, and saying what is known of it.
 
 use crate::providers::Located;
+use crate::recovery::Executor;
+use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cluster::gate::EffectPass;
-use reattach_cluster::{Clock, effects, hold};
+use reattach_cluster::{effects, hold, node, node_lock, reports};
+use reattach_core::evidence::Evidence;
+use reattach_core::guest::Challenge;
+use reattach_core::ids::{InstanceId, NodeName, ObjectName};
 use reattach_core::journal::Outcome;
 use reattach_core::machine::Effect;
-use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
+use reattach_core::proof::FenceProof;
+use reattach_provider_api::{
+    DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, PowerOffManner, PowerOffRequest,
+    PowerOutcome, ProviderError,
+};
+use std::time::Duration;
+
+/// What an effect is issued with.
+pub(crate) struct Stage<'a> {
+    /// Whose clients and clock.
+    pub executor: &'a Executor,
+    /// The permission.
+    pub pass: &'a EffectPass,
+    /// The recovery as its last journal line left it.
+    pub recovery: &'a VolumeRecovery,
+    /// What was read for this effect.
+    pub evidence: &'a Evidence,
+    /// The volume at its provider. None: no provider knows it.
+    pub volume: Option<Located>,
+}
 
 /// Issues the effect within the pass's deadline. A reply that does not come in time leaves the outcome unknown.
-pub(crate) async fn perform(
-    pass: &EffectPass,
-    effect: &Effect,
-    recovery: &VolumeRecovery,
-    volume: Option<&Located>,
-    clock: &Clock,
-) -> Outcome {
+pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
+    let Stage { pass, recovery, .. } = *stage;
+    let clock = &stage.executor.collector.clock;
     let issue = async {
         match effect {
             Effect::ScaleToZero { workload, resource_version, path, stamp } => {
@@ -30,29 +50,32 @@ pub(crate) async fn perform(
             Effect::Requeue { name, uid, resource_version } => {
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }
-            Effect::CloudDetach { proof } => {
-                if !proof.holds_at(clock.now()) {
-                    let why = "the proof does not hold any more; a new one is made".to_owned();
-                    return Outcome::NotApplied { why, retry: true };
+            Effect::CloudDetach { proof } => stage.detach(proof, false).await,
+            Effect::CloudForce { proof } => stage.detach(proof, true).await,
+            Effect::PowerOff { instance, node } => stage.power(instance, node, false).await,
+            Effect::PowerOn { instance, node } => stage.power(instance, node, true).await,
+            Effect::TaintOutOfService { proof, node: name, uid } => {
+                if let Err(outcome) = stage.holds(proof) {
+                    return outcome;
                 }
-                let Some(volume) = volume.filter(|v| v.id == *proof.volume()) else {
-                    let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
-                    return Outcome::NotApplied { why, retry: false };
-                };
-                let left = pass.deadline().duration_since(tokio::time::Instant::now());
-                let reply = volume.provider().detach(DetachRequest::plain(proof.clone(), left)).await;
-                detached(reply)
+                match node_lock::take(pass, name, &stage.name(), clock.now()).await {
+                    Ok(()) => node::taint_out_of_service(pass, name, uid).await,
+                    Err(outcome) => outcome,
+                }
             }
-            Effect::CloudForce { .. }
-            | Effect::PowerOff { .. }
-            | Effect::PowerOn { .. }
-            | Effect::TaintOutOfService { .. }
-            | Effect::Untaint { .. }
-            | Effect::Quarantine { .. }
-            | Effect::Challenge { .. }
-            | Effect::DeleteAttachment { .. } => {
-                Outcome::NotApplied { why: "this build cannot do that".to_owned(), retry: false }
+            Effect::Untaint { node: name, uid } => {
+                let outcome = node::untaint(pass, name, uid).await;
+                stage.give_back(name, &outcome).await;
+                outcome
             }
+            Effect::Quarantine { node: name, uid } => {
+                node::quarantine(pass, name, uid, &Executor::uid_of(recovery)).await
+            }
+            Effect::Challenge { node } => stage.ask(node).await,
+            Effect::DeleteAttachment { proof, name, uid } => match stage.holds(proof) {
+                Ok(()) => effects::delete_attachment(pass, name, uid).await,
+                Err(outcome) => outcome,
+            },
         }
     };
     match tokio::time::timeout_at(pass.deadline(), issue).await {
@@ -61,8 +84,124 @@ pub(crate) async fn perform(
     }
 }
 
+impl Stage<'_> {
+    fn name(&self) -> ObjectName {
+        ObjectName::new(self.recovery.namespace().unwrap_or_default(), self.recovery.name_any())
+    }
+
+    /// Time left for the effect.
+    fn left(&self) -> Duration {
+        self.pass.deadline().duration_since(tokio::time::Instant::now())
+    }
+
+    fn holds(&self, proof: &FenceProof) -> Result<(), Outcome> {
+        if proof.holds_at(self.executor.collector.clock.now()) {
+            return Ok(());
+        }
+        let why = "the proof does not hold any more; a new one is made".to_owned();
+        Err(Outcome::NotApplied { why, retry: true })
+    }
+
+    async fn detach(&self, proof: &FenceProof, by_force: bool) -> Outcome {
+        if let Err(outcome) = self.holds(proof) {
+            return outcome;
+        }
+        let Some(volume) = self.volume.as_ref().filter(|v| v.id == *proof.volume()) else {
+            let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
+            return Outcome::NotApplied { why, retry: false };
+        };
+        if !by_force {
+            let request = DetachRequest::plain(proof.clone(), self.left());
+            return detached(volume.provider().detach(request).await.map_err(EffectError::Failed));
+        }
+        match ForceDetachRequest::new(proof.clone(), self.left()) {
+            Ok(request) => detached(volume.provider().force_detach(request).await),
+            Err(refused) => Outcome::NotApplied { why: refused.to_string(), retry: false },
+        }
+    }
+
+    /// Powers an instance off or on, under its node's lock; on gives the lock back.
+    async fn power(&self, instance: &InstanceId, node: &NodeName, on: bool) -> Outcome {
+        let Some(volume) = &self.volume else {
+            let why = format!("no provider knows the volume, so none can be asked about instance {instance}");
+            return Outcome::NotApplied { why, retry: false };
+        };
+        let now = self.executor.collector.clock.now();
+        if let Err(outcome) = node_lock::take(self.pass, node, &self.name(), now).await {
+            return outcome;
+        }
+        let (provider, timeout) = (volume.provider(), self.left());
+        if !on {
+            let (instance, manner) = (instance.clone(), PowerOffManner::Forced);
+            let request = PowerOffRequest { instance, manner, timeout };
+            return powered(provider.power_off(request).await, "off");
+        }
+        let outcome = powered(provider.power_on(instance, timeout).await, "on");
+        self.give_back(node, &outcome).await;
+        outcome
+    }
+
+    /// Gives the node's lock back after an effect that was applied. Best effort: the end of the recovery does it again.
+    async fn give_back(&self, node: &NodeName, outcome: &Outcome) {
+        if outcome.applied()
+            && let Err(error) = node_lock::give_back(self.pass, node, &self.name()).await
+        {
+            tracing::debug!(%node, %error, "the lock of the node is given back later");
+        }
+    }
+
+    /// Asks the question whose number the recovery's status has.
+    async fn ask(&self, node: &NodeName) -> Outcome {
+        let not_applied = |why: &str| Outcome::NotApplied { why: why.to_owned(), retry: true };
+        let now = self.executor.collector.clock.now();
+        let (Some(cloud), Some(csi)) = (self.evidence.cloud_volume.shown(), self.evidence.csi(now)) else {
+            return not_applied("what the agent has to look for is not known now");
+        };
+        let epoch = self.recovery.status.as_ref().map_or(0, |s| s.epoch);
+        let challenge = Challenge {
+            recovery: Executor::uid_of(self.recovery),
+            epoch: u64::try_from(epoch).unwrap_or(0),
+            identity: cloud.identity.clone(),
+            driver: csi.driver.clone(),
+            handle: csi.handle.clone(),
+        };
+        let _turn = self.executor.reservations.turn_to_ask().await;
+        let records = &self.executor.collector.clients.records;
+        effects::outcome(reports::ask(records, node, &challenge).await, &format!("asked, epoch {epoch}"))
+    }
+}
+
+/// What a provider's answer to an order about power says about the effect.
+fn powered(reply: Result<PowerOutcome, EffectError>, wanted: &str) -> Outcome {
+    match reply {
+        Ok(PowerOutcome::Accepted) => {
+            Outcome::Applied { detail: format!("the cloud accepted to power it {wanted}") }
+        }
+        Ok(PowerOutcome::AlreadyThere) => Outcome::Applied { detail: format!("it was {wanted} already") },
+        Ok(PowerOutcome::Busy { detail }) => {
+            Outcome::NotApplied { why: format!("busy: {detail}"), retry: true }
+        }
+        Err(error) => failed(error),
+    }
+}
+
+/// What a call without a usable answer says about the effect.
+fn failed(error: EffectError) -> Outcome {
+    let why = error.to_string();
+    match error {
+        EffectError::Failed(ProviderError::Unknown { .. }) => Outcome::Unknown { why },
+        // A call that never left, or an answer that could not be used, may go better the next time; the step's deadline
+        // bounds it. Missing rights, a missing object and a missing ability stay.
+        EffectError::Failed(ProviderError::Throttled { .. } | ProviderError::NotApplied { .. }) => {
+            Outcome::NotApplied { why, retry: true }
+        }
+        EffectError::Failed(ProviderError::Denied { .. } | ProviderError::NotFound { .. })
+        | EffectError::Unsupported(_) => Outcome::NotApplied { why, retry: false },
+    }
+}
+
 /// What a provider's answer to a detach says about the effect.
-fn detached(reply: Result<DetachOutcome, ProviderError>) -> Outcome {
+fn detached(reply: Result<DetachOutcome, EffectError>) -> Outcome {
     let not_applied = |why: String, retry| Outcome::NotApplied { why, retry };
     match reply {
         Ok(DetachOutcome::Accepted) => {
@@ -81,14 +220,6 @@ fn detached(reply: Result<DetachOutcome, ProviderError>) -> Outcome {
         Ok(DetachOutcome::Locked { reason }) => {
             not_applied(format!("locked by the provider: {reason}"), true)
         }
-        Err(error @ ProviderError::Unknown { .. }) => Outcome::Unknown { why: error.to_string() },
-        // A call that never left, or an answer that could not be used, may go better the next time; the step's deadline
-        // bounds it. Missing rights and a missing volume stay.
-        Err(error @ (ProviderError::Throttled { .. } | ProviderError::NotApplied { .. })) => {
-            not_applied(error.to_string(), true)
-        }
-        Err(error @ (ProviderError::Denied { .. } | ProviderError::NotFound { .. })) => {
-            not_applied(error.to_string(), false)
-        }
+        Err(error) => failed(error),
     }
 }

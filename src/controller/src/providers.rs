@@ -7,7 +7,7 @@ use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_provider_api::{
-    EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
+    Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -223,6 +223,13 @@ impl Located {
 }
 
 impl Providers {
+    /// What the volume's cloud can do; nothing where no provider knows it.
+    pub fn capabilities(&self, evidence: &reattach_core::evidence::Evidence) -> Capabilities {
+        let csi = evidence.volume.shown().and_then(|v| v.csi.as_ref());
+        let located = csi.and_then(|csi| self.locate(csi).ok().flatten());
+        located.map(|l| l.provider().capabilities()).unwrap_or_default()
+    }
+
     /// What a person would type to detach the volume at the cloud.
     pub fn detach_command(&self, evidence: &reattach_core::evidence::Evidence) -> String {
         let located =

@@ -1,15 +1,59 @@
 //! Writing a recovery's status: phase, message, conditions, plan and journal.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
 
+/// The reason of the condition `Stalled` while a person was called for.
+pub(crate) const ESCALATED: &str = "Escalated";
+
 /// Sets phase and message, and the conditions that follow from them. Returns whether anything changed.
+///
+/// A recovery that comes to rest in `Waiting` waits for others from then on; a run does where [`waits_since`] says so,
+/// until its journal steps on.
 pub(crate) fn set(
     recovery: &mut VolumeRecovery,
     phase: Phase,
     message: impl Into<String>,
     now: Timestamp,
+) -> bool {
+    set_waiting(recovery, phase, message, now, true)
+}
+
+/// The same for one that waits for its turn only: nobody has to do anything about that.
+pub(crate) fn set_in_line(recovery: &mut VolumeRecovery, message: impl Into<String>, now: Timestamp) -> bool {
+    set_waiting(recovery, Phase::Waiting, message, now, false)
+}
+
+/// A run has waited since `since`, or longer.
+pub(crate) fn waits_since(recovery: &mut VolumeRecovery, since: Timestamp) {
+    recovery.status.get_or_insert_default().waiting_since.get_or_insert(Time(since));
+}
+
+/// Calls for a person when it has waited for `after`. Returns whether it does so now: once for each wait.
+pub(crate) fn escalate(recovery: &mut VolumeRecovery, after: SignedDuration, now: Timestamp) -> bool {
+    let generation = recovery.metadata.generation;
+    let Some(status) = &mut recovery.status else { return false };
+    let long = status.waiting_since.as_ref().is_some_and(|t| now.duration_since(t.0) >= after);
+    if !long || is_escalated(status) {
+        return false;
+    }
+    let message = status.message.clone();
+    set_condition(status, condition::STALLED, true, ESCALATED, &message, generation, now);
+    true
+}
+
+fn is_escalated(status: &VolumeRecoveryStatus) -> bool {
+    let stalled = status.conditions.iter().find(|c| c.type_ == condition::STALLED);
+    stalled.is_some_and(|c| c.status == "True" && c.reason == ESCALATED)
+}
+
+fn set_waiting(
+    recovery: &mut VolumeRecovery,
+    phase: Phase,
+    message: impl Into<String>,
+    now: Timestamp,
+    for_others: bool,
 ) -> bool {
     let generation = recovery.metadata.generation;
     let status = recovery.status.get_or_insert_with(VolumeRecoveryStatus::default);
@@ -17,6 +61,15 @@ pub(crate) fn set(
     status.phase = phase;
     status.message = message.into();
     status.observed_generation = generation;
+    match phase {
+        Phase::Waiting if for_others => {
+            status.waiting_since.get_or_insert(Time(now));
+        }
+        // What a run waits for is told by its steps.
+        Phase::Running | Phase::Restoring => {}
+        _ => status.waiting_since = None,
+    }
+    let escalated = status.waiting_since.is_some() && is_escalated(status);
     let (recovered, progressing, stalled) = match phase {
         Phase::Recovered | Phase::Resolved => (true, false, false),
         Phase::Running | Phase::Restoring | Phase::Diagnosing | Phase::Waiting => (false, true, false),
@@ -29,7 +82,11 @@ pub(crate) fn set(
         (condition::PROGRESSING, progressing),
         (condition::STALLED, stalled),
     ] {
-        set_condition(status, kind, on, &reason, &message, generation, now);
+        let (on, reason) = match kind {
+            condition::STALLED if escalated => (true, ESCALATED),
+            _ => (on, reason.as_str()),
+        };
+        set_condition(status, kind, on, reason, &message, generation, now);
     }
     *status != before
 }

@@ -4,6 +4,8 @@ mod objects;
 
 use crate::view::View;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use reattach_api::OPT_OUT_ANNOTATION;
 use reattach_core::evidence::{ClaimFacts, Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Source};
@@ -74,6 +76,24 @@ pub fn evidence(
         declaration: None,
         events,
     }
+}
+
+/// Adds the Nodes of another view, with what their agents say.
+pub fn add_nodes(evidence: &mut Evidence, view: &View, resolve: ResolveInstance<'_>, at: Timestamp) {
+    evidence.nodes.extend(nodes(view, resolve, at));
+    evidence.guests.extend(guests(view, at));
+    evidence.answers.extend(answers(view, evidence.asked.as_ref()));
+}
+
+/// Names and UIDs of pods, sorted.
+pub fn names<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<(ObjectName, Uid)> {
+    let name = |p: &Pod| {
+        let object = ObjectName::new(p.namespace().unwrap_or_default(), p.name_any());
+        (object, Uid::from(p.uid().unwrap_or_default()))
+    };
+    let mut names: Vec<_> = pods.into_iter().map(name).collect();
+    names.sort();
+    names
 }
 
 /// The opt-out annotation, in words.

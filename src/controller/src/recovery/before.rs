@@ -1,19 +1,19 @@
 //! Before a run: challenge, diagnose, plan, check, and wait for the right to act.
 
 use super::{Executor, Limits, Memory, Turn, TurnError};
-use crate::collect::Depth;
+use crate::collect::{Depth, Own};
 use crate::{finish, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, PowerOffRule, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
-use reattach_core::diagnosis::{Diagnosis, Sight, StuckPod, Trouble, Verdict, WaitReason, diagnose, sight};
+use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Commands, Plan, Request, make};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, make, may_begin};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -48,15 +48,15 @@ impl Executor {
             return self.hold_unreadable(recovery, &unreadable, memory).await;
         }
         let claim = Self::claim_of(&recovery);
-        let epoch = recovery.status.as_ref().map_or(0, |s| s.epoch);
-        let asked = u64::try_from(epoch).ok().filter(|e| *e > 0).map(|e| (Self::uid_of(&recovery), e));
-        let mut evidence = self.collector.collect(&claim, asked.clone(), Depth::Diagnose).await?;
+        let own = || Some(Own::of(&recovery));
+        let mut evidence = self.collector.collect(&claim, own(), Depth::Diagnose).await?;
         let mut diagnosis = diagnose(&evidence, now);
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
-            evidence = self.collector.collect(&claim, asked, Depth::Plan).await?;
+            evidence = self.collector.collect(&claim, own(), Depth::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
         }
+        recovery = self.note_sightings(recovery, &evidence).await?;
         recovery.status.get_or_insert_default().diagnosis = Some(diagnosis.clone().into());
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
         match &diagnosis.verdict {
@@ -90,9 +90,9 @@ impl Executor {
             }
             Verdict::Ours { .. } => {}
         }
-        match self.plan(&recovery, &evidence, &diagnosis) {
+        match self.plan(&recovery, &evidence, &diagnosis, limits) {
             Err(refusals) => self.refuse(recovery, &refusals, memory).await,
-            Ok(plan) => self.offer(recovery, plan, limits, memory).await,
+            Ok(plan) => self.offer(recovery, plan, &evidence, limits, memory).await,
         }
     }
 
@@ -153,6 +153,7 @@ impl Executor {
         recovery: &VolumeRecovery,
         evidence: &Evidence,
         diagnosis: &Diagnosis,
+        limits: &Limits,
     ) -> Result<Plan, Vec<Refusal>> {
         let runbook = Runbook::built_in(&recovery.spec.runbook)
             .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
@@ -162,7 +163,7 @@ impl Executor {
             confirm_workload: recovery.spec.confirm_workload.as_deref(),
             commands: Commands { detach: &detach_command, ..Commands::default() },
             for_show: false,
-            allowed: Default::default(),
+            allowed: self.allowed(recovery, evidence, limits),
         };
         let now = self.collector.clock.now();
         let plan = make(evidence, diagnosis, &request, now)?;
@@ -177,6 +178,17 @@ impl Executor {
                 why: v.to_string(),
             })
             .collect())
+    }
+
+    /// What the cloud can do and the policy or a person allows.
+    fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
+        let can = self.collector.providers.capabilities(evidence);
+        let by_policy = limits.power_off != PowerOffRule::Never;
+        Allowed {
+            power_off: can.can_fence && (by_policy || recovery.spec.power_off.is_some()),
+            power_on: can.can_fence && limits.power_off == PowerOffRule::AllowedAndOn,
+            force: can.can_force,
+        }
     }
 
     async fn refuse(
@@ -201,15 +213,13 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         plan: Plan,
+        evidence: &Evidence,
         limits: &Limits,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let status = recovery.status.get_or_insert_default();
         status.refusals.clear();
-        let Trouble::Phantom { at: StuckPod { node, .. }, .. } = &plan.trouble else {
-            return Ok(Turn::Pause { until: self.later(LOOK_AGAIN) });
-        };
-        let node = node.to_string();
+        let node = plan.pins.node.to_string();
         let summary = format!("{}; plan {}", plan.trouble, plan.hash);
         status.plan_hash = Some(plan.hash.to_string());
         status.plan = (recovery.spec.mode != Mode::Observe).then(|| plan.clone().into());
@@ -236,9 +246,16 @@ impl Executor {
             },
             Mode::Auto => format!("mode Auto, asked for by {}", recovery.spec.requester),
         };
+        // What no step can bring about is waited for here, where it takes no place of the budgets.
+        if let Err(refusal) = may_begin(&plan, evidence, self.collector.clock.now()) {
+            recovery.status.get_or_insert_default().refusals = vec![refusal.to_string()];
+            self.keep(recovery, Phase::Waiting, format!("{summary}; {refusal}"), memory).await?;
+            return Ok(pause);
+        }
         let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
         if let Err(why) = self.reservations.take(&name, &plan.claim, &node, limits) {
-            self.keep(recovery, Phase::Waiting, why.to_string(), memory).await?;
+            status::set_in_line(&mut recovery, why.to_string(), self.collector.clock.now());
+            self.stored(recovery, memory).await?;
             return Ok(pause);
         }
         let recovery = finish::hold(self, recovery).await?;
@@ -287,21 +304,33 @@ impl Executor {
         message: String,
         memory: &mut Memory,
     ) -> Result<VolumeRecovery, TurnError> {
-        let unchanged = {
-            let before = self.collector.cache.as_ref().and_then(|c| {
+        status::set(&mut recovery, phase, message, self.collector.clock.now());
+        self.stored(recovery, memory).await
+    }
+
+    /// Stores the status if it changed, and tells people. A wait that has become too long calls for one.
+    async fn stored(
+        &self,
+        mut recovery: VolumeRecovery,
+        memory: &mut Memory,
+    ) -> Result<VolumeRecovery, TurnError> {
+        let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
+        let before =
+            self.collector.cache.as_ref().and_then(|c| {
                 c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())
             });
-            status::set(&mut recovery, phase, message, self.collector.clock.now());
-            before.is_some_and(|b| {
-                b.resource_version() == recovery.resource_version() && b.status == recovery.status
-            })
-        };
+        let unchanged = before.is_some_and(|b| {
+            b.resource_version() == recovery.resource_version() && b.status == recovery.status
+        });
         let stored = if unchanged {
             recovery
         } else {
             store::save(&self.collector.clients.records, &recovery).await?
         };
         finish::tell(self, &stored, memory).await;
+        if called {
+            finish::escalate(self, &stored).await;
+        }
         Ok(stored)
     }
 

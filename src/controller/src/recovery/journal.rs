@@ -23,9 +23,31 @@ impl Executor {
     /// someone else wrote a line, this process stops.
     pub(super) async fn append(
         &self,
+        recovery: VolumeRecovery,
+        plan: &Plan,
+        mark: Mark,
+        memory: &mut Memory,
+    ) -> Result<VolumeRecovery, TurnError> {
+        self.append_line(recovery, plan, mark, false, memory).await
+    }
+
+    /// The same, and raises the epoch in the same write: the line is the intent to ask an agent.
+    pub(super) async fn append_question(
+        &self,
+        recovery: VolumeRecovery,
+        plan: &Plan,
+        mark: Mark,
+        memory: &mut Memory,
+    ) -> Result<VolumeRecovery, TurnError> {
+        self.append_line(recovery, plan, mark, true, memory).await
+    }
+
+    async fn append_line(
+        &self,
         mut recovery: VolumeRecovery,
         plan: &Plan,
         mark: Mark,
+        question: bool,
         memory: &mut Memory,
     ) -> Result<VolumeRecovery, TurnError> {
         let term = self.gate.leadership().ok_or(TurnError::NotLeader)?.term;
@@ -42,6 +64,9 @@ impl Executor {
             // Someone else wrote what this version cannot read: it is theirs now.
             recovery.history().map_err(|_| TurnError::Lost)?;
             self.put(&mut recovery, plan, &entry);
+            if question {
+                recovery.status.get_or_insert_default().epoch += 1;
+            }
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
                     finish::tell(self, &stored, memory).await;
@@ -98,6 +123,12 @@ impl Executor {
         status.plan_hash = Some(plan.hash.to_string());
         status.class = Some(plan.class().to_string());
         status.journal.push(entry.clone().into());
+        // A new step, a turn or an end: what was waited for is over.
+        let steps_on =
+            !matches!(entry.mark, Mark::Started { .. } | Mark::Outcome { .. } | Mark::NoUser { .. });
+        if steps_on {
+            status.waiting_since = None;
+        }
         // All of them: `append` has read them before.
         let entries: Vec<Entry> = status.journal.iter().filter_map(|e| e.get().ok().cloned()).collect();
         status.timings = report::timings(plan, &entries)

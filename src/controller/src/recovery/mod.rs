@@ -22,6 +22,7 @@ mod before;
 mod journal;
 mod reserve;
 mod run;
+mod sightings;
 
 pub use reserve::Reservations;
 
@@ -30,7 +31,7 @@ use crate::finish;
 use crate::metrics::Metrics;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, ResourceExt};
-use reattach_api::{Budgets, Phase, VolumeRecovery};
+use reattach_api::{Budgets, Phase, PowerOffRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
@@ -44,6 +45,10 @@ use tokio::time::Instant;
 const AT_LEAST_EVERY: SignedDuration = SignedDuration::from_secs(20);
 /// Changes that come in bursts are looked at together.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// A recovery that no policy speaks about calls for a person after so long: the default of
+/// `RecoveryPolicy.spec.escalateAfterSeconds`.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(30);
 
 /// Drives recoveries.
 #[derive(Clone)]
@@ -106,6 +111,8 @@ pub struct Memory {
     pub(crate) told: Option<Phase>,
     /// When a change made the next turn due.
     pub(crate) woken: Option<Timestamp>,
+    /// After how long a wait calls for a person.
+    pub(crate) patience: SignedDuration,
 }
 
 /// What limits a recovery besides its own plan.
@@ -119,6 +126,16 @@ pub struct Limits {
     pub rival: Option<ObjectName>,
     /// For a recovery that a policy made: how far the policy goes now.
     pub policy_mode: Option<Mode>,
+    /// For a recovery that a policy made: whether the policy lets instances be powered off now.
+    pub power_off: PowerOffRule,
+    /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.
+    pub escalate_after_seconds: Option<u32>,
+}
+
+impl Limits {
+    fn patience(&self) -> SignedDuration {
+        self.escalate_after_seconds.map_or(PATIENCE, |seconds| SignedDuration::from_secs(seconds.into()))
+    }
 }
 
 impl Executor {
@@ -225,6 +242,7 @@ impl Executor {
         limits: &Limits,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
+        memory.patience = limits.patience();
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {
             return finish::release(self, recovery).await;

@@ -1,13 +1,14 @@
 //! The run itself: the machine says the one next thing, this does it.
 
-use super::{Executor, Memory, Turn, TurnError};
-use crate::collect::Depth;
+use super::{Executor, Memory, Turn, TurnError, sightings};
+use crate::collect::{Depth, Own};
 use crate::metrics::EffectLabels;
-use crate::perform::perform;
-use crate::providers::Located;
+use crate::perform::{Stage, perform};
+use crate::status;
 use jiff::{SignedDuration, Timestamp};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::gate::Authority;
+use reattach_cluster::store;
 use reattach_core::evidence::Evidence;
 use reattach_core::journal::{Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next};
@@ -49,7 +50,7 @@ impl Executor {
             return Err(TurnError::NotLeader);
         }
         let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
-        let mut recovery = recovery;
+        let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
         loop {
             match self.ask(&recovery, &plan, &state, &evidence) {
@@ -111,6 +112,7 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<(), TurnError> {
         let now = self.collector.clock.now();
+        let entered = state.entered_at();
         let since = |at: Option<Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
         let unknown_for = state.outstanding().map(|ix| match state.step(ix) {
             StepState::Started { at } | StepState::Issued { started: at, .. } => since(Some(*at)),
@@ -121,7 +123,8 @@ impl Executor {
                 "whether the last effect was applied is still not known, so nothing is touched: {why}"
             );
             self.keep(recovery, Phase::Stuck, why, memory).await?;
-        } else if since(state.entered_at()) > WAITED_FOR_LONG {
+        } else if let Some(entered) = entered.filter(|at| since(Some(*at)) > WAITED_FOR_LONG) {
+            status::waits_since(&mut recovery, entered);
             let status = recovery.status.get_or_insert_default();
             let base = status.message.split("; waiting: ").next().unwrap_or_default().to_owned();
             let phase = status.phase;
@@ -140,6 +143,7 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let live = self.look(&recovery, plan, state, memory, true).await?;
+        let recovery = self.note_sightings(recovery, &live).await?;
         let action = match self.ask(&recovery, plan, state, &live) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
             Next::Record(mark) => {
@@ -149,11 +153,7 @@ impl Executor {
             Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
             _ => return Ok(Turn::Again),
         };
-        // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
-        let located = live
-            .csi(self.collector.clock.now())
-            .and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
-        self.act(recovery, plan, action, located.as_ref(), memory).await
+        self.act(recovery, plan, action, &live, memory).await
     }
 
     /// S3: journal, gate, effect, outcome.
@@ -162,20 +162,34 @@ impl Executor {
         recovery: VolumeRecovery,
         plan: &Plan,
         action: Action,
-        volume: Option<&Located>,
+        evidence: &Evidence,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let proof = match &action.effect {
-            Effect::CloudDetach { proof } => Some(proof.kind().clone()),
+            Effect::CloudDetach { proof }
+            | Effect::CloudForce { proof }
+            | Effect::TaintOutOfService { proof, .. }
+            | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
             _ => None,
         };
         let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof };
-        let recovery = self.append(recovery, plan, started, memory).await?;
+        let recovery = match &action.effect {
+            // The number of the question is stored with the intent to ask it: only an answer to that one counts then.
+            Effect::Challenge { .. } => self.append_question(recovery, plan, started, memory).await?,
+            _ => self.append(recovery, plan, started, memory).await?,
+        };
+        // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
+        let volume = evidence
+            .csi(self.collector.clock.now())
+            .and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
         let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
         let outcome = match self.gate.pass(plan, &authority, term) {
-            Ok(pass) => perform(&pass, &action.effect, &recovery, volume, &self.collector.clock).await,
+            Ok(pass) => {
+                let stage = Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume };
+                perform(&stage, &action.effect).await
+            }
             Err(shut) => Outcome::NotApplied { why: format!("not issued: {shut}"), retry: true },
         };
         let shut = matches!(&outcome, Outcome::NotApplied { why, .. } if why.starts_with("not issued"));
@@ -186,6 +200,18 @@ impl Executor {
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
     }
 
+    /// Stores what the evidence shows of instances, if that is news.
+    pub(super) async fn note_sightings(
+        &self,
+        mut recovery: VolumeRecovery,
+        evidence: &Evidence,
+    ) -> Result<VolumeRecovery, TurnError> {
+        if !sightings::note(&mut recovery, evidence) {
+            return Ok(recovery);
+        }
+        Ok(store::save(&self.collector.clients.records, &recovery).await?)
+    }
+
     async fn look(
         &self,
         recovery: &VolumeRecovery,
@@ -194,11 +220,6 @@ impl Executor {
         memory: &Memory,
         live: bool,
     ) -> Result<Evidence, TurnError> {
-        let asked = recovery
-            .status
-            .as_ref()
-            .and_then(|s| u64::try_from(s.epoch).ok())
-            .map(|e| (Self::uid_of(recovery), e));
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
         let depth = Depth::Execute {
@@ -209,7 +230,7 @@ impl Executor {
             since,
             live,
         };
-        Ok(self.collector.collect(&Self::claim_of(recovery), asked, depth).await?)
+        Ok(self.collector.collect(&Self::claim_of(recovery), Some(Own::of(recovery)), depth).await?)
     }
 
     fn ask(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, evidence: &Evidence) -> Next {

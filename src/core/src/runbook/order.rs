@@ -23,14 +23,13 @@ pub(super) fn check(class: Class, steps: &[RunbookStep]) -> Result<(), String> {
     {
         return Err(format!("{twice:?} may stand only once"));
     }
-    pairs(steps)?;
     let opener = at(StepKind::ScaleToZero).or(at(StepKind::Hold));
-    match opener {
-        Some(open) => held_away(class, steps, open)?,
-        None if class == Class::A && at(StepKind::TaintOutOfService).is_some() => {}
-        None => {
-            return Err("it has no ScaleToZero and no Hold; every order keeps the claim's pods away by one of them (class A by TaintOutOfService), add it first".to_owned());
-        }
+    if opener.is_none() && !(class == Class::A && at(StepKind::TaintOutOfService).is_some()) {
+        return Err("it has no ScaleToZero and no Hold; every order keeps the claim's pods away by one of them (class A by TaintOutOfService), add it first".to_owned());
+    }
+    pairs(steps)?;
+    if let Some(open) = opener {
+        held_away(class, steps, open)?;
     }
     if let Some(free) =
         steps.iter().position(|s| FREEING.contains(&s.step)).filter(|f| opener.is_none_or(|o| o > *f))

@@ -1,0 +1,159 @@
+//! Our two taints on a Node: out-of-service while its machine is off or gone, quarantine until its agent answers clean.
+//!
+//! # Expected flow
+//! Each function reads the Node right before it writes, and changes the one taint that it is about.
+//!
+//! # Guarantees
+//! The list of taints is written as a whole, on condition of the Node's UID and of the resourceVersion that was read, so
+//! that nobody else's taint is lost. A taint that is not ours is never changed. The out-of-service taint is never put on a
+//! Node that is Ready: the attach/detach controller would pull volumes that are mounted (measured).
+//!
+//! # Assumptions
+//! The caller holds the node's lock ([`crate::node_lock`]).
+//!
+//! # Caveats
+//! A Node has at most one taint per key and effect: where another recovery has quarantined it already, that one stays.
+//!
+//! # Errors
+//! [`Outcome`] says what is known of the write.
+
+use crate::effects::outcome;
+use crate::gate::EffectPass;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
+use reattach_core::ids::{NodeName, Uid};
+use reattach_core::journal::Outcome;
+use serde_json::json;
+
+/// Whether the Node is Ready by its own condition.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Whether the Node carries the out-of-service taint with our value.
+pub fn is_out_of_service_by_us(node: &Node) -> bool {
+    taints(node).iter().any(is_ours)
+}
+
+/// The recovery (its UID) that has the Node in quarantine.
+pub fn quarantined_by(node: &Node) -> Option<Uid> {
+    let taint = taints(node).iter().find(|t| t.key == QUARANTINE_TAINT)?;
+    Some(Uid::from(taint.value.clone().unwrap_or_default()))
+}
+
+fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+}
+
+fn is_ours(taint: &Taint) -> bool {
+    taint.key == OUT_OF_SERVICE_TAINT && taint.value.as_deref() == Some(TAINT_VALUE)
+}
+
+/// Puts the out-of-service taint on a Node that is not Ready.
+pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
+    let node = match the_node(pass, name, uid).await {
+        Ok(node) => node,
+        Err(outcome) => return outcome,
+    };
+    if is_ready(&node) {
+        return again(format!("Node {name} is Ready"));
+    }
+    let ours = Taint {
+        key: OUT_OF_SERVICE_TAINT.to_owned(),
+        value: Some(TAINT_VALUE.to_owned()),
+        effect: "NoExecute".to_owned(),
+        time_added: None,
+    };
+    if taints(&node).iter().any(|t| is_ours(t) && t.effect == ours.effect) {
+        return applied("it has the taint already");
+    }
+    if let Some(other) = taints(&node).iter().find(|t| t.key == ours.key && !is_ours(t)) {
+        let value = other.value.as_deref().unwrap_or_default();
+        let why = format!("someone else has tainted Node {name} with {}={value}", other.key);
+        return Outcome::NotApplied { why, retry: false };
+    }
+    let mut all = taints(&node).to_vec();
+    all.push(ours);
+    write(pass, &node, &all, "tainted out-of-service").await
+}
+
+/// Takes our out-of-service taint off. A Node that is gone has none.
+pub async fn untaint(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Outcome {
+    without(pass, name, uid, is_ours, "the out-of-service taint is off").await
+}
+
+/// Puts our quarantine on the Node, with the recovery's UID as its value.
+pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    let node = match the_node(pass, name, uid).await {
+        Ok(node) => node,
+        Err(outcome) => return outcome,
+    };
+    if let Some(by) = quarantined_by(&node) {
+        return applied(&format!("it is in quarantine already, by recovery {by}"));
+    }
+    let mut all = taints(&node).to_vec();
+    all.push(Taint {
+        key: QUARANTINE_TAINT.to_owned(),
+        value: Some(recovery.to_string()),
+        effect: "NoSchedule".to_owned(),
+        time_added: None,
+    });
+    write(pass, &node, &all, "put into quarantine").await
+}
+
+/// Takes the quarantine of this recovery off. A Node that is gone has none.
+pub async fn unquarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    let its = |t: &Taint| t.key == QUARANTINE_TAINT && t.value.as_deref() == Some(recovery.as_str());
+    without(pass, name, uid, its, "the quarantine is off").await
+}
+
+async fn without(
+    pass: &EffectPass,
+    name: &NodeName,
+    uid: &Uid,
+    which: impl Fn(&Taint) -> bool,
+    done: &str,
+) -> Outcome {
+    let node = match Api::<Node>::all(pass.client().clone()).get_opt(name.as_str()).await {
+        Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => node,
+        Ok(_) => return applied("that Node is gone"),
+        Err(error) => return outcome::<()>(Err(error), ""),
+    };
+    let rest: Vec<Taint> = taints(&node).iter().filter(|t| !which(t)).cloned().collect();
+    if rest.len() == taints(&node).len() {
+        return applied("it is not there");
+    }
+    write(pass, &node, &rest, done).await
+}
+
+/// The Node as it is now, if it is the one that was meant.
+async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node, Outcome> {
+    match Api::<Node>::all(pass.client().clone()).get_opt(name.as_str()).await {
+        Ok(Some(node)) if node.uid().as_deref() == Some(uid.as_str()) => Ok(node),
+        Ok(Some(_)) => Err(again(format!("Node {name} is another one now"))),
+        Ok(None) => Err(again(format!("Node {name} does not exist any more"))),
+        // Nothing was written yet.
+        Err(error) => Err(again(format!("Node {name} could not be read: {error}"))),
+    }
+}
+
+/// `spec.taints` is an atomic list (Kubernetes `api/core/v1/types.go`): it is replaced as a whole.
+async fn write(pass: &EffectPass, node: &Node, taints: &[Taint], done: &str) -> Outcome {
+    let body = json!({
+        "metadata": { "uid": node.uid(), "resourceVersion": node.resource_version() },
+        "spec": { "taints": taints },
+    });
+    let api: Api<Node> = Api::all(pass.client().clone());
+    outcome(api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await, done)
+}
+
+fn applied(detail: &str) -> Outcome {
+    Outcome::Applied { detail: detail.to_owned() }
+}
+
+fn again(why: String) -> Outcome {
+    Outcome::NotApplied { why, retry: true }
+}

@@ -1,0 +1,167 @@
+//! The lock of one node: while a recovery fences it, no other remediator does (safety rule S4).
+//!
+//! # Expected flow
+//! An effect on a whole node [`take`]s the lock right before it acts, which also renews it; the effect that undoes it, or
+//! the end of the recovery, [`give_back`]s it.
+//!
+//! # Guarantees
+//! A lock that another holds and that has not expired is never taken; only a lock of our own is given back. Both are
+//! compare-and-swap on the Lease's resourceVersion.
+//!
+//! # Assumptions
+//! Whoever else fences nodes uses the same Lease. In the namespace `medik8s-leases` it is the one of the medik8s
+//! operators: Lease `node-<node>`, 3600 s, deleted when it is given back (`pkg/lease` of `github.com/medik8s/common`).
+//!
+//! # Caveats
+//! Expiry is judged by wall clocks, ours and the holder's: against an hour their difference does not count. A Lease that
+//! does not say until when it holds counts as held.
+//!
+//! # Errors
+//! [`take`] says why the effect was not issued, as an [`Outcome`].
+
+use crate::gate::EffectPass;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Api, Client};
+use reattach_core::ids::{NodeName, ObjectName};
+use reattach_core::journal::Outcome;
+
+/// How long the lock lasts without being renewed, in seconds: what medik8s takes (`pkg/lease` of medik8s/common).
+pub const DURATION_SECONDS: i32 = 3600;
+
+/// How every holder of ours begins.
+const OURS: &str = "reattach/";
+
+/// The Lease's name for a node: the scheme of medik8s/common.
+pub fn name(node: &NodeName) -> String {
+    format!("node-{node}")
+}
+
+/// A recovery as the holder of a lock.
+pub fn holder(recovery: &ObjectName) -> String {
+    format!("{OURS}{}/{}", recovery.namespace, recovery.name)
+}
+
+/// The recovery behind a holder; `None`: it is none of ours.
+pub fn recovery_of(holder: &str) -> Option<ObjectName> {
+    let (namespace, name) = holder.strip_prefix(OURS)?.split_once('/')?;
+    Some(ObjectName::new(namespace, name))
+}
+
+/// Who has a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Nobody.
+    Free,
+    /// Someone who has let it expire.
+    Expired {
+        /// The holder.
+        holder: String,
+    },
+    /// Someone, and it has not expired.
+    Held {
+        /// The holder.
+        holder: String,
+    },
+}
+
+/// Who has the lock, by its Lease. Pure.
+pub fn judge(lease: Option<&Lease>, now: Timestamp) -> Lock {
+    let Some(spec) = lease.and_then(|l| l.spec.as_ref()) else { return Lock::Free };
+    let Some(holder) = spec.holder_identity.clone().filter(|h| !h.is_empty()) else { return Lock::Free };
+    let lasts = spec.lease_duration_seconds.map(|s| SignedDuration::from_secs(s.into()));
+    let until = spec.renew_time.as_ref().zip(lasts).and_then(|(t, d)| t.0.checked_add(d).ok());
+    if until.is_some_and(|until| until < now) { Lock::Expired { holder } } else { Lock::Held { holder } }
+}
+
+/// Who has the lock of a node now.
+///
+/// # Errors
+/// The API server's error.
+pub async fn read(
+    client: &Client,
+    namespace: &str,
+    node: &NodeName,
+    now: Timestamp,
+) -> Result<Lock, kube::Error> {
+    let lease = Api::<Lease>::namespaced(client.clone(), namespace).get_opt(&name(node)).await?;
+    Ok(judge(lease.as_ref(), now))
+}
+
+/// Takes the lock for a recovery, or renews it.
+///
+/// # Errors
+/// The outcome of the effect that the lock was taken for: not applied, naming the holder or the API server's answer.
+pub async fn take(
+    pass: &EffectPass,
+    node: &NodeName,
+    recovery: &ObjectName,
+    now: Timestamp,
+) -> Result<(), Outcome> {
+    let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
+    let (name, me) = (name(node), holder(recovery));
+    let place = format!("the lock of node {node} (Lease {}/{name})", pass.locks());
+    let failed = |error: kube::Error| Outcome::NotApplied {
+        // Rights and a namespace that are missing stay so; anything else may go better the next time.
+        retry: !matches!(&error, kube::Error::Api(s) if matches!(s.code, 400..=408 | 410..=428 | 430..=499)),
+        why: format!("{place} could not be taken: {error}"),
+    };
+    let old = api.get_opt(&name).await.map_err(failed)?;
+    let continued = match judge(old.as_ref(), now) {
+        Lock::Held { holder } if holder != me => {
+            return Err(Outcome::NotApplied { why: format!("{holder} has {place}"), retry: true });
+        }
+        Lock::Held { .. } => true,
+        Lock::Expired { .. } | Lock::Free => false,
+    };
+    let before = old.as_ref().and_then(|l| l.spec.clone()).unwrap_or_default();
+    let transitions = before.lease_transitions.unwrap_or(0);
+    let spec = LeaseSpec {
+        holder_identity: Some(me),
+        lease_duration_seconds: Some(DURATION_SECONDS),
+        acquire_time: before.acquire_time.filter(|_| continued).or(Some(MicroTime(now))),
+        renew_time: Some(MicroTime(now)),
+        lease_transitions: Some(if continued { transitions } else { transitions.saturating_add(1) }),
+        ..LeaseSpec::default()
+    };
+    let params = PostParams::default();
+    let written = match old {
+        // With the resourceVersion that was read: who else takes it meanwhile makes this a conflict.
+        Some(lease) => api.replace(&name, &params, &Lease { spec: Some(spec), ..lease }).await,
+        None => {
+            let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+            api.create(&params, &Lease { metadata, spec: Some(spec) }).await
+        }
+    };
+    written.map(drop).map_err(failed)
+}
+
+/// Gives the lock back if this recovery has it. Returns whether it had.
+///
+/// # Errors
+/// The API server's error; the lock then expires by itself.
+pub async fn give_back(
+    pass: &EffectPass,
+    node: &NodeName,
+    recovery: &ObjectName,
+) -> Result<bool, kube::Error> {
+    let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
+    let name = name(node);
+    let Some(lease) = api.get_opt(&name).await? else { return Ok(false) };
+    let has = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
+    if has != Some(holder(recovery).as_str()) {
+        return Ok(false);
+    }
+    let preconditions = Preconditions {
+        uid: lease.metadata.uid.clone(),
+        resource_version: lease.metadata.resource_version.clone(),
+    };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(&name, &params).await {
+        // It is gone, or someone took it in between: it is not ours any more.
+        Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
+        reply => reply.map(|_| true),
+    }
+}

@@ -1,0 +1,63 @@
+//! Taking away what reattach itself left behind. Every function takes a [`TidyPass`], acts on nothing that does not carry a
+//! mark of ours, and ends within the pass's deadline.
+
+use crate::gate::{EffectPass, TidyPass};
+use crate::{effects, hold, node, node_lock};
+use reattach_api::VolumeRecovery;
+use reattach_core::ids::{NodeName, ObjectName, ResourceVersion, Uid};
+use reattach_core::journal::Outcome;
+use reattach_core::workload::{ScalePath, WorkloadRef};
+use serde_json::Value;
+use std::future::Future;
+
+/// Takes our out-of-service taint off a Node.
+pub async fn untaint(pass: &TidyPass, name: &NodeName, uid: &Uid) -> Outcome {
+    in_time(pass.as_effect(), |pass| node::untaint(pass, name, uid)).await
+}
+
+/// Takes a recovery's quarantine off a Node.
+pub async fn unquarantine(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    in_time(pass.as_effect(), |pass| node::unquarantine(pass, name, uid, recovery)).await
+}
+
+/// Gives a node's lock back, if the recovery has it.
+pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
+    in_time(pass.as_effect(), async |pass| {
+        effects::outcome(node_lock::give_back(pass, node, recovery).await, "the lock is given back")
+    })
+    .await
+}
+
+/// Takes our scheduling gate off a pod.
+pub async fn ungate(pass: &TidyPass, pod: &ObjectName, uid: &Uid) -> Outcome {
+    in_time(pass.as_effect(), async |pass| {
+        effects::outcome(hold::ungate(pass, pod, uid).await, "the gate is off")
+    })
+    .await
+}
+
+/// Takes the label of a hold off a VolumeRecovery.
+pub async fn unhold(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
+    in_time(pass.as_effect(), |pass| hold::label(pass, recovery, Value::Null, "the label is off")).await
+}
+
+/// Restores a workload by its stamp: the replicas (if given) back, the stamp off.
+pub async fn restore(
+    pass: &TidyPass,
+    workload: &WorkloadRef,
+    version: &ResourceVersion,
+    path: ScalePath,
+    replicas: Option<i32>,
+) -> Outcome {
+    in_time(pass.as_effect(), |pass| effects::restore(pass, workload, version, path, replicas)).await
+}
+
+async fn in_time<'a, F: Future<Output = Outcome>>(
+    pass: &'a EffectPass,
+    effect: impl FnOnce(&'a EffectPass) -> F,
+) -> Outcome {
+    match tokio::time::timeout_at(pass.deadline(), effect(pass)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Outcome::Unknown { why: "no answer before the deadline".to_owned() },
+    }
+}
