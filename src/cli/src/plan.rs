@@ -179,7 +179,9 @@ async fn allowed(
         }
         // Whoever sees only a namespace still sees a plan; the cautious one.
         Err(kube::Error::Api(status)) if status.code == 403 => {
-            note("note: you may not list recoverypolicies, so the plan is shown without what a policy may allow besides");
+            note(
+                "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow besides",
+            );
             PowerOffRule::Never
         }
         Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),

@@ -4,7 +4,9 @@ use crate::fail::Fail;
 use crate::session::Session;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Declaration, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
+use reattach_api::{
+    Declaration, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus,
+};
 use reattach_core::ids::ObjectName;
 use serde_json::json;
 

@@ -268,7 +268,14 @@ impl<'a> Installed<'a> {
         };
         assert_eq!(eventually("condition Dangling", LIMIT, dangling).await.expect("known"), "False");
         // The last binding that was made, and the built-in roles that take ours in.
-        for (who, verb) in [("adam", "approve"), ("erin", "create"), ("vera", "list"), ("olga", "approve"), ("dora", "poweroff"), ("dana", "declare")] {
+        for (who, verb) in [
+            ("adam", "approve"),
+            ("erin", "create"),
+            ("vera", "list"),
+            ("olga", "approve"),
+            ("dora", "poweroff"),
+            ("dana", "declare"),
+        ] {
             let client = self.as_user(who).await;
             let may = async || {
                 crate::rights::may(&client, "reattach.dev", "volumerecoveries", verb, Some("team-a"))

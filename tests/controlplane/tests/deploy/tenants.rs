@@ -85,7 +85,8 @@ fn attempts() -> Vec<Attempt> {
     let marks = annotations(&json!({
         "reattach.dev/restore": "{}", "reattach.dev/expendable-emptydirs": "true", "reattach.dev/opt-out": "true",
     }));
-    let taint = |key: &str| json!({ "spec": { "taints": [{ "key": key, "value": "x", "effect": "NoSchedule" }] } });
+    let taint =
+        |key: &str| json!({ "spec": { "taints": [{ "key": key, "value": "x", "effect": "NoSchedule" }] } });
     let lease = |name: &str| {
         json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": name },
@@ -99,7 +100,15 @@ fn attempts() -> Vec<Attempt> {
     let rows: Vec<Row> = vec![
         ("create", ours, "volumerecoveries", "", there, recovery("theirs", CONTROLLER, json!({})), true),
         ("patch", ours, "volumerecoveries", "by-policy", there, abort, false),
-        ("patch", ours, "volumerecoveries", "by-policy", there, json!({ "spec": declaration("admin") }), false),
+        (
+            "patch",
+            ours,
+            "volumerecoveries",
+            "by-policy",
+            there,
+            json!({ "spec": declaration("admin") }),
+            false,
+        ),
         ("patch", ours, "volumerecoveries", "by-policy", there, json!({ "spec": allowance("admin") }), false),
         ("patch", ours, "volumerecoveries", "by-policy", there, hold, true),
         ("patch", ours, "volumerecoveries/status", "by-policy", there, status, true),
@@ -173,8 +182,7 @@ async fn another_team(installed: &Installed<'_>) -> String {
         "spec": { "attacher": "driver", "nodeName": "node-b", "source": { "persistentVolumeName": "pv-b" } },
     });
     create(&Api::<VolumeAttachment>::all(admin.clone()), attachment).await;
-    let pod =
-        json!({ "metadata": { "name": "theirs" }, "spec": { "nodeName": "node-b", "containers": containers } });
+    let pod = json!({ "metadata": { "name": "theirs" }, "spec": { "nodeName": "node-b", "containers": containers } });
     let pod: Pod = create(&Api::namespaced(admin.clone(), "team-b"), pod).await;
     pod.metadata.uid.expect("a UID")
 }
@@ -216,7 +224,10 @@ pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
         ),
         (declaration("dora"), "spec.declaration.declaredBy must be your own user name, adam, not dora"),
         (allowance("dora"), "spec.powerOff.allowedBy must be your own user name, adam, not dora"),
-        (declaration(CONTROLLER), "spec.declaration.declaredBy must be your own user name, adam, not system:"),
+        (
+            declaration(CONTROLLER),
+            "spec.declaration.declaredBy must be your own user name, adam, not system:",
+        ),
     ] {
         refused(&words.to_string(), say(&adam, "borrowed", words.clone()).await, 403, says);
         let made = ask(&adam, "team-a", "borrowed-at-once", "adam", words.clone()).await;
@@ -241,7 +252,9 @@ pub async fn names_that_are_not_theirs(installed: &Installed<'_>) {
 pub async fn claims_of_other_namespaces(installed: &Installed<'_>) {
     let adam = installed.as_user("adam").await;
     let only = "claimName must be the name of a PersistentVolumeClaim in this namespace";
-    for claim in ["team-b/data", "../../team-b/persistentvolumeclaims/data", "data?x", "data#x", "%2e%2e", "."] {
+    for claim in
+        ["team-b/data", "../../team-b/persistentvolumeclaims/data", "data?x", "data#x", "%2e%2e", "."]
+    {
         let made = ask(&adam, "team-a", "elsewhere", "adam", json!({ "claimName": claim })).await;
         refused(claim, made, 422, only);
     }
@@ -253,7 +266,9 @@ pub async fn claims_of_other_namespaces(installed: &Installed<'_>) {
         .expect("a request");
     let made = adam.request::<Value>(request).await;
     refused("another namespace in the object", made, 400, "does not match the namespace");
-    ask(&adam, "team-a", "beside-it", "adam", json!({ "claimName": "data-0.db" })).await.expect("a claim's name");
+    ask(&adam, "team-a", "beside-it", "adam", json!({ "claimName": "data-0.db" }))
+        .await
+        .expect("a claim's name");
     let moved = say(&adam, "beside-it", json!({ "claimName": "data" })).await;
     refused("another claim later", moved, 422, "claimName is fixed once created");
 }
@@ -283,7 +298,8 @@ pub async fn reports_of_other_nodes(installed: &Installed<'_>) {
     let applied = json!({
         "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "status": { "answers": answer },
     });
-    let applied = a.patch_status("node-b", &PatchParams::apply("agent").force(), &Patch::Apply(applied)).await;
+    let applied =
+        a.patch_status("node-b", &PatchParams::apply("agent").force(), &Patch::Apply(applied)).await;
     refused("the same by apply", applied, 403, only);
     let denied = "User \"adam\" cannot patch resource \"nodevolumereports/status\" in API group \"reattach.dev\" at the cluster scope";
     refused("an answer of a tenant", adam.patch_status("node-b", &params, &patch).await, 403, denied);

@@ -42,11 +42,9 @@ pub async fn declarations(installed: &Installed<'_>) {
     assert_eq!(by(say(&dora, "dead", declaration("dora")).await).as_deref(), Some("dora"));
     // It stays hers when somebody else writes the rest; nobody changes a word of it.
     label(&alice, "dead", "t-1").await.expect("nothing of the declaration changes");
-    for change in [
-        json!({ "holder": "4712" }),
-        json!({ "reason": "another" }),
-        json!({ "at": "2026-01-01T00:59:00Z" }),
-    ] {
+    for change in
+        [json!({ "holder": "4712" }), json!({ "reason": "another" }), json!({ "at": "2026-01-01T00:59:00Z" })]
+    {
         for (who, client) in [("alice", &alice), ("dana", &dana)] {
             let edited = say(client, "dead", json!({ "declaration": change })).await;
             refused(&format!("{change} by {who}"), edited, 403, &own(who));
@@ -176,7 +174,9 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
         api.patch("off", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
     };
     let raises = |to: &str, from: &str| {
-        format!("spec.powerOff {to} (before: {from}) needs the verb poweroff on recoverypolicies (ClusterRole reattach-power-off)")
+        format!(
+            "spec.powerOff {to} (before: {from}) needs the verb poweroff on recoverypolicies (ClusterRole reattach-power-off)"
+        )
     };
     for to in ["Allowed", "AllowedAndOn"] {
         let made = pete.create(&post, &policy("off", json!({ "powerOff": to }))).await;
@@ -195,8 +195,7 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
 
     // Over more claims it is the same right.
     let wider = "another selector or precedence of a policy whose spec.powerOff is Allowed needs the verb poweroff on recoverypolicies";
-    for spec in
-        [json!({ "selector": { "namespaces": ["team-a", "team-b"] } }), json!({ "precedence": 1000 })]
+    for spec in [json!({ "selector": { "namespaces": ["team-a", "team-b"] } }), json!({ "precedence": 1000 })]
     {
         refused("wider", change(&pete, spec.clone()).await, 403, wider);
         change(&petra, spec).await.expect("she may");
