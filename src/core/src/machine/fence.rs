@@ -141,7 +141,7 @@ impl Look<'_> {
     pub(super) fn quarantine(&self) -> Next {
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return other,
+            Err(other) => return *other,
         };
         if node.quarantined {
             return self.done_or_skipped("the node is in quarantine");
@@ -162,7 +162,7 @@ impl Look<'_> {
     pub(super) fn taint(&self) -> Next {
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return other,
+            Err(other) => return *other,
         };
         if node.out_of_service_by_us {
             return self.done_or_skipped("the taint is there");
@@ -200,11 +200,11 @@ impl Look<'_> {
     }
 
     /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
-    fn fenced_node(&self) -> Result<&NodeFacts, Next> {
+    fn fenced_node(&self) -> Result<&NodeFacts, Box<Next>> {
         match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
             Some(Reading::Present(node)) => Ok(node),
-            Some(Reading::Absent) => Err(self.skipped("the Node does not exist any more")),
-            _ => Err(self.poll(&format!("Node {} must be read", self.plan.pins.node))),
+            Some(Reading::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
+            _ => Err(Box::new(self.poll(&format!("Node {} must be read", self.plan.pins.node)))),
         }
     }
 
@@ -213,7 +213,7 @@ impl Look<'_> {
         let pins = &self.plan.pins;
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return Some(other),
+            Err(other) => return Some(*other),
         };
         if node.ready {
             return Some(self.refused(&format!("Node {} is Ready again", node.name)));
