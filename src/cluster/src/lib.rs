@@ -13,6 +13,7 @@ pub mod lease;
 pub mod node;
 pub mod node_lock;
 pub mod reports;
+pub mod stamped;
 pub mod store;
 pub mod tidy;
 pub mod view;
