@@ -199,14 +199,25 @@ impl SimKubelet {
         !self.tasks.is_empty()
     }
 
-    /// Cuts the power: everything in memory is gone, the disk stays. A hang of the kernel looks the same from outside.
+    /// Cuts the power: everything in memory is gone, the disk stays.
     pub async fn power_off(&self) {
         self.lose_power(Power::Off).await;
     }
 
+    /// The kernel hangs: nothing runs on the machine any more, and the cloud goes on calling it running. It ends by
+    /// powering it off at the cloud and [`SimKubelet::power_on`].
+    pub fn hang(&self) {
+        self.stop();
+    }
+
     async fn lose_power(&self, how: Power) {
-        self.tasks.abort_all();
+        self.stop();
         self.shared.hardware.power(&self.shared.config.instance, how).await;
+    }
+
+    /// Everything in memory is gone, and the host shows nothing.
+    fn stop(&self) {
+        self.tasks.abort_all();
         if let Some(host) = lock(&self.shared.host).as_mut() {
             host.clear();
         }
