@@ -194,15 +194,15 @@ async fn providers_and_runbooks() {
     };
     let table = [
         (file("broken.yaml", "name: [x\nsteps: 3\n"), &["broken.yaml", "line"][..]),
-        (file("field.yaml", "name: x\nsummary: y\nsteps: []\ncolour: red\n"), &["field.yaml", "colour"]),
+        (file("field.yaml", "name: x\nsummary: y\norders: {}\ncolour: red\n"), &["field.yaml", "colour"]),
         (
-            file("step.yaml", "name: x\nsummary: y\nsteps:\n- step: Pray\n  deadlineSeconds: 5\n"),
+            file("step.yaml", "name: x\nsummary: y\norders:\n  B:\n  - step: Pray\n    deadlineSeconds: 5\n"),
             &["step.yaml", "Pray"],
         ),
         (
             file(
                 "unsafe.yaml",
-                "name: x\nsummary: y\nsteps:\n- step: ScaleToZero\n  deadlineSeconds: 5\n- step: Verify\n  deadlineSeconds: 5\n",
+                "name: x\nsummary: y\norders:\n  B:\n  - step: ScaleToZero\n    deadlineSeconds: 5\n  - step: Verify\n    deadlineSeconds: 5\n",
             ),
             &["Restore", "nothing may be left at zero"],
         ),

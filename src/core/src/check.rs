@@ -2,7 +2,8 @@
 //! with the planner, and can veto.
 
 use crate::diagnosis::Trouble;
-use crate::evidence::{AccessMode, ClaimFacts, Evidence, MAX_AGE, PodFacts};
+use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE, PodFacts};
+use crate::fact::Reading;
 use crate::ids::PlanHash;
 use crate::plan::{EffectClass, PLAN_VERSION, Plan};
 use crate::runbook::StepKind;
@@ -50,7 +51,8 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
     let (hold, lift) = (first(StepKind::Hold), first(StepKind::Lift));
     let away = scale.or(hold);
     let back = restore.or(lift);
-    if let Some(detach) = first(StepKind::CloudDetach) {
+    for kind in [StepKind::CloudDetach, StepKind::CloudForce] {
+        let Some(detach) = first(kind) else { continue };
         say("S1", away.is_some_and(|s| s < detach), "a cloud detach without the claim held away first");
         say(
             "S1",
@@ -59,10 +61,34 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
         );
         say(
             "S1",
-            back.is_none_or(|r| last(StepKind::CloudDetach).is_some_and(|d| d < r)),
+            back.is_none_or(|r| last(kind).is_some_and(|d| d < r)),
             "a cloud detach after pods may run again",
         );
     }
+    say(
+        "S1",
+        first(StepKind::DeleteAttachment).is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),
+        "a VolumeAttachment deleted while pods may come",
+    );
+    let (taint, untaint) = (first(StepKind::TaintOutOfService), first(StepKind::Untaint));
+    say(
+        "S9",
+        taint.is_none() == untaint.is_none()
+            && untaint >= taint
+            && last(StepKind::TaintOutOfService) == taint,
+        "an out-of-service taint without exactly one end of it",
+    );
+    say(
+        "S1",
+        taint.is_none_or(|t| first(StepKind::Prove).is_some_and(|p| p < t)),
+        "an out-of-service taint without a proof before it",
+    );
+    let whole_node = [taint, first(StepKind::PowerOff), first(StepKind::Quarantine)];
+    say(
+        "S7",
+        plan.pins.node_wide.is_some() || whole_node.iter().all(Option::is_none),
+        "an effect on a whole node that does not list what is on it",
+    );
     say(
         "S2",
         scale.is_none()
@@ -127,42 +153,87 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
         cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib),
         "the cloud volume is not the pinned one",
     );
-    say(
-        "S1",
-        cloud.is_some_and(|c| c.holders.as_slice() == std::slice::from_ref(&p.holder)),
-        "the pinned holder is not the cloud's only holder",
-    );
-    let node = e.nodes.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
-    say(
-        "S8",
-        node.is_some_and(|n| {
-            n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref()
-        }),
-        "the node is another machine or another boot than pinned",
-    );
-    let foreign = |t: &str| {
-        t == "node.kubernetes.io/out-of-service" || t.contains("medik8s.io/") || t == "karpenter.sh/disrupted"
+    let holders = cloud.map(|c| c.holders.as_slice());
+    let alone = holders == Some(std::slice::from_ref(&p.holder));
+    let free = holders == Some(&[]);
+    let as_it_should = match plan.trouble {
+        Trouble::Lost { .. } => free,
+        Trouble::StuckRecord { .. } => free || alone,
+        _ => alone,
     };
-    say(
-        "S9",
-        node.is_some_and(|n| !n.taints.iter().any(|t| foreign(t))),
-        "someone else is at work on the node",
-    );
+    say("S1", as_it_should, "the pinned holder is not the cloud's only holder");
+    let node = e.nodes.get(&p.node).map(|f| f.read(now, MAX_AGE));
     let attachments = e.attachments.read(now, MAX_AGE).present();
-    say(
-        "S8",
-        attachments.is_some_and(|a| {
-            a.iter().any(|a| p.is_attachment(&a.uid) && a.name == p.attachment_name() && a.node == p.node)
-        }),
-        "the VolumeAttachment is not the pinned one",
-    );
+    say("S8", agrees(plan), "the diagnosis and the pins disagree");
+    match (&plan.trouble, &node) {
+        // Nobody speaks for the orphan's holder, or a node that has no record of the volume.
+        (Trouble::Orphan { .. }, Some(Reading::Present(_))) => {}
+        (Trouble::StuckRecord { .. }, Some(Reading::Absent)) => {
+            say("S8", p.boot_id.is_none(), "a boot is pinned of a Node that does not exist");
+        }
+        (_, Some(Reading::Present(n))) => say(
+            "S8",
+            n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref(),
+            "the node is another machine or another boot than pinned",
+        ),
+        _ => say("S8", false, "the node is another machine or another boot than pinned"),
+    }
+    if let Some(Reading::Present(n)) = node {
+        let ours = |t: &str| n.out_of_service_by_us && t == "node.kubernetes.io/out-of-service";
+        let foreign = |t: &str| {
+            t == "node.kubernetes.io/out-of-service"
+                || t.contains("medik8s.io/")
+                || t == "karpenter.sh/disrupted"
+        };
+        say("S9", !n.taints.iter().any(|t| foreign(t) && !ours(t)), "someone else is at work on the node");
+        if let Trouble::DeadNode { .. } = plan.trouble {
+            say("S1", !n.ready, "the node that is called dead is Ready");
+        }
+        let Some(listed) = &p.node_wide else { return others(plan, attachments, say) };
+        let on_it = e.node_pods.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
+        say(
+            "S7",
+            on_it.is_some_and(|pods| pods.iter().all(|pod| listed.pods.contains(pod)))
+                && n.volumes_attached.iter().all(|v| listed.volumes.contains(v)),
+            "the plan does not list everything that is on the node",
+        );
+    }
+    others(plan, attachments, say);
+}
+
+/// Whether the diagnosis is about what is pinned.
+fn agrees(plan: &Plan) -> bool {
+    let p = &plan.pins;
+    match &plan.trouble {
+        Trouble::Phantom { at, attachment, .. } | Trouble::Lost { at, attachment } => {
+            at.node == p.node && at.instance == p.holder && p.is_attachment(attachment)
+        }
+        Trouble::DeadNode { node, instance } => *node == p.node && *instance == p.holder,
+        Trouble::StuckRecord { attachment, node, .. } => {
+            *node == p.node && attachment.as_ref() == p.attachment.as_ref().map(|a| &a.uid)
+        }
+        Trouble::Orphan { holder, .. } => *holder == p.holder && p.attachment.is_none(),
+    }
+}
+
+/// Who else has a record of the volume.
+fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, say: &mut impl FnMut(&str, bool, &str)) {
+    let p = &plan.pins;
+    if let Some(pinned) = &p.attachment {
+        let same = |a: &AttachmentFacts| a.uid == pinned.uid && a.name == pinned.name && a.node == p.node;
+        say(
+            "S8",
+            attachments.is_some_and(|all| all.iter().any(same)),
+            "the VolumeAttachment is not the pinned one",
+        );
+    }
+    // Where the old holder's record goes and others wait, their records may stay: they are not attached.
+    let elsewhere = !matches!(plan.trouble, Trouble::Phantom { .. } | Trouble::Lost { .. });
     say(
         "S7",
-        attachments.is_some_and(|a| a.iter().all(|a| a.node == p.node)),
+        attachments.is_some_and(|all| all.iter().all(|a| a.node == p.node || (elsewhere && !a.attached))),
         "another node has a VolumeAttachment of the volume",
     );
-    let agrees = matches!(&plan.trouble, Trouble::Phantom { at, attachment, .. } if at.node == p.node && at.instance == p.holder && p.is_attachment(attachment));
-    say("S8", agrees, "the diagnosis and the pins disagree");
 }
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
@@ -183,9 +254,13 @@ fn losses(
         w.workload == p.workload && w.replicas == p.replicas,
         "the workload is not the pinned one, or its count changed",
     );
-    say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
-    say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
-    say("S2", w.rollout.is_none() && !w.deleting, "the workload is being changed");
+    // What a pod on a dead or a fenced node had is lost with the node.
+    if plan.steps.iter().any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release)) {
+        say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
+        say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
+        say("S2", w.rollout.is_none(), "the workload is being changed");
+    }
+    say("S2", !w.deleting, "the workload is being changed");
     say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
     say("S2", w.pod_dry_run == Some(Ok(())), "a new pod is not known to be accepted");
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
@@ -204,13 +279,17 @@ fn losses(
     } else {
         say("S2", w.replicas > 0, "someone keeps the workload at zero");
         let going = |x: &&PodFacts| x.node.as_ref() == Some(&p.node);
+        let releases = plan.steps.iter().any(|s| s.kind == StepKind::Release);
         say(
             "S2",
-            w.template.pre_stop.is_empty() || users.is_some_and(|u| u.iter().filter(going).all(|x| !x.ready)),
+            !releases
+                || w.template.pre_stop.is_empty()
+                || users.is_some_and(|u| u.iter().filter(going).all(|x| !x.ready)),
             "a healthy pod's preStop hook would run",
         );
+        let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
         let policy = e.hold_policy.as_ref().and_then(|h| h.read(now, MAX_AGE).present());
-        say("S1", policy.is_some(), "the cluster is not known to hold pods away by admission");
+        say("S1", !holds || policy.is_some(), "the cluster is not known to hold pods away by admission");
     }
 }
 

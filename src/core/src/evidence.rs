@@ -218,6 +218,11 @@ impl PodFacts {
         matches!(self.phase.as_str(), "Succeeded" | "Failed")
     }
 
+    /// Whether it cannot come to this node: it is held away, or bound to another one for good.
+    pub fn is_kept_from(&self, node: &NodeName) -> bool {
+        self.is_held_away() || self.node.as_ref().is_some_and(|n| n != node)
+    }
+
     /// Whether it is kept from every node by a hold of ours. A pod that was bound before is not, whatever it carries.
     pub fn is_held_away(&self) -> bool {
         self.held && self.node.is_none()

@@ -1,9 +1,13 @@
 //! Runbooks: ordered typed steps as data. No conditions, loops or templates; a runbook may add caution and never remove
 //! a safety rule.
 
+mod order;
+
+use crate::diagnosis::Class;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// The runbook that policies name by default: it touches no replica and mostly leaves the detach to Kubernetes.
 pub const DEFAULT_RUNBOOK: &str = "lightest-first";
@@ -24,6 +28,8 @@ pub enum Holding {
     AtZero,
     /// Its new pods carry our scheduling gate; replicas are not touched.
     ByGate,
+    /// Not at all: the node that held it is fenced as a whole.
+    Nothing,
 }
 
 /// An ordered list of typed steps.
@@ -34,12 +40,12 @@ pub struct Runbook {
     pub name: String,
     /// One sentence on what it does.
     pub summary: String,
-    /// The steps in order.
-    pub steps: Vec<RunbookStep>,
+    /// The steps in order, for each class that it heals.
+    pub orders: BTreeMap<Class, Vec<RunbookStep>>,
 }
 
 /// One step of a runbook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunbookStep {
     /// What to do.
@@ -63,7 +69,7 @@ impl RunbookStep {
     }
 }
 
-/// The steps that this build can perform. DESIGN 7 names more; a runbook that uses one of them is refused with its name.
+/// The steps that this build can perform; a runbook that uses another word is refused with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum StepKind {
     /// Stamp the workload and set its replicas to zero, in one write; then wait until no pod of it is left.
@@ -166,111 +172,20 @@ impl Runbook {
         hash16(self)
     }
 
-    /// How it keeps the claim's pods away: its first step. A checked runbook has one.
-    pub fn holding(&self) -> Holding {
-        match self.steps.first().map(|s| s.step) {
-            Some(StepKind::Hold) => Holding::ByGate,
-            _ => Holding::AtZero,
-        }
+    /// The steps for a class; none if it does not heal that.
+    pub fn order(&self, class: Class) -> Option<&[RunbookStep]> {
+        self.orders.get(&class).map(Vec::as_slice)
     }
 
     /// `name` is the file or name that people know it by.
     fn check(&self, name: &str) -> Result<(), RunbookError> {
-        let unsafe_ = |why: &str| Err(RunbookError::Unsafe { name: name.to_owned(), why: why.to_owned() });
-        let at = |kind| self.steps.iter().position(|s| s.step == kind);
-        let (open, close) = match (at(StepKind::ScaleToZero), at(StepKind::Hold)) {
-            (Some(_), Some(_)) => {
-                return unsafe_(
-                    "steps has both ScaleToZero and Hold: one of them keeps the pods away, remove the other",
-                );
-            }
-            (None, None) => {
-                return unsafe_(
-                    "steps has no ScaleToZero and no Hold; every runbook keeps the claim's pods away by one of them, add it first",
-                );
-            }
-            (Some(at), None) => (at, StepKind::Restore),
-            (None, Some(at)) => (at, StepKind::Lift),
-        };
-        let Some(close) = at(close) else {
-            return unsafe_(match close {
-                StepKind::Restore => {
-                    "steps has ScaleToZero and no Restore: nothing may be left at zero, add Restore"
-                }
-                _ => "steps has Hold and no Lift: no pod may be left held, add Lift",
-            });
-        };
-        if open != 0 {
-            return unsafe_(&format!(
-                "{:?} must be the first step: no later step is safe while pods can come",
-                self.steps[open].step
-            ));
+        let unsafe_ = |why: String| Err(RunbookError::Unsafe { name: name.to_owned(), why });
+        if self.orders.is_empty() {
+            return unsafe_("orders names no class: add the steps for one of A, B, C, D, E".to_owned());
         }
-        let holds = self.holding() == Holding::ByGate;
-        if holds && at(StepKind::Release) != Some(1) {
-            return unsafe_(
-                "Release must be the second step: under a hold the stuck pod has to go before anything is freed",
-            );
-        }
-        let (missing, other) = match self.holding() {
-            Holding::ByGate => (StepKind::Restore, "Restore belongs to ScaleToZero; under Hold it is Lift"),
-            Holding::AtZero => (StepKind::Lift, "Lift belongs to Hold; after ScaleToZero it is Restore"),
-        };
-        if at(missing).is_some() {
-            return unsafe_(other);
-        }
-        if !holds && at(StepKind::Release).is_some() {
-            return unsafe_("Release belongs to Hold: at zero no pod is left to release");
-        }
-        for kind in [
-            StepKind::ScaleToZero,
-            StepKind::Restore,
-            StepKind::Hold,
-            StepKind::Release,
-            StepKind::Lift,
-            StepKind::CloudDetach,
-            StepKind::Verify,
-        ] {
-            if self.steps.iter().filter(|s| s.step == kind).count() > 1 {
-                return unsafe_(&format!("{kind:?} may stand only once"));
-            }
-        }
-        let closing = self.steps[close].step;
-        if self.steps[..close].last().map(|s| s.step) != Some(StepKind::AwaitDetached)
-            || self.steps[close - 1].patience_seconds.is_some()
-        {
-            return unsafe_(&format!(
-                "the step before {closing:?} must be AwaitDetached without patienceSeconds: a pod that comes before the VolumeAttachment is gone heals nothing"
-            ));
-        }
-        if at(StepKind::CloudDetach).is_some_and(|c| c > close) {
-            return unsafe_(&format!(
-                "CloudDetach must stand before {closing:?}: later the volume is in use"
-            ));
-        }
-        if self.steps.last().map(|s| s.step) != Some(StepKind::Verify) {
-            return unsafe_("the last step must be Verify");
-        }
-        for step in &self.steps {
-            if step.deadline_seconds == 0 || step.deadline_seconds > 86_400 {
-                return unsafe_(&format!(
-                    "deadlineSeconds of {:?} is {} and must be 1 to 86400",
-                    step.step, step.deadline_seconds
-                ));
-            }
-            if step.patience_seconds.is_some() && step.step != StepKind::AwaitDetached {
-                return unsafe_(&format!(
-                    "patienceSeconds is for AwaitDetached only, not for {:?}",
-                    step.step
-                ));
-            }
-            if step.patience_seconds.is_some_and(|p| p == 0 || p > step.deadline_seconds) {
-                return unsafe_(&format!(
-                    "patienceSeconds of {:?} is {} and must be 1 to its deadlineSeconds, {}",
-                    step.step,
-                    step.patience_seconds.unwrap_or(0),
-                    step.deadline_seconds
-                ));
+        for (class, steps) in &self.orders {
+            if let Err(why) = order::check(*class, steps) {
+                return unsafe_(format!("class {class}: {why}"));
             }
         }
         Ok(())

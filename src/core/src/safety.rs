@@ -113,6 +113,12 @@ pub enum Refusal {
     /// This build or runbook has no remedy for the class.
     #[error("class {class} is recognised, and runbook {runbook} does not heal it: {advice}")]
     NoRemedy { class: Class, runbook: String, advice: String },
+    /// The cause is one that only people can mend.
+    #[error("{trouble}: {advice}; it goes on by itself once that is done")]
+    NeedsPeople { trouble: String, advice: String },
+    /// S1: no proof yet, and no step of the plan can bring one about.
+    #[error("there is no proof yet that instance {holder} cannot write ({why}); {advice}")]
+    NoProofYet { holder: InstanceId, why: String, advice: String },
     /// S7: too much under way.
     #[error("{running} recoveries are under way {scope} and the budget is {limit}; this one waits")]
     Budget { scope: String, running: u32, limit: u32 },
@@ -143,6 +149,8 @@ impl Refusal {
                 | Self::StampedByOther { .. }
                 | Self::RolloutInProgress { .. }
                 | Self::PodWouldBeRefused { .. }
+                | Self::NeedsPeople { .. }
+                | Self::NoProofYet { .. }
         )
     }
 }

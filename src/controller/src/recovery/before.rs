@@ -13,7 +13,7 @@ use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, make, may_begin};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -161,7 +161,7 @@ impl Executor {
         let request = Request {
             runbook: &runbook,
             confirm_workload: recovery.spec.confirm_workload.as_deref(),
-            detach_command: &detach_command,
+            commands: Commands { detach: &detach_command, ..Commands::default() },
             for_show: false,
             allowed: self.allowed(recovery, evidence, limits),
         };

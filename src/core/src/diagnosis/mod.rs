@@ -3,6 +3,7 @@
 //! The text of an event only nominates a claim; the facts decide together. What matches no row is
 //! [`Verdict::Unclassified`]: it is explained and nothing is touched.
 
+mod records;
 mod sight;
 mod table;
 
@@ -166,8 +167,8 @@ pub enum Trouble {
     /// Class D.
     #[error("class D: {cause}")]
     StuckRecord {
-        /// The VolumeAttachment.
-        attachment: Uid,
+        /// The VolumeAttachment, where there is one.
+        attachment: Option<Uid>,
         /// The node it names.
         node: NodeName,
         /// What keeps it from finishing.
@@ -213,6 +214,37 @@ pub enum StuckCause {
     /// It names a Node that does not exist.
     #[error("a VolumeAttachment names node {node}, which does not exist")]
     NodeMissing {
+        /// The node.
+        node: NodeName,
+    },
+    /// The PersistentVolume is gone, and external-attacher cannot detach without it.
+    #[error("PersistentVolume {pv} does not exist any more, so the detach from {node} cannot be carried out")]
+    VolumeMissing {
+        /// The node.
+        node: NodeName,
+        /// The PersistentVolume.
+        pv: String,
+    },
+    /// A Secret that the driver needs for the detach is gone.
+    #[error("the detach from {node} needs a Secret that does not exist: {error}")]
+    SecretMissing {
+        /// The node.
+        node: NodeName,
+        /// `status.detachError`.
+        error: String,
+    },
+    /// Neither a CSIDriver object nor any node knows the driver any more.
+    #[error("the detach from {node} is asked of driver {driver}, which is not installed any more")]
+    DriverMissing {
+        /// The node.
+        node: NodeName,
+        /// The driver.
+        driver: String,
+    },
+    /// A dead node lists the volume as attached and no VolumeAttachment says so: the attach/detach controller waits for
+    /// something that nobody will do (seen after a restart of kube-controller-manager).
+    #[error("{node} lists the volume in volumesAttached, and no VolumeAttachment speaks for it")]
+    Unrecorded {
         /// The node.
         node: NodeName,
     },

@@ -1,8 +1,7 @@
 //! The truth table itself.
 
-use super::{
-    Class, Diagnosis, Missing, NotOurs, Sight, StuckCause, StuckPod, Trouble, Verdict, WaitReason, sight,
-};
+use super::records::volume_missing;
+use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckPod, Trouble, Verdict, WaitReason, sight};
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Fact;
@@ -29,7 +28,8 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
     let Some(claim) = known(&evidence.claim, now, "the claim")? else { return not_ours(NotOurs::NoClaim) };
     let Some(pv_name) = &claim.volume_name else { return not_ours(NotOurs::Unbound) };
     let Some(volume) = known(&evidence.volume, now, "the PersistentVolume")? else {
-        return not_ours(NotOurs::VolumeMissing { pv: pv_name.to_string() });
+        return Ok(volume_missing(evidence, pv_name, now)?
+            .unwrap_or(Verdict::NotOurs { reason: NotOurs::VolumeMissing { pv: pv_name.to_string() } }));
     };
     let Some(csi) = &volume.csi else { return not_ours(NotOurs::NotCsi { pv: pv_name.to_string() }) };
     if volume.attach_required == Some(false) {
@@ -58,11 +58,11 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
 }
 
 /// The inputs of the table once each is known.
-struct Table<'a> {
-    evidence: &'a Evidence,
-    now: Timestamp,
-    attachments: &'a [AttachmentFacts],
-    cloud: &'a CloudVolume,
+pub(super) struct Table<'a> {
+    pub(super) evidence: &'a Evidence,
+    pub(super) now: Timestamp,
+    pub(super) attachments: &'a [AttachmentFacts],
+    pub(super) cloud: &'a CloudVolume,
 }
 
 impl Table<'_> {
@@ -148,7 +148,7 @@ impl Table<'_> {
         if !va.attached && va.deleting_since.is_none() && elsewhere {
             return Ok(Some(self.held_elsewhere(node)?));
         }
-        if let Some(verdict) = record_in_motion(va) {
+        if let Some(verdict) = self.record_in_motion(va) {
             return Ok(Some(verdict));
         }
         if !held_here {
@@ -201,7 +201,8 @@ impl Table<'_> {
         if !self.attachments.is_empty() || !self.cloud.holders.is_empty() {
             return self.held_elsewhere(node);
         }
-        Ok(wait(WaitReason::Attaching { node: node.clone() }))
+        let stuck = self.stuck_records()?;
+        Ok(stuck.unwrap_or_else(|| wait(WaitReason::Attaching { node: node.clone() })))
     }
 
     /// The volume is with another instance than the one behind `node`, or a VolumeAttachment names another node.
@@ -231,35 +232,6 @@ impl Table<'_> {
             Some(holder) => Ok(ours(Trouble::Orphan { holder: holder.clone(), wanted_by: node.clone() })),
             None => Ok(wait(WaitReason::Attaching { node: node.clone() })),
         }
-    }
-
-    /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known well enough may be either,
-    /// so nothing is said about the rest then.
-    fn stuck_records(&self) -> Result<Option<Verdict>, Missing> {
-        for va in self.attachments {
-            let what = format!("Node {}", va.node);
-            let Some(fact) = self.evidence.nodes.get(&va.node) else {
-                return Err(Missing { what, why: "it was not read".to_owned() });
-            };
-            let Some(node) = known(fact, self.now, &what)? else { return Ok(self.missing_node(&va.node)) };
-            let holder = node.instance.as_ref().filter(|i| !node.ready && self.cloud.holders.contains(i));
-            if let Some(instance) = holder {
-                let instance = instance.clone();
-                return Ok(Some(ours(Trouble::DeadNode { node: va.node.clone(), instance })));
-            }
-            if let Some(error) = va.detach_error.as_ref().filter(|_| va.deleting_since.is_some()) {
-                return Ok(Some(stuck(
-                    va,
-                    StuckCause::DetachError { node: va.node.clone(), error: error.clone() },
-                )));
-            }
-        }
-        Ok(None)
-    }
-
-    fn missing_node(&self, node: &NodeName) -> Option<Verdict> {
-        let va = self.attachments.iter().find(|a| a.node == *node)?;
-        Some(stuck(va, StuckCause::NodeMissing { node: node.clone() }))
     }
 
     fn live_pod_on(&self, node: &NodeName) -> Option<&PodFacts> {
@@ -327,27 +299,11 @@ impl Table<'_> {
     }
 }
 
-/// A VolumeAttachment that is being attached or detached.
-fn record_in_motion(va: &AttachmentFacts) -> Option<Verdict> {
-    let node = va.node.clone();
-    match (va.deleting_since.is_some(), va.attached) {
-        (true, _) => Some(match &va.detach_error {
-            Some(error) => stuck(va, StuckCause::DetachError { node, error: error.clone() }),
-            None => wait(WaitReason::Detaching { node }),
-        }),
-        (false, false) => Some(match &va.attach_error {
-            Some(error) => stuck(va, StuckCause::AttachError { node, error: error.clone() }),
-            None => wait(WaitReason::Attaching { node }),
-        }),
-        (false, true) => None,
-    }
-}
-
-fn ours(trouble: Trouble) -> Verdict {
+pub(super) fn ours(trouble: Trouble) -> Verdict {
     Verdict::Ours { trouble }
 }
 
-fn wait(reason: WaitReason) -> Verdict {
+pub(super) fn wait(reason: WaitReason) -> Verdict {
     Verdict::Wait { reason }
 }
 
@@ -355,11 +311,7 @@ fn still_runs(pod: &PodFacts, why: String) -> Missing {
     Missing { what: format!("whether pod {} still runs", pod.name), why }
 }
 
-fn stuck(va: &AttachmentFacts, cause: StuckCause) -> Verdict {
-    ours(Trouble::StuckRecord { attachment: va.uid.clone(), node: va.node.clone(), cause })
-}
-
-fn known<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str) -> Result<Option<&'a T>, Missing> {
+pub(super) fn known<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str) -> Result<Option<&'a T>, Missing> {
     let reading = fact.read(now, MAX_AGE);
     match reading.gap() {
         Some(why) => Err(Missing { what: what.to_owned(), why }),

@@ -5,12 +5,19 @@ use super::forward::{BUSY, Look, wait};
 use super::observe::CLOUD_POLL;
 use super::unwind::later;
 use super::{Action, Effect, Next, StepState};
-use crate::evidence::{AttachmentFacts, MAX_AGE};
+use crate::cloud::CloudVolume;
+use crate::diagnosis::Trouble;
+use crate::evidence::{AttachmentFacts, MAX_AGE, NodeFacts};
 use crate::fact::Reading;
-use crate::journal::{Mark, Outcome};
-use crate::plan::general;
-use crate::proof::kubelet_handshake;
+use crate::journal::Outcome;
+use crate::plan::{Side, StepIx, general};
+use crate::runbook::StepKind;
 use jiff::SignedDuration;
+
+/// A plain detach has so long before a forced one takes over, where the plan has one.
+const PLAIN_FOR: SignedDuration = SignedDuration::from_secs(60);
+/// A requeue that lost against another writer is tried so often: external-attacher would try by itself.
+const REQUEUES: u32 = 3;
 
 impl Look<'_> {
     pub(super) fn await_detached(&self) -> Next {
@@ -20,64 +27,116 @@ impl Look<'_> {
         if let Some(again) = self.user_again() {
             return again;
         }
-        let (Some(attachments), Some(cloud)) = (
-            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
-        ) else {
-            return self.poll("VolumeAttachments and the cloud must be read");
-        };
-        if let Some(why) = self.still_held(attachments, !cloud.holders.is_empty()) {
-            let patience =
-                self.step.patience_seconds.map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
-            return match patience {
-                Some(at) if self.cx.now >= at && self.detach_is_stuck(attachments) => {
-                    let why = format!(
-                        "Kubernetes' own detach is stuck after {} s: {why}",
-                        self.step.patience_seconds.unwrap_or(0)
-                    );
-                    Next::Record(Mark::Skipped { step: self.ix, why })
-                }
-                Some(at) if self.cx.now < at => wait(why, at.min(later(self.cx.now, CLOUD_POLL))),
-                _ => self.poll(&why),
-            };
+        if self.follows_what_was_not_needed() {
+            return self.skipped("nothing was done that could have freed it");
         }
-        self.completed(
-            "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go",
-        )
+        let Some(why) = self.still_held() else {
+            return self.completed(match self.plan.side() {
+                Side::Whole => {
+                    "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"
+                }
+                Side::Old => "the old holder's node, its VolumeAttachment and the cloud have all let go",
+            });
+        };
+        let patience =
+            self.step.patience_seconds.map(|s| later(self.entered, SignedDuration::from_secs(s.into())));
+        match patience {
+            Some(at) if self.cx.now >= at && self.detach_is_stuck() => self.skipped(&format!(
+                "Kubernetes' own detach is stuck after {} s: {why}",
+                self.step.patience_seconds.unwrap_or(0)
+            )),
+            Some(at) if self.cx.now < at => wait(why, at.min(later(self.cx.now, CLOUD_POLL))),
+            _ => self.poll(&why),
+        }
+    }
+
+    /// A second wait that stands behind a step that was not needed would only lose time.
+    fn follows_what_was_not_needed(&self) -> bool {
+        let before = self.ix.0.checked_sub(1).map(StepIx);
+        let kind = before.and_then(|ix| Some(self.plan.steps.get(ix.index())?.kind));
+        self.step.patience_seconds.is_some()
+            && kind == Some(StepKind::DeleteAttachment)
+            && before.is_some_and(|ix| matches!(self.state.step(ix), StepState::Closed { skipped: true }))
+    }
+
+    /// The VolumeAttachments that have to go.
+    pub(super) fn old_records<'b>(&self, all: &'b [AttachmentFacts]) -> Vec<&'b AttachmentFacts> {
+        let pins = &self.plan.pins;
+        let old = |a: &&AttachmentFacts| match (self.plan.side(), &self.plan.trouble) {
+            (Side::Whole, _) => true,
+            (_, Trouble::Orphan { .. }) => false,
+            _ => a.node == pins.node || pins.is_attachment(&a.uid),
+        };
+        all.iter().filter(old).collect()
     }
 
     /// What still holds the volume, in the order in which it lets go. What cannot be read counts as holding; a Node that
     /// is gone does not.
-    fn still_held(&self, attachments: &[AttachmentFacts], cloud: bool) -> Option<String> {
-        let Some(csi) = self.evidence.csi(self.cx.now) else {
+    pub(super) fn still_held(&self) -> Option<String> {
+        let (now, pins) = (self.cx.now, &self.plan.pins);
+        let (Some(attachments), Some(cloud)) = (
+            self.evidence.attachments.read(now, MAX_AGE).present(),
+            self.evidence.cloud_volume.read(now, MAX_AGE).present(),
+        ) else {
+            return Some("VolumeAttachments and the cloud must be read".to_owned());
+        };
+        let Some(csi) = self.evidence.csi(now) else {
             return Some("the PersistentVolume must be read".to_owned());
         };
         let name = csi.unique_name();
-        let node = match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
+        let node = match self.evidence.nodes.get(&pins.node).map(|f| f.read(now, MAX_AGE)) {
+            // The node that waits for an orphan is not its holder.
+            Some(Reading::Present(n)) if matches!(self.plan.trouble, Trouble::Orphan { .. }) => {
+                Some(n).filter(|n| n.instance.as_ref() == Some(&pins.holder))
+            }
             Some(Reading::Present(node)) => Some(node),
             Some(Reading::Absent) => None,
-            _ => return Some(format!("Node {} must be read", self.plan.pins.node)),
+            _ => return Some(format!("Node {} must be read", pins.node)),
         };
-        let lists = |list: &dyn Fn(&crate::evidence::NodeFacts) -> bool| node.is_some_and(list);
-        if lists(&|n| n.volumes_in_use.contains(&name)) {
-            return Some(format!("kubelet on {} reports the volume in use", self.plan.pins.node));
+        let lists = |list: &dyn Fn(&NodeFacts) -> bool| node.is_some_and(list);
+        // A dead kubelet reports nothing any more: what it said last stays.
+        if lists(&|n| (n.ready || self.plan.side() == Side::Whole) && n.volumes_in_use.contains(&name)) {
+            return Some(format!("kubelet on {} reports the volume in use", pins.node));
         }
         if lists(&|n| n.volumes_attached.contains(&name)) {
-            return Some(format!("{} lists the volume in volumesAttached", self.plan.pins.node));
+            return Some(format!("{} lists the volume in volumesAttached", pins.node));
         }
-        if let Some(va) = attachments.first() {
+        if let Some(va) = self.old_records(attachments).first() {
             let error = va.detach_error.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
             return Some(format!("VolumeAttachment {} is still there{error}", va.name));
         }
-        cloud.then(|| "the cloud still names a holder".to_owned())
+        let held = match self.plan.side() {
+            Side::Whole => !cloud.holders.is_empty(),
+            Side::Old => cloud.holders.contains(&pins.holder),
+        };
+        held.then(|| "the cloud still names a holder".to_owned())
     }
 
-    /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on.
-    fn detach_is_stuck(&self, attachments: &[AttachmentFacts]) -> bool {
-        attachments.iter().all(|a| a.deleting_since.is_some())
+    /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on. An order that deletes it
+    /// itself need not wait for that.
+    fn detach_is_stuck(&self) -> bool {
+        let Some(all) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else { return false };
+        let deletes = self.plan.find(StepKind::DeleteAttachment).is_some_and(|d| d > self.ix);
+        deletes || self.old_records(all).iter().all(|a| a.deleting_since.is_some())
+    }
+
+    /// Whether the cloud names nobody that has to let go.
+    pub(super) fn cloud_is_free(&self, cloud: &CloudVolume) -> bool {
+        match self.plan.side() {
+            Side::Whole => cloud.holders.is_empty(),
+            Side::Old => !cloud.holders.contains(&self.plan.pins.holder),
+        }
     }
 
     pub(super) fn cloud_detach(&self) -> Next {
+        self.detach_at_the_cloud(false)
+    }
+
+    pub(super) fn cloud_force(&self) -> Next {
+        self.detach_at_the_cloud(true)
+    }
+
+    fn detach_at_the_cloud(&self, force: bool) -> Next {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
@@ -89,9 +148,12 @@ impl Look<'_> {
             None => return self.poll("the provider's job history must be read"),
         };
         match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => {
-                return if cloud.holders.is_empty() && !pending {
+            StepState::Issued { outcome, at, .. } if outcome.applied() => {
+                let forced_next = self.plan.find(StepKind::CloudForce).is_some_and(|f| f > self.ix);
+                return if self.cloud_is_free(cloud) && !pending {
                     self.completed("the cloud names no holder and no job is pending")
+                } else if forced_next && self.cx.now >= later(*at, PLAIN_FOR) {
+                    self.skipped(&format!("the plain detach has not ended after {} s", PLAIN_FOR.as_secs()))
                 } else {
                     self.poll("the cloud's detach is under way")
                 };
@@ -109,28 +171,26 @@ impl Look<'_> {
             }
             _ => {}
         }
-        if cloud.holders.is_empty() && !pending {
-            return Next::Record(Mark::Skipped {
-                step: self.ix,
-                why: "the cloud names no holder already".to_owned(),
-            });
+        if self.cloud_is_free(cloud) && !pending {
+            return self.skipped("the cloud names no holder already");
         }
-        if pending {
+        // A plain detach that does not end is what a forced one is for.
+        if pending && !force {
             return self.poll("a job of the volume is pending at the provider");
         }
-        self.propose_detach()
+        self.propose_detach(force)
     }
 
-    fn propose_detach(&self) -> Next {
+    fn propose_detach(&self, force: bool) -> Next {
         let pins = &self.plan.pins;
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the VolumeAttachments must be read");
         };
         // One that is not going would be published again by external-attacher (measured).
-        if let Some(va) = attachments.iter().find(|a| a.deleting_since.is_none()) {
+        if let Some(va) = self.old_records(attachments).iter().find(|a| a.deleting_since.is_none()) {
             return self.poll(&format!("VolumeAttachment {} is not being deleted yet", va.name));
         }
-        if let Some(other) = general(self.evidence, &pins.node, self.cx.now).first() {
+        if let Some(other) = general(self.evidence, &self.scope(), self.cx.now).first() {
             return self.poll(&other.to_string());
         }
         if let Some(change) = self.boot_change() {
@@ -139,24 +199,24 @@ impl Look<'_> {
         if let Some(line) = self.user_again().or_else(|| self.handshake_begins()) {
             return line;
         }
-        let Some(no_user) = self.state.no_user() else {
-            return self.poll("the pods' end must be seen first");
-        };
-        match kubelet_handshake(
-            self.evidence,
-            &pins.node,
-            &pins.holder,
-            no_user,
-            self.cx.recovery,
-            self.cx.now,
-        ) {
-            Ok(proof) if *proof.volume() == pins.volume => Next::Act(Action {
+        if let Some(not_held) = self.no_pod_may_come() {
+            return not_held;
+        }
+        match self.proof() {
+            Ok(proof) if force && !proof.shows_off_or_gone() => {
+                self.skipped("only an instance that is proven off or gone may lose a volume by force")
+            }
+            Ok(proof) => Next::Act(Action {
                 step: self.ix,
-                intent: format!("detach volume {} from instance {} at the cloud", pins.volume, pins.holder),
-                effect: Effect::CloudDetach { proof },
+                intent: format!(
+                    "detach volume {} from instance {} at the cloud{}",
+                    pins.volume,
+                    pins.holder,
+                    if force { " by force" } else { "" }
+                ),
+                effect: if force { Effect::CloudForce { proof } } else { Effect::CloudDetach { proof } },
             }),
-            Ok(proof) => self.refused(&format!("the proof is for volume {}", proof.volume())),
-            Err(missing) => self.poll(&missing.to_string()),
+            Err(missing) => self.poll(&missing),
         }
     }
 
@@ -164,18 +224,31 @@ impl Look<'_> {
         if let StepState::Issued { outcome, .. } = self.state.step(self.ix) {
             return match outcome {
                 o if o.applied() => self.completed("external-attacher was told to try again"),
+                // external-attacher writes to it as well: another version is looked at.
+                Outcome::NotApplied { retry: true, .. } if self.state.attempts(self.ix) < REQUEUES => {
+                    self.touch_a_record()
+                }
                 // It would try by itself: never worth failing for.
-                _ => Next::Record(Mark::Skipped {
-                    step: self.ix,
-                    why: "the attacher tries again by itself".to_owned(),
-                }),
+                _ => self.skipped("the attacher tries again by itself"),
             };
         }
+        self.touch_a_record()
+    }
+
+    /// The record that is going, or the one that waits for what is free now.
+    fn touch_a_record(&self) -> Next {
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the VolumeAttachments must be read");
         };
-        match attachments.iter().find(|a| a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid))
-        {
+        if let Some(doubt) = self.trouble_is_over_untouched().filter(|_| self.ix.0 == 0) {
+            return doubt;
+        }
+        let going = |a: &&AttachmentFacts| a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid);
+        // At the beginning of an order only a failed try is worth another one.
+        let failed = |a: &&AttachmentFacts| self.ix.0 > 0 || a.detach_error.is_some();
+        let waits = |a: &&AttachmentFacts| self.plan.side() == Side::Old && a.attach_error.is_some();
+        let found = attachments.iter().find(|a| going(a) && failed(a)).or(attachments.iter().find(waits));
+        match found {
             Some(va) => Next::Act(Action {
                 step: self.ix,
                 intent: format!("touch VolumeAttachment {}", va.name),
@@ -185,9 +258,7 @@ impl Look<'_> {
                     resource_version: va.resource_version.clone(),
                 },
             }),
-            None => {
-                Next::Record(Mark::Skipped { step: self.ix, why: "no VolumeAttachment is left".to_owned() })
-            }
+            None => self.skipped("no VolumeAttachment waits for another try"),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::diagnosis::{Trouble, Verdict, diagnose};
 use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::journal::{End, Mark, Outcome, TurnBack};
-use crate::plan::{Plan, PlannedStep, StepIx, before_scaling, general};
+use crate::plan::{Plan, PlannedStep, Scope, Side, StepIx, before_scaling, general};
 use crate::proof::NoUser;
 use crate::runbook::{Holding, StepKind};
 use crate::safety::Refusal;
@@ -39,7 +39,8 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
     };
     let entered = state.entered_at().unwrap_or(cx.now);
     let look = Look { plan, state, evidence, cx, ix, step, entered };
-    let proposal = match step.kind {
+    let over = look.nothing_wrong().or_else(|| look.machine_is_back());
+    let proposal = over.unwrap_or_else(|| match step.kind {
         StepKind::ScaleToZero => look.scale_to_zero(),
         StepKind::Hold => look.hold(),
         StepKind::Release => look.release(),
@@ -49,17 +50,17 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         StepKind::Restore => look.restore(),
         StepKind::Lift => look.lift(),
         StepKind::Verify => look.verify(),
-        StepKind::Await
-        | StepKind::PowerOff
-        | StepKind::Prove
-        | StepKind::TaintOutOfService
-        | StepKind::Untaint
-        | StepKind::PowerOn
-        | StepKind::Quarantine
-        | StepKind::Challenge
-        | StepKind::DeleteAttachment
-        | StepKind::CloudForce => look.poll("not in this build"),
-    };
+        StepKind::Await => look.await_healing(),
+        StepKind::PowerOff => look.power_off(),
+        StepKind::Prove => look.prove(),
+        StepKind::Quarantine => look.quarantine(),
+        StepKind::TaintOutOfService => look.taint(),
+        StepKind::Untaint => look.untaint(),
+        StepKind::PowerOn => look.power_on(),
+        StepKind::Challenge => look.challenge(),
+        StepKind::DeleteAttachment => look.delete_attachment(),
+        StepKind::CloudForce => look.cloud_force(),
+    });
     look.within_deadline(proposal)
 }
 
@@ -78,6 +79,12 @@ impl Look<'_> {
                             | Effect::Hold
                             | Effect::Release { .. }
                             | Effect::CloudDetach { .. }
+                            | Effect::CloudForce { .. }
+                            | Effect::PowerOff { .. }
+                            | Effect::Quarantine { .. }
+                            | Effect::TaintOutOfService { .. }
+                            | Effect::Challenge { .. }
+                            | Effect::DeleteAttachment { .. }
                     ) =>
             {
                 let refused = match self.state.step(self.ix) {
@@ -92,6 +99,10 @@ impl Look<'_> {
             return Next::Wait { why, until: until.min(deadline) };
         }
         let seconds = self.step.deadline_seconds.into();
+        if self.step.kind == StepKind::PowerOn {
+            // The volume is free; a machine that stays off is somebody's business and no reason to fail.
+            return self.skipped(&format!("not done within {seconds} s: {why}"));
+        }
         if self.step.kind == StepKind::Verify {
             // The workload is restored already: there is nothing to put back, only someone to tell.
             let why = format!("the workload was restored and its pod is not Ready after {seconds} s: {why}");
@@ -99,6 +110,21 @@ impl Look<'_> {
         }
         Next::Record(Mark::TurnedBack {
             why: TurnBack::Deadline { step: self.ix, seconds, waiting_for: why },
+        })
+    }
+
+    /// An order that begins by waiting is over when there is nothing wrong any more: all that follows is skipped.
+    fn nothing_wrong(&self) -> Option<Next> {
+        let patient = |s: &PlannedStep| matches!(s.kind, StepKind::Await | StepKind::Requeue);
+        if self.state.touched() || !self.plan.steps.first().is_some_and(patient) {
+            return None;
+        }
+        let verdict = diagnose(self.evidence, self.cx.now).verdict;
+        let Verdict::Healthy { .. } = verdict else { return None };
+        Some(if self.step.kind == StepKind::Verify {
+            self.completed(&verdict.to_string())
+        } else {
+            self.skipped(&verdict.to_string())
         })
     }
 
@@ -140,7 +166,7 @@ impl Look<'_> {
             _ => return self.poll("the workload must be read"),
         };
         let own_stamp = self.own_stamp(workload);
-        let mut refusals = general(self.evidence, &pins.node, self.cx.now);
+        let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
         // A stamp of our own is left by a crash between the two writes of the /scale path: go on from it.
         refusals.extend(
             before_scaling(self.evidence, self.cx.confirm_workload, self.cx.now)
@@ -156,7 +182,7 @@ impl Look<'_> {
         if let Some(refusal) = refusals.first() {
             return self.poll(&refusal.to_string());
         }
-        if let Some(doubt) = self.no_phantom_any_more() {
+        if let Some(doubt) = self.trouble_is_over() {
             return doubt;
         }
         Next::Act(Action {
@@ -179,21 +205,25 @@ impl Look<'_> {
         })
     }
 
+    pub(super) fn scope(&self) -> Scope<'_> {
+        Scope { node: &self.plan.pins.node, side: self.plan.side() }
+    }
+
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
     /// itself must still be there. What is not clear now may be clear again before the deadline.
-    pub(super) fn no_phantom_any_more(&self) -> Option<Next> {
-        let pins = &self.plan.pins;
+    pub(super) fn trouble_is_over(&self) -> Option<Next> {
         match diagnose(self.evidence, self.cx.now).verdict {
-            Verdict::Ours { trouble: Trouble::Phantom { at, attachment, .. } }
-                if at.node == pins.node && pins.is_attachment(&attachment) =>
-            {
-                None
-            }
+            Verdict::Ours { trouble } if trouble.is_same(&self.plan.trouble) => None,
             doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => {
                 Some(self.poll(&doubt.to_string()))
             }
             other => Some(self.refused(&format!("the diagnosis changed: {other}"))),
         }
+    }
+
+    /// The same where something was done already and the trouble may look different for that.
+    pub(super) fn trouble_is_over_untouched(&self) -> Option<Next> {
+        if self.state.touched() { None } else { self.trouble_is_over() }
     }
 
     /// S8: what the plan pinned must still be so right before the first effect. What cannot be read is no change; the
@@ -237,11 +267,22 @@ impl Look<'_> {
             return Some(change);
         }
         let attachments = e.attachments.read(self.cx.now, MAX_AGE).present();
-        if attachments.is_some_and(|all| !all.iter().any(|a| pins.is_attachment(&a.uid))) {
-            return say("the VolumeAttachment", &pins.attachment_name(), &"gone or another");
+        // What lets go in the course of a run of the old side is no change.
+        let may_go = self.plan.side() == Side::Old && self.state.touched();
+        let pinned = pins.attachment.as_ref().filter(|_| !may_go);
+        if let (Some(pinned), Some(all)) = (pinned, attachments)
+            && !all.iter().any(|a| a.uid == pinned.uid)
+        {
+            return say("the VolumeAttachment", &pinned.name, &"gone or another");
         }
         let cloud = e.cloud_volume.read(self.cx.now, MAX_AGE).present()?;
-        if cloud.holders != [pins.holder.clone()] {
+        let free = cloud.holders.is_empty();
+        let as_pinned = match self.plan.trouble {
+            Trouble::Lost { .. } => free,
+            Trouble::StuckRecord { .. } => free || cloud.holders == [pins.holder.clone()],
+            _ => cloud.holders == [pins.holder.clone()] || (may_go && free),
+        };
+        if !as_pinned {
             return say("the cloud's holder", &pins.holder, &format!("{:?}", cloud.holders));
         }
         if cloud.id != pins.volume || cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
@@ -254,6 +295,9 @@ impl Look<'_> {
     pub(super) fn boot_change(&self) -> Option<String> {
         let pins = &self.plan.pins;
         let node = self.evidence.node(&pins.node, self.cx.now)?;
+        if let Trouble::Orphan { .. } = self.plan.trouble {
+            return None;
+        }
         if let Some(boot) = pins.boot_id.as_ref().filter(|boot| **boot != node.boot_id) {
             return Some(pin_changed(&format!("the boot of {}", pins.node), boot, &node.boot_id));
         }
@@ -288,7 +332,7 @@ impl Look<'_> {
     /// A pod of the claim that is seen after the handshake began voids it (a line without a Lease).
     pub(super) fn user_again(&self) -> Option<Next> {
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
-        let seen = pods.is_some_and(|p| !all_held_away(p));
+        let seen = pods.is_some_and(|p| !self.no_user_left(p));
         let begun = self.state.no_user().is_some_and(|n| n.lease.is_some());
         (seen && begun)
             .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
@@ -302,14 +346,22 @@ impl Look<'_> {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };
-        (all_held_away(pods) && due)
+        (self.no_user_left(pods) && due)
             .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
+    }
+
+    /// Whether no pod of the claim is, or can come, where the volume has to be let go.
+    pub(super) fn no_user_left(&self, pods: &[PodFacts]) -> bool {
+        match self.plan.side() {
+            Side::Whole => all_held_away(pods),
+            Side::Old => pods.iter().all(|p| p.is_kept_from(&self.plan.pins.node)),
+        }
     }
 
     /// Someone who changed the count or the stamp while the workload was at zero wins.
     /// Under a hold the count is nobody's business.
     pub(super) fn taken_over(&self) -> Option<Next> {
-        if self.plan.holding() == Holding::ByGate {
+        if self.plan.holding() != Holding::AtZero {
             return None;
         }
         let since = match self.state.step(self.ix) {
@@ -370,13 +422,15 @@ impl Look<'_> {
         if cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
             return self.failed("the cloud volume's identity or size is not the pinned one");
         }
-        // A pod of before the restore may be Ready on a dead mount.
-        let new = |uid: &crate::ids::Uid| !pins.pods.iter().any(|(_, old)| old == uid);
-        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && new(&p.uid)) else {
+        // A pod of before may be Ready on a dead mount, or where the volume was.
+        let counts = |p: &PodFacts| match self.plan.side() {
+            Side::Whole => !pins.pods.iter().any(|(_, old)| *old == p.uid),
+            Side::Old => self.instance_of(p).is_some_and(|i| *i != pins.holder),
+        };
+        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
             return self.poll("no pod of the claim is Ready");
         };
-        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
-        let instance = node.and_then(|n| n.instance.as_ref());
+        let instance = self.instance_of(pod);
         let attached = attachments
             .iter()
             .any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
@@ -393,6 +447,15 @@ impl Look<'_> {
             pod.name,
             pod.node.as_ref().map_or("", |n| n.as_str())
         ))
+    }
+
+    fn instance_of(&self, pod: &PodFacts) -> Option<&crate::ids::InstanceId> {
+        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
+        node.and_then(|n| n.instance.as_ref())
+    }
+
+    pub(super) fn skipped(&self, why: &str) -> Next {
+        Next::Record(Mark::Skipped { step: self.ix, why: why.to_owned() })
     }
 
     pub(super) fn completed(&self, seen: &str) -> Next {

@@ -8,7 +8,8 @@ use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::ids::{ObjectName, Uid};
 use crate::journal::Outcome;
-use crate::plan::{StepIx, before_holding, general};
+use crate::plan::{Side, StepIx, before_fencing, before_holding, general};
+use crate::runbook::{Holding, StepKind};
 use jiff::{SignedDuration, Timestamp};
 
 /// How soon the hold is probed again.
@@ -16,6 +17,10 @@ const PROBE: SignedDuration = SignedDuration::from_millis(200);
 
 impl Look<'_> {
     pub(super) fn hold(&self) -> Next {
+        // In the middle of an order it is there for the cloud's detach alone.
+        if self.ix.0 > 0 && self.plan.side() == Side::Old && self.still_held().is_none() {
+            return self.skipped("the volume is free already");
+        }
         match self.state.step(self.ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => {
                 match self.not_held_since(*at) {
@@ -38,7 +43,7 @@ impl Look<'_> {
     }
 
     /// The step's write was refused: for good, or it is tried again later.
-    fn was_refused(&self) -> Option<Next> {
+    pub(super) fn was_refused(&self) -> Option<Next> {
         let StepState::Issued { outcome: Outcome::NotApplied { why, retry }, at, .. } =
             self.state.step(self.ix)
         else {
@@ -52,7 +57,7 @@ impl Look<'_> {
     }
 
     /// P1: why the hold was not seen in force after that moment. `None`: it was.
-    fn not_held_since(&self, since: Timestamp) -> Option<Next> {
+    pub(super) fn not_held_since(&self, since: Timestamp) -> Option<Next> {
         if self.evidence.workload.at < since {
             return Some(self.poll("the hold must be probed again"));
         }
@@ -69,8 +74,11 @@ impl Look<'_> {
     /// What stands against the hold or the release now.
     fn stands_against(&self) -> Option<Next> {
         let pins = &self.plan.pins;
-        let mut refusals = general(self.evidence, &pins.node, self.cx.now);
-        refusals.extend(before_holding(self.evidence, &pins.node, self.cx.now));
+        let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
+        refusals.extend(match self.plan.side() {
+            Side::Whole => before_holding(self.evidence, &pins.node, self.cx.now),
+            Side::Old => before_fencing(self.evidence, Holding::ByGate, self.cx.now),
+        });
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
         }
@@ -85,7 +93,10 @@ impl Look<'_> {
         if let Some(refusal) = refusals.first() {
             return Some(self.poll(&refusal.to_string()));
         }
-        self.no_phantom_any_more()
+        match self.plan.side() {
+            Side::Whole => self.trouble_is_over(),
+            Side::Old => self.trouble_is_over_untouched(),
+        }
     }
 
     pub(super) fn release(&self) -> Next {
@@ -136,6 +147,9 @@ impl Look<'_> {
     }
 
     pub(super) fn lift(&self) -> Next {
+        if !self.state.in_force(self.plan, StepKind::Hold) {
+            return self.skipped("nothing was held");
+        }
         if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
             self.state.step(self.ix)
         {

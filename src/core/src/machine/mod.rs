@@ -19,9 +19,11 @@
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
 mod detach;
+mod fence;
 mod forward;
 mod hold;
 mod observe;
+mod record;
 mod state;
 mod unwind;
 

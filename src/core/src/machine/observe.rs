@@ -24,7 +24,7 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
     Some(match plan.steps.get(step.index()).map(|s| s.kind) {
         Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, started, true),
         Some(StepKind::Restore) => scaled(step, evidence, cx, started, false),
-        Some(StepKind::CloudDetach) => detached(step, plan, evidence, cx, started),
+        Some(StepKind::CloudDetach | StepKind::CloudForce) => detached(step, plan, evidence, cx, started),
         // These are conditional writes that may be made again: say that it did not happen, and what is still due is issued.
         _ => observed(step, false, "a write that may be made again"),
     })

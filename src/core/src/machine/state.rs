@@ -77,6 +77,8 @@ pub struct State {
     /// When the current step could begin: the time of the line that closed the step before it.
     entered_at: Option<Timestamp>,
     no_user: Option<NoUser>,
+    /// When the last question to the holder's agent was journaled.
+    challenged: Option<Timestamp>,
     turned_back: Option<(TurnBack, Timestamp)>,
     ended: Option<End>,
     next_seq: u32,
@@ -93,6 +95,7 @@ impl State {
             doubts: vec![None; plan.steps.len()],
             entered_at: None,
             no_user: None,
+            challenged: None,
             turned_back: None,
             ended: None,
             next_seq: 0,
@@ -159,16 +162,21 @@ impl State {
                 if self.turned_back.is_none() && self.current() != Some(*step) {
                     return Err("it is not the current step");
                 }
-                if self.turned_back.is_some() && !matches!(kind, StepKind::Restore | StepKind::Lift) {
+                let restores = matches!(kind, StepKind::Restore | StepKind::Lift | StepKind::Untaint);
+                if self.turned_back.is_some() && !restores {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
-                // These go on until what they are about is seen: the stamp, the last stuck pod, the last gate.
-                let repeats = matches!(kind, StepKind::Restore | StepKind::Release | StepKind::Lift);
+                // These go on until what they are about is seen: the stamp, the last stuck pod, the last gate, the taint, an
+                // answer.
+                let repeats = restores || matches!(kind, StepKind::Release | StepKind::Challenge);
                 if !repeats && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
                     return Err("its effect is in force already");
                 }
                 *slot = StepState::Started { at: entry.at };
+                if kind == StepKind::Challenge {
+                    self.challenged = Some(entry.at);
+                }
                 if let Some(attempts) = self.attempts.get_mut(step.index()) {
                     *attempts += 1;
                 }
@@ -271,9 +279,27 @@ impl State {
         u32::try_from(at).ok().map(StepIx)
     }
 
+    /// Whether any effect was begun.
+    pub fn touched(&self) -> bool {
+        self.attempts.iter().any(|n| *n > 0)
+    }
+
+    /// Whether the effect of a step of this kind may be in force: it was begun, and the step was not skipped.
+    pub fn in_force(&self, plan: &Plan, kind: StepKind) -> bool {
+        let Some(ix) = plan.find(kind) else { return false };
+        !matches!(self.step(ix), StepState::Pending | StepState::Closed { skipped: true })
+    }
+
+    /// When the question that is open was journaled.
+    pub fn challenged_at(&self, plan: &Plan) -> Option<Timestamp> {
+        let ix = plan.find(StepKind::Challenge)?;
+        self.challenged.filter(|_| self.attempts(ix) > 0)
+    }
+
     /// Whether what comes next turns on the provider's job history: a cloud detach is due, or one was asked for.
     pub fn needs_jobs(&self, plan: &Plan) -> bool {
-        plan.find(StepKind::CloudDetach).is_some_and(|ix| match self.step(ix) {
+        let detaches = [StepKind::CloudDetach, StepKind::CloudForce].into_iter().filter_map(|k| plan.find(k));
+        detaches.into_iter().any(|ix| match self.step(ix) {
             StepState::Pending => self.turned_back.is_none() && self.current() == Some(ix),
             StepState::Started { .. } | StepState::Issued { .. } => true,
             StepState::Closed { .. } => false,
@@ -301,7 +327,14 @@ impl State {
             && match kind {
                 _ if self.turned_back.is_some() => lifted,
                 Some(StepKind::Lift) => lifted,
-                Some(StepKind::Hold | StepKind::Release | StepKind::CloudDetach) => true,
+                Some(StepKind::Hold | StepKind::Release) => true,
+                Some(
+                    StepKind::Prove
+                    | StepKind::Challenge
+                    | StepKind::DeleteAttachment
+                    | StepKind::CloudDetach
+                    | StepKind::CloudForce,
+                ) => self.in_force(plan, StepKind::Hold),
                 _ => false,
             }
     }

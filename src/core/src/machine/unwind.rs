@@ -1,10 +1,12 @@
 //! After turning back: put the workload back as it was, then end.
 
+use super::fence::take_off;
 use super::hold::let_come;
 use super::observe::IN_FLIGHT;
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
+use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::journal::{End, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, StepIx};
 use crate::runbook::{Holding, StepKind};
@@ -32,17 +34,24 @@ pub(super) fn next(
     cx: &Context<'_>,
     why: &TurnBack,
 ) -> Next {
-    if plan.holding() == Holding::ByGate {
-        return lift(plan, state, evidence, cx, why);
+    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
+        return wait;
     }
+    match plan.holding() {
+        Holding::AtZero => restore(plan, state, evidence, cx, why),
+        Holding::ByGate | Holding::Nothing => lift(plan, state, evidence, cx)
+            .or_else(|| untaint(plan, state, evidence, cx))
+            .unwrap_or_else(|| end(why)),
+    }
+}
+
+/// After a scale to zero the workload gets its count back.
+fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
     let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore)
     {
         return stuck(format!("the workload could not be restored ({why}); its stamp says how"));
-    }
-    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
-        return wait;
     }
     let wait = |why: &str| Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) };
     if state.turned_back_at().is_some_and(|at| evidence.workload.at < at) {
@@ -74,41 +83,58 @@ pub(super) fn next(
 }
 
 /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
-/// since each line of the journal makes another version of the object that carries it.
-fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
-    let hold = plan.find(StepKind::Hold).filter(|s| !matches!(state.step(*s), StepState::Pending));
-    let (Some(_), Some(lift)) = (hold, plan.closing()) else { return end(why) };
+/// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
+fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let lift = plan.find(StepKind::Lift).filter(|_| state.in_force(plan, StepKind::Hold))?;
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(lift) {
-        return stuck(format!("the hold could not be lifted ({why}); {BY_HAND}"));
-    }
-    if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
-        return wait;
+        return Some(stuck(format!("the hold could not be lifted ({why}); {BY_HAND}")));
     }
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
     let unheard = plan.find(StepKind::Release).and_then(|release| state.unheard_since(release));
     if let Some(at) = unheard.filter(|at| cx.now < later(*at, IN_FLIGHT)) {
-        return Next::Wait {
+        return Some(Next::Wait {
             why: "the eviction may still be on its way".to_owned(),
             until: later(at, IN_FLIGHT),
-        };
+        });
     }
-    match let_come(lift, state, evidence, cx) {
-        Some(Next::Act(_)) if state.attempts(lift) >= MOST_RESTORES => {
-            stuck(format!("the hold could not be lifted in {MOST_RESTORES} tries; {BY_HAND}"))
+    match let_come(lift, state, evidence, cx)? {
+        Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => {
+            Some(stuck(format!("the hold could not be lifted in {MOST_RESTORES} tries; {BY_HAND}")))
         }
-        Some(next) => next,
-        None => end(why),
+        next => Some(next),
+    }
+}
+
+/// The out-of-service taint goes with the run that put it there. `None`: there is none of it.
+fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let untaint =
+        plan.find(StepKind::Untaint).filter(|_| state.in_force(plan, StepKind::TaintOutOfService))?;
+    let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
+    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(untaint)
+    {
+        return Some(stuck(format!("the taint could not be taken off ({why}); {by_hand}")));
+    }
+    match take_off(untaint, plan, state, evidence, cx)? {
+        Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => {
+            Some(stuck(format!("the taint could not be taken off in {MOST_RESTORES} tries; {by_hand}")))
+        }
+        next => Some(next),
     }
 }
 
 /// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
 /// would be pulled from under the next pod.
 fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let step = plan.find(StepKind::CloudDetach)?;
-    let StepState::Issued { outcome, at, .. } = state.step(step) else { return None };
-    if !outcome.applied() {
-        return None;
-    }
+    let asked = |kind| {
+        let ix = plan.find(kind)?;
+        match state.step(ix) {
+            StepState::Issued { outcome, at, .. } if outcome.applied() => Some(*at),
+            // A plain detach that a forced one took over from may still be under way.
+            StepState::Closed { skipped: true } if state.attempts(ix) > 0 => state.turned_back_at(),
+            _ => None,
+        }
+    };
+    let at = &asked(StepKind::CloudForce).or(asked(StepKind::CloudDetach))?;
     let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
     let cloud = evidence.cloud_volume.read(cx.now, MAX_AGE).present();
     let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();

@@ -1,14 +1,37 @@
 //! Whether a plan's run may begin now, or waits for a proof that only others can bring about.
 
 use super::Plan;
-use crate::evidence::Evidence;
+use super::build::advice;
+use crate::diagnosis::Class;
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::proof;
+use crate::runbook::StepKind;
 use crate::safety::Refusal;
 use jiff::Timestamp;
 
-/// Whether the run of this plan may begin.
+/// Whether the run of this plan may begin: the proof that it needs is there, or its own steps bring it about (by powering
+/// the holder off, or by the handshake with the holder's live kubelet).
 ///
 /// # Errors
-/// The refusal to wait for: no step of the plan can bring about the proof that it needs, and there is none yet.
-pub fn may_begin(_plan: &Plan, _evidence: &Evidence, _now: Timestamp) -> Result<(), Refusal> {
-    Ok(())
+/// The refusal to wait for.
+pub fn may_begin(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Result<(), Refusal> {
+    if matches!(plan.class(), Class::B | Class::C) || plan.find(StepKind::PowerOff).is_some() {
+        return Ok(());
+    }
+    let holder = &plan.pins.holder;
+    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present();
+    let held = cloud.is_none_or(|c| c.holders.contains(holder));
+    let lives =
+        evidence.node(&plan.pins.node, now).is_some_and(|n| n.ready && n.instance.as_ref() == Some(holder));
+    if !held || lives {
+        return Ok(());
+    }
+    match proof::of_the_machine(evidence, holder, now) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Refusal::NoProofYet {
+            holder: holder.clone(),
+            why: why.to_string(),
+            advice: format!("{}; or declare it: kubectl reattach declare", advice(&plan.trouble)),
+        }),
+    }
 }

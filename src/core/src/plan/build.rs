@@ -1,12 +1,14 @@
 //! Making a plan from evidence, a diagnosis and a runbook; or every reason why not.
 
+use super::words::{Target, planned};
 use super::{
-    Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, before_holding,
-    before_scaling, general,
+    Aim, Downtime, NodeWide, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, Side, before_fencing,
+    before_holding, before_scaling, general,
 };
-use crate::diagnosis::{Diagnosis, StuckPod, Trouble, Verdict};
+use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{Evidence, MAX_AGE};
-use crate::ids::{ObjectName, PlanHash, Uid};
+use crate::fact::Reading;
+use crate::ids::PlanHash;
 use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
 use crate::safety::Refusal;
 use jiff::Timestamp;
@@ -18,12 +20,25 @@ pub struct Request<'a> {
     pub runbook: &'a Runbook,
     /// The workload that a person named, as `Kind/name`, accepting that all its replicas stop.
     pub confirm_workload: Option<&'a str>,
-    /// What a person would type to detach at the cloud, from the provider.
-    pub detach_command: &'a str,
+    /// What a person would type at the cloud, from the provider.
+    pub commands: Commands<'a>,
     /// Whether the agent's unasked report will do instead of an answer to a challenge: for showing only.
     pub for_show: bool,
     /// What the cloud can do and people allow, besides a plain detach.
     pub allowed: Allowed,
+}
+
+/// What a person would type at the cloud.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Commands<'a> {
+    /// To detach the volume.
+    pub detach: &'a str,
+    /// To detach it by force.
+    pub force: &'a str,
+    /// To power the holder off.
+    pub power_off: &'a str,
+    /// To power it on.
+    pub power_on: &'a str,
 }
 
 /// What the cloud can do and a policy or a person allows. Steps that need more are left out of the plan.
@@ -54,19 +69,25 @@ pub fn make(
             why: diagnosis.verdict.to_string(),
         }]);
     };
-    let Trouble::Phantom { at, attachment, confirmed, .. } = trouble else {
-        return Err(vec![Refusal::NoRemedy {
-            class: trouble.class(),
-            runbook: request.runbook.name.clone(),
-            advice: advice(trouble),
-        }]);
+    let no_remedy = |advice: String| {
+        let runbook = request.runbook.name.clone();
+        vec![Refusal::NoRemedy { class: trouble.class(), runbook, advice }]
     };
-    let mut refusals = general(evidence, &at.node, now);
-    refusals.extend(match request.runbook.holding() {
-        Holding::AtZero => before_scaling(evidence, request.confirm_workload, now),
-        Holding::ByGate => before_holding(evidence, &at.node, now),
+    let Some(order) = request.runbook.order(trouble.class()) else { return Err(no_remedy(advice(trouble))) };
+    if let Some(advice) = for_people(trouble, evidence) {
+        return Err(vec![Refusal::NeedsPeople { trouble: trouble.to_string(), advice }]);
+    }
+    let aim = Aim::of(evidence, trouble, now).map_err(|r| vec![r])?;
+    let steps = possible(order, evidence, request.allowed, now);
+    let mut refusals = general(evidence, &aim.scope(), now);
+    refusals.extend(match (holding(&steps), trouble.side()) {
+        (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
+        (Holding::ByGate, Side::Whole) => before_holding(evidence, &aim.node, now),
+        (holding, _) => before_fencing(evidence, holding, now),
     });
-    if !confirmed && !request.for_show {
+    if let Trouble::Phantom { at, confirmed: false, .. } = trouble
+        && !request.for_show
+    {
         refusals.push(Refusal::Unchallenged { node: at.node.to_string() });
     }
     if !refusals.is_empty() {
@@ -74,18 +95,17 @@ pub fn make(
         refusals.dedup();
         return Err(refusals);
     }
-    let pins = pins(evidence, at, attachment, now).map_err(|r| vec![r])?;
-    let steps: Vec<PlannedStep> = {
-        let target = Target { claim: &evidence.claim_name, stuck: at, pins: &pins };
-        request.runbook.steps.iter().map(|s| planned(s, &target, request)).collect()
-    };
+    let tainting = steps.iter().any(|s| s.step == StepKind::TaintOutOfService);
+    let pins = pins(evidence, &aim, tainting, now).map_err(|r| vec![r])?;
+    let target = Target { claim: &evidence.claim_name, pod: aim.pod.as_ref(), pins: &pins };
+    let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request)).collect();
     let mut plan = Plan {
         version: PLAN_VERSION,
         claim: evidence.claim_name.clone(),
         trouble: trouble.clone(),
         runbook: request.runbook.name.clone(),
         runbook_hash: request.runbook.hash(),
-        downtime: downtime(request.runbook),
+        downtime: downtime(order),
         pins,
         steps,
         hash: PlanHash::from(""),
@@ -94,8 +114,38 @@ pub fn make(
     Ok(plan)
 }
 
-/// What a person can do about a class that no runbook of this build heals.
-fn advice(trouble: &Trouble) -> String {
+/// The steps that the cloud can do and people allow. Where the cluster cannot hold pods away, a dead node is fenced all
+/// the same, and only the cloud's own detach, which needs the hold, is left out.
+fn possible(
+    order: &[RunbookStep],
+    evidence: &Evidence,
+    allowed: Allowed,
+    now: Timestamp,
+) -> Vec<RunbookStep> {
+    let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
+    let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
+    let gates = !fences || matches!(policy, Some(Reading::Present(_)));
+    let can = |step: &&RunbookStep| match step.step {
+        StepKind::PowerOff => allowed.power_off,
+        StepKind::PowerOn => allowed.power_off && allowed.power_on,
+        StepKind::CloudForce => allowed.force && gates,
+        StepKind::Hold | StepKind::CloudDetach | StepKind::Lift => gates,
+        _ => true,
+    };
+    order.iter().filter(can).copied().collect()
+}
+
+fn holding(steps: &[RunbookStep]) -> Holding {
+    let has = |kind| steps.iter().any(|s| s.step == kind);
+    match (has(StepKind::ScaleToZero), has(StepKind::Hold)) {
+        (true, _) => Holding::AtZero,
+        (_, true) => Holding::ByGate,
+        _ => Holding::Nothing,
+    }
+}
+
+/// What a person can do about a class that the runbook does not heal.
+pub(super) fn advice(trouble: &Trouble) -> String {
     match trouble {
         Trouble::DeadNode { node, instance } => format!(
             "power instance {instance} off at the cloud, make sure that it stays off, then: kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
@@ -114,166 +164,89 @@ fn advice(trouble: &Trouble) -> String {
     }
 }
 
-fn pins(evidence: &Evidence, at: &StuckPod, attachment: &Uid, now: Timestamp) -> Result<Pins, Refusal> {
+/// What people must do about a cause that no step mends.
+fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
+    let Trouble::StuckRecord { attachment, cause, .. } = trouble else { return None };
+    let known = evidence.attachments.shown().map_or(&[][..], Vec::as_slice);
+    let name = known.iter().find(|a| Some(&a.uid) == attachment.as_ref()).map_or("NAME", |a| a.name.as_str());
+    let finalizer = format!(
+        "kubectl patch volumeattachment {name} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'"
+    );
+    Some(match cause {
+        StuckCause::DetachError { .. } | StuckCause::NodeMissing { .. } => return None,
+        StuckCause::VolumeMissing { pv, .. } => format!(
+            "restore PersistentVolume {pv} from a backup, or detach the volume at the cloud once its holder cannot write, and then take the finalizer off: {finalizer}"
+        ),
+        StuckCause::SecretMissing { .. } => {
+            "create the Secret again that the StorageClass names for controller-publish".to_owned()
+        }
+        StuckCause::DriverMissing { driver, .. } => format!(
+            "install driver {driver} again; or detach the volume at the cloud once its holder cannot write, and then take the finalizer off: {finalizer}"
+        ),
+        StuckCause::Unrecorded { node } => format!(
+            "make sure that {node} cannot write (gone, or off by a finished shutdown), then: kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+        ),
+        StuckCause::AttachError { .. } => format!(
+            "look at what the driver says and mend it; external-attacher tries again within 5 minutes, or at once after: kubectl annotate volumeattachment {name} reattach.dev/requeued=$(date +%s) --overwrite"
+        ),
+    })
+}
+
+fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Result<Pins, Refusal> {
     let missing =
         |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
     let claim = evidence.claim.read(now, MAX_AGE).present().ok_or_else(|| missing("the claim"))?;
     let pv = evidence.volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the PersistentVolume"))?;
     let cloud =
         evidence.cloud_volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the cloud volume"))?;
-    let node = evidence.node(&at.node, now).ok_or_else(|| missing("the Node"))?;
     let attachments =
         evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
-    let va =
-        attachments.iter().find(|a| a.uid == *attachment).ok_or_else(|| missing("the VolumeAttachment"))?;
+    let attachment = match &aim.attachment {
+        Some(uid) => {
+            let va = attachments.iter().find(|a| a.uid == *uid);
+            let va = va.ok_or_else(|| missing("the VolumeAttachment"))?;
+            Some(PinnedAttachment { name: va.name.clone(), uid: va.uid.clone() })
+        }
+        None => None,
+    };
     let workload = evidence.workload.read(now, MAX_AGE).present().ok_or_else(|| missing("the workload"))?;
     let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
     // The order in which an API lists them must not change the plan's hash.
     pods.sort();
+    let node = evidence.node(&aim.node, now);
+    let node_wide = match node.filter(|_| tainting) {
+        Some(node) => {
+            let fact = evidence.node_pods.get(&aim.node).map(|f| f.read(now, MAX_AGE));
+            let Some(Reading::Present(on_it)) = fact else {
+                return Err(missing(&format!("the pods on {}", aim.node)));
+            };
+            let (mut on_it, mut volumes) = (on_it.clone(), node.volumes_attached.clone());
+            on_it.sort();
+            volumes.sort();
+            Some(NodeWide { pods: on_it, volumes })
+        }
+        None => None,
+    };
     Ok(Pins {
         claim: claim.uid.clone(),
         pv: pv.uid.clone(),
         volume: cloud.id.clone(),
         identity: cloud.identity.clone(),
         size_gib: cloud.size_gib,
-        holder: at.instance.clone(),
-        node: at.node.clone(),
-        boot_id: Some(node.boot_id.clone()),
-        attachment: Some(PinnedAttachment { name: va.name.clone(), uid: va.uid.clone() }),
+        holder: aim.holder.clone(),
+        node: aim.node.clone(),
+        boot_id: node.map(|n| n.boot_id.clone()),
+        attachment,
         workload: workload.workload.clone(),
         replicas: workload.replicas,
         pods,
-        node_wide: None,
+        node_wide,
     })
 }
 
-/// Seconds measured with real kubelets for scale to zero, detach, back (median 17 s, up to 26 s), and what a stuck
-/// detach adds: the runbook's patience, the cloud's job, external-attacher's next try.
-fn downtime(runbook: &Runbook) -> Downtime {
-    let patience: u32 = runbook.steps.iter().filter_map(|s| s.patience_seconds).sum();
+/// Seconds measured with real kubelets (median 17 s, up to 26 s), and what a stuck detach adds: the runbook's patience, the
+/// cloud's job, external-attacher's next try.
+fn downtime(order: &[RunbookStep]) -> Downtime {
+    let patience: u32 = order.iter().filter_map(|s| s.patience_seconds).sum();
     Downtime { typical_seconds: 20, with_cloud_detach_seconds: 35 + patience }
-}
-
-/// What the steps are about.
-struct Target<'a> {
-    claim: &'a ObjectName,
-    stuck: &'a StuckPod,
-    pins: &'a Pins,
-}
-
-fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> PlannedStep {
-    let Target { claim, stuck, pins } = target;
-    let w = &pins.workload;
-    let (ns, name, kind) = (&w.name.namespace, &w.name.name, w.kind.to_lowercase());
-    let text = |what: String, precondition: &str, command: String, risk: &str, observed_by: &str, class| {
-        PlannedStep {
-            kind: step.step,
-            what,
-            precondition: precondition.to_owned(),
-            command,
-            risk: risk.to_owned(),
-            observed_by: observed_by.to_owned(),
-            effect_class: class,
-            deadline_seconds: step.deadline_seconds,
-            patience_seconds: step.patience_seconds,
-        }
-    };
-    match step.step {
-        StepKind::ScaleToZero => text(
-            format!(
-                "scale {w} from {} to 0 and stamp it with the count to restore, in one write",
-                pins.replicas
-            ),
-            "every refusal of scaling to zero is absent, read again; the write is refused if the workload changed meanwhile",
-            format!("kubectl -n {ns} scale {kind}/{name} --replicas=0"),
-            "the workload stays down until it is restored; the stamp on it suffices for that",
-            "no pod of the workload is left",
-            EffectClass::Conditional,
-        ),
-        StepKind::Hold => text(
-            format!("keep new pods of claim {claim} away by a scheduling gate"),
-            "the cluster has the policy reattach-hold; a new pod of the workload would be accepted now",
-            format!("kubectl -n {ns} label volumerecovery RECOVERY reattach.dev/hold=true"),
-            "none: only pods that are made while it lasts wait, and they are let go at its end",
-            "a dry-run create of a pod with the claim comes back with the gate",
-            EffectClass::Conditional,
-        ),
-        StepKind::Release => text(
-            format!("evict the stuck pod of {w}, so that its node lets the volume go"),
-            "the hold is in force; the pod is not Ready or its mount is dead; its node is Ready and runs the CSI driver; its owner makes a new one",
-            format!("kubectl -n {ns} delete pod {}", stuck.pod.name),
-            "a PodDisruptionBudget may refuse it; the run then turns back",
-            "the pod object is gone",
-            EffectClass::Conditional,
-        ),
-        StepKind::Lift => text(
-            "end the hold: its label off, the gates off the pods that wait".to_owned(),
-            "nobody holds the volume any more, and no job of it is pending",
-            format!("kubectl -n {ns} label volumerecovery RECOVERY reattach.dev/hold-"),
-            "none",
-            "no pod carries the gate, and a dry-run create comes back without it",
-            EffectClass::Conditional,
-        ),
-        StepKind::AwaitDetached => text(
-            format!("wait until nobody holds volume {} any more", pins.volume),
-            "no pod of the claim can be on a node",
-            format!("kubectl get volumeattachment {} --watch", pins.attachment_name()),
-            "the CSI driver may be unable to detach; then the next step takes over, or the run turns back",
-            "volumesInUse, volumesAttached, the cloud and the VolumeAttachment, all four",
-            EffectClass::Repeatable,
-        ),
-        StepKind::CloudDetach => text(
-            format!(
-                "if Kubernetes' own detach is stuck: detach volume {} from instance {} at the cloud",
-                pins.volume, pins.holder
-            ),
-            "the kubelet's own word that it does not use the volume, newer than the last pod; the VolumeAttachment is going; the cloud still names this instance, read again",
-            request.detach_command.to_owned(),
-            "a cloud that is busy or has locked the volume refuses; the workload is then put back as it was and a person paged",
-            "no holder, and no job pending on the volume",
-            EffectClass::Once,
-        ),
-        StepKind::Requeue => text(
-            format!(
-                "if VolumeAttachment {} is still there: touch it, so that external-attacher tries again now",
-                pins.attachment_name()
-            ),
-            "the cloud names no holder",
-            format!(
-                "kubectl annotate volumeattachment {} reattach.dev/requeued=$(date +%s) --overwrite",
-                pins.attachment_name()
-            ),
-            "none: the attacher would try by itself within 5 minutes",
-            "the write is accepted",
-            EffectClass::Conditional,
-        ),
-        StepKind::Restore => text(
-            format!("scale {w} back to {} and remove the stamp, in one write", pins.replicas),
-            "the VolumeAttachment is gone, the stamp is intact and the count is still 0",
-            format!("kubectl -n {ns} scale {kind}/{name} --replicas={}", pins.replicas),
-            "someone who changed the count meanwhile wins: theirs stands",
-            "the count",
-            EffectClass::Conditional,
-        ),
-        StepKind::Await
-        | StepKind::PowerOff
-        | StepKind::Prove
-        | StepKind::TaintOutOfService
-        | StepKind::Untaint
-        | StepKind::PowerOn
-        | StepKind::Quarantine
-        | StepKind::Challenge
-        | StepKind::DeleteAttachment
-        | StepKind::CloudForce => {
-            text(format!("{:?}", step.step), "none", String::new(), "none", "none", EffectClass::Repeatable)
-        }
-        StepKind::Verify => text(
-            "wait until the pod is Ready with the volume".to_owned(),
-            "none",
-            format!("kubectl -n {ns} get pods --watch"),
-            "a pod that stays unready for another reason ends the run as failed, with the workload restored",
-            "pod Ready for 3 s, one holder, the pinned identity and size",
-            EffectClass::Repeatable,
-        ),
-    }
 }

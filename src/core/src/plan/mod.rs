@@ -1,8 +1,10 @@
 //! A closed plan: everything that will be touched, in order, with nothing left to choose.
 
+mod aim;
 mod begin;
 mod build;
 mod refusals;
+mod words;
 
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
@@ -12,12 +14,13 @@ use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
-pub use build::{Allowed, Request, make};
-pub use refusals::{before_holding, before_scaling, general};
+pub use build::{Allowed, Commands, Request, make};
+pub use refusals::{before_fencing, before_holding, before_scaling, general};
 
 /// The version of the plan's shape. An executor runs plans of its own version only.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// The number of a step in a plan, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -183,15 +186,25 @@ impl Plan {
 
     /// How it keeps the claim's pods away.
     pub fn holding(&self) -> Holding {
-        if self.find(StepKind::Hold).is_some() { Holding::ByGate } else { Holding::AtZero }
+        match (self.find(StepKind::ScaleToZero), self.find(StepKind::Hold)) {
+            (Some(_), _) => Holding::AtZero,
+            (_, Some(_)) => Holding::ByGate,
+            _ => Holding::Nothing,
+        }
+    }
+
+    /// What has to let go before pods may use the volume.
+    pub fn side(&self) -> Side {
+        self.trouble.side()
     }
 
     /// The step that lets pods of the claim come again.
     pub fn closing(&self) -> Option<StepIx> {
-        self.find(match self.holding() {
-            Holding::ByGate => StepKind::Lift,
-            Holding::AtZero => StepKind::Restore,
-        })
+        match self.holding() {
+            Holding::ByGate => self.find(StepKind::Lift),
+            Holding::AtZero => self.find(StepKind::Restore),
+            Holding::Nothing => None,
+        }
     }
 
     /// The position of the only step of a kind, if there is one.

@@ -1,9 +1,12 @@
 //! What stands against acting: the general refusals (S1, S7, S9) and those of scaling to zero (S2).
 
+use super::{Scope, Side};
 use crate::cloud::VolumeState;
-use crate::evidence::{AccessMode, Evidence, MAX_AGE, PodFacts};
+use crate::evidence::{AccessMode, AttachmentFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::{Fact, Reading};
+use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::ids::NodeName;
+use crate::runbook::Holding;
 use crate::safety::Refusal;
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
@@ -11,7 +14,7 @@ use jiff::Timestamp;
 /// Taints by which other remediators or people say that they are at work on a node.
 /// Sources: KEP-2268 (out-of-service), medik8s self-node-remediation and node maintenance, Karpenter's disruption taint.
 const OTHERS_TAINTS: [&str; 5] = [
-    "node.kubernetes.io/out-of-service",
+    OUT_OF_SERVICE_TAINT,
     "medik8s.io/remediation",
     "medik8s.io/drain",
     "remediation.medik8s.io/self-node-remediation",
@@ -19,7 +22,8 @@ const OTHERS_TAINTS: [&str; 5] = [
 ];
 
 /// Refusals that hold for every remedy.
-pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refusal> {
+pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
+    let Scope { node, side } = *scope;
     let mut out = Vec::new();
     if let Some(claim) = present(&evidence.claim, now, "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
@@ -61,19 +65,24 @@ pub fn general(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refu
         }
         Reading::Unknown { why } => out.push(Refusal::ProviderOutage { why: why.to_owned() }),
     }
-    match evidence.node(node, now) {
-        Some(facts) => {
-            for taint in facts.taints.iter().filter(|t| OTHERS_TAINTS.contains(&t.as_str())) {
+    match evidence.nodes.get(node).map(|f| f.read(now, MAX_AGE)) {
+        Some(Reading::Present(facts)) => {
+            let foreign = |t: &&String| {
+                OTHERS_TAINTS.contains(&t.as_str())
+                    && !(facts.out_of_service_by_us && *t == OUT_OF_SERVICE_TAINT)
+            };
+            for taint in facts.taints.iter().filter(foreign) {
                 out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
             }
         }
-        None => {
-            out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() })
-        }
+        Some(Reading::Absent) if side == Side::Old => {}
+        _ => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
     }
     if let Some(attachments) = present(&evidence.attachments, now, "the list of VolumeAttachments", &mut out)
     {
-        for other in attachments.iter().filter(|a| a.node != *node) {
+        // Who waits elsewhere may keep a record of that, as long as it is not attached there.
+        let waits = |a: &AttachmentFacts| side == Side::Old && !a.attached;
+        for other in attachments.iter().filter(|a| a.node != *node && !waits(a)) {
             out.push(Refusal::OtherAttachment {
                 attachment: other.name.clone(),
                 node: other.node.to_string(),
@@ -113,6 +122,30 @@ pub fn before_holding(evidence: &Evidence, node: &NodeName, now: Timestamp) -> V
         pre_stop(w, released.iter().filter(|p| p.node.as_ref() == Some(node)), out);
         foreign_pods(evidence, w, now, out);
     });
+    hold_policy(evidence, now, &mut out);
+    out
+}
+
+/// Every refusal of ending the hold of a node that does not use the volume any more. Its pods are lost with the node; what
+/// matters is that the workload wants a pod and that the pod would be accepted.
+pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> Vec<Refusal> {
+    let mut out = with_workload(evidence, now, |w, out| {
+        unchanged(w, out);
+        let own = w.claims.iter().find(|(name, _)| *name == evidence.claim_name.name);
+        if let Some(what) = own.and_then(|(_, claim)| claim.as_ref()?.opted_out.as_ref()) {
+            out.push(Refusal::OptedOut { what: what.clone() });
+        }
+        accepted(w, out);
+        foreign_pods(evidence, w, now, out);
+    });
+    if holding == Holding::ByGate {
+        hold_policy(evidence, now, &mut out);
+    }
+    out
+}
+
+/// Whether the cluster can hold pods away.
+fn hold_policy(evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
     match evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE)) {
         Some(Reading::Present(_)) => {}
         Some(Reading::Absent) => out.push(Refusal::NoHoldPolicy),
@@ -125,7 +158,6 @@ pub fn before_holding(evidence: &Evidence, node: &NodeName, now: Timestamp) -> V
             why: "it was not asked".into(),
         }),
     }
-    out
 }
 
 fn with_workload(
@@ -239,6 +271,12 @@ fn template(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
             out.push(Refusal::EmptyDir { workload: workload.clone(), volume: volume.clone() });
         }
     }
+    accepted(w, out);
+}
+
+/// A pod made now would be accepted.
+fn accepted(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
+    let workload = w.workload.to_string();
     match &w.pod_dry_run {
         Some(Ok(())) => {}
         Some(Err(why)) => out.push(Refusal::PodWouldBeRefused { workload, why: why.clone() }),

@@ -1,13 +1,15 @@
 //! The *kubelet handshake*: the holder's own live kubelet says that it does not use the volume (DESIGN 6, P1–P3).
 
+use super::reboot::clean;
 use super::{
-    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, no_pod, the_volume,
+    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
+    the_volume,
 };
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::guest::Seen;
 use crate::ids::{InstanceId, NodeName, Uid};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The moment at which no pod of the claim was first seen, journaled, with the node's Lease as it stood then.
@@ -38,7 +40,7 @@ pub fn kubelet_handshake(
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     held(evidence, recovery, now)?;
-    no_pod(evidence, now)?;
+    no_pod(evidence, node, now)?;
     let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
         what: "the PersistentVolume".into(),
         why: "no fresh CSI source".into(),
@@ -74,6 +76,58 @@ pub fn kubelet_handshake(
     ];
     let kind = ProofKind::KubeletHandshake { node: node.clone(), no_user_since: no_user.at, lease_renewed };
     Ok(FenceProof::new(cloud, holder, kind, grounds, for_a_while(now), now))
+}
+
+/// How long one mount attempt of kubelet may last: two minutes (`csiTimeout` in Kubernetes
+/// `pkg/volume/csi/csi_plugin.go`).
+pub const ATTEMPT: SignedDuration = SignedDuration::from_mins(2);
+
+/// Makes the *answered clean* proof, for a kubelet that keeps the volume in `volumesInUse` though no pod is left: a mount
+/// attempt that was under way is over, and the agent, asked after that, sees nothing of the volume.
+///
+/// # Assumptions
+/// `asked_at` is when the open challenge of this recovery was journaled. Otherwise as [`kubelet_handshake`].
+///
+/// # Errors
+/// One [`NoProof`]: the first missing piece, in the order P1, P2, node, time, answer, holder.
+pub fn answered_clean(
+    evidence: &Evidence,
+    node: &NodeName,
+    holder: &InstanceId,
+    no_user: &NoUser,
+    asked_at: Timestamp,
+    recovery: &Uid,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    held(evidence, recovery, now)?;
+    no_pod(evidence, node, now)?;
+    let fact = evidence.nodes.get(node).ok_or_else(|| missing(format!("Node {node}"), "it was not read"))?;
+    let facts = fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?
+        .ok_or_else(|| missing(format!("Node {node}"), "it does not exist"))?;
+    if !facts.ready {
+        return Err(NoProof::NodeNotReady { node: node.clone() });
+    }
+    is_holder(facts, holder)?;
+    let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
+    if no_user.lease.is_none() || asked_at < no_user.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX) {
+        return Err(not_clean("it was asked while a mount attempt could be under way".to_owned()));
+    }
+    let epoch = clean(evidence, node, recovery, &facts.boot_id).map_err(not_clean)?;
+    veto(evidence, node, now)?;
+    let volume = the_volume(evidence, holder, now)?;
+    if evidence.answers.get(node).map(|a| &a.identity) != Some(&volume.identity) {
+        return Err(NoProof::NotClean {
+            node: node.clone(),
+            why: "it was asked about another device".into(),
+        });
+    }
+    let grounds = vec![
+        ground(&evidence.pods, "no pod with the claim is left"),
+        ground(fact, format!("{node} runs boot {}", facts.boot_id)),
+        held_by(evidence, holder),
+    ];
+    let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: no_user.at, epoch };
+    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
 
 /// An agent that sees a user of the device, or a live mount of the volume, vetoes.

@@ -4,6 +4,7 @@
 //! | Kind | Made by | Rests on |
 //! |---|---|---|
 //! | kubelet handshake | [`kubelet_handshake`] | the holder's live kubelet, after the last pod |
+//! | answered clean | [`answered_clean`] | the holder's agent, asked when the last mount attempt had to be over |
 //! | gone | [`gone`] | the cloud: deleted, or not found where it was seen before |
 //! | off | [`off`] | the cloud: off twice, by a shutdown job that finished |
 //! | rebooted and clean | [`rebooted_and_clean`] | another boot, whose agent answered this recovery's challenge |
@@ -27,7 +28,7 @@ mod power;
 mod reboot;
 
 pub use declared::{Declaration, declared};
-pub use handshake::{NoUser, kubelet_handshake};
+pub use handshake::{ATTEMPT, NoUser, answered_clean, kubelet_handshake};
 pub use power::{Sighting, gone, off};
 pub use reboot::{Before, rebooted_and_clean};
 
@@ -89,6 +90,16 @@ pub enum ProofKind {
         no_user_since: Timestamp,
         /// The Lease renewal that came after it.
         lease_renewed: Timestamp,
+    },
+    /// The agent of the holder's node answered clean, asked after the last pod was gone and the last mount attempt over,
+    /// while no new pod can come (DESIGN 6, P1, P2 and P4). kubelet may still list the volume.
+    AnsweredClean {
+        /// The node.
+        node: NodeName,
+        /// When no pod was first seen.
+        no_user_since: Timestamp,
+        /// The challenge that its agent answered.
+        epoch: u64,
     },
     /// The instance does not exist any more.
     Gone {
@@ -174,6 +185,11 @@ impl FenceProof {
         self.kind.shows_off_or_gone()
     }
 
+    /// Whether it allows to fence the node as a whole ([`ProofKind::fences_the_node`]).
+    pub fn fences_the_node(&self) -> bool {
+        self.kind.fences_the_node()
+    }
+
     /// When it was made.
     pub fn made_at(&self) -> Timestamp {
         self.made_at
@@ -185,8 +201,17 @@ impl ProofKind {
     pub fn shows_off_or_gone(&self) -> bool {
         match self {
             Self::Gone { .. } | Self::Off { .. } => true,
-            Self::KubeletHandshake { .. } | Self::RebootedAndClean { .. } | Self::Declared { .. } => false,
+            Self::KubeletHandshake { .. }
+            | Self::AnsweredClean { .. }
+            | Self::RebootedAndClean { .. }
+            | Self::Declared { .. } => false,
         }
+    }
+
+    /// Whether it allows to fence the node as a whole: the machine is off or gone, or a named human says that it cannot
+    /// write. What a living kubelet or agent says is about one volume.
+    pub fn fences_the_node(&self) -> bool {
+        self.shows_off_or_gone() || matches!(self, Self::Declared { .. })
     }
 }
 
@@ -339,6 +364,32 @@ fn fresh<'a, T>(reading: Reading<'a, T>, what: &str) -> Result<Option<&'a T>, No
     }
 }
 
+/// A proof about the machine itself, without its kubelet or agent: gone, off, or declared.
+///
+/// # Errors
+/// Why the one that is nearest could not be made.
+pub fn of_the_machine(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    let seen = || evidence.sightings.iter().map(Some).chain([None]);
+    if let Some(proof) = seen().find_map(|s| gone(evidence, holder, s, now).ok()) {
+        return Ok(proof);
+    }
+    if let Some(proof) = seen().find_map(|s| off(evidence, holder, s, now).ok()) {
+        return Ok(proof);
+    }
+    if let Some(word) = &evidence.declaration {
+        return declared(evidence, holder, word, now);
+    }
+    let found = evidence.instances.get(holder).map(|f| f.read(now, MAX_AGE));
+    match found {
+        Some(Reading::Absent) => gone(evidence, holder, None, now),
+        _ => off(evidence, holder, evidence.sightings.last(), now),
+    }
+}
+
 /// The cloud volume, which the cloud says this holder has and nobody else.
 fn the_volume<'a>(
     evidence: &'a Evidence,
@@ -390,10 +441,11 @@ fn held(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoPro
     }
 }
 
-/// P2: no pod object with the claim is left that is on a node or could come to one.
-fn no_pod(evidence: &Evidence, now: Timestamp) -> Result<(), NoProof> {
+/// P2: no pod object with the claim is left that is on the holder's node or could come to it. A pod that is bound to
+/// another node never moves.
+fn no_pod(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
     let pods = fresh(evidence.pods.read(now, MAX_AGE), "the list of pods")?;
-    match pods.and_then(|p| p.iter().find(|p| !p.is_held_away())) {
+    match pods.and_then(|p| p.iter().find(|p| !p.is_kept_from(node))) {
         Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
         None => Ok(()),
     }

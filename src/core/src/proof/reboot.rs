@@ -34,7 +34,7 @@ pub fn rebooted_and_clean(
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     held(evidence, recovery, now)?;
-    no_pod(evidence, now)?;
+    no_pod(evidence, node, now)?;
     let what = format!("Node {node}");
     let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
     let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;
@@ -71,7 +71,12 @@ pub fn rebooted_and_clean(
 }
 
 /// The epoch that the agent of this boot answered with "no device" or "clean".
-fn clean(evidence: &Evidence, node: &NodeName, recovery: &Uid, boot: &BootId) -> Result<u64, String> {
+pub(super) fn clean(
+    evidence: &Evidence,
+    node: &NodeName,
+    recovery: &Uid,
+    boot: &BootId,
+) -> Result<u64, String> {
     let Some((asked, epoch)) = evidence.asked.as_ref().filter(|(asked, _)| asked == recovery) else {
         return Err("no challenge of this recovery is open".to_owned());
     };

@@ -178,6 +178,10 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
             clock(*no_user_since),
             clock(*lease_renewed)
         ),
+        ProofKind::AnsweredClean { node, no_user_since, epoch } => format!(
+            "the agent on {node} answered question {epoch} clean, asked more than two minutes after the last pod was gone ({})",
+            clock(*no_user_since)
+        ),
         ProofKind::Gone { last_seen: None } => "the cloud reports the instance as deleted".to_owned(),
         ProofKind::Gone { last_seen: Some(at) } => format!(
             "the cloud does not find the instance any more, with the same credential that saw it at {}",

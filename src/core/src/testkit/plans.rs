@@ -4,7 +4,7 @@ use super::{Case, kubernetes};
 use crate::diagnosis::{Diagnosis, diagnose};
 use crate::fact::Fact;
 use crate::hold::HOLD_POLICY;
-use crate::plan::{Plan, Request, make};
+use crate::plan::{Commands, Plan, Request, make};
 use crate::runbook::{Runbook, SCALE_TO_ZERO};
 use crate::safety::Refusal;
 
@@ -51,7 +51,7 @@ impl Case {
         let request = Request {
             runbook: &runbook,
             confirm_workload,
-            detach_command: "linode-cli volumes detach 5551",
+            commands: Commands { detach: "linode-cli volumes detach 5551", ..Commands::default() },
             for_show,
             allowed: Default::default(),
         };

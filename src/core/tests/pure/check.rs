@@ -21,7 +21,7 @@ fn remove(plan: &mut Plan, kind: StepKind) {
 type Mutation = (&'static str, fn(&mut Plan), &'static str);
 
 const MUTATIONS: &[Mutation] = &[
-    ("version", |p| p.version = 2, "S8: the plan is of another version"),
+    ("version", |p| p.version = 1, "S8: the plan is of another version"),
     ("claim name", |p| p.claim.name = "other".into(), "S8: the plan is for another claim"),
     ("claim UID", |p| p.pins.claim = "x".into(), "S8: the claim is not the pinned one"),
     ("PV UID", |p| p.pins.pv = "x".into(), "S8: the PersistentVolume is not the pinned one"),
@@ -96,18 +96,18 @@ const HOLD_MUTATIONS: &[Mutation] = &[
     ("no hold", |p| remove(p, StepKind::Hold), "S1: a cloud detach without the claim held away first"),
     ("no lift", |p| remove(p, StepKind::Lift), "S2: a hold without exactly one lift"),
     ("two holds", |p| p.steps.push(p.steps[0].clone()), "S2: a hold without exactly one lift"),
-    ("lift first", |p| p.steps.swap(0, 6), "S2: a hold without exactly one lift"),
+    ("lift first", |p| p.steps.swap(0, 9), "S2: a hold without exactly one lift"),
     ("release first", |p| p.steps.swap(0, 1), "S1: a pod evicted while another may come"),
     ("release last", |p| p.steps.push(p.steps[1].clone()), "S1: a pod evicted while another may come"),
     (
         "an impatient wait",
-        |p| p.steps[5].patience_seconds = Some(1),
+        |p| p.steps[8].patience_seconds = Some(1),
         "S2: pods that come back before the detach",
     ),
     (
         "detach after the lift",
         |p| {
-            let d = p.steps.remove(3);
+            let d = p.steps.remove(6);
             p.steps.push(d);
         },
         "S1: a cloud detach after pods may run again",

@@ -5,7 +5,7 @@ use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::Class;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::plan::{before_scaling, general};
+use reattach_core::plan::{Scope, Side, before_scaling, general};
 use reattach_core::safety::Refusal;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
@@ -179,7 +179,8 @@ fn a_second_record_of_the_volume_on_another_node_is_refused() {
 #[test]
 fn refusals_of_the_cloud_and_of_missing_facts() {
     let node = NODE.into();
-    let outage = |case: &Case| general(&case.evidence, &node, case.now);
+    let scope = Scope { node: &node, side: Side::Whole };
+    let outage = |case: &Case| general(&case.evidence, &scope, case.now);
     let mut stale = s();
     stale.evidence.cloud_volume.at -= SignedDuration::from_secs(90);
     assert_eq!(outage(&stale), [Refusal::ProviderOutage { why: "its last answer is 90 s old".into() }]);
@@ -331,7 +332,7 @@ fn an_unreadable_claim_hides_no_other_refusal() {
     let mut case =
         s().cloud(|c| c.holders.push("7".into())).node(|n| n.taints = vec!["medik8s.io/drain".into()]);
     case.evidence.claim = Fact::unknown("timeout", Source::Kubernetes("claim".into()), start());
-    let found = general(&case.evidence, &NODE.into(), case.now);
+    let found = general(&case.evidence, &Scope { node: &NODE.into(), side: Side::Whole }, case.now);
     assert!(found.iter().any(|r| matches!(r, Refusal::Missing { .. })), "{found:?}");
     assert!(found.iter().any(|r| matches!(r, Refusal::ManyHolders { .. })), "{found:?}");
     assert!(found.iter().any(|r| matches!(r, Refusal::OthersAtWork { .. })), "{found:?}");

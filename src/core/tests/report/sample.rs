@@ -71,7 +71,7 @@ pub fn plan(name: &str) -> Plan {
             _ => unreachable!("not in this runbook"),
         }
     };
-    let steps = runbook.steps.iter().map(|s| {
+    let steps = runbook.order(Class::B).unwrap().iter().map(|s| {
         let (what, precondition, command, risk, observed_by, effect_class) = say(s.step);
         PlannedStep {
             kind: s.step,

@@ -163,9 +163,9 @@ async fn one_sentence_each() {
 async fn runbooks(ground: &Ground) {
     let good = include_str!("../../../../runbooks/scale-to-zero.yaml");
     let bad: [(&str, String, &[&str]); 7] = [
-        ("broken", good.replace("steps:", "steps: {"), &["line", "column"]),
-        ("unknown-field", good.replace("steps:", "retries: 999\nsteps:"), &["line", "retries", "steps"]),
-        ("unknown-step", good.replace("step: Requeue", "step: PowerOff"), &["line", "PowerOff", "Requeue"]),
+        ("broken", good.replace("orders:", "orders: {"), &["line", "column"]),
+        ("unknown-field", good.replace("orders:", "retries: 999\norders:"), &["line", "retries", "orders"]),
+        ("unknown-step", good.replace("step: Requeue", "step: Reboot"), &["line", "Reboot", "Requeue"]),
         ("no-summary", good.replace("summary: ", "# summary: "), &["line", "summary"]),
         (
             "a-word",
@@ -175,7 +175,7 @@ async fn runbooks(ground: &Ground) {
         (
             "left-at-zero",
             good.replace("step: Restore", "step: Requeue"),
-            &["steps", "no Restore", "add Restore"],
+            &["class B", "no Restore", "add Restore"],
         ),
         (
             "too-early",

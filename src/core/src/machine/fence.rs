@@ -1,0 +1,357 @@
+//! Fencing a node as a whole: powering it off, the proof, quarantine, the out-of-service taint, and their end.
+
+use super::forward::{Look, wait};
+use super::observe::CLOUD_POLL;
+use super::unwind::{RETRY, backoff, later};
+use super::{Action, Context, Effect, Next, State, StepState};
+use crate::cloud::InstanceState;
+use crate::diagnosis::{Trouble, Verdict, diagnose};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::fact::Reading;
+use crate::journal::Outcome;
+use crate::plan::{Plan, StepIx, general};
+use crate::proof::{
+    ATTEMPT, Before, FenceProof, answered_clean, kubelet_handshake, of_the_machine, rebooted_and_clean,
+};
+use crate::runbook::{Holding, StepKind};
+use jiff::{SignedDuration, Timestamp};
+
+/// The taint stays for so long after the volume is free, if something else of the node is still attached.
+const OTHERS_HAVE: SignedDuration = SignedDuration::from_secs(60);
+
+impl Look<'_> {
+    /// A proof that the holder cannot write, of whatever kind can be made now, or what each kind lacks.
+    pub(super) fn proof(&self) -> Result<FenceProof, String> {
+        let proof = self.any_proof()?;
+        // S8: what the cloud calls the volume now must be what was pinned.
+        if *proof.volume() == self.plan.pins.volume {
+            Ok(proof)
+        } else {
+            Err(format!("the proof is for volume {}", proof.volume()))
+        }
+    }
+
+    fn any_proof(&self) -> Result<FenceProof, String> {
+        let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
+        let mut lacks = Vec::new();
+        let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
+        if let Some(no_user) = self.state.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
+            match kubelet_handshake(e, &pins.node, &pins.holder, no_user, self.cx.recovery, now) {
+                Ok(proof) => return Ok(proof),
+                Err(why) => lacks.push(why.to_string()),
+            }
+            if let Some(asked) = self.state.challenged_at(self.plan) {
+                match answered_clean(e, &pins.node, &pins.holder, no_user, asked, self.cx.recovery, now) {
+                    Ok(proof) => return Ok(proof),
+                    Err(why) => lacks.push(why.to_string()),
+                }
+            }
+        } else if node.is_some_and(|n| n.ready) {
+            lacks.push("the pods' end must be seen first".to_owned());
+        }
+        match of_the_machine(e, &pins.holder, now) {
+            Ok(proof) => return Ok(proof),
+            Err(why) if node.is_none_or(|n| !n.ready) => lacks.push(why.to_string()),
+            Err(_) => {}
+        }
+        // What the agent answered before the last mount attempt was over says nothing about that attempt.
+        let asked = self.state.challenged_at(self.plan);
+        if node.is_some() && self.state.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
+            let attached = e.attachments.read(now, MAX_AGE).present();
+            let va = attached.and_then(|all| all.iter().find(|a| pins.is_attachment(&a.uid)));
+            let before = Before { boot: pins.boot_id.clone(), attached_at: va.map(|a| a.created) };
+            if let Ok(proof) = rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
+            {
+                return Ok(proof);
+            }
+        }
+        Err(lacks.join("; "))
+    }
+
+    /// P1 for every kind of proof: where the order holds new pods away, that was seen in force.
+    pub(super) fn no_pod_may_come(&self) -> Option<Next> {
+        let gated = self.plan.holding() == Holding::ByGate;
+        let held = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        let seen = held.is_some_and(|w| w.dry_run_held == Some(true));
+        (gated && !seen).then(|| self.poll("the hold must be seen in force"))
+    }
+
+    pub(super) fn await_healing(&self) -> Next {
+        let dead = matches!(self.plan.trouble, Trouble::DeadNode { .. });
+        if dead && self.proof().is_ok() {
+            return self.completed("there is a proof that the node cannot write");
+        }
+        if let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict
+            && !trouble.is_same(&self.plan.trouble)
+        {
+            return self.refused(&format!("the diagnosis changed: {trouble}"));
+        }
+        let seconds = self.step.patience_seconds.unwrap_or(self.step.deadline_seconds);
+        let over = later(self.entered, SignedDuration::from_secs(seconds.into()));
+        if self.cx.now >= over {
+            return self.skipped(&format!("it did not heal by itself within {seconds} s"));
+        }
+        wait("it may heal by itself".to_owned(), over.min(later(self.cx.now, CLOUD_POLL)))
+    }
+
+    pub(super) fn power_off(&self) -> Next {
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => {
+                return self.completed("the cloud accepted it");
+            }
+            // Who cannot be powered off by us may be by others; the next step waits for the proof.
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                return self.skipped(why);
+            }
+            _ => {}
+        }
+        if self.proof().is_ok() {
+            return self.skipped("there is a proof already that it cannot write");
+        }
+        if let Some(other) = self.was_refused().or_else(|| self.not_to_be_fenced()) {
+            return other;
+        }
+        let pins = &self.plan.pins;
+        Next::Act(Action {
+            step: self.ix,
+            intent: format!("power instance {} ({}) off", pins.holder, pins.node),
+            effect: Effect::PowerOff { instance: pins.holder.clone(), node: pins.node.clone() },
+        })
+    }
+
+    pub(super) fn prove(&self) -> Next {
+        let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
+            return self.poll("the cloud must be read");
+        };
+        if self.cloud_is_free(cloud) {
+            return self.skipped("the cloud does not name it as a holder any more");
+        }
+        match self.proof() {
+            Ok(proof) => {
+                let grounds = proof.rests_on().iter().map(|g| format!("{} ({})", g.says, g.source));
+                self.completed(&grounds.collect::<Vec<_>>().join("; "))
+            }
+            Err(lacks) => self
+                .user_again()
+                .or_else(|| self.handshake_begins())
+                .unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
+        }
+    }
+
+    pub(super) fn quarantine(&self) -> Next {
+        let node = match self.fenced_node() {
+            Ok(node) => node,
+            Err(other) => return *other,
+        };
+        if node.quarantined {
+            return self.done_or_skipped("the node is in quarantine");
+        }
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => self.completed("the taint is written"),
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.skipped(why),
+            _ => self.was_refused().or_else(|| self.not_to_be_fenced()).unwrap_or_else(|| {
+                Next::Act(Action {
+                    step: self.ix,
+                    intent: format!("put Node {} in quarantine", node.name),
+                    effect: Effect::Quarantine { node: node.name.clone(), uid: node.uid.clone() },
+                })
+            }),
+        }
+    }
+
+    pub(super) fn taint(&self) -> Next {
+        let node = match self.fenced_node() {
+            Ok(node) => node,
+            Err(other) => return *other,
+        };
+        if node.out_of_service_by_us {
+            return self.done_or_skipped("the taint is there");
+        }
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => {
+                return self.completed("the taint is written");
+            }
+            _ => {}
+        }
+        if self.still_held().is_none() {
+            return self.skipped("nothing of the node holds the volume any more");
+        }
+        if let Some(other) = self.was_refused().or_else(|| self.not_to_be_fenced()) {
+            return other;
+        }
+        match self.proof() {
+            Ok(proof) if proof.fences_the_node() => Next::Act(Action {
+                step: self.ix,
+                intent: format!("put the out-of-service taint on Node {}", node.name),
+                effect: Effect::TaintOutOfService { proof, node: node.name.clone(), uid: node.uid.clone() },
+            }),
+            Ok(_) => self.refused("the proof is about the volume and not about the whole node"),
+            Err(lacks) => self.poll(&format!("no proof yet: {lacks}")),
+        }
+    }
+
+    /// What is there by our own hand is done; what another recovery of ours did is not ours to end.
+    fn done_or_skipped(&self, seen: &str) -> Next {
+        if self.state.attempts(self.ix) > 0 {
+            self.completed(seen)
+        } else {
+            self.skipped(&format!("{seen}, by another recovery"))
+        }
+    }
+
+    /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
+    fn fenced_node(&self) -> Result<&NodeFacts, Box<Next>> {
+        match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
+            Some(Reading::Present(node)) => Ok(node),
+            Some(Reading::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
+            _ => Err(Box::new(self.poll(&format!("Node {} must be read", self.plan.pins.node)))),
+        }
+    }
+
+    /// What stands against an effect on the whole node now (S7, S8): it is back, or more is on it than the plan lists.
+    fn not_to_be_fenced(&self) -> Option<Next> {
+        let pins = &self.plan.pins;
+        let node = match self.fenced_node() {
+            Ok(node) => node,
+            Err(other) => return Some(*other),
+        };
+        if node.ready {
+            return Some(self.refused(&format!("Node {} is Ready again", node.name)));
+        }
+        if let Some(change) = self.boot_change() {
+            return Some(self.refused(&change));
+        }
+        if let Some(doubt) = self.trouble_is_over_untouched() {
+            return Some(doubt);
+        }
+        if let Some(refusal) = general(self.evidence, &self.scope(), self.cx.now).first() {
+            let say = refusal.to_string();
+            return Some(if refusal.may_pass() { self.poll(&say) } else { self.refused(&say) });
+        }
+        let Some(listed) = &pins.node_wide else {
+            return Some(self.refused("the plan does not list what is on the node"));
+        };
+        let Some(Reading::Present(pods)) =
+            self.evidence.node_pods.get(&pins.node).map(|f| f.read(self.cx.now, MAX_AGE))
+        else {
+            return Some(self.poll(&format!("the pods on {} must be read", pins.node)));
+        };
+        if let Some((pod, _)) = pods.iter().find(|p| !listed.pods.contains(p)) {
+            return Some(self.refused(&format!("pod {pod} is on {} and not in the plan", pins.node)));
+        }
+        let volume = node.volumes_attached.iter().find(|v| !listed.volumes.contains(v));
+        volume.map(|v| self.refused(&format!("volume {v} is attached to {} and not in the plan", pins.node)))
+    }
+
+    /// While our taint is on a node it must be down: one that is back turns the run, unless the volume is free already.
+    pub(super) fn machine_is_back(&self) -> Option<Next> {
+        let untaint = self.plan.find(StepKind::Untaint)?;
+        let taint = self.plan.find(StepKind::TaintOutOfService)?;
+        let between = self.ix > taint && self.ix < untaint;
+        if !between || !self.state.in_force(self.plan, StepKind::TaintOutOfService) {
+            return None;
+        }
+        let why = back_again(self.plan, self.evidence, self.cx.now)?;
+        (self.still_held().is_some()).then(|| self.refused(&why))
+    }
+
+    pub(super) fn untaint(&self) -> Next {
+        if !self.state.in_force(self.plan, StepKind::TaintOutOfService) {
+            return self.skipped("nothing was tainted");
+        }
+        let node = self.evidence.node(&self.plan.pins.node, self.cx.now);
+        let others = node.is_some_and(|n| !n.volumes_attached.is_empty());
+        let until = later(self.entered, OTHERS_HAVE);
+        let back = back_again(self.plan, self.evidence, self.cx.now).is_some();
+        if others && !back && self.state.attempts(self.ix) == 0 && self.cx.now < until {
+            return wait(
+                "other volumes of the node are still attached".to_owned(),
+                until.min(later(self.cx.now, CLOUD_POLL)),
+            );
+        }
+        if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
+            self.state.step(self.ix)
+        {
+            return self.failed(why);
+        }
+        take_off(self.ix, self.plan, self.state, self.evidence, self.cx)
+            .unwrap_or_else(|| self.completed("our taint is gone"))
+    }
+
+    pub(super) fn power_on(&self) -> Next {
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => {
+                return self.completed("the cloud accepted it");
+            }
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                return self.skipped(why);
+            }
+            _ => {}
+        }
+        let off_by_us = self.plan.find(StepKind::PowerOff).is_some_and(|ix| {
+            self.state.attempts(ix) > 0 && self.state.in_force(self.plan, StepKind::PowerOff)
+        });
+        if !off_by_us {
+            return self.skipped("this run powered nothing off");
+        }
+        let pins = &self.plan.pins;
+        self.was_refused().unwrap_or_else(|| {
+            Next::Act(Action {
+                step: self.ix,
+                intent: format!("power instance {} on again", pins.holder),
+                effect: Effect::PowerOn { instance: pins.holder.clone(), node: pins.node.clone() },
+            })
+        })
+    }
+}
+
+/// Why the fenced node is not down any more.
+fn back_again(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Option<String> {
+    let pins = &plan.pins;
+    if let Some(node) = evidence.node(&pins.node, now) {
+        if node.ready {
+            return Some(format!("Node {} is Ready again", pins.node));
+        }
+        if pins.boot_id.as_ref().is_some_and(|boot| *boot != node.boot_id) {
+            return Some(format!("Node {} has booted again", pins.node));
+        }
+    }
+    let instance = evidence.instances.get(&pins.holder).and_then(|f| f.read(now, MAX_AGE).present())?;
+    let runs = matches!(instance.state, InstanceState::Running | InstanceState::Transitional(_));
+    let declared = matches!(&evidence.declaration, Some(d) if d.holder == pins.holder);
+    (runs && !declared).then(|| format!("instance {} runs again", pins.holder))
+}
+
+/// What is still to do until our taint is off. `None`: nothing.
+pub(super) fn take_off(
+    untaint: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
+    let name = &plan.pins.node;
+    let node = match evidence.nodes.get(name).map(|f| (f.at, f.read(cx.now, MAX_AGE))) {
+        Some((at, Reading::Present(node))) => (at, node),
+        Some((_, Reading::Absent)) => return None,
+        _ => return poll("the Node must be read to take the taint off"),
+    };
+    if let StepState::Issued { outcome, at, .. } = state.step(untaint) {
+        if node.0 < *at {
+            return poll("the Node must be read again");
+        }
+        if !node.1.out_of_service_by_us && outcome.applied() {
+            return None;
+        }
+        let again = later(*at, backoff(state.attempts(untaint)));
+        if cx.now < again {
+            return Some(wait("the taint is looked at again".to_owned(), again));
+        }
+    }
+    Some(Next::Act(Action {
+        step: untaint,
+        intent: format!("take our out-of-service taint off Node {name}"),
+        effect: Effect::Untaint { node: name.clone(), uid: node.1.uid.clone() },
+    }))
+}
