@@ -15,7 +15,7 @@ use reattach_controller::{Collector, Depth, Providers};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
-use reattach_core::plan::{Allowed, Commands, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Request, make, may_begin};
 use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
 use reattach_core::safety::Refusal;
@@ -92,12 +92,12 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         }
         return Ok(diagnose::end(&diagnosis.verdict));
     };
-    let detach_command = collector.providers.detach_command(&evidence);
+    let by_hand = collector.providers.by_hand(&evidence);
     let confirm_workload = args.confirm_workload.as_deref();
     let request = Request {
         runbook: &runbook,
         confirm_workload,
-        commands: Commands { detach: &detach_command, ..Commands::default() },
+        commands: by_hand.commands(),
         for_show: true,
         allowed: allowed(&session, &args, &collector.providers, &evidence).await?,
     };
