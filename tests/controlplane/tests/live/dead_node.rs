@@ -47,22 +47,6 @@ async fn cast(stage: &Stage, namespace: &str, nodes: &[&str], annotations: Value
     volumes
 }
 
-/// Waits until the only live pod of a workload is Ready on `node`; its name.
-async fn back_on(stage: &Stage, namespace: &str, app: &str, node: &str) -> String {
-    let what = format!("{namespace}/{app} Ready on {node}");
-    let found = eventually(&what, LIMIT, async || {
-        let pods = stage.pods(namespace, app).await;
-        let on = |p: &k8s_openapi::api::core::v1::Pod| {
-            p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
-        };
-        pods.iter().find(|p| on(p) && crate::common::workloads::is_ready(p)).map(ResourceExt::name_any)
-    });
-    match found.await {
-        Ok(name) => name,
-        Err(error) => panic!("{error}\n{}\n{}", stage.story(namespace).await, stage.logs()),
-    }
-}
-
 /// A human's way: the out-of-service taint, once the Node is NotReady and the machine is off. Gives the moment of the taint.
 async fn a_human_taints(stage: &Stage, node: &str) -> Timestamp {
     stage.cloud.shutdown(stage.instance(node)).expect("it runs, says the cloud");
@@ -97,14 +81,14 @@ async fn a_dead_node_is_powered_off_and_its_volumes_come_back() {
     let tainted = a_human_taints(&stage, "node-2").await;
     let mut by_hand = Vec::new();
     for ((_, name, claim), volume) in WORKLOADS.iter().zip(&stock) {
-        let pod = back_on(&stage, "stock", name, "node-4").await;
+        let pod = stage.await_ready_on("stock", name, "node-4").await;
         by_hand.push(stage.back_after("stock", claim, &pod, *volume, tainted));
     }
 
     let (mut returns, mut recoveries) = (Vec::new(), Vec::new());
     for ((kind, name, claim), volume) in WORKLOADS.iter().zip(&ours) {
         let recovery = stage.await_recovered("shop", claim).await;
-        let pod = back_on(&stage, "shop", name, "node-3").await;
+        let pod = stage.await_ready_on("shop", name, "node-3").await;
         assert_eq!(stage.count("shop", kind, name).await, (1, false), "{name}");
         let proven = completed(&recovery, StepKind::Prove).expect("a proof");
         returns.push(stage.back_after("shop", claim, &pod, *volume, proven));
@@ -194,7 +178,7 @@ async fn without_permission_a_person_gives_the_proof() {
 
     stage.cloud.shutdown(stage.instance("node-1")).expect("the cloud says that it runs");
     let redis_back = stage.await_recovered("shop", "redis").await;
-    back_on(&stage, "shop", "redis", "node-3").await;
+    stage.await_ready_on("shop", "redis", "node-3").await;
 
     let olga = stage.person("olga", "shop", &["admin"]).await;
     may_declare(&stage, "olga").await;
@@ -217,7 +201,7 @@ async fn without_permission_a_person_gives_the_proof() {
     );
     println!("{patched}");
     let sql_back = stage.await_recovered("shop", "data-sql-0").await;
-    back_on(&stage, "shop", "sql", "node-4").await;
+    stage.await_ready_on("shop", "sql", "node-4").await;
     assert!(told(&sql_back).contains("olga"), "{}", told(&sql_back));
 
     let count = stage.assert_pinned_and_journaled(&[redis_back, sql_back]);

@@ -1,12 +1,13 @@
 //! Nodes that die, what reattach writes on them, and how long their volumes take to come back.
 
 use super::logs::{AGENT, CONTROLLER, hold_label, journal, line};
+use super::workloads::is_ready;
 use super::{LIMIT, Process, Stage};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{ListParams, ObjectMeta, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, VolumeNo};
@@ -167,6 +168,27 @@ impl Stage {
         }
     }
 
+    /// The machine behind a node is replaced by another instance under the same name, as some node pools do.
+    pub async fn replace(&mut self, node: &str, instance: u64) {
+        let at = self.agent_of(node);
+        self.kubelets[at] = self.machine(node, instance, 8).await;
+        self.await_node(node, true).await;
+        if at < self.agents.len() {
+            self.agents[at] = self.start_agent(node).await;
+        }
+    }
+
+    /// Nothing new is scheduled to a node, and the pods of a workload there are deleted.
+    pub async fn move_away(&self, namespace: &str, app: &str, node: &str) {
+        let nodes: Api<Node> = Api::all(self.admin.clone());
+        let body = json!({"spec": {"unschedulable": true}});
+        nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("cordoned");
+        let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
+        for pod in self.pods(namespace, app).await {
+            pods.delete(&pod.name_any(), &DeleteParams::default()).await.expect("deleted");
+        }
+    }
+
     async fn start_agent(&self, node: &str) -> Process {
         let config = self.agent_config(node).await;
         let host = self.folder.join("hosts").join(node);
@@ -223,6 +245,20 @@ impl Stage {
     pub async fn node_of(&self, namespace: &str, app: &str) -> String {
         let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone());
         self.pods(namespace, app).await.iter().find_map(on).expect("a bound pod")
+    }
+
+    /// Waits until a live pod of a workload is Ready on `node`; its name.
+    pub async fn await_ready_on(&self, namespace: &str, app: &str, node: &str) -> String {
+        let what = format!("{namespace}/{app} Ready on {node}");
+        let found = eventually(&what, DEATH, async || {
+            let pods = self.pods(namespace, app).await;
+            let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node);
+            pods.iter().find(|p| on(p) && is_ready(p)).map(ResourceExt::name_any)
+        });
+        match found.await {
+            Ok(name) => name,
+            Err(error) => panic!("{error}\n{}\n{}", self.story(namespace).await, self.logs()),
+        }
     }
 
     /// The VolumeAttachments of a claim made by [`Stage::bound_claim`].
