@@ -154,13 +154,12 @@ impl Stage {
         self.hang(node);
     }
 
-    /// Somebody boots the instance at the cloud, and the node comes back with its agent.
+    /// Somebody boots the instance at the cloud, or its watchdog does; the node comes back with its agent.
     pub async fn boot(&mut self, node: &str) {
-        let instance = self.instance(node);
-        if self.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
-            self.cloud.boot(instance).expect("it is off");
+        // Refused while the watchdog is at it, or the instance runs.
+        if self.cloud.boot(self.instance(node)).is_ok() {
+            self.await_instance(node, &InstanceStatus::Running).await;
         }
-        self.await_instance(node, &InstanceStatus::Running).await;
         self.kubelet(node).power_on().await;
         let at = self.agent_of(node);
         if at < self.agents.len() {
@@ -345,6 +344,24 @@ impl Stage {
         let collected =
             events.iter().find(gone).map_or(SignedDuration::ZERO, |e| e.reached.duration_since(from));
         Return { claim: claim.to_owned(), took: ready.duration_since(from) - cloud, cloud, collected }
+    }
+
+    /// How many writes of reattach put a taint with this key on a Node.
+    pub fn taint_writes(&self, node: &str, key: &str) -> usize {
+        let has = |e: &AuditEvent| {
+            let taints = e.body.as_ref().and_then(|b| b.pointer("/spec/taints")?.as_array());
+            taints.is_some_and(|all| all.iter().any(|t| t["key"] == key))
+        };
+        let events = self.audit();
+        let ours = events.iter().filter(|e| {
+            e.user == CONTROLLER
+                && e.resource == "nodes"
+                && e.name.as_deref() == Some(node)
+                && e.took_effect()
+        });
+        // A write carries the whole list: only the first of a row with it puts it there.
+        let mut before = false;
+        ours.filter(|e| !std::mem::replace(&mut before, has(e)) && has(e)).count()
     }
 
     /// What is on a node that is not touched: pods by UID and whether they are being deleted, VolumeAttachments by UID and
