@@ -43,9 +43,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.powerOff) || (has(self.powerOff) && self.powerOff == oldSelf.powerOff)").message("a permission to power off cannot be taken back or changed: abort instead"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.declaration) || has(self.declaration)").message("a declaration cannot be taken back: abort instead, or let its hour pass"))]
 pub struct VolumeRecoverySpec {
     /// The PersistentVolumeClaim in this namespace.
-    #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
+    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
     pub claim_name: String,
     /// How far to go.
     #[serde(default, deserialize_with = "mode_or_observe")]
@@ -86,7 +87,8 @@ pub struct Declaration {
     /// The cloud's identifier of the instance.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("holder must be the instance that cannot write, as the cloud calls it"))]
     pub holder: String,
-    /// Who says so: the authenticated user name.
+    /// Who says so: the authenticated user name. Admission checks it.
+    #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
     pub declared_by: String,
     /// Why they are sure, for the record.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why the instance cannot write"))]
@@ -99,7 +101,8 @@ pub struct Declaration {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PowerOff {
-    /// Who allows it: the authenticated user name.
+    /// Who allows it: the authenticated user name. Admission checks it.
+    #[x_kube(validation = Rule::new("self.size() > 0").message("allowedBy must be your own user name (kubectl auth whoami)"))]
     pub allowed_by: String,
 }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// Ends a recovery and puts everything back.
 ///
-/// Whoever drives it restores the replicas and removes the stamp and the finalizer.
+/// Whoever drives it restores the replicas, lifts the hold on new pods, takes reattach's out-of-service taint off the node, and removes the stamp and the finalizer. What the cloud has done stays: a detached volume is not attached again, and an instance that was powered off stays off.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -96,6 +96,13 @@ async fn drive(
             ))
             .into());
         }
+        Some(old) if args.allow_power_off && old.spec.power_off.is_none() => {
+            return Err(Fail::Other(format!(
+                "recovery {} of this claim is under way and was asked for without --allow-power-off: go on without it, or abort that one first",
+                old.name_any()
+            ))
+            .into());
+        }
         Some(old) => {
             note(&format!("Resuming recovery {}.", old.name_any()));
             old

@@ -3,7 +3,7 @@
 use crate::exit::End;
 use crate::fail::{Fail, one_line};
 use crate::output::{Format, line, note, out, value, width};
-use crate::session::{Global, Session, preflight, providers};
+use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
 use crate::table::Table;
 use crate::watches;
 use anyhow::Result;
@@ -13,6 +13,7 @@ use reattach_core::diagnosis::{Diagnosis, Verdict, diagnose};
 use reattach_core::ids::ObjectName;
 use reattach_core::report::diagnosis_text;
 use serde_json::json;
+use std::collections::BTreeSet;
 use tokio::task::JoinSet;
 
 /// Says what is wrong with a claim's volume; writes nothing.
@@ -96,6 +97,9 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<End> {
             value(format, &json!({ "items": items }))?;
         }
     }
+    let hints: BTreeSet<_> =
+        findings.iter().filter_map(|f| who_knows_the_driver(global, &f.diagnosis.verdict)).collect();
+    hints.iter().for_each(|hint| note(hint));
     Ok(worst(findings.iter().map(|f| &f.diagnosis.verdict)))
 }
 

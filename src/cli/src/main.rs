@@ -3,6 +3,7 @@
 mod abort;
 mod approve;
 mod break_glass;
+mod declare;
 mod diagnose;
 mod drill;
 mod exit;
@@ -45,6 +46,7 @@ enum Verb {
     Plan(plan::PlanArgs),
     Recover(recover::RecoverArgs),
     Approve(approve::ApproveArgs),
+    Declare(declare::DeclareArgs),
     Abort(abort::AbortArgs),
     Status(status::StatusArgs),
     Report(report::ReportArgs),
@@ -73,6 +75,7 @@ fn run(verb: Verb, global: &session::Global) -> anyhow::Result<End> {
             Verb::Plan(args) => plan::run(args, global).await,
             Verb::Recover(args) => recover::run(args, global).await,
             Verb::Approve(args) => approve::run(args, global).await,
+            Verb::Declare(args) => declare::run(args, global).await,
             Verb::Abort(args) => abort::run(args, global).await,
             Verb::Status(args) => status::run(args, global).await,
             Verb::Report(args) => report::run(args, global).await,

@@ -4,24 +4,29 @@ use crate::diagnose;
 use crate::exit::End;
 use crate::fail::{Fail, one_line};
 use crate::output::{Format, note, out, value};
-use crate::session::{Global, Session, preflight, providers};
+use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
 use crate::table::paragraph;
 use anyhow::Result;
 use clap::Args;
-use reattach_controller::{Collector, Depth};
+use kube::api::{Api, ListParams};
+use reattach_api::{PowerOffRule, RecoveryPolicy};
+use reattach_controller::policies::{Subject, ruling};
+use reattach_controller::{Collector, Depth, Providers};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
-use reattach_core::plan::{Commands, Request, make};
+use reattach_core::evidence::Evidence;
+use reattach_core::plan::{Allowed, Commands, Request, make, may_begin};
 use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
-use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
+use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
 use reattach_core::safety::Refusal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Shows what a recovery would do, step by step; writes nothing.
 ///
 /// For each step: what will happen, the command a human would type, what could go wrong; and the expected downtime. Or
-/// every reason why nothing may be done. The one request that is no read asks the API server with `dryRun=All` whether a
+/// every reason why nothing may be done. Powering the holder off is in it where the policy that rules the claim allows it, or you say so. The one request that is no read asks the API server with `dryRun=All` whether a
 /// new pod of the workload would be accepted, and persists nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -45,6 +50,9 @@ pub struct PlanArgs {
     /// A workload with several replicas, whose stop you accept.
     #[arg(long, value_name = "KIND/NAME")]
     confirm_workload: Option<String>,
+    /// Show the plan as if powering the holder's instance off were allowed.
+    #[arg(long)]
+    allow_power_off: bool,
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
@@ -79,6 +87,9 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             ))?,
             format => value(format, &answer(&claim, &diagnosis, Value::Null, &[]))?,
         }
+        if let Some(hint) = who_knows_the_driver(global, &diagnosis.verdict) {
+            note(&hint);
+        }
         return Ok(diagnose::end(&diagnosis.verdict));
     };
     let detach_command = collector.providers.detach_command(&evidence);
@@ -88,7 +99,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         confirm_workload,
         commands: Commands { detach: &detach_command, ..Commands::default() },
         for_show: true,
-        allowed: Default::default(),
+        allowed: allowed(&session, &args, &collector.providers, &evidence).await?,
     };
     let made = make(&evidence, &diagnosis, &request, now).and_then(|plan| {
         let objections = check(&plan, &evidence, confirm_workload, now);
@@ -115,11 +126,17 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
                 "Nothing was written. The API server was asked with dryRun=All whether it would accept a new pod of {}.",
                 plan.pins.workload
             ));
+            if let Err(waits) = may_begin(&plan, &evidence, now) {
+                note(&format!("It would wait before its first step: {waits}."));
+            }
+            let power_off = plan.find(StepKind::PowerOff).is_some();
             match &args.runbook_file {
                 Some(_) => note("A runbook from a file can be shown here; recover runs the built-in ones."),
                 None => note(&format!(
-                    "To run it: kubectl reattach recover -n {} {}",
-                    claim.namespace, claim.name
+                    "To run it: kubectl reattach recover -n {} {}{}",
+                    claim.namespace,
+                    claim.name,
+                    if power_off { " --allow-power-off" } else { "" }
                 )),
             }
             Ok(End::Done)
@@ -142,6 +159,38 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             Ok(End::Refused)
         }
     }
+}
+
+/// What the cloud can do, and the policy that rules the claim or `--allow-power-off` allows.
+async fn allowed(
+    session: &Session,
+    args: &PlanArgs,
+    providers: &Providers,
+    evidence: &Evidence,
+) -> Result<Allowed, Fail> {
+    let can = providers.capabilities(evidence);
+    let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
+    let rule = match api.list(&ListParams::default()).await {
+        Ok(found) => {
+            let policies: Vec<_> = found.items.into_iter().map(Arc::new).collect();
+            let subject = Subject::of(evidence);
+            let policy = subject.and_then(|s| ruling(&policies, &s).map(|p| p.spec.power_off));
+            policy.unwrap_or(PowerOffRule::Never)
+        }
+        // Whoever sees only a namespace still sees a plan; the cautious one.
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            note(
+                "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow besides",
+            );
+            PowerOffRule::Never
+        }
+        Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),
+    };
+    Ok(Allowed {
+        power_off: can.can_fence && (args.allow_power_off || rule != PowerOffRule::Never),
+        power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
+        force: can.can_force,
+    })
 }
 
 /// One of the compiled-in runbooks.

@@ -4,7 +4,9 @@ use crate::fail::Fail;
 use crate::session::Session;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus};
+use reattach_api::{
+    Declaration, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus,
+};
 use reattach_core::ids::ObjectName;
 use serde_json::json;
 
@@ -145,6 +147,18 @@ pub async fn abort(
         abort["reason"] = json!(reason);
     }
     patch(session, recovery, "abort the recovery", json!({ "abort": abort })).await
+}
+
+/// Records a person's word that an instance cannot write.
+///
+/// # Errors
+/// The API server's, as a sentence; the word does not count then.
+pub async fn declare(
+    session: &Session,
+    recovery: &ObjectName,
+    declaration: &Declaration,
+) -> Result<(), Fail> {
+    patch(session, recovery, "declare that", json!({ "declaration": declaration })).await
 }
 
 async fn patch(

@@ -13,7 +13,7 @@ use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
 use kube::ResourceExt;
-use reattach_api::{VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{PowerOff, VolumeRecovery, VolumeRecoverySpec};
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
@@ -31,6 +31,7 @@ Examples:
   kubectl reattach recover data-redis-0 --dry-run
   kubectl reattach recover data-redis-0 --yes --reason 'INC-42' -o json
   kubectl reattach recover data-web --confirm-workload Deployment/web   # all its replicas stop
+  kubectl reattach recover data-redis-0 --allow-power-off   # a dead node's machine, if it holds the volume
   LINODE_TOKEN=... kubectl reattach recover data-redis-0 --break-glass
 
 Exit codes: 0 healed; 4 refused; 5 not ours; 6 not over (no consent yet, or timed out);
@@ -54,6 +55,10 @@ pub struct RecoverArgs {
     /// A workload with several replicas, whose stop you accept.
     #[arg(long, value_name = "KIND/NAME")]
     pub confirm_workload: Option<String>,
+    /// Let the plan power the holder's instance off, with everything that runs on it. Needs the RBAC verb `poweroff`. The plan then has
+    /// that step, and waits for your consent as always. It stays off: power it on yourself when the volume is free.
+    #[arg(long)]
+    pub allow_power_off: bool,
     /// Ask for the recovery and return at once; approve and watch it later.
     #[arg(long, conflicts_with_all = ["yes", "break_glass"])]
     pub no_wait: bool,
@@ -147,7 +152,7 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &str) -> VolumeRecover
         abort: None,
         approval: None,
         declaration: None,
-        power_off: None,
+        power_off: args.allow_power_off.then(|| PowerOff { allowed_by: user.to_owned() }),
     }
 }
 

@@ -4,12 +4,14 @@ use crate::fail::{Fail, one_line};
 use crate::output::note;
 use anyhow::Result;
 use clap::Args;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use reattach_cluster::client::{load, whoami};
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::Providers;
-use reattach_controller::providers::{SetupError, from_env};
+use reattach_controller::providers::{BUILT_IN, SetupError, from_env};
+use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_provider_api::{ProviderError, RightUse};
 use std::future::Future;
@@ -128,6 +130,20 @@ impl Session {
         }
     }
 
+    /// The time by the API server's clock, which is more likely the controller's too than this machine's is; by ours
+    /// where its answer carries none.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn server_time(&self) -> Result<Timestamp, Fail> {
+        let request = http::Request::get("/version").body(kube::client::Body::empty());
+        let request = request.map_err(|e| Fail::Other(format!("cannot ask for the time: {e}")))?;
+        let answer = self.ask("ask for the time", self.clients.read.send(request)).await?;
+        let date = answer.headers().get(http::header::DATE).and_then(|d| d.to_str().ok());
+        let told = date.and_then(|d| jiff::fmt::rfc2822::parse(d).ok()).map(|d| d.timestamp());
+        Ok(told.unwrap_or_else(|| self.clock.now()))
+    }
+
     /// The claim that a person names: `NAME` or `pvc/NAME`, in the session's namespace.
     ///
     /// # Errors
@@ -181,6 +197,27 @@ pub fn providers(global: &Global) -> Result<Providers, Fail> {
         }
     }
     Ok(providers)
+}
+
+/// CSI drivers and the provider of each.
+const DRIVERS: [(&str, &str); 2] = [("linodebs.csi.linode.com", "linode"), ("ebs.csi.aws.com", "aws")];
+
+/// What to do about a volume whose driver belongs to a cloud that is not asked.
+pub fn who_knows_the_driver(global: &Global, verdict: &Verdict) -> Option<String> {
+    let Verdict::NotOurs { reason: NotOurs::UnknownProvider { driver, .. } } = verdict else { return None };
+    let provider = DRIVERS.iter().find(|(known, _)| known == driver).map(|(_, provider)| *provider);
+    let fix = match provider {
+        // It knows the driver, and cannot read the handle.
+        Some(name) if global.provider.split(',').any(|p| p.trim() == name) => return None,
+        Some(name) if BUILT_IN.contains(&name) => format!("add --provider {},{name}", global.provider),
+        Some(name) => format!("for provider {name} build with --features {name}"),
+        None => "docs/providers.md has how to add one".to_owned(),
+    };
+    Some(format!(
+        "note: no provider of this installation knows driver {driver}; asked: {}; built with: {}; {fix}",
+        global.provider,
+        BUILT_IN.join(", ")
+    ))
 }
 
 /// Asks every provider what the credential may do: reading, and `detach` too where it will be needed.

@@ -136,7 +136,9 @@ fn what_a_person_reads() {
 #[test]
 fn help_texts() {
     let mut all = String::new();
-    for verb in ["", "explain", "diagnose", "plan", "recover", "approve", "abort", "status", "report"] {
+    for verb in
+        ["", "explain", "diagnose", "plan", "recover", "approve", "declare", "abort", "status", "report"]
+    {
         let args: Vec<&str> = [verb, "--help"].into_iter().filter(|a| !a.is_empty()).collect();
         let output = command(&args).output().unwrap();
         assert!(output.status.success());

@@ -19,5 +19,8 @@ pub mod tidy;
 pub mod view;
 pub mod workloads;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{Clients, ConnectError};
 pub use clock::Clock;

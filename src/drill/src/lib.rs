@@ -1,6 +1,7 @@
 //! The embedded game day: the shipped controller, agents, runbook and provider against an in-memory cluster and a
 //! simulated cloud, in virtual time. No cluster, no credentials.
 
+mod agents;
 pub mod app;
 pub mod checks;
 pub mod ledger;
@@ -13,6 +14,7 @@ mod scratch;
 pub mod stage;
 pub mod timeline;
 mod virtual_time;
+pub mod witness;
 pub mod world;
 
 pub use play::{DrillError, Fared, Outcome, play};

@@ -4,10 +4,12 @@
 
 mod awaiting;
 mod check;
+mod classes;
 mod diagnosis;
 mod edges;
 mod explore;
 mod fences;
+mod freeing;
 mod gaps;
 mod hash;
 mod holding;
@@ -18,4 +20,5 @@ mod properties;
 mod refusals;
 mod runbook;
 mod schedules;
+mod walk;
 mod world;

@@ -7,27 +7,27 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
 use serde_json::{Value, json};
 
-type Answer = kube::Result<VolumeRecovery>;
+pub type Answer = kube::Result<VolumeRecovery>;
 
-async fn ask(client: &Client, namespace: &str, name: &str, who: &str, changes: Value) -> Answer {
+pub async fn ask(client: &Client, namespace: &str, name: &str, who: &str, changes: Value) -> Answer {
     let api = Api::<VolumeRecovery>::namespaced(client.clone(), namespace);
     let wanted = serde_json::from_value(recovery(name, who, changes)).expect("a recovery");
     api.create(&PostParams::default(), &wanted).await
 }
 
-async fn say(client: &Client, name: &str, spec: Value) -> Answer {
+pub async fn say(client: &Client, name: &str, spec: Value) -> Answer {
     let api = Api::<VolumeRecovery>::namespaced(client.clone(), "team-a");
     api.patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
 }
 
 /// Writes something that is neither approval nor abort.
-async fn label(client: &Client, name: &str, value: &str) -> Answer {
+pub async fn label(client: &Client, name: &str, value: &str) -> Answer {
     let api = Api::<VolumeRecovery>::namespaced(client.clone(), "team-a");
     let patch = Patch::Merge(json!({ "metadata": { "labels": { "ticket": value } } }));
     api.patch(name, &PatchParams::default(), &patch).await
 }
 
-fn approval(who: &str) -> Value {
+pub fn approval(who: &str) -> Value {
     json!({ "approval": { "approver": who, "planHash": "0123456789abcdef" } })
 }
 
@@ -152,7 +152,7 @@ pub async fn status_of_recoveries(installed: &Installed<'_>) {
     assert_eq!(written.status.map(|s| s.message).as_deref(), Some("all is well"));
 }
 
-fn report(node: &str, challenges: Value) -> NodeVolumeReport {
+pub fn report(node: &str, challenges: Value) -> NodeVolumeReport {
     let value = json!({
         "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport",
         "metadata": { "name": node }, "spec": { "challenges": challenges },

@@ -147,6 +147,15 @@ impl<'a> Installed<'a> {
             ("vera", "view", "team-a"),
             ("erin", "edit", "team-a"),
             ("adam", "admin", "team-a"),
+            ("dora", "reattach-operator", "team-a"),
+            ("dora", "reattach-declarer", "team-a"),
+            ("dora", "reattach-power-off", "team-a"),
+            ("dana", "reattach-operator", "team-a"),
+            ("dana", "reattach-declarer", "team-a"),
+            // Both, but elsewhere.
+            ("pat", "reattach-operator", "team-a"),
+            ("pat", "reattach-declarer", "team-b"),
+            ("pat", "reattach-power-off", "team-b"),
         ] {
             let binding = json!({
                 "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
@@ -180,6 +189,11 @@ impl<'a> Installed<'a> {
         let client = self.as_user(who).await;
         let granted = async || crate::rights::may_approve(&client, recovery).await.then_some(());
         eventually("right on one recovery", LIMIT, granted).await.expect("granted");
+    }
+
+    /// Applies any object.
+    pub async fn apply(&self, object: &Value) -> DynamicObject {
+        apply(&self.admin, object).await.expect("applied")
     }
 
     /// A client of one of the people.
@@ -254,7 +268,14 @@ impl<'a> Installed<'a> {
         };
         assert_eq!(eventually("condition Dangling", LIMIT, dangling).await.expect("known"), "False");
         // The last binding that was made, and the built-in roles that take ours in.
-        for (who, verb) in [("adam", "approve"), ("erin", "create"), ("vera", "list"), ("olga", "approve")] {
+        for (who, verb) in [
+            ("adam", "approve"),
+            ("erin", "create"),
+            ("vera", "list"),
+            ("olga", "approve"),
+            ("dora", "poweroff"),
+            ("dana", "declare"),
+        ] {
             let client = self.as_user(who).await;
             let may = async || {
                 crate::rights::may(&client, "reattach.dev", "volumerecoveries", verb, Some("team-a"))

@@ -8,6 +8,8 @@ mod hold;
 mod rendered;
 mod rights;
 mod schema;
+mod tenants;
+mod words;
 
 use cluster::Installed;
 use reattach_tests_controlplane::{ControlPlane, Options};
@@ -20,7 +22,7 @@ async fn installed_on_a_real_control_plane() {
         controller_manager_flags: vec!["--node-monitor-grace-period=1h".to_owned()],
         ..Options::default()
     };
-    let options = ["alice", "olga", "paul", "erin", "adam", "vera"]
+    let options = ["alice", "olga", "paul", "erin", "adam", "vera", "dora", "dana", "pat", "pete", "petra"]
         .into_iter()
         .fold(options, |o, who| o.user(who, &[]));
     let plane = ControlPlane::start(options).await.expect("a control plane");
@@ -46,6 +48,17 @@ async fn installed_on_a_real_control_plane() {
     admission::aborts(&installed).await;
     admission::status_of_recoveries(&installed).await;
     admission::reports(&installed).await;
+
+    words::declarations(&installed).await;
+    words::power_off(&installed).await;
+    words::never_by_the_controller(&installed).await;
+    words::power_off_by_policy(&installed).await;
+
+    tenants::what_is_not_theirs(&installed).await;
+    tenants::names_that_are_not_theirs(&installed).await;
+    tenants::claims_of_other_namespaces(&installed).await;
+    tenants::reports_of_other_nodes(&installed).await;
+    tenants::rights_that_they_lack(&installed).await;
 
     hold::gates_new_pods_of_the_claim_and_only_those(&installed).await;
     hold::the_gate_keeps_the_scheduler_away(&installed).await;

@@ -157,6 +157,8 @@ fn rights_to_change_something_are_these() {
         ("reattach-controller", "create", "pods/eviction."),
         ("reattach-controller", "patch", "volumeattachments.storage.k8s.io"),
         ("reattach-controllerreattach-system", "create patch update", "leases.coordination.k8s.io"),
+        ("reattach-declarer", "declare", "volumerecoveries.reattach.dev"),
+        ("reattach-power-off", "poweroff", "recoverypolicies.reattach.dev volumerecoveries.reattach.dev"),
         ("reattach-operator", "create patch", "volumerecoveries.reattach.dev"),
         ("reattach-scaler", "patch update", "deployments.apps replicasets.apps statefulsets.apps"),
         (

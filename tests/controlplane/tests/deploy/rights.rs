@@ -117,12 +117,18 @@ pub async fn of_the_controller(installed: &Installed<'_>) {
             ("coordination.k8s.io", "leases", "get list watch create update patch", "delete", Some(SYSTEM)),
             ("coordination.k8s.io", "leases", READ, WRITE, Some("kube-node-lease")),
             ("coordination.k8s.io", "leases", "", "get create update", Some("kube-system")),
-            ("reattach.dev", "recoverypolicies", READ, WRITE, None),
+            (
+                "reattach.dev",
+                "recoverypolicies",
+                READ,
+                "create update patch delete deletecollection poweroff",
+                None,
+            ),
             (
                 "reattach.dev",
                 "volumerecoveries",
                 "get list watch create update patch delete hold",
-                "deletecollection approve",
+                "deletecollection approve declare poweroff",
                 None,
             ),
             ("reattach.dev", "volumerecoveries/status", "get update patch", "", None),
@@ -177,11 +183,13 @@ pub async fn of_people(installed: &Installed<'_>) {
     let (here, there) = (Some("team-a"), Some("team-b"));
     let vr = "volumerecoveries";
     for (who, yes, no) in [
-        ("vera", READ, "create patch update delete approve hold"),
-        ("alice", "get list watch create patch", "update delete approve hold"),
-        ("erin", "get list watch create patch", "update delete approve hold"),
-        ("olga", "get list watch create patch approve", "update delete hold"),
-        ("adam", "get list watch create patch approve", "update delete hold"),
+        ("vera", READ, "create patch update delete approve hold declare poweroff"),
+        ("alice", "get list watch create patch", "update delete approve hold declare poweroff"),
+        ("erin", "get list watch create patch", "update delete approve hold declare poweroff"),
+        ("olga", "get list watch create patch approve", "update delete hold declare poweroff"),
+        ("adam", "get list watch create patch approve", "update delete hold declare poweroff"),
+        ("dora", "get list watch create patch declare poweroff", "update delete hold approve"),
+        ("dana", "get list watch create patch declare", "update delete hold approve poweroff"),
     ] {
         let client = installed.as_user(who).await;
         check(
@@ -189,9 +197,15 @@ pub async fn of_people(installed: &Installed<'_>) {
             &client,
             &[
                 ("reattach.dev", vr, yes, no, here),
-                ("reattach.dev", vr, "", "get create patch approve", there),
+                ("reattach.dev", vr, "", "get create patch approve declare poweroff", there),
                 ("reattach.dev", "volumerecoveries/status", "", "update patch", here),
-                ("reattach.dev", "recoverypolicies", "", WRITE, None),
+                (
+                    "reattach.dev",
+                    "recoverypolicies",
+                    "",
+                    "create update patch delete deletecollection poweroff",
+                    None,
+                ),
                 ("reattach.dev", "nodevolumereports", "", WRITE, None),
                 ("reattach.dev", "nodevolumereports/status", "", "update patch", None),
             ],

@@ -26,6 +26,13 @@ fn untyped(installed: &Installed<'_>) -> Api<kube::api::DynamicObject> {
 
 pub async fn creation(installed: &Installed<'_>) {
     let api = untyped(installed);
+    let word = |change: Value| {
+        let mut said = json!({ "holder": "4711", "declaredBy": "admin", "reason": "no power", "at": "2026-01-01T00:00:00Z" });
+        if let (Some(said), Value::Object(change)) = (said.as_object_mut(), change) {
+            said.extend(change);
+        }
+        json!({ "declaration": said })
+    };
     let hash = |hash: &str| json!({ "approval": { "approver": "admin", "planHash": hash } });
     for (changes, says) in [
         (
@@ -34,6 +41,15 @@ pub async fn creation(installed: &Installed<'_>) {
         ),
         (
             json!({ "claimName": "c".repeat(254) }),
+            "claimName must be the name of a PersistentVolumeClaim in this namespace",
+        ),
+        // A name is no path to somewhere else.
+        (
+            json!({ "claimName": "team-b/data" }),
+            "claimName must be the name of a PersistentVolumeClaim in this namespace",
+        ),
+        (
+            json!({ "claimName": "../../team-b/persistentvolumeclaims/data" }),
             "claimName must be the name of a PersistentVolumeClaim in this namespace",
         ),
         (json!({ "claimName": null }), "spec.claimName: Required value"),
@@ -50,6 +66,17 @@ pub async fn creation(installed: &Installed<'_>) {
         (hash("0123456789abcdef0"), "planHash must be the 16 hexadecimal digits of status.planHash"),
         (json!({ "approval": { "approver": "admin" } }), "spec.approval.planHash: Required value"),
         (json!({ "abort": { "reason": "none" } }), "spec.abort.by: Required value"),
+        (word(json!({ "holder": "" })), "holder must be the instance that cannot write"),
+        (word(json!({ "reason": "" })), "reason must say why the instance cannot write"),
+        (word(json!({ "reason": "r".repeat(1025) })), "reason must say why the instance cannot write"),
+        (word(json!({ "declaredBy": "" })), "declaredBy must be your own user name (kubectl auth whoami)"),
+        (word(json!({ "at": "yesterday" })), "spec.declaration.at"),
+        (word(json!({ "at": null })), "spec.declaration.at: Required value"),
+        (json!({ "powerOff": {} }), "spec.powerOff.allowedBy: Required value"),
+        (
+            json!({ "powerOff": { "allowedBy": "" } }),
+            "allowedBy must be your own user name (kubectl auth whoami)",
+        ),
         (json!({ "reason": "r".repeat(1025) }), "spec.reason: Too long"),
     ] {
         let answer =
@@ -107,7 +134,7 @@ pub async fn immutable_fields(installed: &Installed<'_>) {
 /// Clients that write every field send null for what is not there. That must not shut the door on a later approval.
 pub async fn nothing_written_counts_as_nothing(installed: &Installed<'_>) {
     let api = untyped(installed);
-    let nothing = json!({ "approval": null, "abort": null, "reason": null, "confirmWorkload": null });
+    let nothing = json!({ "approval": null, "abort": null, "declaration": null, "powerOff": null, "reason": null, "confirmWorkload": null });
     create(&api, recovery("nothing", "admin", nothing)).await;
     for later in [
         json!({ "approval": { "approver": "admin", "planHash": "0123456789abcdef" } }),

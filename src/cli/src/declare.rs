@@ -1,0 +1,156 @@
+//! `declare`: a person's word that an instance cannot write.
+
+use crate::exit::End;
+use crate::fail::Fail;
+use crate::output::note;
+use crate::records::{self, phase};
+use crate::session::{Global, Session};
+use anyhow::Result;
+use clap::Args;
+use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use reattach_api::{Declaration, Phase, VolumeRecovery};
+use reattach_core::ids::ObjectName;
+use reattach_core::plan::Plan;
+use reattach_core::policy::Mode;
+
+/// A declaration counts for so long.
+const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
+
+/// Gives your word that an instance cannot write.
+///
+/// On it the recovery frees the volume without any other proof, for an hour. Give it only when you know more than the cluster and the cloud do: that the machine is unplugged, its disks are gone, or the provider's support has stopped it.
+/// If the instance does write, two machines write to one volume and its data is lost. Your word does not count while a fact contradicts it, such as a Ready node of that instance. `kubectl reattach abort` takes it back.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kubectl reattach status data-redis-0          # the plan names the instance and what is missing
+  kubectl reattach declare data-redis-0 --holder 4711 --reason 'support ticket 991: host lost its power'
+
+Needs the RBAC verb `declare` on volumerecoveries.reattach.dev (ClusterRole reattach-declarer).
+Where the plan waits for an approval, it still needs that: kubectl reattach approve.
+Your word given again counts for another hour.")]
+pub struct DeclareArgs {
+    /// The VolumeRecovery, or the claim that it is for.
+    #[arg(value_name = "RECOVERY|CLAIM")]
+    name: String,
+    /// The instance that cannot write, as the cloud calls it and the plan names it; required.
+    #[arg(long, value_name = "INSTANCE")]
+    holder: Option<String>,
+    /// Why you are sure, for the record; required.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// No reason, another instance than the plan's, no such recovery or one that is over, or the API server's refusal.
+pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
+    let reason = reason(args.reason.as_deref())?;
+    let session = Session::open(global).await?;
+    let recovery = records::find(&session, &args.name).await?;
+    let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    let plan = plan(&recovery, &name)?;
+    let pinned = plan.pins.holder.to_string();
+    match args.holder.as_deref().map(str::trim) {
+        Some(holder) if holder == pinned => {}
+        None | Some("") => {
+            return Err(Fail::Usage(format!(
+                "--holder is missing: name the instance that cannot write; the plan of {name} is about {pinned}"
+            ))
+            .into());
+        }
+        Some(other) => {
+            return Err(Fail::Usage(format!(
+                "--holder {other:?} is not the instance that the plan of {name} is about, which is {pinned}: give your word about that one, or not at all"
+            ))
+            .into());
+        }
+    }
+    let user = session.user().await?;
+    let at = session.server_time().await?;
+    let declaration =
+        Declaration { holder: pinned, declared_by: user, reason: reason.to_owned(), at: Time(at) };
+    records::declare(&session, &name, &declaration).await?;
+    tell(&recovery, &name, plan, &declaration);
+    Ok(End::Done)
+}
+
+fn reason(given: Option<&str>) -> Result<&str, Fail> {
+    match given.map(str::trim) {
+        None | Some("") => Err(Fail::Usage(
+            "--reason is missing: say why you are sure that the instance cannot write; it goes on the record"
+                .to_owned(),
+        )),
+        Some(reason) if reason.chars().count() > 1024 => {
+            Err(Fail::Usage("--reason may have at most 1024 characters".to_owned()))
+        }
+        Some(reason) => Ok(reason),
+    }
+}
+
+/// The plan that the declaration is for.
+fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan, Fail> {
+    let status = recovery.status.clone().unwrap_or_default();
+    if phase(recovery).is_final() {
+        return Err(Fail::Other(format!(
+            "{name} is over already: {:?}; a declaration would change nothing",
+            status.phase
+        )));
+    }
+    if let Some(abort) = &recovery.spec.abort {
+        return Err(Fail::Other(format!(
+            "{name} was aborted by {}; a declaration would change nothing",
+            abort.by
+        )));
+    }
+    if matches!(recovery.spec.mode, Mode::Observe | Mode::DryRun) {
+        return Err(Fail::Other(format!(
+            "{name} is in mode {} and frees nothing; to act on this claim: kubectl reattach recover -n {} {}",
+            recovery.spec.mode, name.namespace, recovery.spec.claim_name
+        )));
+    }
+    let (plan, _) = recovery.history().map_err(|e| Fail::Other(records::unreadable_sentence(&e)))?;
+    plan.ok_or_else(|| {
+        Fail::Other(format!(
+            "{name} has no plan, so there is no instance to speak about: {:?}, {}",
+            status.phase, status.message
+        ))
+    })
+}
+
+/// What it means.
+fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: &Plan, declaration: &Declaration) {
+    let Declaration { holder, declared_by, reason, at } = declaration;
+    let until = at.0.saturating_add(GOOD_FOR).unwrap_or(at.0);
+    note(&format!("Declared by {declared_by}: instance {holder} cannot write ({reason})."));
+    note(&format!(
+        "Until {until:.0} volume {} is freed from it on this word alone, unless a fact contradicts it.",
+        plan.pins.volume
+    ));
+    if let Some(wide) = &plan.pins.node_wide {
+        note(&format!(
+            "Node {} is fenced as a whole: it has {} and {}.",
+            plan.pins.node,
+            counted(wide.pods.len(), "pod"),
+            counted(wide.volumes.len(), "attached volume")
+        ));
+    }
+    if phase(recovery) == Phase::AwaitingApproval {
+        note(&format!(
+            "The plan still waits for an approval: kubectl reattach approve -n {} {} --plan {}",
+            name.namespace, name.name, plan.hash
+        ));
+    }
+    note(&format!(
+        "If you were wrong, at once: kubectl reattach abort -n {ns} {name}\nFollow it: kubectl reattach status -n {ns} {name} --watch",
+        ns = name.namespace,
+        name = name.name
+    ));
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}

@@ -1,0 +1,211 @@
+//! What people say and nobody says for them: that an instance cannot write, and that it may be powered off.
+
+use crate::admission::{Answer, ask, label, say};
+use crate::cluster::{CONTROLLER, Installed, LIMIT, SYSTEM, object, refused};
+use crate::rights::may;
+use kube::Client;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use reattach_api::RecoveryPolicy;
+use reattach_tests_controlplane::eventually;
+use serde_json::{Value, json};
+
+pub fn declaration(who: &str) -> Value {
+    json!({ "declaration": {
+        "holder": "4711", "declaredBy": who, "reason": "no power", "at": "2026-01-01T00:00:00Z",
+    } })
+}
+
+pub fn allowance(who: &str) -> Value {
+    json!({ "powerOff": { "allowedBy": who } })
+}
+
+pub async fn declarations(installed: &Installed<'_>) {
+    let (alice, dora, dana) =
+        (installed.as_user("alice").await, installed.as_user("dora").await, installed.as_user("dana").await);
+    ask(&alice, "team-a", "dead", "alice", json!({})).await.expect("asked for");
+    let needs = "declaring that an instance cannot write needs the verb declare on volumerecoveries in namespace team-a (ClusterRole reattach-declarer)";
+    // Neither an approver nor a namespace's admin, and not by a right in another namespace.
+    for who in ["alice", "olga", "erin", "adam", "pat"] {
+        let client = installed.as_user(who).await;
+        let said = say(&client, "dead", declaration(who)).await;
+        refused(&format!("by {who}"), said, 403, needs);
+        let at_creation = ask(&client, "team-a", "dead-at-once", who, declaration(who)).await;
+        refused(&format!("by {who} at creation"), at_creation, 403, needs);
+    }
+    let own = |me: &str| format!("spec.declaration.declaredBy must be your own user name, {me}, not dora");
+    refused("in dora's name", say(&alice, "dead", declaration("dora")).await, 403, &own("alice"));
+    refused("by dana in dora's", say(&dana, "dead", declaration("dora")).await, 403, &own("dana"));
+    let admin = say(&installed.admin, "dead", declaration("dora")).await;
+    refused("by the administrator in dora's", admin, 403, &own("admin"));
+
+    let by = |answer: Answer| answer.expect("she may").spec.declaration.map(|d| d.declared_by);
+    assert_eq!(by(say(&dora, "dead", declaration("dora")).await).as_deref(), Some("dora"));
+    // It stays hers when somebody else writes the rest; nobody changes a word of it.
+    label(&alice, "dead", "t-1").await.expect("nothing of the declaration changes");
+    for change in
+        [json!({ "holder": "4712" }), json!({ "reason": "another" }), json!({ "at": "2026-01-01T00:59:00Z" })]
+    {
+        for (who, client) in [("alice", &alice), ("dana", &dana)] {
+            let edited = say(client, "dead", json!({ "declaration": change })).await;
+            refused(&format!("{change} by {who}"), edited, 403, &own(who));
+        }
+    }
+    let taken = say(&alice, "dead", declaration("alice")).await;
+    refused("taken over without the verb", taken, 403, needs);
+    let back = say(&dora, "dead", json!({ "declaration": null })).await;
+    refused("taken back", back, 422, "a declaration cannot be taken back: abort instead");
+
+    // Given anew it is the word of whoever gives it.
+    let anew = json!({ "declaration": { "at": "2026-01-01T00:59:00Z" } });
+    assert_eq!(by(say(&dora, "dead", anew).await).as_deref(), Some("dora"));
+    assert_eq!(by(say(&dana, "dead", declaration("dana")).await).as_deref(), Some("dana"));
+    // At creation too.
+    let made = ask(&dora, "team-a", "dead-at-once", "dora", declaration("dora")).await;
+    assert_eq!(by(made).as_deref(), Some("dora"));
+}
+
+pub async fn power_off(installed: &Installed<'_>) {
+    let (alice, dora) = (installed.as_user("alice").await, installed.as_user("dora").await);
+    ask(&alice, "team-a", "hung", "alice", json!({})).await.expect("asked for");
+    let needs = "allowing to power an instance off needs the verb poweroff on volumerecoveries in namespace team-a (ClusterRole reattach-power-off)";
+    // Whoever may declare may not thereby power anything off.
+    for who in ["alice", "olga", "erin", "adam", "pat", "dana"] {
+        let client = installed.as_user(who).await;
+        refused(&format!("by {who}"), say(&client, "hung", allowance(who)).await, 403, needs);
+        let at_creation = ask(&client, "team-a", "hung-at-once", who, allowance(who)).await;
+        refused(&format!("by {who} at creation"), at_creation, 403, needs);
+    }
+    let own = "spec.powerOff.allowedBy must be your own user name, alice, not dora";
+    refused("in dora's name", say(&alice, "hung", allowance("dora")).await, 403, own);
+    let own = "spec.powerOff.allowedBy must be your own user name, dora, not alice";
+    refused("by dora in another's", say(&dora, "hung", allowance("alice")).await, 403, own);
+
+    let allowed = say(&dora, "hung", allowance("dora")).await.expect("she may");
+    assert_eq!(allowed.spec.power_off.map(|p| p.allowed_by).as_deref(), Some("dora"));
+    label(&alice, "hung", "t-1").await.expect("nothing of it changes");
+    for change in [Value::Null, json!({ "allowedBy": "alice" })] {
+        let changed = say(&dora, "hung", json!({ "powerOff": change })).await;
+        refused("a change", changed, 422, "a permission to power off cannot be taken back or changed");
+    }
+    ask(&dora, "team-a", "hung-at-once", "dora", allowance("dora")).await.expect("at creation too");
+}
+
+/// Not even when somebody gives it the rights.
+pub async fn never_by_the_controller(installed: &Installed<'_>) {
+    let controller = &installed.controller;
+    let never = "reattach itself declares nothing and allows no power-off, people do";
+    let without = async || {
+        refused("declared", say(controller, "hung", declaration(CONTROLLER)).await, 403, never);
+        refused("allowed", say(controller, "dead", allowance(CONTROLLER)).await, 403, never);
+        for words in [declaration(CONTROLLER), allowance(CONTROLLER)] {
+            let made = ask(controller, "team-a", "by-itself", CONTROLLER, words).await;
+            refused("at creation", made, 403, never);
+        }
+    };
+    without().await;
+    let api = "rbac.authorization.k8s.io/v1";
+    for role in ["reattach-declarer", "reattach-power-off"] {
+        installed
+            .apply(&json!({
+                "apiVersion": api, "kind": "RoleBinding",
+                "metadata": { "name": format!("wrongly-{role}"), "namespace": "team-a" },
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+                "subjects": [{ "kind": "ServiceAccount", "name": "reattach-controller", "namespace": SYSTEM }],
+            }))
+            .await;
+    }
+    for verb in ["declare", "poweroff"] {
+        let granted = async || {
+            may(controller, "reattach.dev", "volumerecoveries", verb, Some("team-a")).await.then_some(())
+        };
+        eventually("right of the controller", LIMIT, granted).await.expect("granted");
+    }
+    without().await;
+    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> =
+        Api::namespaced(installed.admin.clone(), "team-a");
+    for role in ["reattach-declarer", "reattach-power-off"] {
+        bindings.delete(&format!("wrongly-{role}"), &DeleteParams::default()).await.expect("deleted");
+    }
+}
+
+fn policy(name: &str, spec: Value) -> RecoveryPolicy {
+    object(json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": { "name": name }, "spec": spec,
+    }))
+}
+
+/// Two who write policies; one of them may have machines powered off.
+async fn writers(installed: &Installed<'_>) -> (Client, Client) {
+    let (api, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
+    let rules = json!([{
+        "apiGroups": ["reattach.dev"], "resources": ["recoverypolicies"],
+        "verbs": ["get", "create", "update", "patch", "delete"],
+    }]);
+    installed
+        .apply(&json!({
+            "apiVersion": api, "kind": "ClusterRole", "metadata": { "name": "policy-writer" }, "rules": rules,
+        }))
+        .await;
+    for (who, role) in
+        [("pete", "policy-writer"), ("petra", "policy-writer"), ("petra", "reattach-power-off")]
+    {
+        installed
+            .apply(&json!({
+                "apiVersion": api, "kind": "ClusterRoleBinding", "metadata": { "name": format!("{who}-{role}") },
+                "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": role },
+                "subjects": [{ "apiGroup": group, "kind": "User", "name": who }],
+            }))
+            .await;
+    }
+    let (pete, petra) = (installed.as_user("pete").await, installed.as_user("petra").await);
+    for (client, verb) in [(&pete, "patch"), (&petra, "patch"), (&petra, "poweroff")] {
+        let granted =
+            async || may(client, "reattach.dev", "recoverypolicies", verb, None).await.then_some(());
+        eventually("right to write policies", LIMIT, granted).await.expect("granted");
+    }
+    (pete, petra)
+}
+
+pub async fn power_off_by_policy(installed: &Installed<'_>) {
+    let (pete, petra) = writers(installed).await;
+    let (pete, petra) = (Api::<RecoveryPolicy>::all(pete), Api::<RecoveryPolicy>::all(petra));
+    let post = PostParams::default();
+    let change = async |api: &Api<RecoveryPolicy>, spec: Value| {
+        api.patch("off", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
+    };
+    let raises = |to: &str, from: &str| {
+        format!(
+            "spec.powerOff {to} (before: {from}) needs the verb poweroff on recoverypolicies (ClusterRole reattach-power-off)"
+        )
+    };
+    for to in ["Allowed", "AllowedAndOn"] {
+        let made = pete.create(&post, &policy("off", json!({ "powerOff": to }))).await;
+        refused("created with more than Never", made, 403, &raises(to, "Never"));
+    }
+    pete.create(&post, &policy("off", json!({}))).await.expect("Never, unsaid");
+    for to in ["Allowed", "AllowedAndOn"] {
+        let raised = change(&pete, json!({ "powerOff": to })).await;
+        refused("raised", raised, 403, &raises(to, "Never"));
+    }
+    let narrow = json!({ "selector": { "namespaces": ["team-a"] } });
+    change(&pete, narrow).await.expect("it powers nothing off");
+    change(&petra, json!({ "powerOff": "Allowed" })).await.expect("she may");
+    let raised = change(&pete, json!({ "powerOff": "AllowedAndOn" })).await;
+    refused("raised further", raised, 403, &raises("AllowedAndOn", "Allowed"));
+
+    // Over more claims it is the same right.
+    let wider = "another selector or precedence of a policy whose spec.powerOff is Allowed needs the verb poweroff on recoverypolicies";
+    for spec in [json!({ "selector": { "namespaces": ["team-a", "team-b"] } }), json!({ "precedence": 1000 })]
+    {
+        refused("wider", change(&pete, spec.clone()).await, 403, wider);
+        change(&petra, spec).await.expect("she may");
+    }
+    // The rest is anybody's who writes policies, and so is the way back.
+    change(&pete, json!({ "budgets": { "node": 1 } })).await.expect("another budget");
+    change(&petra, json!({ "powerOff": "AllowedAndOn" })).await.expect("she may");
+    change(&pete, json!({ "powerOff": "Allowed" })).await.expect("lowered");
+    change(&pete, json!({ "powerOff": "Never", "precedence": 1 })).await.expect("lowered");
+    pete.delete("off", &DeleteParams::default()).await.expect("deleted");
+    petra.create(&post, &policy("off", json!({ "powerOff": "AllowedAndOn" }))).await.expect("she may");
+    petra.delete("off", &DeleteParams::default()).await.expect("deleted");
+}
