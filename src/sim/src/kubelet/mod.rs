@@ -210,12 +210,6 @@ impl SimKubelet {
         self.lose_power(Power::Off).await;
     }
 
-    /// The kernel hangs: nothing runs on the machine any more, and the cloud goes on calling it running. It ends by
-    /// powering it off at the cloud and [`SimKubelet::power_on`].
-    pub fn hang(&self) {
-        self.power_lost();
-    }
-
     async fn lose_power(&self, how: Power) {
         self.power_lost();
         self.shared.hardware.power(&self.shared.config.instance, how).await;
