@@ -6,16 +6,14 @@ use crate::common::workloads::prefer;
 use crate::common::{LIMIT, Stage, StageOptions};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
+use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, RequestRecord, Timings, VolumeNo};
 use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
 use reattach_core::runbook::StepKind;
 use reattach_tests_controlplane::{AuditEvent, CsiFaults, Unpublish, eventually};
 use serde_json::{Value, json};
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long a partition is watched once it is waited for; well before Kubernetes' own eviction after 300 s.
@@ -144,7 +142,7 @@ fn waits(recovery: &VolumeRecovery, says: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_permission_a_person_gives_the_proof() {
-    let users = vec![("olga", vec![])];
+    let users = vec![("olga", vec![]), ("tina", vec![])];
     let options = StageOptions { nodes: 4, mode: None, users, ..StageOptions::default() };
     let mut stage = Stage::set(options).await;
     let slow_watchdog =
@@ -180,26 +178,22 @@ async fn without_permission_a_person_gives_the_proof() {
     let redis_back = stage.await_recovered("shop", "redis").await;
     stage.await_ready_on("shop", "redis", "node-3").await;
 
-    let olga = stage.person("olga", "shop", &["admin"]).await;
-    may_declare(&stage, "olga").await;
-    let declaration = json!({"spec": {"declaration": {
-        "holder": stage.instance("node-2").to_string(), "declaredBy": "olga",
-        "reason": "the rack has no power: INC-42", "at": Timestamp::now().to_string(),
-    }}});
-    let patched = run_kubectl(
-        &olga,
-        &[
-            "-n",
-            "shop",
-            "patch",
-            "volumerecovery",
-            &seen.name_any(),
-            "--type=merge",
-            "-p",
-            &declaration.to_string(),
-        ],
-    );
-    println!("{patched}");
+    let holder = stage.instance("node-2").to_string();
+    let word = [
+        "declare",
+        "data-sql-0",
+        "-n",
+        "shop",
+        "--holder",
+        &holder,
+        "--reason",
+        "INC-42: no power in the rack",
+    ];
+    let tina = stage.person("tina", "shop", &["reattach-operator"]).await;
+    stage.reattach(&tina, &word).await.one_sentence(1, &["declare"]);
+    let olga = stage.person("olga", "shop", &["reattach-operator", "reattach-declarer"]).await;
+    let said = stage.reattach(&olga, &word).await.ended(0);
+    println!("declared: {}", said.err.lines().last().unwrap_or_default());
     let sql_back = stage.await_recovered("shop", "data-sql-0").await;
     stage.await_ready_on("shop", "sql", "node-4").await;
     assert!(told(&sql_back).contains("olga"), "{}", told(&sql_back));
@@ -214,24 +208,6 @@ async fn without_permission_a_person_gives_the_proof() {
         stage.await_node(node, true).await;
     }
     stage.await_nothing_left().await;
-}
-
-/// A person gets the verb that declaring needs.
-async fn may_declare(stage: &Stage, user: &str) {
-    stage
-        .create(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "may-declare"},
-            "rules": [{"apiGroups": ["reattach.dev"], "resources": ["volumerecoveries"], "verbs": ["get", "patch", "declare"]}],
-        }))
-        .await;
-    stage.person(user, "shop", &["may-declare"]).await;
-}
-
-fn run_kubectl(config: &Path, arguments: &[&str]) -> String {
-    let ran =
-        Command::new("kubectl").arg("--kubeconfig").arg(config).args(arguments).output().expect("kubectl");
-    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-    String::from_utf8_lossy(&ran.stdout).trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

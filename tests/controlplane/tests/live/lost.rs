@@ -2,7 +2,8 @@
 
 use crate::common::fencing::{effects, told};
 use crate::common::{AWAY, Stage, StageOptions};
-use reattach_api::Phase;
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::runbook::StepKind;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::AuditEvent;
@@ -24,16 +25,14 @@ async fn strike(options: StageOptions) -> (Stage, reattach_cloud_simulator::Volu
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_driver_publishes_nodes_its_attacher_heals() {
     let (stage, volume) = strike(StageOptions::default()).await;
-    let seen = stage
-        .await_recovery("shop", "redis", "class C", |r| {
-            r.status.as_ref().is_some_and(|s| s.message.contains("class C") || s.phase.is_final())
-        })
-        .await;
-    println!("{}", seen.status.map(|s| s.message).unwrap_or_default());
+    let class_c = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.message.contains("class C"));
+    let seen = stage.await_recovery("shop", "redis", "class C", class_c).await;
+    println!("{}", seen.status.as_ref().map(|s| s.message.clone()).unwrap_or_default());
     stage.await_ready("shop", "redis", 1).await;
-    let ended = stage
-        .await_recovery("shop", "redis", "an end", |r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
-        .await;
+    let over = |r: &VolumeRecovery| {
+        r.name_any() == seen.name_any() && r.status.as_ref().is_some_and(|s| s.phase.is_final())
+    };
+    let ended = stage.await_recovery("shop", "redis", "an end", over).await;
     let status = ended.status.clone().expect("a status");
     println!(
         "{:?}: {}\n{}",

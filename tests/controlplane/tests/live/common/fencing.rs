@@ -297,11 +297,14 @@ impl Stage {
         }
     }
 
-    /// Waits until the newest recovery of a claim is over, and well.
+    /// Waits until the newest recovery of a claim that had something to do is over, and well.
     pub async fn await_recovered(&self, namespace: &str, claim: &str) -> VolumeRecovery {
         let ended = self
             .await_recovery(namespace, claim, "an end", |r| {
-                r.status.as_ref().is_some_and(|s| s.phase.is_final() || s.phase == Phase::Stuck)
+                let status = r.status.as_ref();
+                // A slow attach at the beginning may have been looked at, and have come right by itself.
+                let over = |p: Phase| (p.is_final() && p != Phase::Resolved) || p == Phase::Stuck;
+                status.is_some_and(|s| over(s.phase))
             })
             .await;
         let phase = ended.status.as_ref().map(|s| s.phase);
