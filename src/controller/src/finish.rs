@@ -4,7 +4,7 @@
 use crate::metrics::{ClassLabels, EndLabels};
 use crate::recovery::{Executor, Memory, Turn, TurnError};
 use crate::status;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Opaque, Phase, VolumeRecovery};
@@ -25,10 +25,11 @@ pub(crate) async fn hold(executor: &Executor, recovery: VolumeRecovery) -> Resul
         return Ok(recovery);
     }
     let status = recovery.status.clone();
-    let mut held = recovery;
-    held.finalizers_mut().push(FINALIZER.to_owned());
-    let api = api(executor, &held);
-    match api.replace(&held.name_any(), &PostParams::default(), &held).await {
+    let all: Vec<&str> = recovery.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+    // Nothing else of the object is sent back: what people wrote into its spec stays as they wrote it, to the last digit.
+    let body = json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": all } });
+    let (api, name) = (api(executor, &recovery), recovery.name_any());
+    match api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await {
         // The main resource ignores the status: carry ours over to the next write.
         Ok(stored) => Ok(VolumeRecovery { status, ..stored }),
         Err(kube::Error::Api(s)) if s.is_conflict() => Err(SaveError::Conflict.into()),

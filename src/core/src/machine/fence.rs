@@ -81,7 +81,10 @@ impl Look<'_> {
         if dead && self.proof().is_ok() {
             return self.completed("there is a proof that the node cannot write");
         }
+        // A machine that was not asked may just not have found the device of a new attach yet.
+        let certain = |t: &Trouble| !matches!(t, Trouble::Phantom { confirmed: false, .. });
         if let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict
+            && certain(&trouble)
             && !trouble.is_same(&self.plan.trouble)
         {
             return self.refused(&format!("the diagnosis changed: {trouble}"));

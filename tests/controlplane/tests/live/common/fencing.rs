@@ -1,12 +1,13 @@
 //! Nodes that die, what reattach writes on them, and how long their volumes take to come back.
 
 use super::logs::{AGENT, CONTROLLER, hold_label, journal, line};
+use super::workloads::is_ready;
 use super::{LIMIT, Process, Stage};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{ListParams, ObjectMeta, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, VolumeNo};
@@ -153,17 +154,37 @@ impl Stage {
         self.hang(node);
     }
 
-    /// Somebody boots the instance at the cloud, and the node comes back with its agent.
+    /// Somebody boots the instance at the cloud, or its watchdog does; the node comes back with its agent.
     pub async fn boot(&mut self, node: &str) {
-        let instance = self.instance(node);
-        if self.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
-            self.cloud.boot(instance).expect("it is off");
+        // Refused while the watchdog is at it, or the instance runs.
+        if self.cloud.boot(self.instance(node)).is_ok() {
+            self.await_instance(node, &InstanceStatus::Running).await;
         }
-        self.await_instance(node, &InstanceStatus::Running).await;
         self.kubelet(node).power_on().await;
         let at = self.agent_of(node);
         if at < self.agents.len() {
             self.agents[at] = self.start_agent(node).await;
+        }
+    }
+
+    /// The machine behind a node is replaced by another instance under the same name, as some node pools do.
+    pub async fn replace(&mut self, node: &str, instance: u64) {
+        let at = self.agent_of(node);
+        self.kubelets[at] = self.machine(node, instance, 8).await;
+        self.await_node(node, true).await;
+        if at < self.agents.len() {
+            self.agents[at] = self.start_agent(node).await;
+        }
+    }
+
+    /// Nothing new is scheduled to a node, and the pods of a workload there are deleted.
+    pub async fn move_away(&self, namespace: &str, app: &str, node: &str) {
+        let nodes: Api<Node> = Api::all(self.admin.clone());
+        let body = json!({"spec": {"unschedulable": true}});
+        nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("cordoned");
+        let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
+        for pod in self.pods(namespace, app).await {
+            pods.delete(&pod.name_any(), &DeleteParams::default()).await.expect("deleted");
         }
     }
 
@@ -225,6 +246,20 @@ impl Stage {
         self.pods(namespace, app).await.iter().find_map(on).expect("a bound pod")
     }
 
+    /// Waits until a live pod of a workload is Ready on `node`; its name.
+    pub async fn await_ready_on(&self, namespace: &str, app: &str, node: &str) -> String {
+        let what = format!("{namespace}/{app} Ready on {node}");
+        let found = eventually(&what, DEATH, async || {
+            let pods = self.pods(namespace, app).await;
+            let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node);
+            pods.iter().find(|p| on(p) && is_ready(p)).map(ResourceExt::name_any)
+        });
+        match found.await {
+            Ok(name) => name,
+            Err(error) => panic!("{error}\n{}\n{}", self.story(namespace).await, self.logs()),
+        }
+    }
+
     /// The VolumeAttachments of a claim made by [`Stage::bound_claim`].
     pub async fn attachments(&self, namespace: &str, claim: &str) -> Vec<VolumeAttachment> {
         let api: Api<VolumeAttachment> = Api::all(self.admin.clone());
@@ -262,11 +297,14 @@ impl Stage {
         }
     }
 
-    /// Waits until the newest recovery of a claim is over, and well.
+    /// Waits until the newest recovery of a claim that had something to do is over, and well.
     pub async fn await_recovered(&self, namespace: &str, claim: &str) -> VolumeRecovery {
         let ended = self
             .await_recovery(namespace, claim, "an end", |r| {
-                r.status.as_ref().is_some_and(|s| s.phase.is_final() || s.phase == Phase::Stuck)
+                let status = r.status.as_ref();
+                // A slow attach at the beginning may have been looked at, and have come right by itself.
+                let over = |p: Phase| (p.is_final() && p != Phase::Resolved) || p == Phase::Stuck;
+                status.is_some_and(|s| over(s.phase))
             })
             .await;
         let phase = ended.status.as_ref().map(|s| s.phase);
@@ -309,6 +347,24 @@ impl Stage {
         let collected =
             events.iter().find(gone).map_or(SignedDuration::ZERO, |e| e.reached.duration_since(from));
         Return { claim: claim.to_owned(), took: ready.duration_since(from) - cloud, cloud, collected }
+    }
+
+    /// How many writes of reattach put a taint with this key on a Node.
+    pub fn taint_writes(&self, node: &str, key: &str) -> usize {
+        let has = |e: &AuditEvent| {
+            let taints = e.body.as_ref().and_then(|b| b.pointer("/spec/taints")?.as_array());
+            taints.is_some_and(|all| all.iter().any(|t| t["key"] == key))
+        };
+        let events = self.audit();
+        let ours = events.iter().filter(|e| {
+            e.user == CONTROLLER
+                && e.resource == "nodes"
+                && e.name.as_deref() == Some(node)
+                && e.took_effect()
+        });
+        // A write carries the whole list: only the first of a row with it puts it there.
+        let mut before = false;
+        ours.filter(|e| !std::mem::replace(&mut before, has(e)) && has(e)).count()
     }
 
     /// What is on a node that is not touched: pods by UID and whether they are being deleted, VolumeAttachments by UID and

@@ -38,6 +38,8 @@ pub struct StageOptions {
     pub users: Vec<(&'static str, Vec<&'static str>)>,
     /// Feature gates to turn on in kube-apiserver, beyond those that are on by default.
     pub feature_gates: Vec<&'static str>,
+    /// More flags for external-attacher.
+    pub attacher_flags: Vec<&'static str>,
 }
 
 impl Default for StageOptions {
@@ -51,6 +53,7 @@ impl Default for StageOptions {
             alone: false,
             users: Vec::new(),
             feature_gates: Vec::new(),
+            attacher_flags: Vec::new(),
         }
     }
 }
@@ -110,6 +113,9 @@ impl Stage {
         }
         for gate in &options.feature_gates {
             plane_options = plane_options.feature_gate(gate);
+        }
+        if let Some(csi) = &mut plane_options.csi {
+            csi.attacher_flags.extend(options.attacher_flags.iter().map(|f| (*f).to_owned()));
         }
         let plane = ControlPlane::start(plane_options).await.expect("a control plane");
         let admin = plane.admin_client();
@@ -181,20 +187,23 @@ impl Stage {
 
     async fn add_nodes(&mut self, count: u64, volumes: u32) {
         for n in 1..=count {
-            let (name, instance) = (format!("node-{n}"), 1000 + n);
-            self.cloud
-                .create_instance(NewInstance::new(name.as_str()).with_id(instance))
-                .expect("an instance");
-            let mut config = KubeletConfig::linode(&name, instance, n);
-            let host = self.folder.join("hosts").join(&name);
-            std::fs::create_dir_all(&host).expect("a folder");
-            config.host_root = Some(host);
-            config.max_volumes = volumes;
-            let machines = Arc::new(SimulatedCloud::new(self.cloud.clone()));
-            let kubelet = SimKubelet::new(config, self.admin.clone(), machines, Clock::wall().as_fn());
-            kubelet.power_on().await;
+            let kubelet = self.machine(&format!("node-{n}"), 1000 + n, volumes).await;
             self.kubelets.push(kubelet);
         }
+    }
+
+    /// A new instance with a kubelet that calls its Node `name`.
+    pub async fn machine(&self, name: &str, instance: u64, volumes: u32) -> SimKubelet {
+        self.cloud.create_instance(NewInstance::new(name).with_id(instance)).expect("an instance");
+        let mut config = KubeletConfig::linode(name, instance, instance % 1000);
+        let host = self.folder.join("hosts").join(name);
+        std::fs::create_dir_all(&host).expect("a folder");
+        config.host_root = Some(host);
+        config.max_volumes = volumes;
+        let machines = Arc::new(SimulatedCloud::new(self.cloud.clone()));
+        let kubelet = SimKubelet::new(config, self.admin.clone(), machines, Clock::wall().as_fn());
+        kubelet.power_on().await;
+        kubelet
     }
 
     /// Puts a policy in force that beats the shipped one.

@@ -1,0 +1,67 @@
+//! Class C: the cloud has detached, and Kubernetes goes on saying attached.
+
+use crate::common::fencing::{effects, told};
+use crate::common::{AWAY, Stage, StageOptions};
+use kube::ResourceExt;
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_core::runbook::StepKind;
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_controlplane::AuditEvent;
+use serde_json::json;
+
+/// A machine that comes back without its volume, which the cloud has detached meanwhile.
+async fn strike(options: StageOptions) -> (Stage, reattach_cloud_simulator::VolumeNo) {
+    let stage = Stage::set(StageOptions { mode: None, ..options }).await;
+    stage.policy_saying("test", json!({})).await;
+    stage.namespace("shop").await;
+    let volume = stage.deployment("shop", "redis", "node-1").await;
+    stage.await_ready("shop", "redis", 1).await;
+    stage.cloud.make_lost(volume).expect("a volume");
+    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    stage.await_down("shop", "redis").await;
+    (stage, volume)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_driver_publishes_nodes_its_attacher_heals() {
+    let (stage, volume) = strike(StageOptions::default()).await;
+    let class_c = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.message.contains("class C"));
+    let seen = stage.await_recovery("shop", "redis", "class C", class_c).await;
+    println!("{}", seen.status.as_ref().map(|s| s.message.clone()).unwrap_or_default());
+    stage.await_ready("shop", "redis", 1).await;
+    let over = |r: &VolumeRecovery| {
+        r.name_any() == seen.name_any() && r.status.as_ref().is_some_and(|s| s.phase.is_final())
+    };
+    let ended = stage.await_recovery("shop", "redis", "an end", over).await;
+    let status = ended.status.clone().expect("a status");
+    println!(
+        "{:?}: {}\n{}",
+        status.phase,
+        status.message,
+        if status.plan.is_some() { told(&ended) } else { String::new() }
+    );
+    assert!(matches!(status.phase, Phase::Resolved | Phase::Recovered), "{:?}", status.phase);
+    assert!(status.plan.is_none() || effects(&ended).is_empty(), "{}", told(&ended));
+    stage.assert_only_records(&[]);
+    stage.assert_one_holder(&[volume]);
+    stage.await_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_it_does_not_the_ladder_heals() {
+    // Without its minutely comparison external-attacher is that of a driver that does not publish nodes.
+    let options = StageOptions { attacher_flags: vec!["--reconcile-sync=24h"], ..StageOptions::default() };
+    let (stage, volume) = strike(options).await;
+    let recovery = stage.await_recovered("shop", "redis").await;
+    println!("{}", told(&recovery));
+    stage.await_ready("shop", "redis", 1).await;
+    assert_eq!(effects(&recovery), [StepKind::Hold, StepKind::Release, StepKind::Lift]);
+    let count = stage.assert_pinned_and_journaled(&[recovery]);
+    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    assert_eq!(stage.cloud_mutations(), []);
+    let workloads: Vec<AuditEvent> =
+        stage.foreign_writes(&[]).into_iter().filter(crate::common::logs::is_workload).collect();
+    assert_eq!(workloads, []);
+    stage.assert_one_holder(&[volume]);
+    stage.await_nothing_left().await;
+}
