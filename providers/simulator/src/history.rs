@@ -1,6 +1,6 @@
 //! Who held which volume when: the record against which "never two holders" is checked.
 
-use crate::model::{InstanceNo, VolumeNo};
+use crate::model::{InstanceNo, InstanceStatus, VolumeNo};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -13,6 +13,8 @@ pub enum Side {
     Api,
     /// The instance's guest had the device and ran: it could write.
     Guest,
+    /// The guest had it mounted or open besides: what it wrote may have been under way.
+    Writer,
 }
 
 /// One stretch of time in which an instance held a volume. The end is not part of it.
@@ -31,7 +33,8 @@ pub struct HolderInterval {
 }
 
 impl HolderInterval {
-    fn covers(&self, at: Timestamp) -> bool {
+    /// Whether it held at that moment.
+    pub fn covers(&self, at: Timestamp) -> bool {
         self.from <= at && self.until.is_none_or(|until| at < until)
     }
 }
@@ -52,6 +55,8 @@ pub struct Pulled {
 pub(crate) struct History {
     intervals: Vec<HolderInterval>,
     pub(crate) pulled: Vec<Pulled>,
+    /// The power of each instance as it really was, from these moments on; none once it is deleted.
+    power: Vec<(InstanceNo, Timestamp, Option<InstanceStatus>)>,
 }
 
 impl History {
@@ -68,6 +73,16 @@ impl History {
                 interval.until = Some(at);
             }
         }
+    }
+
+    pub(crate) fn powered(&mut self, instance: InstanceNo, status: Option<InstanceStatus>, at: Timestamp) {
+        self.power.push((instance, at, status));
+    }
+
+    /// The power at a moment; none before the instance was created and after it was deleted.
+    pub(crate) fn power_at(&self, instance: InstanceNo, at: Timestamp) -> Option<InstanceStatus> {
+        let known = self.power.iter().rev().find(|(i, from, _)| *i == instance && *from <= at);
+        known.and_then(|(_, _, status)| status.clone())
     }
 
     fn holds(&self, volume: VolumeNo, instance: InstanceNo, side: Side) -> bool {

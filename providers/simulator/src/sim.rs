@@ -150,6 +150,7 @@ impl CloudSim {
                 created: now,
                 updated: now,
             };
+            state.history.powered(id, Some(InstanceStatus::Running), now);
             state.view.instances.insert(id, instance);
             Ok(id)
         })
@@ -274,8 +275,10 @@ impl CloudSim {
             let has = state.devices.get(&instance).is_some_and(|d| d.contains(&volume));
             if in_use && has {
                 state.in_use.insert((instance, volume));
+                state.history.gained(volume, instance, Side::Writer, now);
             } else {
                 state.in_use.remove(&(instance, volume));
+                state.history.lost(volume, instance, Side::Writer, now);
                 state.guest_released(volume, instance, now);
             }
         });
@@ -331,6 +334,17 @@ impl CloudSim {
         self.with(|state, _| state.history.of(volume, Side::Guest))
     }
 
+    /// When which guests had the volume mounted or open.
+    pub fn writer_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
+        self.with(|state, _| state.history.of(volume, Side::Writer))
+    }
+
+    /// The power of an instance as it really was at a moment, whatever reads of the API answered; none while it did not
+    /// exist.
+    pub fn power_at(&self, instance: InstanceNo, at: Timestamp) -> Option<InstanceStatus> {
+        self.with(|state, _| state.history.power_at(instance, at))
+    }
+
     /// When the API named which holder of the volume.
     pub fn api_holder_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
         self.with(|state, _| state.history.of(volume, Side::Api))
@@ -344,6 +358,11 @@ impl CloudSim {
     /// The greatest number of different instances that held the volume at one moment, by the API's or a guest's word.
     pub fn max_holders(&self, volume: VolumeNo) -> usize {
         self.with(|state, _| state.history.max_holders(volume, &[Side::Api, Side::Guest]))
+    }
+
+    /// The greatest number of guests that had the volume mounted or open at one moment.
+    pub fn max_writers(&self, volume: VolumeNo) -> usize {
+        self.with(|state, _| state.history.max_holders(volume, &[Side::Writer]))
     }
 
     /// Devices that were taken from running guests that used them. Empty in a good run.

@@ -196,14 +196,18 @@ impl State {
         if self.in_use.remove(&(instance, volume)) && had && powered {
             self.history.pulled.push(Pulled { volume, instance, at });
         }
-        self.history.lost(volume, instance, Side::Guest, at);
+        for side in [Side::Guest, Side::Writer] {
+            self.history.lost(volume, instance, side, at);
+        }
     }
 
     /// The guest stops: it loses every device, and nothing of it writes any more.
     pub(crate) fn unplug_all(&mut self, instance: InstanceNo, at: Timestamp) {
         for volume in self.devices.remove(&instance).unwrap_or_default() {
             self.in_use.remove(&(instance, volume));
-            self.history.lost(volume, instance, Side::Guest, at);
+            for side in [Side::Guest, Side::Writer] {
+                self.history.lost(volume, instance, side, at);
+            }
             self.guest_released(volume, instance, at);
         }
     }
@@ -348,6 +352,7 @@ impl State {
         self.cancel_power_job(instance, now);
         self.unplug_all(instance, now);
         self.view.instances.remove(&instance);
+        self.history.powered(instance, None, now);
         for volume in self.held_by(instance) {
             self.set_holder(volume, None, now);
         }
@@ -362,8 +367,9 @@ impl State {
 
     pub(crate) fn set_status(&mut self, instance: InstanceNo, status: InstanceStatus, at: Timestamp) {
         if let Ok(found) = self.instance_mut(instance) {
-            found.status = status;
+            found.status = status.clone();
             found.updated = at;
+            self.history.powered(instance, Some(status), at);
         }
     }
 

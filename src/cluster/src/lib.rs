@@ -13,10 +13,14 @@ pub mod lease;
 pub mod node;
 pub mod node_lock;
 pub mod reports;
+pub mod stamped;
 pub mod store;
 pub mod tidy;
 pub mod view;
 pub mod workloads;
+
+#[cfg(test)]
+mod tests;
 
 pub use client::{Clients, ConnectError};
 pub use clock::Clock;

@@ -9,7 +9,8 @@
 //! Node that is Ready: the attach/detach controller would pull volumes that are mounted (measured).
 //!
 //! # Assumptions
-//! The caller holds the node's lock ([`crate::node_lock`]).
+//! For the out-of-service taint the caller holds the node's lock ([`crate::node_lock`]). The quarantine needs none: it keeps
+//! new pods away, and gets in no other remediator's way.
 //!
 //! # Caveats
 //! A Node has at most one taint per key and effect: where another recovery has quarantined it already, that one stays.

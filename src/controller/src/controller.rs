@@ -1,6 +1,7 @@
 //! The controller: nominate claims, create recoveries under policies, drive every recovery while leader.
 
 use crate::collect::{Collector, Depth};
+use crate::janitor::Janitor;
 use crate::metrics::Metrics;
 use crate::nominate::{Nominee, nominees};
 use crate::policies::{Subject, ruling};
@@ -111,6 +112,7 @@ impl Controller {
             leadership,
             driven: BTreeMap::new(),
             drivers: JoinSet::new(),
+            janitor: Janitor::default(),
         }
         .run(stop)
         .await;
@@ -127,6 +129,7 @@ struct Leader {
     leadership: watch::Receiver<Option<Leadership>>,
     driven: BTreeMap<ObjectName, tokio::task::Id>,
     drivers: JoinSet<ObjectName>,
+    janitor: Janitor,
 }
 
 impl Leader {
@@ -179,6 +182,7 @@ impl Leader {
                 tracing::warn!(claim = %nominee.claim, %error, "the claim could not be looked at");
             }
         }
+        self.janitor.sweep(&self.executor, &self.cache).await;
         if let Err(error) = self.prune().await {
             tracing::debug!(%error, "old recoveries could not be deleted");
         }

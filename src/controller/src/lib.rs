@@ -7,6 +7,7 @@ pub mod collect;
 pub mod controller;
 mod finish;
 pub mod http;
+mod janitor;
 pub mod metrics;
 mod nominate;
 mod perform;

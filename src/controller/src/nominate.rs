@@ -1,9 +1,12 @@
 //! Which claims are looked at: what events, pods and agents' reports hint at. A hint nominates and decides nothing.
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::ResourceExt;
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::cache::Cache;
+use reattach_cluster::node;
 use reattach_cluster::view::claims_of;
 use reattach_core::ids::ObjectName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +26,10 @@ pub struct Nominee {
 /// Event reasons that a volume that cannot be attached or mounted leaves (Kubernetes `pkg/kubelet/events/event.go`).
 const REASONS: [&str; 3] = ["FailedMount", "FailedAttachVolume", "FailedMapVolume"];
 
+/// A detach takes seconds; Linode's CSI driver waits up to 5 min for one, so that this is no sign of trouble yet but worth
+/// a look.
+const GOING_FOR_LONG: SignedDuration = SignedDuration::from_secs(60);
+
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
     let pods = cache.pods.filter(|p| !claims_of(p).is_empty() && !finished(p));
@@ -30,14 +37,22 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
     let by_pod: BTreeMap<String, Arc<Event>> =
         events.into_iter().filter_map(|e| Some((e.involved_object.uid.clone()?, e))).collect();
     let dead = dead_handles(&cache.reports.filter(|_| true));
+    let records = troubled_records(cache);
     let mut found = BTreeMap::new();
     for pod in pods {
-        let Some(why) = hint(cache, &pod, &by_pod, &dead) else { continue };
+        let why = hint(cache, &pod, &by_pod, &dead);
         let namespace = pod.namespace().unwrap_or_default();
         for claim in claims_of(&pod) {
+            let of_the_volume = || {
+                let claim = cache.claims.get(&namespace, &claim)?;
+                records.get(claim.spec.as_ref()?.volume_name.as_deref()?).cloned()
+            };
+            let Some(why) = why.clone().or_else(|| of_the_volume().filter(|_| !is_ready(&pod))) else {
+                continue;
+            };
             let claim = ObjectName::new(namespace.as_str(), claim);
             let pod = ObjectName::new(namespace.as_str(), pod.name_any());
-            found.entry(claim.clone()).or_insert(Nominee { claim, pod, why: why.clone() });
+            found.entry(claim.clone()).or_insert(Nominee { claim, pod, why });
         }
     }
     found.into_values().collect()
@@ -49,13 +64,8 @@ fn hint(
     events: &BTreeMap<String, Arc<Event>>,
     dead: &BTreeSet<(String, String)>,
 ) -> Option<String> {
-    let ready = pod
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .any(|c| c.type_ == "Ready" && c.status == "True");
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
-    if ready {
+    if is_ready(pod) {
         // Kubernetes is content with such a pod and emits nothing: only the agent sees that its mount is dead.
         let on_dead_mount = dead.iter().any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
         return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
@@ -67,14 +77,46 @@ fn hint(
             event.message.as_deref().unwrap_or("")
         ));
     }
-    let node_ready = cache.nodes.get("", &node).map(|n| {
-        n.status
-            .iter()
-            .flat_map(|s| s.conditions.iter().flatten())
-            .any(|c| c.type_ == "Ready" && c.status == "True")
+    (!node.is_empty() && !lives(cache, &node)).then(|| format!("node {node} is not Ready or does not exist"))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn lives(cache: &Cache, node: &str) -> bool {
+    cache.nodes.get("", node).is_some_and(|n| node::is_ready(&n))
+}
+
+/// What is wrong with a VolumeAttachment of each PersistentVolume, as far as the record itself shows it. Kubernetes says
+/// so in an Event once, if at all, and Events go after an hour.
+fn troubled_records(cache: &Cache) -> BTreeMap<String, String> {
+    let now = cache.as_of();
+    let trouble = |a: &VolumeAttachment| {
+        let (name, node) = (a.name_any(), &a.spec.node_name);
+        let status = a.status.as_ref();
+        let error = status.and_then(|s| s.detach_error.as_ref().or(s.attach_error.as_ref()));
+        if !lives(cache, node) {
+            return Some(format!(
+                "VolumeAttachment {name} names node {node}, which is not Ready or does not exist"
+            ));
+        }
+        if let Some(error) = error {
+            let said = error.message.as_deref().unwrap_or("no message");
+            return Some(format!("VolumeAttachment {name}: {said}"));
+        }
+        let since = a.metadata.deletion_timestamp.as_ref().map(|t| now.duration_since(t.0));
+        since
+            .filter(|d| *d > GOING_FOR_LONG)
+            .map(|d| format!("VolumeAttachment {name} has been going for {} s", d.as_secs()))
+    };
+    let all = cache.attachments.filter(|_| true);
+    let found = all.iter().filter_map(|a| {
+        let volume = a.spec.source.persistent_volume_name.clone()?;
+        Some((volume, trouble(a)?))
     });
-    (!node.is_empty() && node_ready != Some(true))
-        .then(|| format!("node {node} is not Ready or does not exist"))
+    found.collect()
 }
 
 fn finished(pod: &Pod) -> bool {

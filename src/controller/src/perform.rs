@@ -223,3 +223,6 @@ fn detached(reply: Result<DetachOutcome, EffectError>) -> Outcome {
         Err(error) => failed(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

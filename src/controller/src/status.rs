@@ -118,3 +118,74 @@ fn set_condition(
         None => status.conditions.push(fresh),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reattach_api::VolumeRecoverySpec;
+
+    const AFTER: SignedDuration = SignedDuration::from_mins(30);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_626_006_000 + seconds).unwrap()
+    }
+
+    fn recovery() -> VolumeRecovery {
+        let spec = serde_json::json!({"claimName": "data", "runbook": "lightest-first", "requester": "jane"});
+        VolumeRecovery::new("r", serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap())
+    }
+
+    fn stalled(recovery: &VolumeRecovery) -> (String, String) {
+        let conditions = &recovery.status.as_ref().unwrap().conditions;
+        let stalled = conditions.iter().find(|c| c.type_ == condition::STALLED).unwrap();
+        (stalled.status.clone(), stalled.reason.clone())
+    }
+
+    fn pair(status: &str, reason: &str) -> (String, String) {
+        (status.to_owned(), reason.to_owned())
+    }
+
+    #[test]
+    fn a_long_wait_calls_for_a_person_once_and_again_when_it_begins_anew() {
+        let mut r = recovery();
+        set(&mut r, Phase::Waiting, "locked", at(0));
+        assert!(!escalate(&mut r, AFTER, at(1799)));
+        assert_eq!(stalled(&r), pair("False", "Waiting"));
+        set(&mut r, Phase::Waiting, "still locked", at(1700));
+        assert!(escalate(&mut r, AFTER, at(1800)));
+        assert_eq!(stalled(&r), pair("True", ESCALATED));
+        // What is said later does not take it back, and calls nobody again.
+        set(&mut r, Phase::Waiting, "locked by staff", at(1900));
+        assert!(!escalate(&mut r, AFTER, at(1900)));
+        assert_eq!(stalled(&r), pair("True", ESCALATED));
+        set(&mut r, Phase::Diagnosing, "looking", at(2000));
+        assert_eq!(stalled(&r), pair("False", "Diagnosing"));
+        set(&mut r, Phase::Waiting, "locked", at(2100));
+        assert!(!escalate(&mut r, AFTER, at(3899)));
+        assert!(escalate(&mut r, AFTER, at(3900)));
+    }
+
+    #[test]
+    fn who_waits_for_a_turn_calls_nobody() {
+        let mut r = recovery();
+        set_in_line(&mut r, "the budget is spent", at(0));
+        assert!(!escalate(&mut r, AFTER, at(99_999)));
+        assert_eq!(r.status.as_ref().unwrap().phase, Phase::Waiting);
+    }
+
+    #[test]
+    fn a_run_waits_since_its_step_began() {
+        let mut r = recovery();
+        set(&mut r, Phase::Running, "step 1", at(0));
+        waits_since(&mut r, at(0));
+        waits_since(&mut r, at(900));
+        set(&mut r, Phase::Running, "step 1; waiting: for the cloud", at(1000));
+        assert!(!escalate(&mut r, AFTER, at(1799)));
+        assert!(escalate(&mut r, AFTER, at(1800)));
+        set(&mut r, Phase::Running, "step 1; waiting: for the cloud", at(1810));
+        assert_eq!(stalled(&r), pair("True", ESCALATED));
+        r.status.as_mut().unwrap().waiting_since = None;
+        set(&mut r, Phase::Running, "step 2", at(1900));
+        assert_eq!(stalled(&r), pair("False", "Running"));
+    }
+}

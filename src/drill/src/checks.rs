@@ -1,17 +1,23 @@
 //! The safety rules, checked from outside: from the cloud's own history, the objects as they are, and every request.
 
 use crate::ledger::{Entry, Target};
+use crate::proofs;
 use crate::stage::{Cast, Expect, Stage, state_of};
 use crate::world::World;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::journal::Mark;
+use reattach_core::proof::ProofKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
+use reattach_sim::names::attachment_name;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// The CSI driver of every volume on the stage.
+const DRIVER: &str = "linodebs.csi.linode.com";
 
 /// One rule and what breaks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,8 +30,11 @@ pub struct Check {
     pub broken: Vec<String>,
 }
 
+/// Every stored version of every recovery, with the place of its answer in the order of requests.
+pub(crate) type Stored = [(u64, VolumeRecovery)];
+
 impl Check {
-    fn new(rule: &'static str, promise: impl Into<String>, broken: Vec<String>) -> Self {
+    pub(crate) fn new(rule: &'static str, promise: impl Into<String>, broken: Vec<String>) -> Self {
         Self { rule, promise: promise.into(), broken }
     }
 
@@ -53,15 +62,16 @@ pub fn all(stage: &Stage) -> Vec<Check> {
                 "every effect was in the journal before it was issued ({} effects)",
                 effects(&entries).len()
             ),
-            unjournaled(&entries, &stored),
+            unjournaled(stage, &entries, &stored),
         ),
         Check::new(
             "S7",
             "only workloads, attachments and volumes that a plan names were touched",
-            strangers(&entries, &stored),
+            strangers(stage, &entries, &stored),
         ),
         Check::new("S6", "agents wrote their own reports and nothing else", agents(&world.agents_audit())),
     ];
+    checks.splice(1..1, proofs::checks(stage, &entries, &stored));
     if let Some(until) = stage.dry_until {
         let first: Vec<&Entry> = entries.iter().take(until).collect();
         let broken = first.iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
@@ -108,6 +118,11 @@ fn one_writer(world: &World) -> Check {
         if most > 1 {
             broken.push(format!("volume {} ({}) had {most} holders at one moment", volume.id, volume.label));
         }
+        let writers = world.cloud.max_writers(volume.id);
+        if writers > 1 {
+            broken
+                .push(format!("volume {} ({}) had {writers} writers at one moment", volume.id, volume.label));
+        }
     }
     for pulled in world.cloud.pulled() {
         broken.push(format!(
@@ -115,12 +130,16 @@ fn one_writer(world: &World) -> Check {
             pulled.volume, pulled.instance, pulled.at
         ));
     }
-    Check::new("S1", "no volume ever had two holders, and none was pulled from a guest that used it", broken)
+    Check::new(
+        "S1",
+        "no volume ever had two holders or two writers, and none was pulled from a guest that used it",
+        broken,
+    )
 }
 
 fn leftovers(stage: &Stage) -> Vec<String> {
     let world = &stage.world;
-    let mut found = Vec::new();
+    let mut found = proofs::leftovers(stage);
     let mut open = Vec::new();
     for recovery in world.recoveries() {
         let phase = recovery.status.as_ref().map(|s| s.phase).unwrap_or_default();
@@ -187,35 +206,65 @@ fn effects(entries: &[Entry]) -> Vec<&Entry> {
     entries.iter().filter(|e| !e.is_a_record()).collect()
 }
 
-/// Whether a recovery's journal, as it was stored, says that this very effect is under way.
-fn announces(recovery: &VolumeRecovery, effect: &Entry) -> bool {
-    let Some(status) = &recovery.status else { return false };
-    let started = status.journal.iter().rev().find_map(|e| match &e.get().ok()?.mark {
-        Mark::Started { .. } => Some(true),
-        Mark::Outcome { .. } => Some(false),
+/// The effect that a recovery's journal, as it was stored, says is under way: its proof, where it has one.
+pub(crate) fn started(recovery: &VolumeRecovery) -> Option<Option<ProofKind>> {
+    let journal = &recovery.status.as_ref()?.journal;
+    journal.iter().rev().find_map(|e| match &e.get().ok()?.mark {
+        Mark::Started { proof, .. } => Some(Some(proof.clone())),
+        Mark::Outcome { .. } => Some(None),
         _ => None,
-    });
-    started == Some(true) && pinned(recovery, effect)
+    })?
+}
+
+/// Whether a recovery's journal, as it was stored, says that this very effect is under way.
+fn announces(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -> bool {
+    started(recovery).is_some() && pinned(stage, recovery, effect)
 }
 
 /// Whether the recovery's plan names what the request changes.
-fn pinned(recovery: &VolumeRecovery, effect: &Entry) -> bool {
+pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -> bool {
     let Some(plan) = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok()) else { return false };
+    let pins = &plan.pins;
     if effect.target == Target::Cloud {
-        return effect.path.contains(&format!("/volumes/{}/", plan.pins.volume));
+        let power = ["shutdown", "boot"].map(|verb| format!("/instances/{}/{verb}", pins.holder));
+        return effect.path.contains(&format!("/volumes/{}/", pins.volume))
+            || power.iter().any(|p| effect.path.ends_with(p));
     }
     let (_, resource, name) = effect.resource();
-    let workload = &plan.pins.workload;
+    let workload = &pins.workload;
     match resource {
-        "volumeattachments" => name == plan.pins.attachment_name(),
-        "volumerecoveries" => name == recovery.name_any(),
-        // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
-        "pods" if effect.path.ends_with("/eviction") => {
-            plan.pins.pods.iter().any(|(pod, _)| pod.name == name)
+        // A touch of another VolumeAttachment of the volume makes external-attacher look again, and changes nothing.
+        "volumeattachments" => {
+            name == pins.attachment_name()
+                || (effect.method == "PATCH"
+                    && keys(&effect.body["spec"]).is_empty()
+                    && of_volume(stage, name) == Some(pins.volume.as_str().to_owned()))
         }
+        "volumerecoveries" => name == recovery.name_any(),
+        "nodes" => name == pins.node.as_str() && keys(&effect.body["spec"]) == ["taints"],
+        "leases" => {
+            let named = effect.body["metadata"]["name"].as_str().filter(|_| name.is_empty()).unwrap_or(name);
+            named == format!("node-{}", pins.node)
+        }
+        // The stuck pod is evicted; pods that came under the hold, which no plan can name, only lose the gate.
+        "pods" if effect.path.ends_with("/eviction") => pins.pods.iter().any(|(pod, _)| pod.name == name),
         "pods" => effect.method == "PATCH" && keys(&effect.body["spec"]) == ["schedulingGates"],
         _ => resource == workload.plural && name == workload.name.name,
     }
+}
+
+/// The volume of a VolumeAttachment, by its name, which follows from volume, driver and node.
+fn of_volume(stage: &Stage, attachment: &str) -> Option<String> {
+    let nodes = stage.world.cluster.nodes();
+    let volumes = stage.cast.values().flat_map(|c| &c.app.volumes);
+    let is = |handle: &str, node: &String| attachment_name(handle, DRIVER, node) == attachment;
+    volumes.filter(|v| nodes.keys().any(|n| is(&v.handle(), n))).map(|v| v.number.to_string()).next()
+}
+
+/// The version of each recovery that was stored before a request was sent; a newer one replaces an older.
+pub(crate) fn latest(stored: &Stored, sent: u64) -> BTreeMap<String, &VolumeRecovery> {
+    let before = stored.iter().take_while(|(at, _)| *at < sent);
+    before.map(|(_, recovery)| (recovery.uid().unwrap_or_default(), recovery)).collect()
 }
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -249,16 +298,12 @@ fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecove
     all
 }
 
-/// S3: effects that no journal announced when they were sent.
-fn unjournaled(entries: &[Entry], stored: &[(u64, VolumeRecovery)]) -> Vec<String> {
+/// S3: effects that no journal announced when they were sent. What only takes away something of ours needs no line.
+fn unjournaled(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
     let mut broken = Vec::new();
-    for effect in effects(entries) {
-        // A newer version of the same recovery replaces an older one.
-        let mut latest: BTreeMap<String, &VolumeRecovery> = BTreeMap::new();
-        for (_, recovery) in stored.iter().take_while(|(at, _)| *at < effect.sent) {
-            latest.insert(recovery.uid().unwrap_or_default(), recovery);
-        }
-        if !latest.values().any(|r| announces(r, effect)) {
+    for (n, effect) in entries.iter().enumerate().filter(|(_, e)| !e.is_a_record()) {
+        let announced = latest(stored, effect.sent).values().any(|r| announces(stage, r, effect));
+        if !announced && !proofs::takes_away(effect, &entries[..n], stored) {
             broken.push(format!("not announced: {}", effect.line()));
         }
     }
@@ -266,8 +311,8 @@ fn unjournaled(entries: &[Entry], stored: &[(u64, VolumeRecovery)]) -> Vec<Strin
 }
 
 /// S7: effects on something that no plan names.
-fn strangers(entries: &[Entry], stored: &[(u64, VolumeRecovery)]) -> Vec<String> {
-    let known = |e: &&Entry| !stored.iter().any(|(_, r)| pinned(r, e));
+fn strangers(stage: &Stage, entries: &[Entry], stored: &Stored) -> Vec<String> {
+    let known = |e: &&Entry| !stored.iter().any(|(_, r)| pinned(stage, r, e));
     effects(entries).into_iter().filter(known).map(Entry::line).collect()
 }
 
@@ -321,11 +366,25 @@ mod tests {
 
     #[test]
     fn an_effect_without_a_journal_line_is_found() {
-        let entries = [effect(1, "/apis/apps/v1/namespaces/default/deployments/redis")];
-        assert_eq!(unjournaled(&entries, &[]).len(), 1);
-        assert_eq!(strangers(&entries, &[]).len(), 1);
-        let records = [effect(1, "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/x/status")];
-        assert!(unjournaled(&records, &[]).is_empty());
+        let found = in_virtual_time(|| async {
+            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+            let s = Stage::new(1, start, &[("a", 1)], Arc::new(|_| {})).await.expect("a stage");
+            let mut taint = effect(1, "/api/v1/nodes/a");
+            taint.body = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service",
+                "value": "reattach", "effect": "NoExecute"}]}});
+            let mut untaint = effect(3, "/api/v1/nodes/a");
+            untaint.body = json!({"spec": {"taints": []}});
+            let mut detach = effect(5, "/v4/volumes/7/detach");
+            detach.target = Target::Cloud;
+            let scale = effect(7, "/apis/apps/v1/namespaces/default/deployments/redis");
+            let record =
+                effect(9, "/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/x/status");
+            let entries = [taint, untaint, detach, scale, record];
+            let unproven = &proofs::checks(&s, &entries, &[])[0].broken;
+            (unjournaled(&s, &entries, &[]).len(), strangers(&s, &entries, &[]).len(), unproven.len())
+        });
+        // Taking our own taint off needs no line; nothing here is in a plan; the taint and the detach need a proof.
+        assert_eq!(found.expect("virtual time"), (3, 4, 2));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! The embedded game day: the shipped controller, agents, runbook and provider against an in-memory cluster and a
 //! simulated cloud, in virtual time. No cluster, no credentials.
 
+mod agents;
 pub mod app;
 pub mod checks;
 pub mod ledger;
 mod observe;
 mod play;
+mod proofs;
 mod record;
 pub mod replica;
 mod scenario;
 mod scratch;
 pub mod stage;
+pub mod stock;
 pub mod timeline;
 mod virtual_time;
+pub mod witness;
 pub mod world;
 
 pub use play::{DrillError, Fared, Outcome, play};

@@ -69,6 +69,8 @@ pub struct Outcome {
     pub lines: Vec<Line>,
     /// Every workload.
     pub workloads: Vec<Fared>,
+    /// What was timed: with the product, and in the same world without it.
+    pub figures: Vec<[String; 3]>,
     /// The safety rules.
     pub checks: Vec<Check>,
     /// What the post-mortem is made of.
@@ -100,6 +102,11 @@ impl Outcome {
             &["workload", "class", "what reattach did", "took", "cloud detach", "now"],
             &rows,
         ));
+        if !self.figures.is_empty() {
+            out.push_str("\n== How long it took, beside stock Kubernetes in the same world\n\n");
+            let rows: Vec<Vec<String>> = self.figures.iter().map(|row| row.to_vec()).collect();
+            out.push_str(&table(&["from proof or taint to Ready", "reattach", "stock Kubernetes"], &rows));
+        }
         out.push_str("\n== The safety rules, checked from outside\n\n");
         for check in &self.checks {
             let word = if check.held() { "held  " } else { "BROKEN" };
@@ -201,6 +208,7 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         seed,
         lines: stage.lines().to_vec(),
         workloads,
+        figures: stage.figures.clone(),
         checks,
         incident,
     }

@@ -60,6 +60,8 @@ pub struct Stage {
     pub dry_until: Option<usize>,
     /// Things that a scenario found wrong by itself.
     pub broken: Vec<String>,
+    /// Figures to show at the end: what was timed, with the product, and without it.
+    pub figures: Vec<[String; 3]>,
     lines: Vec<Line>,
     observer: Observer,
     sink: Sink,
@@ -86,6 +88,7 @@ impl Stage {
             from,
             dry_until: None,
             broken: Vec::new(),
+            figures: Vec::new(),
             lines: Vec::new(),
             observer: Observer::default(),
             sink,
@@ -248,6 +251,34 @@ impl Stage {
             "",
             format!("{node} is back after {} s: same name, same instance, same attachments by the API, and no disks in it", off_for.as_secs()),
         );
+        Ok(())
+    }
+
+    /// Hangs a node's kernel, telling so.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn hang(&mut self, node: &str) -> Result<(), WorldError> {
+        self.world.hang(node)?;
+        self.tell(
+            Who::Provider,
+            "",
+            format!("{node}'s kernel hangs: nothing answers any more, and the cloud goes on saying running"),
+        );
+        Ok(())
+    }
+
+    /// Cuts a node off, or connects it again, telling so.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn partition(&mut self, node: &str, cut: bool) -> Result<(), WorldError> {
+        self.world.node(node)?.partition(cut);
+        let text = match cut {
+            true => format!("{node} is cut off from the control plane; its pods run and write on"),
+            false => format!("{node} is reachable again"),
+        };
+        self.tell(Who::Provider, "", text);
         Ok(())
     }
 

@@ -1,24 +1,22 @@
 //! The stage: a cluster in memory, a simulated cloud, the shipped agents and controllers, in virtual time.
 
+use crate::agents::Agents;
 use crate::app::App;
 use crate::ledger::Ledger;
 use crate::replica::{CrashPoint, Replica, TOKEN};
 use crate::scratch::Scratch;
+use crate::witness::Witness;
 use jiff::Timestamp;
 use kube::Client;
-use reattach_agent::guest::HostRoot;
-use reattach_agent::report::{AgentConfig, ScanOn};
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock::tokio_from};
-use reattach_core::ids::NodeName;
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
-use reattach_sim::cloud::{LinodeCsi, SimulatedCloud};
+use reattach_sim::cloud::{LinodeCsi, Power, SimulatedCloud};
 use reattach_sim::cluster::BuildError;
-use reattach_sim::kubelet::{DiskAfter, SimKubelet};
-use reattach_sim::{ApiServer, SimCluster};
+use reattach_sim::kubelet::{DiskAfter, KubeletConfig, SimKubelet};
+use reattach_sim::{ApiServer, SimCluster, machines};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::AbortHandle;
@@ -27,10 +25,6 @@ use tokio::task::AbortHandle;
 pub const AGENT_USER: &str = "system:serviceaccount:reattach-system:reattach-agent";
 /// The namespace of the drill's workloads.
 pub const APPS: &str = "default";
-/// How often an agent looks unasked. Rarer than the shipped default, which makes hours of virtual time cheaper; questions
-/// are answered at once anyway.
-const RESCAN: Duration = Duration::from_secs(30);
-
 /// Why the stage could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum WorldError {
@@ -74,8 +68,11 @@ pub struct World {
     pub csi: LinodeCsi,
     /// What the controller's replicas asked for.
     pub ledger: Ledger,
+    /// What became of Nodes.
+    pub witness: Witness,
     seed: u64,
-    agents: Mutex<BTreeMap<String, AbortHandle>>,
+    agents: Agents,
+    power: Mutex<Option<AbortHandle>>,
     audit: Mutex<Vec<AuditEntry>>,
     scratch: Scratch,
 }
@@ -104,18 +101,20 @@ impl World {
         }
         let cluster = builder.build().await?;
         let world = Self {
+            witness: Witness::of(cluster.server()),
+            agents: Agents::new(cluster.server().clone()),
             cluster,
             cloud,
             csi,
             ledger: Ledger::default(),
             seed,
-            agents: Mutex::default(),
+            power: Mutex::default(),
             audit: Mutex::default(),
             scratch,
         };
         world.install()?;
         for (name, _) in nodes {
-            world.start_agent(name);
+            world.agents.add(world.node(name)?, world.scratch.path().join(name));
         }
         Ok(world)
     }
@@ -165,27 +164,50 @@ impl World {
         Replica::start(name, self.server(), &self.cloud, &self.ledger, crash)
     }
 
-    fn start_agent(&self, node: &str) {
-        let config = AgentConfig {
-            node: NodeName::new(node),
-            root: HostRoot::new(self.scratch.path().join(node)),
-            rescan: RESCAN,
-            scan_on: ScanOn::CallingTask,
-        };
-        let clock = self.cluster.clock();
-        let client = self.client_as(AGENT_USER);
-        let run = reattach_agent::run(client, config, move || clock.now(), std::future::pending());
-        let handle = tokio::spawn(run).abort_handle();
-        if let Some(old) = lock(&self.agents).insert(node.to_owned(), handle) {
+    /// Stops the agent of a node for good.
+    pub fn stop_agent(&self, node: &str) {
+        self.agents.stop(node);
+    }
+
+    /// From now on machines lose and get power as the cloud's jobs say: a shutdown, a boot, the watchdog's boot.
+    pub fn follow_power(&self) {
+        let (agents, cloud) = (self.agents.clone(), self.cloud.clone());
+        let machines = self.cluster.nodes().values().cloned().collect();
+        let follow = machines::follow(cloud, machines, move |machine, power| match power {
+            Power::On => agents.up(machine.node()),
+            Power::Off | Power::Recycle => agents.down(machine.node()),
+        });
+        if let Some(old) = lock(&self.power).replace(tokio::spawn(follow).abort_handle()) {
             old.abort();
         }
     }
 
-    /// Stops the agent of a node for good.
-    pub fn stop_agent(&self, node: &str) {
-        if let Some(handle) = lock(&self.agents).remove(node) {
-            handle.abort();
+    /// The kernel of a node hangs; see [`SimKubelet::hang`].
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn hang(&self, node: &str) -> Result<(), WorldError> {
+        self.node(node)?.hang();
+        self.agents.down(node);
+        Ok(())
+    }
+
+    /// Another machine under a node's name, switched on: a node pool that keeps its names replaced the old one.
+    ///
+    /// # Errors
+    /// The cloud has an instance of that number.
+    pub async fn replace_node(&mut self, node: &str, instance: u64) -> Result<(), WorldError> {
+        self.cloud.create_instance(NewInstance::new(node).with_id(instance))?;
+        let root = self.scratch.path().join(format!("{node}-{instance}"));
+        let mut config = KubeletConfig::linode(node, instance, self.seed);
+        config.host_root = Some(root.clone());
+        drop(self.cluster.replace_node(config));
+        self.node(node)?.power_on().await;
+        self.agents.add(self.node(node)?, root);
+        if lock(&self.power).is_some() {
+            self.follow_power();
         }
+        Ok(())
     }
 
     /// A node of the cluster.
@@ -218,9 +240,7 @@ impl World {
         off_for: Duration,
     ) -> Result<impl Future<Output = ()> + use<>, WorldError> {
         let kubelet = self.node(node)?.clone();
-        if let Some(agent) = lock(&self.agents).get(node) {
-            agent.abort();
-        }
+        self.agents.down(node);
         let task = tokio::spawn(async move { kubelet.recycle(disk, off_for).await });
         Ok(async move {
             if let Err(error) = task.await {
@@ -231,9 +251,7 @@ impl World {
 
     /// The agent starts again with its machine.
     pub(crate) fn end_recycle(&self, node: &str) {
-        if lock(&self.agents).contains_key(node) {
-            self.start_agent(node);
-        }
+        self.agents.up(node);
     }
 
     /// Creates an app with its volumes, and waits for nothing.
@@ -304,9 +322,16 @@ impl World {
         precedence: i32,
         runbook: &str,
     ) -> Result<(), WorldError> {
+        self.policy_of(name, &json!({"mode": mode, "precedence": precedence, "runbook": runbook})).await
+    }
+
+    /// Creates a policy with this spec.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn policy_of(&self, name: &str, spec: &Value) -> Result<(), WorldError> {
         let policy = json!({
-            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
-            "spec": {"mode": mode, "precedence": precedence, "runbook": runbook},
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name}, "spec": spec,
         });
         self.create("sre@example.org", &policy).await.map(|_| ())
     }
@@ -365,8 +390,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for agent in lock(&self.agents).values() {
-            agent.abort();
+        self.agents.stop_all();
+        if let Some(power) = lock(&self.power).take() {
+            power.abort();
         }
     }
 }

@@ -115,12 +115,11 @@ impl SimClusterBuilder {
         controllers.start_attacher(&self.driver, volumes, self.csi_timeout);
         let mut nodes = BTreeMap::new();
         for config in self.nodes {
-            let client = server.client_as(&format!("system:node:{}", config.node));
-            let kubelet = SimKubelet::new(config, client, hardware.clone(), clock.as_fn());
+            let kubelet = machine(&server, config, &hardware);
             kubelet.power_on().await;
             nodes.insert(kubelet.node().to_owned(), kubelet);
         }
-        let cluster = SimCluster { server, controllers, nodes };
+        let cluster = SimCluster { server, controllers, nodes, hardware };
         let limit = Duration::from_secs(60);
         for node in cluster.nodes.keys() {
             if cluster.until(limit, |c| c.node_ready(node)).await.is_none() {
@@ -131,11 +130,18 @@ impl SimClusterBuilder {
     }
 }
 
+/// A node that is off, in this cluster.
+fn machine(server: &ApiServer, config: KubeletConfig, hardware: &Arc<dyn Hardware>) -> SimKubelet {
+    let client = server.client_as(&format!("system:node:{}", config.node));
+    SimKubelet::new(config, client, hardware.clone(), server.clock().as_fn())
+}
+
 /// A running cluster. Dropping it stops everything.
 pub struct SimCluster {
     server: ApiServer,
     controllers: Controllers,
     nodes: BTreeMap<String, SimKubelet>,
+    hardware: Arc<dyn Hardware>,
 }
 
 impl SimCluster {
@@ -175,6 +181,13 @@ impl SimCluster {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&SimKubelet> {
         self.nodes.get(name)
+    }
+
+    /// Another machine under a node's name, as a node pool that keeps its names makes one; it is off. Answers the machine
+    /// that had the name: dropping it ends it.
+    pub fn replace_node(&mut self, config: KubeletConfig) -> Option<SimKubelet> {
+        let kubelet = machine(&self.server, config, &self.hardware);
+        self.nodes.insert(kubelet.node().to_owned(), kubelet)
     }
 
     /// All nodes by name.

@@ -11,6 +11,7 @@ pub mod controllers;
 mod events;
 mod kapi;
 pub mod kubelet;
+pub mod machines;
 pub mod manifests;
 pub mod names;
 pub mod rng;

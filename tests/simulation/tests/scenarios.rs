@@ -11,6 +11,9 @@ fn run(name: &str, seed: u64) -> Outcome {
 fn good(name: &str, all: &[u64]) {
     for seed in all {
         let outcome = run(name, *seed);
+        if std::env::var_os("REATTACH_SHOW").is_some() {
+            println!("{}", outcome.transcript());
+        }
         assert!(
             outcome.good(),
             "replay: kubectl reattach drill --scenario {name} --seed {seed}\n{}",
@@ -65,8 +68,83 @@ fn approve() {
 }
 
 #[test]
+fn dead_node() {
+    good("dead-node", &seeds(3));
+}
+
+#[test]
+fn dead_node_no_permission() {
+    good("dead-node-no-permission", &seeds(3));
+}
+
+#[test]
+fn partition() {
+    good("partition", &seeds(3));
+}
+
+#[test]
+fn partition_fenced() {
+    good("partition-fenced", &seeds(3));
+}
+
+#[test]
+fn dead_node_returns() {
+    good("dead-node-returns", &seeds(3));
+}
+
+#[test]
+fn lost_attachment() {
+    good("lost-attachment", &seeds(4));
+}
+
+#[test]
+fn lost_attachment_unpublished() {
+    good("lost-attachment-unpublished", &seeds(4));
+}
+
+#[test]
+fn detach_error() {
+    good("detach-error", &seeds(4));
+}
+
+#[test]
+fn node_deleted() {
+    good("node-deleted", &seeds(4));
+}
+
+#[test]
+fn manager_restarted() {
+    good("manager-restarted", &seeds(4));
+}
+
+#[test]
+fn missing_objects() {
+    good("missing-objects", &seeds(4));
+}
+
+#[test]
+fn driver_uninstalled() {
+    good("driver-uninstalled", &seeds(4));
+}
+
+#[test]
+fn detach_locked() {
+    good("detach-locked", &seeds(4));
+}
+
+#[test]
+fn orphan() {
+    good("orphan", &seeds(4));
+}
+
+#[test]
+fn orphan_gone() {
+    good("orphan-gone", &seeds(4));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_transcript() {
-    for name in ["stuck-unpublish", "leader-crash"] {
+    for name in ["stuck-unpublish", "leader-crash", "dead-node-returns"] {
         let (one, two) = (run(name, 5), run(name, 5));
         assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
         assert_eq!(

@@ -54,3 +54,122 @@ fn is_of_before(last: &Sighting, new: &Sighting, evidence: &Evidence) -> bool {
     let finished = off.filter(|j| j.status == JobStatus::Finished).filter_map(|j| j.finished).max();
     finished.is_some_and(|finished| last.at < finished && finished <= new.at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::{SignedDuration, Timestamp};
+    use reattach_api::VolumeRecoverySpec;
+    use reattach_core::cloud::{CloudInstance, CloudScope, PowerFacts, PowerJob};
+    use reattach_core::fact::{Fact, Source};
+    use reattach_core::testkit::{Case, INSTANCE, start};
+
+    fn recovery() -> VolumeRecovery {
+        let spec = serde_json::json!({"claimName": "data", "runbook": "lightest-first", "requester": "jane"});
+        VolumeRecovery::new("r", serde_json::from_value::<VolumeRecoverySpec>(spec).unwrap())
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        start() + SignedDuration::from_secs(seconds)
+    }
+
+    /// The cloud's words, read at this second.
+    fn evidence(seconds: i64, state: Option<InstanceState>) -> Evidence {
+        let mut evidence = Case::deployment().evidence;
+        let source = || Source::Cloud("test".to_owned());
+        evidence.cloud_scope = Some(CloudScope("account".to_owned()));
+        evidence.cloud_volume.at = at(seconds);
+        evidence.instances.clear();
+        let fact = match state {
+            Some(state) => {
+                let id = InstanceId::from(INSTANCE);
+                let instance = CloudInstance { id, label: "n".to_owned(), state, auto_restart: true };
+                Fact::present(instance, source(), at(seconds))
+            }
+            None => Fact::absent(source(), at(seconds)),
+        };
+        evidence.instances.insert(InstanceId::from(INSTANCE), fact);
+        evidence
+    }
+
+    fn shut_down(evidence: &mut Evidence, finished: i64) {
+        let job = PowerJob {
+            id: "1".to_owned(),
+            change: PowerChange::Off,
+            status: JobStatus::Finished,
+            by: Some("jane".to_owned()),
+            created: at(finished - 10),
+            finished: Some(at(finished)),
+        };
+        let facts = PowerFacts { jobs: vec![job], off_stays_off: false };
+        let fact = Fact::present(facts, Source::Cloud("test".to_owned()), at(finished));
+        evidence.power.insert(InstanceId::from(INSTANCE), fact);
+    }
+
+    fn seen(recovery: &VolumeRecovery) -> Vec<(Option<InstanceState>, i64)> {
+        let all = &recovery.status.as_ref().unwrap().sightings;
+        let one = |s: &Sighting| (s.state.clone(), s.at.duration_since(start()).as_secs());
+        all.iter().map(|s| one(s.get().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_changes_is_written_down_once() {
+        let mut r = recovery();
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Running))));
+        assert!(!note(&mut r, &evidence(5, Some(InstanceState::Running))));
+        assert!(note(&mut r, &evidence(10, Some(InstanceState::Off))));
+        assert!(!note(&mut r, &evidence(10, Some(InstanceState::Running))), "an answer of the same age");
+        assert_eq!(seen(&r), [(Some(InstanceState::Running), 0), (Some(InstanceState::Off), 10)]);
+    }
+
+    #[test]
+    fn an_instance_that_is_not_found_was_seen_as_the_holder() {
+        let mut r = recovery();
+        assert!(note(&mut r, &evidence(0, None)));
+        assert!(!note(&mut r, &evidence(5, None)));
+        assert_eq!(seen(&r), [(None, 0)]);
+        let mut unheld = evidence(10, None);
+        unheld.cloud_volume = Case::deployment().cloud(|c| c.holders.clear()).evidence.cloud_volume;
+        let mut r = recovery();
+        assert!(!note(&mut r, &unheld), "nobody has shown it");
+    }
+
+    #[test]
+    fn without_a_scope_nothing_was_seen() {
+        let mut nobody = evidence(0, Some(InstanceState::Off));
+        nobody.cloud_scope = None;
+        assert!(!note(&mut recovery(), &nobody));
+        let mut r = recovery();
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
+        let mut other = evidence(5, Some(InstanceState::Off));
+        other.cloud_scope = Some(CloudScope("another".to_owned()));
+        assert!(note(&mut r, &other), "another account's word is another sighting");
+    }
+
+    #[test]
+    fn off_is_seen_anew_after_the_shutdown_ended() {
+        let mut r = recovery();
+        assert!(note(&mut r, &evidence(0, Some(InstanceState::Off))));
+        let mut later = evidence(19, Some(InstanceState::Off));
+        shut_down(&mut later, 20);
+        assert!(!note(&mut r, &later), "this reading is from before the end, too");
+        let mut later = evidence(25, Some(InstanceState::Off));
+        shut_down(&mut later, 20);
+        assert!(note(&mut r, &later));
+        let mut later = evidence(30, Some(InstanceState::Off));
+        shut_down(&mut later, 20);
+        assert!(!note(&mut r, &later));
+        assert_eq!(seen(&r), [(Some(InstanceState::Off), 0), (Some(InstanceState::Off), 25)]);
+    }
+
+    #[test]
+    fn the_oldest_is_dropped() {
+        let mut r = recovery();
+        let states = [InstanceState::Running, InstanceState::Stopping];
+        for i in 0..40 {
+            assert!(note(&mut r, &evidence(i, Some(states[usize::try_from(i % 2).unwrap()].clone()))));
+        }
+        assert_eq!(seen(&r).len(), KEPT);
+        assert_eq!(seen(&r)[0].1, 8);
+    }
+}

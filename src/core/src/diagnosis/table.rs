@@ -201,7 +201,8 @@ impl Table<'_> {
         if !self.attachments.is_empty() || !self.cloud.holders.is_empty() {
             return self.held_elsewhere(node);
         }
-        Ok(wait(WaitReason::Attaching { node: node.clone() }))
+        let stuck = self.stuck_records()?;
+        Ok(stuck.unwrap_or_else(|| wait(WaitReason::Attaching { node: node.clone() })))
     }
 
     /// The volume is with another instance than the one behind `node`, or a VolumeAttachment names another node.

@@ -203,9 +203,6 @@ impl Look<'_> {
             return not_held;
         }
         match self.proof() {
-            Ok(proof) if *proof.volume() != pins.volume => {
-                self.refused(&format!("the proof is for volume {}", proof.volume()))
-            }
             Ok(proof) if force && !proof.shows_off_or_gone() => {
                 self.skipped("only an instance that is proven off or gone may lose a volume by force")
             }

@@ -11,7 +11,7 @@ use crate::fact::Reading;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general};
 use crate::proof::{
-    Before, FenceProof, answered_clean, kubelet_handshake, of_the_machine, rebooted_and_clean,
+    ATTEMPT, Before, FenceProof, answered_clean, kubelet_handshake, of_the_machine, rebooted_and_clean,
 };
 use crate::runbook::{Holding, StepKind};
 use jiff::{SignedDuration, Timestamp};
@@ -22,6 +22,16 @@ const OTHERS_HAVE: SignedDuration = SignedDuration::from_secs(60);
 impl Look<'_> {
     /// A proof that the holder cannot write, of whatever kind can be made now, or what each kind lacks.
     pub(super) fn proof(&self) -> Result<FenceProof, String> {
+        let proof = self.any_proof()?;
+        // S8: what the cloud calls the volume now must be what was pinned.
+        if *proof.volume() == self.plan.pins.volume {
+            Ok(proof)
+        } else {
+            Err(format!("the proof is for volume {}", proof.volume()))
+        }
+    }
+
+    fn any_proof(&self) -> Result<FenceProof, String> {
         let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
         let mut lacks = Vec::new();
         let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
@@ -44,9 +54,9 @@ impl Look<'_> {
             Err(why) if node.is_none_or(|n| !n.ready) => lacks.push(why.to_string()),
             Err(_) => {}
         }
-        // What the agent answered before the last pod was gone says nothing about what that pod's kubelet did since.
+        // What the agent answered before the last mount attempt was over says nothing about that attempt.
         let asked = self.state.challenged_at(self.plan);
-        if node.is_some() && self.state.no_user().is_some_and(|n| asked.is_some_and(|at| at >= n.at)) {
+        if node.is_some() && self.state.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
             let attached = e.attachments.read(now, MAX_AGE).present();
             let va = attached.and_then(|all| all.iter().find(|a| pins.is_attachment(&a.uid)));
             let before = Before { boot: pins.boot_id.clone(), attached_at: va.map(|a| a.created) };
@@ -131,7 +141,7 @@ impl Look<'_> {
     pub(super) fn quarantine(&self) -> Next {
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return other,
+            Err(other) => return *other,
         };
         if node.quarantined {
             return self.done_or_skipped("the node is in quarantine");
@@ -152,7 +162,7 @@ impl Look<'_> {
     pub(super) fn taint(&self) -> Next {
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return other,
+            Err(other) => return *other,
         };
         if node.out_of_service_by_us {
             return self.done_or_skipped("the taint is there");
@@ -190,11 +200,11 @@ impl Look<'_> {
     }
 
     /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
-    fn fenced_node(&self) -> Result<&NodeFacts, Next> {
+    fn fenced_node(&self) -> Result<&NodeFacts, Box<Next>> {
         match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
             Some(Reading::Present(node)) => Ok(node),
-            Some(Reading::Absent) => Err(self.skipped("the Node does not exist any more")),
-            _ => Err(self.poll(&format!("Node {} must be read", self.plan.pins.node))),
+            Some(Reading::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
+            _ => Err(Box::new(self.poll(&format!("Node {} must be read", self.plan.pins.node)))),
         }
     }
 
@@ -203,7 +213,7 @@ impl Look<'_> {
         let pins = &self.plan.pins;
         let node = match self.fenced_node() {
             Ok(node) => node,
-            Err(other) => return Some(other),
+            Err(other) => return Some(*other),
         };
         if node.ready {
             return Some(self.refused(&format!("Node {} is Ready again", node.name)));

@@ -20,7 +20,7 @@ pub use build::{Allowed, Commands, Request, make};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
 
 /// The version of the plan's shape. An executor runs plans of its own version only.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// The number of a step in a plan, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use super::Incident;
 use super::html::escape;
 use super::scale::Axis;
 use super::story::{Fate, StepFate, Story};
+use super::timing::Stretch;
 use super::words::{clock, date_clock, millis, quoted, relative, same_day, span, step_title};
 use crate::runbook::StepKind;
 use jiff::Timestamp;
@@ -168,9 +169,17 @@ fn healings(stories: &[Story<'_>]) -> String {
         let label = relative(zero, Timestamp::from_millisecond(t).ok()?);
         Some((t, label.replace(".0 s", " s")))
     });
-    let mut legend: Vec<(&str, &str)> = KINDS.iter().map(|k| (colour(*k), step_title(*k))).collect();
-    legend.push(("back", "put back"));
-    legend.retain(|(class, _)| lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == *class));
+    // Kinds of one colour are told apart by the number: the legend names what occurs.
+    let mut legend: Vec<(&str, &str)> = Vec::new();
+    for kind in runs.iter().flat_map(|(s, _)| s.stretches.iter().filter_map(|x| kind_of(s, x))) {
+        let entry = (colour(kind), step_title(kind));
+        if !legend.contains(&entry) {
+            legend.push(entry);
+        }
+    }
+    if lanes.iter().flat_map(|l| &l.bars).any(|b| b.class == "back") {
+        legend.push(("back", "put back"));
+    }
     Frame {
         id: "steps",
         title: "Each run, step by step",
@@ -187,9 +196,7 @@ fn healings(stories: &[Story<'_>]) -> String {
 fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
     let bars = story.stretches.iter().map(|stretch| {
         let took = span(millis(stretch.from, stretch.to));
-        let kind =
-            stretch.step.and_then(|s| story.record.plan.as_ref()?.steps.get(s.index())).map(|s| s.kind);
-        let (class, title, inside) = match (stretch.step, kind) {
+        let (class, title, inside) = match (stretch.step, kind_of(story, stretch)) {
             (Some(step), Some(kind)) => {
                 let how = match story.step(step).0 {
                     StepFate::PassedOver(_) => ", passed over",
@@ -205,28 +212,10 @@ fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
     Lane { label: story.claim(), summary: story.fate.title().to_owned(), bars: bars.collect() }
 }
 
-/// The kinds in the order in which the legend names them.
-const KINDS: [StepKind; 19] = [
-    StepKind::ScaleToZero,
-    StepKind::Hold,
-    StepKind::Release,
-    StepKind::AwaitDetached,
-    StepKind::CloudDetach,
-    StepKind::Requeue,
-    StepKind::Restore,
-    StepKind::Lift,
-    StepKind::Await,
-    StepKind::PowerOff,
-    StepKind::Prove,
-    StepKind::TaintOutOfService,
-    StepKind::Untaint,
-    StepKind::PowerOn,
-    StepKind::Quarantine,
-    StepKind::Challenge,
-    StepKind::DeleteAttachment,
-    StepKind::CloudForce,
-    StepKind::Verify,
-];
+fn kind_of(story: &Story<'_>, stretch: &Stretch) -> Option<StepKind> {
+    let plan = story.record.plan.as_ref()?;
+    Some(plan.steps.get(stretch.step?.index())?.kind)
+}
 
 fn colour(kind: StepKind) -> &'static str {
     match kind {

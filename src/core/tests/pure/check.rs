@@ -21,7 +21,7 @@ fn remove(plan: &mut Plan, kind: StepKind) {
 type Mutation = (&'static str, fn(&mut Plan), &'static str);
 
 const MUTATIONS: &[Mutation] = &[
-    ("version", |p| p.version = 2, "S8: the plan is of another version"),
+    ("version", |p| p.version = 1, "S8: the plan is of another version"),
     ("claim name", |p| p.claim.name = "other".into(), "S8: the plan is for another claim"),
     ("claim UID", |p| p.pins.claim = "x".into(), "S8: the claim is not the pinned one"),
     ("PV UID", |p| p.pins.pv = "x".into(), "S8: the PersistentVolume is not the pinned one"),

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::type_complexity)] // Tests may panic and take the time.
 
 mod check;
+mod classes;
 mod diagnosis;
 mod edges;
 mod explore;
 mod fences;
+mod freeing;
 mod gaps;
 mod hash;
 mod holding;
@@ -17,4 +19,5 @@ mod properties;
 mod refusals;
 mod runbook;
 mod schedules;
+mod walk;
 mod world;

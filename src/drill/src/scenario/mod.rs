@@ -1,6 +1,8 @@
 //! The scenarios.
 
+mod fencing;
 mod incident;
+mod records;
 mod refusals;
 mod small;
 
@@ -99,6 +101,96 @@ pub const SCENARIOS: &[Scenario] = &[
         summary: "a policy in mode Approve: the plan waits until a person approves exactly that plan",
         title: "A plan waits for approval (drill)",
         play: |seed, _, sink| small::approve(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "dead-node",
+        summary: "class A: a node's kernel hangs with four volumes on it; it is powered off, proven off, tainted, freed, untainted; beside it what stock Kubernetes does",
+        title: "A dead node holds volumes (drill)",
+        play: |seed, _, sink| fencing::dead_node(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "dead-node-no-permission",
+        summary: "class A without the right to power off: the plan is shown and nothing is done until a person has shut the machine down",
+        title: "A dead node and no permission to fence it (drill)",
+        play: |seed, _, sink| fencing::no_permission(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "partition",
+        summary: "class A: a node cannot be reached and its pods write on: nothing is freed, and nothing is lost when it is back",
+        title: "A node is cut off (drill)",
+        play: |seed, _, sink| fencing::partition(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "partition-fenced",
+        summary: "the same with the right to power off: the writer is stopped before its volumes move; the machine is powered on again",
+        title: "A node is cut off and fenced (drill)",
+        play: |seed, _, sink| fencing::partition_fenced(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "dead-node-returns",
+        summary: "class A: the fenced machine is booted while its Node is tainted: the taint goes at once, no pod comes before its agent answers clean",
+        title: "A fenced node returns (drill)",
+        play: |seed, _, sink| fencing::returns(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "lost-attachment",
+        summary: "class C: a reboot drops the attachments and Kubernetes makes them again: we only wait",
+        title: "A reboot drops attachments (drill)",
+        play: |seed, _, sink| records::lost(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "lost-attachment-unpublished",
+        summary: "class C with a driver that does not tell where volumes are: hold, release, attach anew",
+        title: "A reboot drops attachments for good (drill)",
+        play: |seed, _, sink| records::lost_for_good(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "detach-error",
+        summary: "class D: the driver fails every detach from a Ready node; the volume is freed at the cloud by kubelet's own word",
+        title: "Detaches fail (drill)",
+        play: |seed, _, sink| records::detach_error(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "node-deleted",
+        summary: "class D: a Node was deleted and its machine is off: minutes sooner than the 6-minute rule",
+        title: "A Node is deleted (drill)",
+        play: |seed, _, sink| records::node_deleted(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "manager-restarted",
+        summary: "class D: after a controller-manager restart a dead node's record blocks the volume; only the taint unblocks it",
+        title: "The controller-manager restarts (drill)",
+        play: |seed, _, sink| records::manager_restarted(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "missing-objects",
+        summary: "class D: a Secret and a PersistentVolume are missing: named, a person called, healed when they are back",
+        title: "Objects are missing (drill)",
+        play: |seed, _, sink| records::missing_objects(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "driver-uninstalled",
+        summary: "class D: the CSI driver is uninstalled under attached volumes: named, a person called, healed when it is back",
+        title: "The CSI driver is uninstalled (drill)",
+        play: |seed, _, sink| records::driver_uninstalled(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "detach-locked",
+        summary: "class D: volumes that are locked, busy and detaching for ever: a person is called, healed when the provider is done",
+        title: "The provider does not let go (drill)",
+        play: |seed, _, sink| records::locked(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "orphan",
+        summary: "class E: a node was replaced under its old name; the volume is freed from the old instance, by its ID",
+        title: "A replaced node leaves an orphan (drill)",
+        play: |seed, _, sink| records::orphan(seed, sink).boxed(),
+    },
+    Scenario {
+        name: "orphan-gone",
+        summary: "class E: the same with the old instance deleted",
+        title: "A deleted node leaves an orphan (drill)",
+        play: |seed, _, sink| records::orphan_of_a_deleted(seed, sink).boxed(),
     },
 ];
 

@@ -23,13 +23,25 @@ pub struct LinodeCsi {
     cloud: Arc<dyn CloudApi>,
     down: Arc<AtomicBool>,
     unpublish_fails: Arc<AtomicBool>,
+    publishes_nodes: Arc<AtomicBool>,
 }
 
 impl LinodeCsi {
     /// A controller for `cloud`.
     #[must_use]
     pub fn new(cloud: Arc<dyn CloudApi>) -> Self {
-        Self { cloud, down: Arc::default(), unpublish_fails: Arc::default() }
+        Self {
+            cloud,
+            down: Arc::default(),
+            unpublish_fails: Arc::default(),
+            publishes_nodes: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
+    /// Whether it has the capability LIST_VOLUMES_PUBLISHED_NODES (Linode's has it): external-attacher compares
+    /// VolumeAttachments with the cloud only where it does.
+    pub fn set_publishes_nodes(&self, publishes: bool) {
+        self.publishes_nodes.store(publishes, Ordering::Relaxed);
     }
 
     /// While down, every call ends in `Unavailable`.
@@ -171,6 +183,9 @@ impl CloudVolumes for LinodeCsi {
 
     fn list_published(&self) -> BoxFuture<'_, Result<Option<Published>, CsiError>> {
         Box::pin(async {
+            if !self.publishes_nodes.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             self.check_up()?;
             let all = self.cloud.volumes().await;
             let all = all.map_err(|e| CsiError::new(CsiCode::Internal, format!("list volumes: {e}")))?;

@@ -261,13 +261,27 @@ impl Attempt {
         written.is_ok()
     }
 
+    /// The volume's handle, once PersistentVolume and the Secret that it names for the CSI controller are read.
     async fn handle(&self, va: &Value) -> Result<String, String> {
-        let pv = text(va, "/spec/source/persistentVolumeName");
-        match self.kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await {
-            Ok(Some(pv)) => Ok(text(&pv, "/spec/csi/volumeHandle").to_owned()),
-            Ok(None) => Err(format!("persistentvolume \"{pv}\" not found")),
-            Err(e) => Err(e.to_string()),
+        let name = text(va, "/spec/source/persistentVolumeName");
+        let pv = match self.kapi.get(&format!("/api/v1/persistentvolumes/{name}")).await {
+            Ok(Some(pv)) => pv,
+            Ok(None) => return Err(format!("persistentvolume \"{name}\" not found")),
+            Err(e) => return Err(e.to_string()),
+        };
+        let secret = &pv["spec"]["csi"]["controllerPublishSecretRef"];
+        if let (Some(namespace), Some(name)) = (secret["namespace"].as_str(), secret["name"].as_str()) {
+            let found = self.kapi.get(&format!("/api/v1/namespaces/{namespace}/secrets/{name}")).await;
+            let missing = match found {
+                Ok(Some(_)) => None,
+                Ok(None) => Some(format!("secrets \"{name}\" not found")),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(why) = missing {
+                return Err(format!("failed to load secret \"{namespace}/{name}\": {why}"));
+            }
         }
+        Ok(text(&pv, "/spec/csi/volumeHandle").to_owned())
     }
 
     async fn attach(&self, va: &Value, path: &str) -> Result<(), String> {

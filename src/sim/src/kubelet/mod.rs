@@ -17,6 +17,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -120,9 +121,12 @@ struct Shared {
     /// Devices that udev gave a link, and whose link was lost over a live device.
     hidden: Mutex<BTreeSet<String>>,
     cut: watch::Sender<bool>,
+    is_cut: watch::Receiver<bool>,
     rng: Mutex<Rng>,
     boot: Mutex<String>,
     host: Mutex<Option<host::HostTree>>,
+    /// A recycle is under way.
+    recycled: AtomicBool,
 }
 
 /// A node that can be switched off, recycled and partitioned. Dropping the last clone ends it.
@@ -141,7 +145,8 @@ impl SimKubelet {
         let rng = Rng::new(config.seed, &config.node);
         let host = config.host_root.clone().map(host::HostTree::new);
         let shared = Shared {
-            client: gate::gated(client, is_cut),
+            client: gate::gated(client, is_cut.clone()),
+            is_cut,
             config,
             hardware,
             now,
@@ -152,6 +157,7 @@ impl SimKubelet {
             rng: Mutex::new(rng),
             boot: Mutex::default(),
             host: Mutex::new(host),
+            recycled: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared), tasks: Arc::default() }
     }
@@ -199,14 +205,19 @@ impl SimKubelet {
         !self.tasks.is_empty()
     }
 
-    /// Cuts the power: everything in memory is gone, the disk stays. A hang of the kernel looks the same from outside.
+    /// Cuts the power: everything in memory is gone, the disk stays.
     pub async fn power_off(&self) {
         self.lose_power(Power::Off).await;
     }
 
     async fn lose_power(&self, how: Power) {
-        self.tasks.abort_all();
+        self.power_lost();
         self.shared.hardware.power(&self.shared.config.instance, how).await;
+    }
+
+    /// As [`SimKubelet::power_off`], by the cloud's own doing: the cloud is not told.
+    pub fn power_lost(&self) {
+        self.tasks.abort_all();
         if let Some(host) = lock(&self.shared.host).as_mut() {
             host.clear();
         }
@@ -214,14 +225,34 @@ impl SimKubelet {
 
     /// The cloud recycles the machine uncleanly; it is back `off_for` later, with the disk kept or re-imaged.
     pub async fn recycle(&self, disk: DiskAfter, off_for: Duration) {
+        self.shared.recycled.store(true, Ordering::Relaxed);
         self.lose_power(Power::Recycle).await;
         tokio::time::sleep(off_for).await;
         self.power_on_with(disk).await;
+        self.shared.recycled.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a recycle of its own is under way.
+    #[must_use]
+    pub fn is_being_recycled(&self) -> bool {
+        self.shared.recycled.load(Ordering::Relaxed)
     }
 
     /// Cuts (true) or restores the connection to the API server; pods run on.
     pub fn partition(&self, cut: bool) {
         self.shared.cut.send_replace(cut);
+    }
+
+    /// `client` as a program on this node has it: over the node's own connection, which [`SimKubelet::partition`] cuts.
+    #[must_use]
+    pub fn over_its_network(&self, client: Client) -> Client {
+        gate::gated(client, self.shared.is_cut.clone())
+    }
+
+    /// The kernel hangs: nothing of the node answers any more, and the cloud sees nothing of it. Its machine keeps its
+    /// power and its devices until somebody shuts it down.
+    pub fn hang(&self) {
+        self.tasks.abort_all();
     }
 
     /// Sets the faults of the CSI node plugin.

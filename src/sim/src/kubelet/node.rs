@@ -73,8 +73,12 @@ impl NodeReporter {
             drivers.retain(|d| d["name"] != *c.driver);
         }
         if found.is_none() {
-            let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": c.node},
-                "spec": {"drivers": drivers}});
+            // It goes with its Node.
+            let node = self.kapi.get(&format!("/api/v1/nodes/{}", c.node)).await?.unwrap_or_default();
+            let owner =
+                json!({"apiVersion": "v1", "kind": "Node", "name": c.node, "uid": node["metadata"]["uid"]});
+            let body = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode",
+                "metadata": {"name": c.node, "ownerReferences": [owner]}, "spec": {"drivers": drivers}});
             self.kapi.create("/apis/storage.k8s.io/v1/csinodes", &body).await?;
         } else if drivers != before {
             self.kapi.patch(&path, MERGE, &json!({"spec": {"drivers": drivers}})).await?;

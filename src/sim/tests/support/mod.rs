@@ -138,6 +138,41 @@ impl Stage {
         self.request("DELETE", &path, "application/json", &json!({})).await.unwrap();
     }
 
+    /// A person declares the node dead.
+    pub async fn out_of_service(&self, node: &str) {
+        let object = self.cluster.server().read("", "nodes", "", node).unwrap();
+        let mut taints = object["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        let key = "node.kubernetes.io/out-of-service";
+        taints.push(json!({"key": key, "value": "nodeshutdown", "effect": "NoExecute"}));
+        let (path, body) = (format!("/api/v1/nodes/{node}"), json!({"spec": {"taints": taints}}));
+        self.request("PATCH", &path, "application/merge-patch+json", &body).await.unwrap();
+    }
+
+    /// Deletes what is at this path.
+    pub async fn delete(&self, path: &str) {
+        self.request("DELETE", path, "application/json", &json!({})).await.unwrap();
+    }
+
+    /// Deletes the pod without waiting for its node.
+    pub async fn force_delete_pod(&self) {
+        let path = format!("/api/v1/namespaces/{NS}/pods/{POD}");
+        let body = json!({"gracePeriodSeconds": 0});
+        self.request("DELETE", &path, "application/json", &body).await.unwrap();
+    }
+
+    /// The path of the VolumeAttachment of the volume on a node.
+    pub fn attachment_path(node: &str) -> String {
+        let name = names::attachment_name(HANDLE, DRIVER, node);
+        format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")
+    }
+
+    /// The error that external-attacher wrote last on a VolumeAttachment.
+    pub fn error(&self, node: &str, field: &str) -> String {
+        let va = self.attachment(node);
+        let message = va.and_then(|va| va["status"][field]["message"].as_str().map(str::to_owned));
+        message.unwrap_or_default()
+    }
+
     /// Waits until the pod is Ready.
     pub async fn healed(&self, limit: u64) -> Option<Duration> {
         self.cluster.until(secs(limit), |c| c.pod_ready(NS, POD)).await

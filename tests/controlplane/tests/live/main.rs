@@ -2,6 +2,7 @@
 
 mod common;
 mod crash;
+mod dead_node;
 mod errors;
 mod hold;
 mod incident;

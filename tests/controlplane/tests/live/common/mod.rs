@@ -2,6 +2,7 @@
 //! `deploy/`, and reattach as processes with exactly the rights that those manifests give.
 
 pub mod command;
+pub mod fencing;
 pub mod logs;
 pub mod measure;
 pub mod processes;

@@ -218,10 +218,7 @@ impl Stage {
     async fn start_agents(&mut self) {
         for kubelet in self.kubelets.clone() {
             let node = kubelet.node().to_owned();
-            let pod = self.pod_on(SYSTEM, "reattach-agent", &node).await;
-            let config =
-                self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
-            let config = config.expect("a kubeconfig").display().to_string();
+            let config = self.agent_config(&node).await;
             let host = self.folder.join("hosts").join(&node);
             let boot = host.join("proc/sys/kernel/random/boot_id");
             let shown = eventually("the host's boot ID", LIMIT, async || boot.exists().then_some(()));
@@ -231,6 +228,13 @@ impl Stage {
             let arguments = ["--host-root", &host, "--node-name", &node, "--rescan", "5s"];
             self.agents.push(Process::start("reattach-agent", &log, &arguments, &[("KUBECONFIG", config)]));
         }
+    }
+
+    /// The kubeconfig of a node's agent, with the token of its pod there.
+    pub async fn agent_config(&self, node: &str) -> String {
+        let pod = self.pod_on(SYSTEM, "reattach-agent", node).await;
+        let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-agent", Some(&pod)).await;
+        config.expect("a kubeconfig").display().to_string()
     }
 
     /// The name of a pod of `app` that is bound to `node`.

@@ -234,7 +234,7 @@ impl Stage {
     }
 
     /// Where every recovery of a namespace stands, and what it did: for a failing test.
-    async fn story(&self, namespace: &str) -> String {
+    pub async fn story(&self, namespace: &str) -> String {
         let mut lines = Vec::new();
         for r in self.recoveries(namespace).await {
             let status = r.status.clone().unwrap_or_default();
@@ -274,6 +274,16 @@ fn apps(kind: &str) -> ApiResource {
 /// Binds a workload's pods to a node by a node selector.
 pub fn pin(object: &mut Value, node: &str) {
     object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+}
+
+/// Lets a workload's pods run on the first of these nodes, and on the others where that one cannot.
+pub fn prefer(object: &mut Value, nodes: &[&str]) {
+    let within = |values: &[&str]| json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": values}]});
+    object["spec"]["template"]["spec"]["affinity"] = json!({"nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [within(nodes)]},
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": within(&nodes[..1])}],
+    }});
+    object["spec"]["template"]["spec"].as_object_mut().expect("a pod").remove("nodeSelector");
 }
 
 /// Whether a pod's condition Ready is True.

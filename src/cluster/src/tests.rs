@@ -1,0 +1,240 @@
+//! What fences a node, against the API server in memory: lock, taints, and a deletion by UID.
+
+use crate::client::Clients;
+use crate::gate::{Gate, TidyPass};
+use crate::lease::Leadership;
+use crate::{Clock, effects, node, node_lock};
+use http::{Request, Response};
+use jiff::{SignedDuration, Timestamp};
+use kube::Client;
+use kube::client::Body;
+use reattach_core::ids::{NodeName, ObjectName, Uid};
+use reattach_core::journal::Outcome;
+use reattach_sim::ApiServer;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+const NODE: &str = "n1";
+const LOCKS: &str = "locks";
+
+fn pass_over(client: Client) -> TidyPass {
+    let leadership = Leadership { term: 1, until: Instant::now() + Duration::from_secs(60) };
+    let (_, leading) = watch::channel(Some(leadership));
+    Gate::new(Clients::over(client.clone(), client), leading).locking_nodes_in(LOCKS).tidy().unwrap()
+}
+
+struct Stage {
+    server: ApiServer,
+    pass: TidyPass,
+    clock: Clock,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let start: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
+        let server = ApiServer::new(reattach_sim::Clock::starting_at(start), 1);
+        server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LOCKS}}));
+        let pass = pass_over(server.client());
+        Self { server, pass, clock: Clock::starting_at(start) }
+    }
+
+    /// Puts the Node there; answers its UID.
+    fn node(&self, ready: &str, taints: Value) -> Uid {
+        let node = self.server.insert(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": {"zone": "a"}},
+            "spec": {"providerID": "linode://1", "taints": taints},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        }));
+        Uid::from(node["metadata"]["uid"].as_str().unwrap())
+    }
+
+    fn taints(&self) -> Vec<(String, String, String)> {
+        let node = self.server.read("", "nodes", "", NODE).unwrap();
+        let text = |t: &Value, key: &str| t[key].as_str().unwrap_or_default().to_owned();
+        let all = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|t| (text(t, "key"), text(t, "value"), text(t, "effect"))).collect()
+    }
+
+    fn lease(&self) -> Option<Arc<Value>> {
+        self.server.read("coordination.k8s.io", "leases", LOCKS, "node-n1")
+    }
+
+    async fn take(&self, recovery: &str) -> Result<(), Outcome> {
+        let recovery = ObjectName::new("ns", recovery);
+        node_lock::take(self.pass.as_effect(), &name(), &recovery, self.clock.now()).await
+    }
+
+    async fn give_back(&self, recovery: &str) -> bool {
+        let recovery = ObjectName::new("ns", recovery);
+        node_lock::give_back(self.pass.as_effect(), &name(), &recovery).await.unwrap()
+    }
+}
+
+fn name() -> NodeName {
+    NodeName::from(NODE)
+}
+
+fn taint(key: &str, value: &str, effect: &str) -> (String, String, String) {
+    (key.to_owned(), value.to_owned(), effect.to_owned())
+}
+
+fn may_be_tried_again(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::NotApplied { retry: true, .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_has_one_holder_until_it_is_given_back_or_expires() {
+    let s = Stage::new();
+    s.take("a").await.unwrap();
+    let lease = s.lease().unwrap();
+    assert_eq!(lease["spec"]["holderIdentity"], "reattach/ns/a");
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 3600);
+
+    let refused = s.take("b").await.unwrap_err();
+    assert!(may_be_tried_again(&refused), "{refused:?}");
+    let Outcome::NotApplied { why, .. } = &refused else { unreachable!() };
+    assert!(why.contains("reattach/ns/a") && why.contains("locks/node-n1"), "{why}");
+    assert!(!s.give_back("b").await, "not its own");
+    assert!(s.lease().is_some());
+
+    // Its own is renewed, so that it expires an hour after that.
+    tokio::time::sleep(Duration::from_secs(3000)).await;
+    s.take("a").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3000)).await;
+    assert!(s.take("b").await.is_err());
+    tokio::time::sleep(Duration::from_secs(601)).await;
+    s.take("b").await.unwrap();
+    assert_eq!(s.lease().unwrap()["spec"]["holderIdentity"], "reattach/ns/b");
+    assert_eq!(s.lease().unwrap()["spec"]["leaseTransitions"], 2);
+    assert!(!s.give_back("a").await, "it has lost it");
+
+    assert!(s.give_back("b").await);
+    assert!(s.lease().is_none());
+    s.take("a").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_of_another_operator_is_respected() {
+    let s = Stage::new();
+    let now = s.clock.now();
+    let at = |t: Timestamp| t.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let lease = |spec: Value| {
+        s.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": "node-n1", "namespace": LOCKS}, "spec": spec}));
+    };
+    let held =
+        json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": at(now)});
+    lease(held.clone());
+    assert!(s.take("a").await.is_err());
+    // When it ends is not said: it may be in force.
+    lease(json!({"holderIdentity": "node-maintenance"}));
+    assert!(s.take("a").await.is_err());
+    let long_ago = at(now - SignedDuration::from_secs(3601));
+    lease(json!({"holderIdentity": "node-maintenance", "leaseDurationSeconds": 3600, "renewTime": long_ago}));
+    s.take("a").await.unwrap();
+    assert_eq!(node_lock::recovery_of("node-maintenance"), None);
+    assert_eq!(node_lock::recovery_of("reattach/ns/a"), Some(ObjectName::new("ns", "a")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_node_that_is_not_ready_is_taken_out_of_service() {
+    let s = Stage::new();
+    let others = json!([{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]);
+    let uid = s.node("True", others.clone());
+    let tainted = node::taint_out_of_service(s.pass.as_effect(), &name(), &uid).await;
+    assert!(may_be_tried_again(&tainted), "{tainted:?}");
+    let uid = s.node("Unknown", others);
+    let other = Uid::from("another");
+    let tainted = node::taint_out_of_service(s.pass.as_effect(), &name(), &other).await;
+    assert!(may_be_tried_again(&tainted), "{tainted:?}");
+    assert_eq!(s.taints(), [taint("dedicated", "db", "NoSchedule")]);
+
+    for _ in 0..2 {
+        let tainted = node::taint_out_of_service(s.pass.as_effect(), &name(), &uid).await;
+        assert!(tainted.applied(), "{tainted:?}");
+    }
+    let ours = taint("node.kubernetes.io/out-of-service", "reattach", "NoExecute");
+    assert_eq!(s.taints(), [taint("dedicated", "db", "NoSchedule"), ours]);
+    assert_eq!(s.server.read("", "nodes", "", NODE).unwrap()["metadata"]["labels"]["zone"], "a");
+
+    for _ in 0..2 {
+        assert!(node::untaint(s.pass.as_effect(), &name(), &uid).await.applied());
+    }
+    assert_eq!(s.taints(), [taint("dedicated", "db", "NoSchedule")]);
+    let gone = node::untaint(s.pass.as_effect(), &NodeName::from("gone"), &uid).await;
+    assert!(gone.applied(), "{gone:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_out_of_service_taint_of_others_is_never_touched() {
+    let s = Stage::new();
+    let theirs =
+        json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]);
+    let uid = s.node("Unknown", theirs);
+    let tainted = node::taint_out_of_service(s.pass.as_effect(), &name(), &uid).await;
+    assert!(matches!(tainted, Outcome::NotApplied { retry: false, .. }), "{tainted:?}");
+    assert!(node::untaint(s.pass.as_effect(), &name(), &uid).await.applied());
+    assert_eq!(s.taints(), [taint("node.kubernetes.io/out-of-service", "nodeshutdown", "NoExecute")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_goes_by_the_recovery_that_it_belongs_to() {
+    let s = Stage::new();
+    let uid = s.node("Unknown", json!([]));
+    let (a, b) = (Uid::from("recovery-a"), Uid::from("recovery-b"));
+    assert!(node::quarantine(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+    // One taint per key and effect: the first one stays.
+    assert!(node::quarantine(s.pass.as_effect(), &name(), &uid, &b).await.applied());
+    let ours = taint("reattach.dev/quarantine", "recovery-a", "NoSchedule");
+    assert_eq!(s.taints(), std::slice::from_ref(&ours));
+    assert!(node::unquarantine(s.pass.as_effect(), &name(), &uid, &b).await.applied());
+    assert_eq!(s.taints(), [ours], "another recovery's");
+    assert!(node::unquarantine(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+    assert!(s.taints().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attachment_is_deleted_by_its_uid() {
+    let s = Stage::new();
+    let va = s.server.insert(&json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
+        "metadata": {"name": "csi-1"}, "spec": {"attacher": "d", "nodeName": NODE, "source": {}}}));
+    let pass = s.pass.as_effect();
+    let other = effects::delete_attachment(pass, "csi-1", &Uid::from("another")).await;
+    assert!(may_be_tried_again(&other), "{other:?}");
+    assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_some());
+    let uid = Uid::from(va["metadata"]["uid"].as_str().unwrap());
+    assert!(effects::delete_attachment(pass, "csi-1", &uid).await.applied());
+    assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_none());
+    assert!(effects::delete_attachment(pass, "csi-1", &uid).await.applied(), "it is gone");
+}
+
+/// `Api::evict` of kube 5.0 sends preconditions in a way that no API server reads; a deletion has to be right.
+#[tokio::test]
+async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
+    let seen: Arc<Mutex<Vec<(String, String, Value)>>> = Arc::default();
+    let log = seen.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let log = log.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap();
+            let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            log.lock().unwrap().push((parts.method.to_string(), parts.uri.path().to_owned(), body));
+            let answer = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+            Ok::<_, std::convert::Infallible>(Response::new(Body::from(serde_json::to_vec(&answer).unwrap())))
+        }
+    });
+    let pass = pass_over(Client::new(service, "default"));
+    let deleted = effects::delete_attachment(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
+    assert!(deleted.applied(), "{deleted:?}");
+    let seen = seen.lock().unwrap();
+    let (method, path, body) = &seen[0];
+    assert_eq!(
+        (method.as_str(), path.as_str()),
+        ("DELETE", "/apis/storage.k8s.io/v1/volumeattachments/csi-1")
+    );
+    assert_eq!(*body, json!({"preconditions": {"uid": "u-1"}}));
+}

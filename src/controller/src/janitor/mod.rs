@@ -1,0 +1,127 @@
+//! What recoveries left behind and nobody takes away any more: taints, gates, labels, stamps, questions.
+//!
+//! # Expected flow
+//! The leader calls [`Janitor::sweep`] with every look at the cluster. The watches say what carries a mark of ours; before
+//! something goes, the recovery that speaks for it is looked for live: a watch that lags must not take a hold away from a
+//! run that has just begun.
+//!
+//! # Guarantees
+//! Nothing is touched that does not carry a mark of ours, in no mode; every write is conditional and needs leadership
+//! ([`reattach_cluster::gate::Gate::tidy`]). The rules:
+//!
+//! | Mark | goes when |
+//! |---|---|
+//! | out-of-service taint of ours | its Node is Ready; its lock has expired or is nobody's; its recovery is over or gone |
+//! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
+//! | scheduling gate, label of a hold | no recovery of the claim is under way with the label |
+//! | stamp | its recovery is gone: the workload is restored by the stamp alone, if it is still at 0 |
+//! | question to an agent | its recovery is gone |
+//!
+//! # Assumptions
+//! A recovery that is under way cares for its own marks; its finalizer keeps it from vanishing meanwhile.
+//!
+//! # Caveats
+//! Stamps are looked for once a minute, in Deployments, StatefulSets and ReplicaSets.
+//!
+//! # Errors
+//! What cannot be read or written is logged and tried again with the next sweep.
+
+mod marks;
+mod nodes;
+
+use crate::metrics::EffectLabels;
+use crate::recovery::Executor;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cluster::cache::Cache;
+use reattach_core::ids::Uid;
+use reattach_core::journal::Outcome;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What cannot wait is still tried only so often: changes come in bursts, and a right may be missing.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// What is not urgent is looked at so often: it costs reads.
+const EVERY: Duration = Duration::from_secs(5);
+/// Stamps and questions without a recovery are looked for so often: it costs lists.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// The leader's janitor, with the moments at which it looks again.
+#[derive(Debug, Default)]
+pub(crate) struct Janitor {
+    next_urgent: Option<Instant>,
+    next: Option<Instant>,
+    next_seldom: Option<Instant>,
+}
+
+impl Janitor {
+    /// Looks once.
+    pub(crate) async fn sweep(&mut self, executor: &Executor, cache: &Cache) {
+        let room = Room { executor, cache };
+        if due(&mut self.next_urgent, AT_ONCE) {
+            room.ready_again().await;
+        }
+        if due(&mut self.next, EVERY) {
+            room.out_of_service().await;
+            room.quarantines().await;
+            room.holds().await;
+        }
+        if due(&mut self.next_seldom, SELDOM) {
+            room.questions().await;
+            room.stamps().await;
+        }
+    }
+}
+
+/// Whether it is time, and sets the next time.
+fn due(next: &mut Option<Instant>, every: Duration) -> bool {
+    let now = Instant::now();
+    let due = next.is_none_or(|at| now >= at);
+    if due {
+        *next = Some(now + every);
+    }
+    due
+}
+
+/// Where it tidies.
+struct Room<'a> {
+    executor: &'a Executor,
+    cache: &'a Cache,
+}
+
+impl Room<'_> {
+    fn read(&self) -> kube::Client {
+        self.executor.collector.clients.read.clone()
+    }
+
+    /// The UIDs of all recoveries, read live.
+    async fn recoveries(&self) -> Result<BTreeSet<Uid>, kube::Error> {
+        let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?;
+        Ok(all.items.iter().map(Executor::uid_of).collect())
+    }
+
+    /// Counts and logs what was done.
+    fn tell(&self, what: &str, outcome: &Outcome) {
+        let word = match outcome {
+            o if o.applied() => "applied",
+            Outcome::Unknown { .. } => "unknown",
+            _ => "not_applied",
+        };
+        let labels = EffectLabels { step: "Janitor".to_owned(), outcome: word.to_owned() };
+        self.executor.metrics.effects.get_or_create(&labels).inc();
+        tracing::warn!(?outcome, "left behind: {what}");
+    }
+}
+
+/// Whether nothing of a recovery can be under way any more.
+fn is_over(recovery: &VolumeRecovery) -> bool {
+    recovery.status.as_ref().map(|s| s.phase).unwrap_or_default().is_final()
+        && recovery.finalizers().is_empty()
+}
+
+/// Whether it has come to its end. Its finalizer may still be there for a moment.
+fn is_final(recovery: &VolumeRecovery) -> bool {
+    recovery.status.as_ref().map_or(Phase::default(), |s| s.phase).is_final()
+}

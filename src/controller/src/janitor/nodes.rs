@@ -1,0 +1,185 @@
+//! Our taints on Nodes.
+
+use super::{Room, is_final};
+use crate::recovery::Executor;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, ResourceExt};
+use reattach_api::{NodeVolumeReport, VolumeRecovery};
+use reattach_cluster::node::{is_out_of_service_by_us, is_ready, quarantined_by};
+use reattach_cluster::node_lock::{self, Lock};
+use reattach_cluster::{reports, store, tidy};
+use reattach_core::evidence::CsiSource;
+use reattach_core::guest::Challenge;
+use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
+use std::sync::Arc;
+
+impl Room<'_> {
+    /// The out-of-service taint goes at once from a Node that is Ready: the attach/detach controller pulls volumes that are
+    /// mounted there (measured).
+    pub(super) async fn ready_again(&self) {
+        for node in self.cache.nodes.filter(|n| is_out_of_service_by_us(n) && is_ready(n)) {
+            self.untaint(&node, "it is Ready").await;
+        }
+    }
+
+    /// Taints whose lock or recovery is no more.
+    pub(super) async fn out_of_service(&self) {
+        for node in self.cache.nodes.filter(|n| is_out_of_service_by_us(n) && !is_ready(n)) {
+            let name = NodeName::from(node.name_any());
+            let (locks, now) = (self.executor.gate.locks(), self.executor.collector.clock.now());
+            let lock = match node_lock::read(&self.read(), locks, &name, now).await {
+                Ok(lock) => lock,
+                Err(error) => {
+                    tracing::warn!(node = %name, %error, "the lock of a tainted node could not be read");
+                    continue;
+                }
+            };
+            let why = match lock {
+                Lock::Free => "nobody has its lock".to_owned(),
+                Lock::Expired { holder } => format!("the lock of {holder} has expired"),
+                Lock::Held { holder } => match node_lock::recovery_of(&holder) {
+                    None => format!("{holder} has its lock"),
+                    Some(recovery) => match self.ended(&recovery).await {
+                        Ok(Some(why)) => {
+                            self.untaint(&node, &why).await;
+                            self.give_back(&name, &recovery).await;
+                            continue;
+                        }
+                        Ok(None) => continue,
+                        Err(error) => {
+                            tracing::warn!(node = %name, %error, "the recovery of a taint could not be read");
+                            continue;
+                        }
+                    },
+                },
+            };
+            self.untaint(&node, &why).await;
+        }
+    }
+
+    /// Why a recovery will do nothing more; `None`: it is under way.
+    async fn ended(&self, name: &ObjectName) -> Result<Option<String>, kube::Error> {
+        let api: Api<VolumeRecovery> = Api::namespaced(self.read(), &name.namespace);
+        Ok(match api.get_opt(&name.name).await? {
+            None => Some(format!("recovery {name} is gone")),
+            Some(recovery) if is_final(&recovery) => Some(format!("recovery {name} is over")),
+            Some(_) => None,
+        })
+    }
+
+    async fn untaint(&self, node: &Node, why: &str) {
+        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let name = NodeName::from(node.name_any());
+        let outcome = tidy::untaint(&pass, &name, &Uid::from(node.uid().unwrap_or_default())).await;
+        self.tell(&format!("the out-of-service taint of node {name} ({why})"), &outcome);
+    }
+
+    async fn give_back(&self, node: &NodeName, recovery: &ObjectName) {
+        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let outcome = tidy::give_back(&pass, node, recovery).await;
+        self.tell(&format!("the lock of node {node}"), &outcome);
+    }
+
+    /// Quarantines that are over; and the question that a late agent has to answer for it.
+    pub(super) async fn quarantines(&self) {
+        for node in self.cache.nodes.filter(|n| quarantined_by(n).is_some()) {
+            let Some(by) = quarantined_by(&node) else { continue };
+            let report = self.cache.reports.get("", &node.name_any());
+            let own = self.cache.recoveries.filter(|r| Executor::uid_of(r) == by).into_iter().next();
+            let over = own.as_ref().is_none_or(|r| is_final(r));
+            // Only the question that is open counts, and it has a number of its own.
+            let open = report.as_ref().and_then(|r| question_of(r, &by));
+            let question = own.as_ref().filter(|r| over && !r.spec.claim_name.is_empty());
+            let unaskable = match question.filter(|_| open.is_none()) {
+                Some(recovery) => !self.ask(&node, recovery).await,
+                None => own.is_none(),
+            };
+            let clean = match (&report, unaskable) {
+                (Some(report), false) => open.is_some_and(|open| answered_clean(report, &node, open)),
+                (Some(report), true) => shows_no_dead_mount(report, &node),
+                (None, _) => false,
+            };
+            if !is_ready(&node) || !clean {
+                continue;
+            }
+            if own.is_none() {
+                match self.recoveries().await {
+                    Ok(known) if !known.contains(&by) => {}
+                    Ok(_) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, "whose the quarantine is could not be read");
+                        continue;
+                    }
+                }
+            }
+            self.unquarantine(&node, &by, over).await;
+        }
+    }
+
+    async fn unquarantine(&self, node: &Node, by: &Uid, over: bool) {
+        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let name = NodeName::from(node.name_any());
+        let uid = Uid::from(node.uid().unwrap_or_default());
+        let outcome = tidy::unquarantine(&pass, &name, &uid, by).await;
+        self.tell(&format!("the quarantine of node {name}, which is clean"), &outcome);
+        if outcome.applied() && over {
+            self.withdraw(&name, by).await;
+        }
+    }
+
+    /// Asks for a recovery that is over, under a new number. Returns whether it can be asked at all.
+    async fn ask(&self, node: &Node, recovery: &Arc<VolumeRecovery>) -> bool {
+        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
+        let Some(plan) = plan else { return false };
+        let csi = self.cache.volumes.filter(|v| v.uid().as_deref() == Some(plan.pins.pv.as_str()));
+        let csi = csi.first().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| CsiSource {
+            driver: DriverName::from(c.driver.as_str()),
+            handle: VolumeHandle::from(c.volume_handle.as_str()),
+        });
+        let Some(CsiSource { driver, handle }) = csi else { return false };
+        let identity = plan.pins.identity.clone();
+        let mut raised = VolumeRecovery::clone(recovery);
+        let status = raised.status.get_or_insert_default();
+        status.epoch += 1;
+        let epoch = u64::try_from(status.epoch).unwrap_or(0);
+        let records = &self.executor.collector.clients.records;
+        if let Err(error) = store::save(records, &raised).await {
+            tracing::debug!(%error, "the number of a question could not be stored; it is asked later");
+            return true;
+        }
+        let challenge = Challenge { recovery: Executor::uid_of(recovery), epoch, identity, driver, handle };
+        let _turn = self.executor.reservations.turn_to_ask().await;
+        if let Err(error) = reports::ask(records, &NodeName::from(node.name_any()), &challenge).await {
+            tracing::warn!(node = node.name_any(), %error, "a node in quarantine could not be asked");
+        }
+        true
+    }
+}
+
+fn question_of<'a>(report: &'a NodeVolumeReport, recovery: &Uid) -> Option<&'a Challenge> {
+    report.spec.challenges.iter().filter_map(|c| c.get().ok()).find(|c| c.recovery == *recovery)
+}
+
+fn boot_of(node: &Node) -> Option<&str> {
+    node.status.as_ref()?.node_info.as_ref().map(|i| i.boot_id.as_str())
+}
+
+/// Whether the agent of the Node's boot answered this question with nothing that can write.
+fn answered_clean(report: &NodeVolumeReport, node: &Node, open: &Challenge) -> bool {
+    let Ok(said) = report.said() else { return false };
+    said.answers.iter().any(|a| {
+        a.recovery == open.recovery
+            && a.epoch == open.epoch
+            && a.identity == open.identity
+            && Some(a.boot_id.as_str()) == boot_of(node)
+            && a.is_clean()
+    })
+}
+
+/// Whether the agent of the Node's boot reported, could read everything, and saw no dead mount.
+fn shows_no_dead_mount(report: &NodeVolumeReport, node: &Node) -> bool {
+    let Some(seen) = report.said().ok().and_then(|said| said.inventory) else { return false };
+    Some(seen.boot_id.as_str()) == boot_of(node)
+        && seen.unreadable.is_empty()
+        && !seen.csi_volumes.iter().flat_map(|v| &v.mounts).any(|m| m.dead)
+}

@@ -1,0 +1,223 @@
+//! Effects on a node and its machine, over the API server in memory and a cloud that notes its orders.
+
+#[path = "../../tests/common/cloud.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "helpers of several test binaries")]
+mod cloud;
+
+use super::*;
+use crate::collect::Collector;
+use crate::metrics::Metrics;
+use crate::providers::Providers;
+use cloud::TestCloud;
+use prometheus_client::registry::Registry;
+use reattach_cluster::gate::{Authority, Gate};
+use reattach_cluster::lease::Leadership;
+use reattach_cluster::{Clients, Clock};
+use reattach_core::ids::Uid;
+use reattach_core::policy::Mode;
+use reattach_core::proof::Declaration;
+use reattach_core::testkit::{Case, INSTANCE};
+use reattach_provider_api::{Optional, Unsupported};
+use reattach_sim::ApiServer;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+const NODE: &str = "lke-1";
+
+struct Scene {
+    server: ApiServer,
+    cloud: TestCloud,
+    executor: Executor,
+    evidence: Evidence,
+    recovery: VolumeRecovery,
+    clock: Clock,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let start = reattach_core::testkit::start();
+        let server = ApiServer::new(reattach_sim::Clock::starting_at(start), 1);
+        for crd in reattach_api::all_crds() {
+            assert!(server.register_crd(&serde_json::to_value(crd).unwrap()));
+        }
+        for namespace in ["reattach-system", "cache"] {
+            server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+        }
+        let recovery = server.insert(&json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+            "metadata": {"name": "r", "namespace": "cache"},
+            "spec": {"claimName": "data", "mode": "Auto", "runbook": "lightest-first", "requester": "jane"},
+            "status": {"phase": "Running", "message": "", "epoch": 7},
+        }));
+        let recovery = serde_json::from_value(Value::clone(&recovery)).unwrap();
+        let cloud = TestCloud::held_by(INSTANCE);
+        let mut providers = Providers::default();
+        providers.register(Arc::new(cloud.clone()));
+        let clients = Clients::over(server.client(), server.client());
+        let leadership = Leadership { term: 1, until: Instant::now() + Duration::from_secs(3600) };
+        let (_, leading) = watch::channel(Some(leadership));
+        let clock = Clock::starting_at(start);
+        let executor = Executor {
+            gate: Gate::new(clients.clone(), leading),
+            collector: Collector { clients, cache: None, providers, clock: clock.clone() },
+            identity: "test".to_owned(),
+            metrics: Metrics::register(&mut Registry::default()),
+            reservations: crate::recovery::Reservations::default(),
+        };
+        Self { server, cloud, executor, evidence: Case::deployment().evidence, recovery, clock }
+    }
+
+    fn node(&self, ready: &str) -> Uid {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
+            "spec": {"providerID": format!("linode://{INSTANCE}")},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        Uid::from(self.server.insert(&node)["metadata"]["uid"].as_str().unwrap())
+    }
+
+    async fn perform(&self, effect: &Effect) -> Outcome {
+        let plan = Case::deployment().plan().unwrap();
+        let authority = Authority { mode: Mode::Auto, approved: None };
+        let pass = self.executor.gate.pass(&plan, &authority, 1).unwrap();
+        let csi = self.evidence.csi(self.clock.now()).unwrap();
+        let volume = self.executor.collector.providers.locate(csi).unwrap();
+        let stage = Stage {
+            executor: &self.executor,
+            pass: &pass,
+            recovery: &self.recovery,
+            evidence: &self.evidence,
+            volume,
+        };
+        perform(&stage, effect).await
+    }
+
+    fn lock_holder(&self) -> Option<String> {
+        let lease =
+            self.server.read("coordination.k8s.io", "leases", "reattach-system", &format!("node-{NODE}"))?;
+        lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
+    }
+
+    fn locked_by(&self, holder: &str) {
+        self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": format!("node-{NODE}"), "namespace": "reattach-system"},
+            "spec": {"holderIdentity": holder}}));
+    }
+
+    fn taints(&self) -> usize {
+        let node = self.server.read("", "nodes", "", NODE).unwrap();
+        node["spec"]["taints"].as_array().map_or(0, Vec::len)
+    }
+
+    /// A person's word for it, which no fact contradicts.
+    fn proof(&self) -> FenceProof {
+        let case = Case::deployment().node(|n| n.ready = false);
+        let holder = InstanceId::from(INSTANCE);
+        let word = Declaration {
+            holder: holder.clone(),
+            by: "jane".to_owned(),
+            reason: "unplugged".to_owned(),
+            at: case.now,
+        };
+        reattach_core::proof::declared(&case.evidence, &holder, &word, case.now).unwrap()
+    }
+}
+
+fn retry(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::NotApplied { retry, .. } => Some(*retry),
+        _ => None,
+    }
+}
+
+fn unknown() -> ProviderError {
+    ProviderError::Unknown { operation: "power".to_owned(), reason: "reset".to_owned() }
+}
+
+fn power(on: bool) -> Effect {
+    let (instance, node) = (InstanceId::from(INSTANCE), NodeName::from(NODE));
+    if on { Effect::PowerOn { instance, node } } else { Effect::PowerOff { instance, node } }
+}
+
+#[tokio::test(start_paused = true)]
+async fn power_goes_off_under_the_lock_and_on_gives_it_back() {
+    let s = Scene::new();
+    assert!(s.perform(&power(false)).await.applied());
+    assert_eq!(s.lock_holder().as_deref(), Some("reattach/cache/r"));
+    assert!(s.perform(&power(true)).await.applied());
+    assert_eq!(s.lock_holder(), None);
+    assert_eq!(s.cloud.orders(), [format!("Forced off {INSTANCE}"), format!("on {INSTANCE}")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_ordered_under_the_lock_of_another() {
+    let s = Scene::new();
+    s.locked_by("node-maintenance");
+    let uid = s.node("Unknown");
+    let taint = Effect::TaintOutOfService { proof: s.proof(), node: NodeName::from(NODE), uid };
+    for effect in [power(false), power(true), taint] {
+        let outcome = s.perform(&effect).await;
+        assert_eq!(retry(&outcome), Some(true), "{outcome:?}");
+        assert!(format!("{outcome:?}").contains("node-maintenance"), "{outcome:?}");
+    }
+    assert!(s.cloud.orders().is_empty());
+    assert_eq!(s.taints(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cloud_says_of_power_is_what_is_known() {
+    let s = Scene::new();
+    for (answer, wanted) in [
+        (Err(Unsupported::new("test", Optional::Power).into()), Some(false)),
+        (Err(EffectError::Failed(unknown())), None),
+        (Ok(PowerOutcome::Busy { detail: "booting".to_owned() }), Some(true)),
+    ] {
+        s.cloud.set(|a| a.power = answer);
+        let outcome = s.perform(&power(false)).await;
+        assert_eq!(retry(&outcome), wanted, "{outcome:?}");
+        assert!(!outcome.applied());
+    }
+    assert!(matches!(failed(EffectError::Failed(unknown())), Outcome::Unknown { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proof_that_has_run_out_frees_nothing() {
+    let s = Scene::new();
+    let uid = s.node("Unknown");
+    let node = NodeName::from(NODE);
+    let taint = Effect::TaintOutOfService { proof: s.proof(), node: node.clone(), uid: uid.clone() };
+    let delete = Effect::DeleteAttachment { proof: s.proof(), name: "csi-1".to_owned(), uid: Uid::from("u") };
+    let force = Effect::CloudForce { proof: s.proof() };
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    for effect in [&taint, &delete, &force] {
+        let outcome = s.perform(effect).await;
+        assert_eq!(retry(&outcome), Some(true), "{effect:?}: {outcome:?}");
+    }
+    assert_eq!((s.taints(), s.lock_holder()), (0, None));
+    assert!(s.cloud.orders().is_empty());
+
+    let s = Scene::new();
+    let uid = s.node("Unknown");
+    let taint = Effect::TaintOutOfService { proof: s.proof(), node: node.clone(), uid: uid.clone() };
+    assert!(s.perform(&taint).await.applied());
+    assert_eq!((s.taints(), s.lock_holder().as_deref()), (1, Some("reattach/cache/r")));
+    assert!(s.perform(&Effect::Untaint { node, uid }).await.applied());
+    assert_eq!((s.taints(), s.lock_holder()), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn force_needs_more_than_a_persons_word() {
+    let s = Scene::new();
+    let outcome = s.perform(&Effect::CloudForce { proof: s.proof() }).await;
+    assert_eq!(retry(&outcome), Some(false), "{outcome:?}");
+    assert!(s.cloud.orders().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_has_the_number_of_the_record() {
+    let s = Scene::new();
+    assert!(s.perform(&Effect::Challenge { node: NodeName::from(NODE) }).await.applied());
+    let report = s.server.read("reattach.dev", "nodevolumereports", "", NODE).unwrap();
+    let asked = &report["spec"]["challenges"][0];
+    assert_eq!((&asked["epoch"], &asked["recovery"]), (&json!(7), &json!(s.recovery.uid().unwrap())));
+}

@@ -1,0 +1,240 @@
+//! Classes A, C, D and E, and B where kubelet does not let go: which effects, in which order, and that nothing is left.
+
+use super::walk::{
+    ALL, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, plan,
+};
+use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
+use reattach_core::fact::Known;
+use reattach_core::ids::{InstanceId, NodeName};
+use reattach_core::journal::{End, Mark, TurnBack};
+use reattach_core::plan::{Allowed, may_begin};
+use reattach_core::proof::{Declaration, ProofKind};
+use reattach_core::safety::Refusal;
+use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, volume_name};
+
+type Row = (&'static str, fn() -> Case, World, &'static [&'static str]);
+
+const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
+const STUCK: World = World { stuck: true, ..QUIET };
+
+fn phantom() -> Case {
+    Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE)
+}
+
+const ROWS: &[Row] = &[
+    (
+        "A, the machine runs as far as the cloud knows",
+        dead_node,
+        QUIET,
+        &["PowerOff", "Quarantine", "TaintOutOfService", "Untaint", "PowerOn"],
+    ),
+    ("A, off already", dead_node_off, QUIET, &["Quarantine", "TaintOutOfService", "Untaint"]),
+    (
+        "A, and the driver cannot detach",
+        dead_node_off,
+        STUCK,
+        &["Quarantine", "TaintOutOfService", "Hold", "CloudDetach", "Requeue", "Lift", "Untaint"],
+    ),
+    ("B, by the ladder", phantom, QUIET, &["Hold", "Release", "Lift"]),
+    (
+        "B, and kubelet keeps it in volumesInUse",
+        phantom,
+        World { lingers: true, ..QUIET },
+        &["Hold", "Release", "Challenge", "DeleteAttachment", "Lift"],
+    ),
+    ("C, by the ladder", lost, QUIET, &["Hold", "Release", "Lift"]),
+    ("C, healed by external-attacher", lost, World { heals_after: Some(40), ..QUIET }, &[]),
+    ("D, detach error", detach_error, STUCK, &["Requeue", "Hold", "CloudDetach", "Requeue", "Lift"]),
+    ("D, Node gone", node_missing, QUIET, &["Hold", "DeleteAttachment", "Lift"]),
+    ("E", orphan, QUIET, &["Hold", "CloudDetach", "Requeue", "Lift"]),
+];
+
+#[test]
+fn each_class_is_healed_by_the_effects_of_its_order() {
+    for (name, case, world, expected) in ROWS {
+        let mut walk = Walk::new(case(), *world);
+        let end = walk.run(|_, _| {});
+        assert_eq!(end, End::Recovered, "{name}\n{}", walk.story());
+        assert_eq!(walk.kinds(), *expected, "{name}\n{}", walk.story());
+        assert!(walk.is_clean(), "{name}\n{}", walk.story());
+    }
+}
+
+/// Wherever a person aborts, the taint, the hold and the workload are as they were.
+#[test]
+fn an_abort_at_any_line_leaves_nothing() {
+    for (name, case, world, _) in ROWS {
+        let mut whole = Walk::new(case(), *world);
+        whole.run(|_, _| {});
+        for line in 1..whole.journal.len() {
+            let mut walk = Walk::new(case(), World { abort_at: Some(line), ..*world });
+            let end = walk.run(|_, _| {});
+            let story = walk.story();
+            assert!(matches!(end, End::Aborted | End::Recovered), "{name}, line {line}: {end:?}\n{story}");
+            assert!(walk.is_clean(), "{name}, line {line}\n{story}");
+        }
+    }
+}
+
+#[test]
+fn every_freeing_effect_journals_its_proof() {
+    for (name, case, world, _) in ROWS {
+        let mut walk = Walk::new(case(), *world);
+        walk.run(|_, _| {});
+        for entry in &walk.journal {
+            let Mark::Started { intent, proof, .. } = &entry.mark else { continue };
+            let frees = ["detach volume", "delete VolumeAttachment", "out-of-service taint on"];
+            assert_eq!(proof.is_some(), frees.iter().any(|w| intent.contains(w)), "{name}: {intent}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
+    let back = World { back_at: Some(2), stuck: true, ..QUIET };
+    let mut walk = Walk::new(dead_node_off(), back);
+    let end = walk.run(|_, _| {});
+    assert!(matches!(end, End::Failed { .. }), "{end:?}\n{}", walk.story());
+    assert!(walk.is_clean(), "{}", walk.story());
+    let turned = |e: &&reattach_core::journal::Entry| matches!(&e.mark, Mark::TurnedBack { why: TurnBack::Refused { why, .. } } if why.contains("Ready again"));
+    let turned = walk.journal.iter().find(turned).unwrap_or_else(|| panic!("{}", walk.story()));
+    assert_eq!(turned.at.duration_since(walk.journal[0].at).as_secs(), 2, "{}", walk.story());
+}
+
+#[test]
+fn a_node_that_is_back_before_anything_was_done_needs_nothing() {
+    let mut case = dead_node();
+    case.evidence.instances.clear();
+    let mut walk = Walk::new(dead_node(), World { back_at: Some(20), ..QUIET });
+    let end = walk.run(|_, _| {});
+    assert!(walk.effects.is_empty(), "{:?}\n{}", walk.effects, walk.story());
+    assert!(matches!(end, End::Failed { .. } | End::Recovered), "{end:?}");
+}
+
+/// Without a permission the run waits for a proof that others bring about: none is made from time alone.
+#[test]
+fn without_a_permission_a_dead_node_waits_for_others() {
+    let none = Allowed::default();
+    let case = dead_node();
+    let made = plan(&case, none).unwrap();
+    assert!(made.steps.iter().all(|s| !format!("{:?}", s.kind).starts_with("Power")), "{made:?}");
+    let refusal = may_begin(&made, &case.evidence, case.now).unwrap_err();
+    assert!(matches!(refusal, Refusal::NoProofYet { .. }) && refusal.may_pass(), "{refusal}");
+    let off = dead_node_off();
+    assert_eq!(may_begin(&plan(&off, none).unwrap(), &off.evidence, off.now), Ok(()));
+    assert_eq!(may_begin(&plan(&case, ALL).unwrap(), &case.evidence, case.now), Ok(()));
+    let mut declared = dead_node();
+    declared.evidence.declaration = Some(Declaration {
+        holder: INSTANCE.into(),
+        by: "jane".into(),
+        reason: "I pulled the plug".into(),
+        at: declared.now,
+    });
+    let made = plan(&declared, none).unwrap();
+    assert_eq!(may_begin(&made, &declared.evidence, declared.now), Ok(()));
+}
+
+#[test]
+fn a_declared_node_is_fenced_and_says_by_whom() {
+    let mut case = dead_node();
+    case.evidence.declaration = Some(Declaration {
+        holder: INSTANCE.into(),
+        by: "jane".into(),
+        reason: "I pulled the plug".into(),
+        at: case.now,
+    });
+    let mut walk = Walk::new(case, QUIET);
+    assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
+    assert_eq!(walk.kinds(), ["Quarantine", "TaintOutOfService", "Untaint"]);
+    let by = |m: &Mark| matches!(m, Mark::Started { proof: Some(ProofKind::Declared { by, .. }), .. } if by == "jane");
+    assert!(walk.journal.iter().any(|e| by(&e.mark)), "{}", walk.story());
+}
+
+/// S7: a plan for a whole node lists what is on it, and what comes later stops it.
+#[test]
+fn what_the_plan_does_not_list_stops_an_effect_on_the_node() {
+    let mut walk = Walk::new(dead_node_off(), QUIET);
+    let new = (reattach_core::ids::ObjectName::new("default", "late"), "late-1".into());
+    change(walk.case.evidence.node_pods.get_mut(&NodeName::from(NODE)).unwrap(), |p| p.push(new));
+    let end = walk.run(|_, _| {});
+    assert!(matches!(&end, End::Failed { why } if why.contains("default/late")), "{end:?}");
+    assert!(walk.effects.is_empty());
+    let mut case = dead_node_off();
+    case.evidence.node_pods.clear();
+    let refusals = plan(&case, ALL).unwrap_err();
+    assert!(refusals.iter().any(|r| r.to_string().contains("the pods on lke-1")), "{refusals:?}");
+}
+
+/// A dead node is fenced even where the cluster cannot hold pods away; only the cloud's own detach is left out.
+#[test]
+fn without_admission_a_dead_node_is_fenced_all_the_same() {
+    let mut case = dead_node_off();
+    if let Some(policy) = &mut case.evidence.hold_policy {
+        policy.value = Known::Absent;
+    }
+    let mut walk = Walk::new(case, QUIET);
+    assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
+    let kinds: Vec<String> = walk.plan.steps.iter().map(|s| format!("{:?}", s.kind)).collect();
+    assert!(
+        !kinds.iter().any(|k| ["Hold", "CloudDetach", "CloudForce", "Lift"].contains(&k.as_str())),
+        "{kinds:?}"
+    );
+}
+
+/// The causes of class D that only people can mend: named, with what to do, and nothing is planned.
+#[test]
+fn causes_that_people_must_mend_are_named() {
+    let going = |case: Case, error: Option<&str>| {
+        let error = error.map(str::to_owned);
+        case.attachment(|a| {
+            a.deleting_since = Some(a.created);
+            a.detach_error.clone_from(&error);
+        })
+    };
+    let mut no_volume = going(detach_error(), Some("persistentvolume \"pvc-redis\" not found"));
+    no_volume.evidence.volume.value = Known::Absent;
+    let no_secret = going(detach_error(), Some("failed to load secret: secrets \"csi\" not found"));
+    let mut no_driver = going(detach_error(), None);
+    for node in [NODE, OTHER_NODE] {
+        no_driver = no_driver.node_named(node, |n| n.csi_drivers.clear());
+    }
+    let no_driver = no_driver.volume(|v| v.attach_required = None);
+    let unrecorded = detach_error()
+        .attachments(Vec::clear)
+        .node(|n| (n.ready, n.volumes_attached) = (false, vec![volume_name()]))
+        .cloud(|c| c.holders.clear());
+    let table: [(&str, Case, fn(&StuckCause) -> bool, &str); 4] = [
+        ("PersistentVolume", no_volume, |c| matches!(c, StuckCause::VolumeMissing { .. }), "finalizers"),
+        ("Secret", no_secret, |c| matches!(c, StuckCause::SecretMissing { .. }), "create the Secret"),
+        ("driver", no_driver, |c| matches!(c, StuckCause::DriverMissing { .. }), "install driver"),
+        ("unrecorded", unrecorded, |c| matches!(c, StuckCause::Unrecorded { .. }), "kubectl taint"),
+    ];
+    for (name, case, is, advice) in table {
+        let verdict = case.diagnosis().verdict;
+        let cause = match &verdict {
+            Verdict::Ours { trouble: Trouble::StuckRecord { cause, .. } } => cause,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert!(is(cause), "{name}: {cause:?}");
+        let refusals = plan(&case, ALL).unwrap_err();
+        let [Refusal::NeedsPeople { advice: said, .. }] = &refusals[..] else {
+            panic!("{name}: {refusals:?}")
+        };
+        assert!(said.contains(advice) && refusals[0].may_pass(), "{name}: {said}");
+    }
+}
+
+/// Whoever speaks for the cloud's holder keeps it: a missing Node's record says nothing about another node's instance.
+#[test]
+fn a_missing_node_never_costs_another_node_its_volume() {
+    let mut case = node_missing().cloud(|c| c.holders = vec![OTHER_INSTANCE.into()]);
+    case.evidence.instances.remove(&InstanceId::from(INSTANCE));
+    let refusals = plan(&case, ALL).unwrap_err();
+    assert!(refusals[0].to_string().contains("an attach to lke-2 is under way"), "{refusals:?}");
+    let refusals =
+        plan(&case.attachments(|all| all.truncate(1)).pods(|p| p[0].node = None), ALL).unwrap_err();
+    assert!(refusals[0].to_string().contains("the cloud's holder 26000002 is Node lke-2"), "{refusals:?}");
+    let alone = node_missing().attachments(|all| all.truncate(1)).pods(|p| p[0].node = None);
+    let nobody = plan(&alone.cloud(|c| c.holders.clear()), ALL).unwrap_err();
+    assert!(nobody[0].to_string().contains("within 6 minutes"), "{nobody:?}");
+}

@@ -1,0 +1,432 @@
+//! One run of any class, line by line, over evidence that answers to effects as the world would: what the classes' tests
+//! and the properties about them share.
+
+use jiff::{SignedDuration, Timestamp};
+use reattach_core::cloud::{
+    CloudScope, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob, VolumeState,
+};
+use reattach_core::evidence::{Evidence, PodFacts};
+use reattach_core::fact::{Fact, Known, Source};
+use reattach_core::guest::Seen;
+use reattach_core::ids::{InstanceId, NodeName, ObjectName};
+use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::machine::{Action, Context, Effect, Next, State, next};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, make};
+use reattach_core::proof::Sighting;
+use reattach_core::runbook::Runbook;
+use reattach_core::safety::Refusal;
+use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, volume_name};
+
+/// What the world does besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct World {
+    /// The driver cannot detach.
+    pub stuck: bool,
+    /// kubelet keeps the volume in `volumesInUse`.
+    pub lingers: bool,
+    /// External-attacher attaches it again by itself after so many seconds.
+    pub heals_after: Option<i64>,
+    /// The node is back at this second.
+    pub back_at: Option<i64>,
+    /// A person aborts at this line.
+    pub abort_at: Option<usize>,
+}
+
+/// A run.
+#[derive(Clone)]
+pub struct Walk {
+    /// The evidence as it stands, and now.
+    pub case: Case,
+    /// The plan.
+    pub plan: Plan,
+    /// Its journal.
+    pub journal: Vec<Entry>,
+    /// The effects that were issued.
+    pub effects: Vec<Effect>,
+    world: World,
+    begun: Timestamp,
+    /// When the taint was put on, or the pod released: Kubernetes follows a little later.
+    set_free: Option<Timestamp>,
+    power_off: Option<Timestamp>,
+    held: bool,
+}
+
+/// Everything that people may allow.
+pub const ALL: Allowed = Allowed { power_off: true, power_on: true, force: true };
+
+/// The plan of a case by the default runbook.
+pub fn plan(case: &Case, allowed: Allowed) -> Result<Plan, Vec<Refusal>> {
+    let runbook = Runbook::built_in("lightest-first").unwrap();
+    let request = Request {
+        runbook: &runbook,
+        confirm_workload: None,
+        commands: Commands::default(),
+        for_show: false,
+        allowed,
+    };
+    make(&case.evidence, &case.diagnosis(), &request, case.now)
+}
+
+fn cloud() -> Source {
+    Source::Cloud("linode".to_owned())
+}
+
+pub fn change<T>(fact: &mut Fact<T>, change: impl FnOnce(&mut T)) {
+    match &mut fact.value {
+        Known::Present(value) => change(value),
+        _ => panic!("the fact from {} is not present", fact.source),
+    }
+}
+
+/// A cluster that can hold pods away, with a second node, whose cloud says who answers.
+fn base() -> Case {
+    let mut case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    case.evidence.cloud_scope = Some(CloudScope("account".into()));
+    case
+}
+
+/// Class A: the node is dead, its pod terminates, the machine runs as far as the cloud knows.
+pub fn dead_node() -> Case {
+    let mut case = base().pod(|p| p.deleting_since = Some(p.created)).node(|n| n.ready = false);
+    let on_it = vec![(ObjectName::new("default", "redis-0"), "pod-1".into())];
+    let source = Source::Kubernetes("Pods on the node".into());
+    case.evidence.node_pods.insert(NODE.into(), Fact::present(on_it, source, case.now));
+    let none = PowerFacts { jobs: Vec::new(), off_stays_off: false };
+    case.evidence.power.insert(INSTANCE.into(), Fact::present(none, cloud(), case.now));
+    case
+}
+
+/// Class A once somebody has shut the machine down, seen for the first time some seconds ago.
+pub fn dead_node_off() -> Case {
+    let mut case = dead_node();
+    let at = case.now;
+    shut_down(&mut case.evidence, at - SignedDuration::from_secs(60));
+    case.evidence.sightings.push(sighting(Some(InstanceState::Off), at - SignedDuration::from_secs(20)));
+    case
+}
+
+/// Class C: the cloud names nobody.
+pub fn lost() -> Case {
+    base().cloud(|c| c.holders.clear())
+}
+
+/// Class D: the detach from a Ready node keeps failing; the pod waits elsewhere.
+pub fn detach_error() -> Case {
+    elsewhere(base().node(|n| n.volumes_in_use.clear())).attachment(|a| {
+        a.deleting_since = Some(a.created);
+        a.detach_error = Some("rpc error: code = Unknown desc = the cloud says no".into());
+    })
+}
+
+/// Class D: the Node of the VolumeAttachment is gone, and its machine as well.
+pub fn node_missing() -> Case {
+    let mut case = elsewhere(base());
+    case.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap().value = Known::Absent;
+    let fact = case.evidence.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    change(fact, |i| i.state = InstanceState::Gone);
+    case
+}
+
+/// Class E: the cloud's holder is an instance for which no Node speaks, and it is gone.
+pub fn orphan() -> Case {
+    let mut case = elsewhere(base())
+        .attachments(|all| all.retain(|a| a.node.as_str() != NODE))
+        .cloud(|c| c.holders = vec!["26000009".into()])
+        .attachments(|all| all[0].attach_error = Some("volume 5551 is already attached".into()));
+    let gone = case.evidence.instances[&InstanceId::from(INSTANCE)].clone();
+    case.evidence.instances.insert("26000009".into(), gone);
+    let fact = case.evidence.instances.get_mut(&InstanceId::from("26000009")).unwrap();
+    change(fact, |i| (i.id, i.state) = ("26000009".into(), InstanceState::Gone));
+    case.node(|n| {
+        n.volumes_in_use.clear();
+        n.volumes_attached.clear();
+    })
+}
+
+/// The pod is bound to the other node, whose VolumeAttachment waits.
+fn elsewhere(case: Case) -> Case {
+    case.pod(|p| p.node = Some(OTHER_NODE.into())).attachments(|all| {
+        all.push(reattach_core::evidence::AttachmentFacts {
+            attached: false,
+            ..attachment("csi-redis-2", OTHER_NODE)
+        });
+    })
+}
+
+pub fn sighting(state: Option<InstanceState>, at: Timestamp) -> Sighting {
+    Sighting { instance: INSTANCE.into(), scope: CloudScope("account".into()), state, at }
+}
+
+/// The machine was shut down by somebody at that moment, and the job took ten seconds.
+fn shut_down(e: &mut Evidence, at: Timestamp) {
+    change(e.instances.get_mut(&InstanceId::from(INSTANCE)).unwrap(), |i| i.state = InstanceState::Off);
+    let job = PowerJob {
+        id: "77".into(),
+        change: PowerChange::Off,
+        status: JobStatus::Finished,
+        by: Some("reattach".into()),
+        created: at,
+        finished: Some(at + SignedDuration::from_secs(10)),
+    };
+    change(e.power.get_mut(&InstanceId::from(INSTANCE)).unwrap(), |p| p.jobs.push(job));
+}
+
+impl Walk {
+    /// A run of the case's plan with everything allowed.
+    pub fn new(case: Case, world: World) -> Self {
+        let plan = plan(&case, ALL).unwrap_or_else(|r| panic!("no plan: {r:?}"));
+        let begun = case.now;
+        let mut walk = Self {
+            case,
+            journal: Vec::new(),
+            effects: Vec::new(),
+            world,
+            begun,
+            set_free: None,
+            power_off: None,
+            held: false,
+            plan,
+        };
+        let (plan_hash, authority) = (walk.plan.hash.to_string(), "test".to_owned());
+        walk.record(Mark::Accepted { plan_hash, authority });
+        walk
+    }
+
+    /// The state that the journal adds up to.
+    pub fn state(&self) -> State {
+        State::replay(&self.plan, &self.journal).unwrap_or_else(|e| panic!("{e}\n{}", self.story()))
+    }
+
+    /// What the machine says now.
+    pub fn ask(&self) -> Next {
+        let (recovery, aborted) =
+            (Case::recovery(), self.world.abort_at.is_some_and(|n| self.journal.len() >= n));
+        let cx = Context {
+            recovery: &recovery,
+            aborted_by: aborted.then_some("jane"),
+            confirm_workload: None,
+            now: self.case.now,
+        };
+        next(&self.plan, &self.state(), &self.case.evidence, &cx)
+    }
+
+    /// Takes the run to its end, at most an hour away. `see` is shown each walk right before an effect.
+    pub fn run(&mut self, mut see: impl FnMut(&Self, &Action)) -> End {
+        for _ in 0..3_000 {
+            match self.ask() {
+                Next::Record(mark) => self.record(mark),
+                Next::Act(action) => {
+                    see(self, &action);
+                    let proof = match &action.effect {
+                        Effect::CloudDetach { proof }
+                        | Effect::CloudForce { proof }
+                        | Effect::TaintOutOfService { proof, .. }
+                        | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
+                        _ => None,
+                    };
+                    self.record(Mark::Started { step: action.step, intent: action.intent, proof });
+                    self.react(&action.effect);
+                    self.effects.push(action.effect);
+                    let outcome = Outcome::Applied { detail: "200".into() };
+                    self.record(Mark::Outcome { step: action.step, outcome });
+                    self.pass(0);
+                }
+                Next::Wait { .. } => self.pass(1),
+                Next::Done(end) => return end,
+            }
+        }
+        panic!("no end\n{}", self.story())
+    }
+
+    /// The kinds of the effects that were issued, in order.
+    pub fn kinds(&self) -> Vec<String> {
+        let word = |e: &Effect| format!("{e:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+        self.effects.iter().map(word).collect()
+    }
+
+    /// The journal for people.
+    pub fn story(&self) -> String {
+        let line = |e: &Entry| format!("{} {:?}", e.at.duration_since(self.begun).as_secs(), e.mark);
+        self.journal.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    fn record(&mut self, mark: Mark) {
+        let seq = u32::try_from(self.journal.len()).unwrap();
+        self.journal.push(Entry { seq, at: self.case.now, term: 1, by: "test".into(), mark });
+    }
+
+    fn react(&mut self, effect: &Effect) {
+        let e = &mut self.case.evidence;
+        let node = NodeName::from(NODE);
+        match effect {
+            Effect::Hold => self.held = true,
+            Effect::Lift { .. } => self.held = false,
+            Effect::Release { .. } => {
+                let at = self.case.now;
+                self.case = self.case.clone().pod(|p| p.deleting_since = Some(at));
+                self.set_free = Some(at);
+            }
+            Effect::PowerOff { .. } => self.power_off = Some(self.case.now),
+            Effect::Quarantine { .. } => change(e.nodes.get_mut(&node).unwrap(), |n| n.quarantined = true),
+            Effect::TaintOutOfService { .. } => {
+                change(e.nodes.get_mut(&node).unwrap(), |n| n.out_of_service_by_us = true);
+                self.set_free = Some(self.case.now);
+            }
+            Effect::Untaint { .. } => {
+                change(e.nodes.get_mut(&node).unwrap(), |n| n.out_of_service_by_us = false)
+            }
+            Effect::DeleteAttachment { uid, .. } => {
+                let at = self.case.now;
+                change(&mut e.attachments, |all| {
+                    all.iter_mut().filter(|a| a.uid == *uid).for_each(|a| a.deleting_since = Some(at))
+                });
+                self.set_free = Some(at);
+                self.world.lingers = false;
+            }
+            Effect::CloudDetach { .. } | Effect::CloudForce { .. } => {
+                change(&mut e.cloud_volume, |c| c.holders.clear());
+                self.world.stuck = false;
+                self.set_free = Some(self.case.now);
+            }
+            Effect::Challenge { .. } => {
+                let epoch = e.asked.as_ref().map_or(0, |a| a.1) + 1;
+                e.asked = Some((Case::recovery(), epoch));
+                self.case = self.case.clone().answer(Seen::NoDevice);
+                if let Some(answer) = self.case.evidence.answers.get_mut(&node) {
+                    answer.epoch = epoch;
+                }
+            }
+            Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
+            Effect::ScaleToZero { .. } | Effect::Restore { .. } => panic!("nothing is scaled: {effect:?}"),
+        }
+    }
+
+    /// Time passes, and everything is read anew.
+    fn pass(&mut self, seconds: i64) {
+        self.case.now += SignedDuration::from_secs(seconds);
+        let now = self.case.now;
+        let since = |at: Option<Timestamp>| at.map_or(-1, |at| now.duration_since(at).as_secs());
+        if since(self.power_off) == 10 {
+            shut_down(&mut self.case.evidence, now - SignedDuration::from_secs(10));
+            self.power_off = None;
+        }
+        let age = now.duration_since(self.begun).as_secs();
+        if self.world.back_at == Some(age) {
+            self.case = self.case.clone().node(|n| (n.ready, n.boot_id) = (true, "a later boot".into()));
+        }
+        if self.world.heals_after == Some(age) {
+            self.case =
+                self.case.clone().cloud(|c| c.holders = vec![INSTANCE.into()]).device_in_use().pod_ready();
+        }
+        if since(self.set_free) >= 3 && !self.world.stuck {
+            self.let_go();
+        }
+        if since(self.set_free) >= 3 && self.world.stuck {
+            let at = now;
+            self.case = self.case.clone().attachment(|a| {
+                a.deleting_since = a.deleting_since.or(Some(at));
+                a.detach_error = Some("no".into());
+            });
+        }
+        self.pods();
+        self.read_anew();
+    }
+
+    /// Kubernetes and the cloud let go of the old holder; who waits gets the volume.
+    fn let_go(&mut self) {
+        let whole = matches!(self.plan.side(), reattach_core::plan::Side::Whole);
+        if whole && self.world.lingers {
+            return;
+        }
+        let e = &mut self.case.evidence;
+        for fact in e.nodes.values_mut().filter(|f| matches!(f.value, Known::Present(_))) {
+            change(fact, |n| {
+                n.volumes_in_use.retain(|v| *v != volume_name());
+                n.volumes_attached.retain(|v| *v != volume_name());
+            });
+        }
+        change(&mut e.cloud_volume, |c| c.holders.clear());
+        change(&mut e.attachments, |all| all.retain(|a| a.node.as_str() != NODE));
+    }
+
+    /// Pods go and come; one that may be on a node gets the volume once nobody has it.
+    fn pods(&mut self) {
+        let now = self.case.now;
+        let held = self.held;
+        let released = self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= 1);
+        change(&mut self.case.evidence.workload, |w| w.dry_run_held = Some(held));
+        let free =
+            self.case.evidence.attachments.shown().is_some_and(|a| a.iter().all(|a| a.node.as_str() != NODE));
+        let replacement = |p: &mut PodFacts| {
+            p.uid = "pod-2".into();
+            (p.node, p.held, p.deleting_since) = (None, held, None);
+        };
+        self.case = self.case.clone().pods(|pods| {
+            for pod in pods.iter_mut() {
+                let here = pod.node.as_ref().is_some_and(|n| n.as_str() == NODE);
+                if here && released && pod.uid.as_str() == "pod-1" {
+                    replacement(pod);
+                }
+                if pod.held && !held {
+                    pod.held = false;
+                }
+                if pod.node.is_none() && !pod.held && free {
+                    pod.node = Some(OTHER_NODE.into());
+                }
+            }
+        });
+        let e = &mut self.case.evidence;
+        let nobody = e.cloud_volume.shown().is_some_and(|c| c.holders.is_empty());
+        let waits = e
+            .pods
+            .shown()
+            .is_some_and(|p| p.iter().any(|p| p.node.as_ref().is_some_and(|n| n.as_str() == OTHER_NODE)));
+        if nobody && free && waits && !self.held {
+            change(&mut e.cloud_volume, |c| {
+                (c.holders, c.state) = (vec![OTHER_INSTANCE.into()], VolumeState::Active)
+            });
+            change(&mut e.attachments, |all| *all = vec![attachment("csi-redis-2", OTHER_NODE)]);
+            self.case = self.case.clone().pods(|pods| {
+                for pod in pods.iter_mut().filter(|p| !p.ready) {
+                    (pod.ready, pod.ready_since) = (true, Some(now));
+                }
+            });
+        }
+    }
+
+    fn read_anew(&mut self) {
+        let now = self.case.now;
+        let e = &mut self.case.evidence;
+        e.collected_at = now;
+        let lease = |n: &mut reattach_core::evidence::NodeFacts| {
+            if n.ready {
+                n.lease_renewed = Some(now);
+            }
+        };
+        e.nodes.values_mut().for_each(|f| {
+            f.at = now;
+            if let Known::Present(n) = &mut f.value {
+                lease(n);
+            }
+        });
+        e.guests.values_mut().for_each(|f| f.at = now);
+        e.instances.values_mut().for_each(|f| f.at = now);
+        e.power.values_mut().for_each(|f| f.at = now);
+        e.node_pods.values_mut().for_each(|f| f.at = now);
+        (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
+        (e.workload.at, e.cloud_volume.at, e.jobs.at) = (now, now, now);
+        if let Some(policy) = &mut e.hold_policy {
+            policy.at = now;
+        }
+        let state = e.instances[&InstanceId::from(INSTANCE)].shown().map(|i| i.state.clone());
+        if e.sightings.last().is_none_or(|s| s.state != state) {
+            e.sightings.push(sighting(state, now));
+        }
+    }
+
+    /// Whether nothing of ours is left on the node or the claim.
+    pub fn is_clean(&self) -> bool {
+        let node = self.case.evidence.nodes[&NodeName::from(NODE)].shown();
+        !self.held && node.is_none_or(|n| !n.out_of_service_by_us)
+    }
+}

@@ -1,0 +1,286 @@
+//! Classes C, D and E: attachments that were lost, records that are stuck, holders that no record names.
+
+use super::fencing::{LONG, NODES, apps, names, over, secs, set};
+use crate::app::App;
+use crate::stage::{Sink, Stage, recovery_of};
+use crate::stock::cordon;
+use crate::timeline::Who;
+use crate::world::{APPS, World, WorldError};
+use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, VolumeNo};
+use reattach_sim::kubelet::NodePluginFaults;
+use serde_json::json;
+use std::time::Duration;
+
+const PERSON: &str = "sre@example.org";
+
+fn redis() -> App {
+    App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn postgres() -> App {
+    App::stateful_set("postgres", 7_002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
+}
+
+fn wiki() -> App {
+    App::stateful_set("wiki", 7_003, "pvc9b2e8a61f40c4b3d", 1, "the wiki")
+}
+
+/// Moves the apps' pods off the first node, which stays Ready, as a person does for maintenance.
+async fn drain(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
+    let node = NODES[0].0;
+    s.tell(Who::Person, "", format!("drains {node}: kubectl drain {node} --ignore-daemonsets"));
+    cordon(&s.world, node, true).await?;
+    for app in apps {
+        for pod in s.world.pods(&app.name) {
+            delete_pod(&s.world, pod["metadata"]["name"].as_str().unwrap_or_default(), json!({})).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn delete_pod(w: &World, pod: &str, options: serde_json::Value) -> Result<(), WorldError> {
+    let path = format!("/api/v1/namespaces/{APPS}/pods/{pod}");
+    w.request(PERSON, "DELETE", &path, "application/json", &options).await.map(|_| ())
+}
+
+/// Whether a person was called for an app.
+fn called(w: &World, app: &App) -> bool {
+    let status = recovery_of(w, app).and_then(|r| r.status);
+    status.is_some_and(|st| {
+        st.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True" && c.reason == "Escalated")
+    })
+}
+
+/// The trouble is not ours to end: it is named, a person is called after the policy's 300 s, and nothing is freed.
+async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
+    let all = |w: &World| apps.iter().all(|a| called(w, a));
+    s.until("a person called for each", secs(900), all).await?;
+    s.pass(secs(120)).await;
+    let freeing = |e: &crate::ledger::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
+    for effect in s.world.ledger.effects().iter().filter(|e| freeing(e) && e.accepted()) {
+        s.broken.push(format!("freed though the cause stands: {}", effect.line()));
+    }
+    Ok(())
+}
+
+/// A person puts right what stood in the way; how long until everything runs.
+async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
+    let took = s.running(&names(apps), LONG).await?;
+    s.tell(Who::Kubernetes, "", format!("all run {:.0} s after the cause was mended", took.as_secs_f64()));
+    cordon(&s.world, NODES[0].0, false).await?;
+    over(s, apps, secs(300)).await
+}
+
+/// The machine is rebooted in order; the cloud drops attachments that do not persist.
+async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres()];
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    s.world.csi.set_publishes_nodes(published);
+    let word = if published { "tells" } else { "does not tell" };
+    s.tell(Who::Provider, "", format!("the CSI driver {word} external-attacher which nodes have a volume"));
+    let node = NODES[0].0;
+    s.tell(
+        Who::Provider,
+        "",
+        format!("reboots {node}: its attachments do not outlive that (persist_across_boots=false)"),
+    );
+    s.world.cloud.reboot(s.world.instance(node)?)?;
+    let down = |w: &World| apps.iter().all(|a| !w.app_ready(&a.name, 1));
+    s.until("both apps down", secs(200), down).await?;
+    over(&mut s, &apps, LONG).await?;
+    Ok(s)
+}
+
+pub(super) async fn lost(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let mut s = rebooted(seed, true, sink).await?;
+    if let Some(first) = s.world.ledger.effects().first() {
+        s.broken.push(format!("Kubernetes heals this alone, and yet: {}", first.line()));
+    }
+    Ok(s)
+}
+
+pub(super) async fn lost_for_good(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    rebooted(seed, false, sink).await
+}
+
+pub(super) async fn detach_error(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres()];
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    s.world.csi.set_unpublish_fails(true);
+    s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
+    drain(&mut s, &apps).await?;
+    over(&mut s, &apps, LONG).await?;
+    cordon(&s.world, NODES[0].0, false).await?;
+    Ok(s)
+}
+
+pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = apps();
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    let node = NODES[0].0;
+    let instance = s.world.instance(node)?;
+    s.tell(
+        Who::Person,
+        "",
+        format!("shuts the machine down ({instance}) and deletes its Node: kubectl delete node {node}"),
+    );
+    s.world.cloud.shutdown(instance)?;
+    let off = |w: &World| w.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline);
+    s.until("the machine off", secs(60), off).await?;
+    s.world
+        .request(PERSON, "DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({}))
+        .await?;
+    let took = s.running(&names(&apps), LONG).await?;
+    s.figures.push([
+        "from the Node's deletion to Ready".to_owned(),
+        format!("{:.0} s", took.as_secs_f64()),
+        "412 to 427 s (measured on a real control plane)".to_owned(),
+    ]);
+    over(&mut s, &apps, secs(300)).await?;
+    Ok(s)
+}
+
+pub(super) async fn manager_restarted(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres()];
+    let mut s = set(seed, "Allowed", &apps, sink).await?;
+    let node = NODES[0].0;
+    s.hang(node)?;
+    s.until("the node NotReady", secs(90), |w| !w.cluster.node_ready(node)).await?;
+    s.tell(
+        Who::Person,
+        "",
+        "restarts kube-controller-manager, and force-deletes the dead node's pods meanwhile",
+    );
+    s.world.cluster.controllers().stop_manager();
+    for app in &apps {
+        for pod in s.world.pods(&app.name) {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            delete_pod(&s.world, name, json!({"gracePeriodSeconds": 0})).await?;
+        }
+    }
+    s.world.cluster.controllers().start_manager();
+    over(&mut s, &apps, LONG).await?;
+    Ok(s)
+}
+
+pub(super) async fn missing_objects(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres()];
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "linode-token", "namespace": APPS}});
+    let with =
+        json!({"spec": {"csi": {"controllerPublishSecretRef": {"name": "linode-token", "namespace": APPS}}}});
+    s.world.merge(PERSON, &pv_path(&redis()), &with).await?;
+    let server = s.world.server().clone();
+    let Some(pv) = server.read("", "persistentvolumes", "", &postgres().volumes[0].pv()) else {
+        return Err(WorldError::Product("the stage has no PersistentVolume".to_owned()));
+    };
+    s.tell(
+        Who::Person,
+        "",
+        "deletes the Secret that redis' PersistentVolume names, and postgres' PersistentVolume",
+    );
+    s.world.request(PERSON, "DELETE", &pv_path(&postgres()), "application/json", &json!({})).await?;
+    drain(&mut s, &apps).await?;
+    waits_and_calls(&mut s, &apps).await?;
+    s.tell(Who::Person, "", "creates both again from the backup");
+    server.insert(&secret);
+    server.insert(&pv);
+    then_heals(&mut s, &apps).await?;
+    Ok(s)
+}
+
+fn pv_path(app: &App) -> String {
+    format!("/api/v1/persistentvolumes/{}", app.volumes[0].pv())
+}
+
+pub(super) async fn driver_uninstalled(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres()];
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    let path = "/apis/storage.k8s.io/v1/csidrivers/linodebs.csi.linode.com";
+    let Some(driver) = s.world.server().read("storage.k8s.io", "csidrivers", "", "linodebs.csi.linode.com")
+    else {
+        return Err(WorldError::Product("the stage has no CSIDriver".to_owned()));
+    };
+    // The pods go while the node plugin is there, so that only the detach is left undone.
+    s.world.cluster.controllers().stop_attacher();
+    drain(&mut s, &apps).await?;
+    s.pass(secs(30)).await;
+    s.tell(Who::Person, "", "uninstalls the CSI driver: helm uninstall linode-blockstorage-csi-driver");
+    s.world.request(PERSON, "DELETE", path, "application/json", &json!({})).await?;
+    plugins(&s.world, true);
+    waits_and_calls(&mut s, &apps).await?;
+    s.tell(Who::Person, "", "installs it again");
+    s.world.server().insert(&driver);
+    plugins(&s.world, false);
+    s.world.cluster.controllers().resume_attacher();
+    then_heals(&mut s, &apps).await?;
+    Ok(s)
+}
+
+fn plugins(w: &World, gone: bool) {
+    for kubelet in w.cluster.nodes().values() {
+        kubelet.set_plugin_faults(NodePluginFaults { unregistered: gone, ..NodePluginFaults::default() });
+    }
+}
+
+pub(super) async fn locked(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [redis(), postgres(), wiki()];
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    let volume = |app: &App| VolumeNo(app.volumes[0].number);
+    s.world.cloud.lock_volume(volume(&apps[0]), "locked by the provider", true)?;
+    s.world.cloud.make_busy(volume(&apps[1]), Duration::from_secs(86_400))?;
+    s.world.cloud.set_detach(volume(&apps[2]), DetachBehaviour::Stuck)?;
+    s.tell(Who::Provider, "redis", "the volume is locked; the API says so");
+    s.tell(Who::Provider, "postgres", "every change of the volume is answered \"Linode busy.\"");
+    s.tell(Who::Provider, "wiki", "a detach of the volume is accepted, and does not end");
+    drain(&mut s, &apps).await?;
+    waits_and_calls_locked(&mut s, &apps).await?;
+    s.world.cloud.unlock_volume(volume(&apps[0]))?;
+    s.world.cloud.make_busy(volume(&apps[1]), Duration::ZERO)?;
+    s.world.cloud.set_detach(volume(&apps[2]), DetachBehaviour::Normal)?;
+    s.tell(Who::Provider, "", "the lock is lifted, the queue is through, the detach ends");
+    then_heals(&mut s, &apps).await?;
+    Ok(s)
+}
+
+/// As [`waits_and_calls`]; what the provider refuses may be asked for again, and nothing comes of it.
+async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
+    let all = |w: &World| apps.iter().all(|a| called(w, a));
+    s.until("a person called for each", secs(1800), all).await?;
+    s.pass(secs(60)).await;
+    Ok(())
+}
+
+/// A node pool replaces a machine and keeps the name: no record names the old instance any more.
+async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = apps();
+    let mut s = set(seed, "Never", &apps, sink).await?;
+    let node = NODES[0].0;
+    let old = s.world.instance(node)?;
+    s.world.cloud.shutdown(old)?;
+    let off = |w: &World| w.cloud.instance(old).is_some_and(|i| i.status == InstanceStatus::Offline);
+    s.until("the machine off", secs(60), off).await?;
+    if gone {
+        s.world.cloud.vanish(old)?;
+    }
+    let what = if gone { "deleted, and its volumes are still recorded on it" } else { "off" };
+    s.tell(Who::Provider, "", format!("replaces {node}: instance {old} is {what}; a new one has the name"));
+    s.world
+        .request(PERSON, "DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({}))
+        .await?;
+    s.world.replace_node(node, 5_901).await?;
+    s.until(&format!("{node} Ready"), secs(60), |w| w.cluster.node_ready(node)).await?;
+    over(&mut s, &apps, LONG).await?;
+    if s.world.ledger.effects().iter().all(|e| !e.path.ends_with("/detach")) {
+        s.broken.push("it healed without a detach of the old instance: the world is not class E".to_owned());
+    }
+    Ok(s)
+}
+
+pub(super) async fn orphan(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    replaced(seed, false, sink).await
+}
+
+pub(super) async fn orphan_of_a_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    replaced(seed, true, sink).await
+}

@@ -1,0 +1,56 @@
+//! Machines whose power the cloud decides: a shutdown ends a kubelet, a boot (ordered, or the watchdog's) starts it.
+//!
+//! Without this, simulated nodes are switched by their tests alone, and what the cloud's API is asked for changes only
+//! what the API says.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus};
+
+use crate::cloud::Power;
+use crate::kubelet::SimKubelet;
+
+/// How often the cloud is looked at: well below anything that kubelet does, and seldom enough for hours.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Follows the cloud's power of these machines until the task is dropped; `told` hears of each change, after a loss of
+/// power and after a boot.
+///
+pub async fn follow(cloud: CloudSim, machines: Vec<SimKubelet>, told: impl Fn(&SimKubelet, Power)) {
+    let state = |machine: &SimKubelet| {
+        let number = machine.instance().parse().map(InstanceNo).ok()?;
+        cloud.instance(number).map(|i| (i.status, i.boots))
+    };
+    let mut seen: BTreeMap<String, Option<(InstanceStatus, u32)>> =
+        machines.iter().map(|m| (m.instance().to_owned(), state(m))).collect();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        for machine in &machines {
+            let now = state(machine);
+            let before = seen.insert(machine.instance().to_owned(), now.clone()).flatten();
+            if before == now {
+                continue;
+            }
+            // What a test recycles comes back by the test's own hand.
+            if machine.is_being_recycled() {
+                continue;
+            }
+            let boots = |s: &Option<(InstanceStatus, u32)>| s.as_ref().map_or(0, |(_, boots)| *boots);
+            match &now {
+                None | Some((InstanceStatus::Offline, _)) => {
+                    machine.power_lost();
+                    told(machine, Power::Off);
+                }
+                // A machine that its own test switched on has no boot of the cloud's.
+                Some((InstanceStatus::Running, _)) if boots(&now) > boots(&before) => {
+                    // One that was rebooted in order was never seen to be off.
+                    machine.power_lost();
+                    machine.power_on().await;
+                    told(machine, Power::On);
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Class A: a node that is dead, or only looks so.
+
+use crate::common::fencing::{DEATH, completed, effects, history, print_returns, told};
+use crate::common::logs::CONTROLLER;
+use crate::common::workloads::prefer;
+use crate::common::{LIMIT, Stage, StageOptions};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::{InstanceStatus, RequestRecord, Timings, VolumeNo};
+use reattach_core::fence::OUT_OF_SERVICE_TAINT;
+use reattach_core::runbook::StepKind;
+use reattach_tests_controlplane::{AuditEvent, CsiFaults, Unpublish, eventually};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long a partition is watched once it is waited for; well before Kubernetes' own eviction after 300 s.
+const WATCHED: Duration = Duration::from_secs(90);
+
+/// Workloads on one node: kind, name, claim.
+const WORKLOADS: [(&str, &str, &str); 3] =
+    [("StatefulSet", "sql", "data-sql-0"), ("Deployment", "redis", "redis"), ("Deployment", "bot", "bot")];
+
+/// The workloads of [`WORKLOADS`], Ready on the first of these nodes; their volumes.
+async fn cast(stage: &Stage, namespace: &str, nodes: &[&str], annotations: Value) -> Vec<VolumeNo> {
+    stage
+        .create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "annotations": annotations}}))
+        .await;
+    stage.plane.await_namespace(namespace).await.expect("its ServiceAccount");
+    let mut volumes = Vec::new();
+    for (kind, name, _) in WORKLOADS {
+        volumes.push(match kind {
+            "StatefulSet" => {
+                stage.stateful_set_with(namespace, name, 1, nodes[0], |o| prefer(o, nodes)).await[0]
+            }
+            _ => stage.deployment_with(namespace, name, nodes[0], |o| prefer(o, nodes)).await,
+        });
+    }
+    for (_, name, _) in WORKLOADS {
+        stage.await_ready(namespace, name, 1).await;
+        assert_eq!(stage.node_of(namespace, name).await, nodes[0], "{name} prefers it");
+    }
+    volumes
+}
+
+/// Waits until the only live pod of a workload is Ready on `node`; its name.
+async fn back_on(stage: &Stage, namespace: &str, app: &str, node: &str) -> String {
+    let what = format!("{namespace}/{app} Ready on {node}");
+    let found = eventually(&what, LIMIT, async || {
+        let pods = stage.pods(namespace, app).await;
+        let on = |p: &k8s_openapi::api::core::v1::Pod| {
+            p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
+        };
+        pods.iter().find(|p| on(p) && crate::common::workloads::is_ready(p)).map(ResourceExt::name_any)
+    });
+    match found.await {
+        Ok(name) => name,
+        Err(error) => panic!("{error}\n{}\n{}", stage.story(namespace).await, stage.logs()),
+    }
+}
+
+/// A human's way: the out-of-service taint, once the Node is NotReady and the machine is off. Gives the moment of the taint.
+async fn a_human_taints(stage: &Stage, node: &str) -> Timestamp {
+    stage.cloud.shutdown(stage.instance(node)).expect("it runs, says the cloud");
+    stage.await_instance(node, &InstanceStatus::Offline).await;
+    stage.await_node(node, false).await;
+    let mut taints = stage.taints(node, |_| true).await;
+    taints.push(serde_json::from_value(json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"})).expect("a taint"));
+    let at = Timestamp::now();
+    let nodes: Api<Node> = Api::all(stage.admin.clone());
+    let body = json!({"spec": {"taints": taints}});
+    nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("tainted");
+    at
+}
+
+/// The calls of reattach to a power endpoint of the cloud.
+fn power_calls(stage: &Stage, word: &str) -> Vec<RequestRecord> {
+    stage.cloud_mutations().into_iter().filter(|r| r.path.ends_with(word)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_powered_off_and_its_volumes_come_back() {
+    let options = StageOptions { nodes: 4, alone: true, mode: None, ..StageOptions::default() };
+    let mut stage = Stage::set(options).await;
+    stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
+    stage.policy_saying("test", json!({"powerOff": "Allowed"})).await;
+    let ours = cast(&stage, "shop", &["node-1", "node-3"], json!({})).await;
+    // The same beside it, healed by Kubernetes alone after a human's taint.
+    let stock = cast(&stage, "stock", &["node-2", "node-4"], json!({"reattach.dev/opt-out": "true"})).await;
+
+    stage.hang("node-1");
+    stage.hang("node-2");
+    let tainted = a_human_taints(&stage, "node-2").await;
+    let mut by_hand = Vec::new();
+    for ((_, name, claim), volume) in WORKLOADS.iter().zip(&stock) {
+        let pod = back_on(&stage, "stock", name, "node-4").await;
+        by_hand.push(stage.back_after("stock", claim, &pod, *volume, tainted));
+    }
+
+    let (mut returns, mut recoveries) = (Vec::new(), Vec::new());
+    for ((kind, name, claim), volume) in WORKLOADS.iter().zip(&ours) {
+        let recovery = stage.await_recovered("shop", claim).await;
+        let pod = back_on(&stage, "shop", name, "node-3").await;
+        assert_eq!(stage.count("shop", kind, name).await, (1, false), "{name}");
+        let proven = completed(&recovery, StepKind::Prove).expect("a proof");
+        returns.push(stage.back_after("shop", claim, &pod, *volume, proven));
+        recoveries.push(recovery);
+    }
+    print_returns("a human's taint to Ready elsewhere", &by_hand);
+    let (whole, rest) = print_returns("proof to Ready elsewhere", &returns);
+
+    // Once for the instance, whoever asked.
+    let off = power_calls(&stage, "/shutdown");
+    assert_eq!(off.len(), 1, "{off:#?}");
+    assert!(off[0].path.contains(&format!("/{}/", stage.instance("node-1"))), "{}", off[0].path);
+    let touched = |kind| recoveries.iter().filter(|r| effects(r).contains(&kind)).count();
+    assert_eq!(touched(StepKind::TaintOutOfService), 1, "one of them taints");
+    assert_eq!(touched(StepKind::Quarantine), 1, "one of them puts it in quarantine");
+    assert!(recoveries.iter().all(|r| !effects(r).contains(&StepKind::CloudDetach)), "Kubernetes detached");
+    let count = stage.assert_pinned_and_journaled(&recoveries);
+    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+
+    assert!(!stage.is_out_of_service("node-1").await, "the taint is off again");
+    let left = stage.node_locks().await;
+    assert!(left.is_empty(), "locks: {left:?}");
+    let quarantine = stage.taints("node-1", |t| t.key == "reattach.dev/quarantine").await;
+    assert_eq!(quarantine.len(), 1, "until its next boot's agent answers clean");
+    for (_, _, claim) in WORKLOADS {
+        assert!(stage.attachments("shop", claim).await.iter().all(|va| va.spec.node_name == "node-3"));
+        assert!(
+            stage
+                .recoveries("stock")
+                .await
+                .iter()
+                .all(|r| r.status.as_ref().is_none_or(|s| s.journal.is_empty()))
+        );
+    }
+    let all: Vec<VolumeNo> = ours.iter().chain(&stock).copied().collect();
+    stage.assert_one_holder(&all);
+    // Pod garbage collection comes at any time within its 20 s, once for all volumes of the node.
+    assert!(
+        rest < SignedDuration::from_secs(15) && whole < SignedDuration::from_secs(35),
+        "{rest:?}, {whole:?}"
+    );
+
+    stage.boot("node-1").await;
+    stage.await_node("node-1", true).await;
+    stage.await_nothing_left().await;
+}
+
+/// Whether a recovery waits for a proof with its plan shown, and its message says this.
+fn waits(recovery: &VolumeRecovery, says: &str) -> bool {
+    let Some(status) = &recovery.status else { return false };
+    status.phase == Phase::Waiting && status.plan.is_some() && status.message.contains(says)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_permission_a_person_gives_the_proof() {
+    let users = vec![("olga", vec![])];
+    let options = StageOptions { nodes: 4, mode: None, users, ..StageOptions::default() };
+    let mut stage = Stage::set(options).await;
+    let slow_watchdog =
+        Timings { watchdog_ms: 3_600_000, shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() };
+    stage.cloud.set_timings(slow_watchdog);
+    stage.policy_saying("test", json!({})).await;
+    stage.namespace("shop").await;
+    let redis = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &["node-1", "node-3"])).await;
+    let sql =
+        stage.stateful_set_with("shop", "sql", 1, "node-2", |o| prefer(o, &["node-2", "node-4"])).await[0];
+    for app in ["redis", "sql"] {
+        stage.await_ready("shop", app, 1).await;
+    }
+    let before = stage.untouched("shop", &[redis, sql]).await;
+
+    // One hangs, the other is off without anybody having shut it down: its cloud may boot it at any moment.
+    stage.hang("node-1");
+    stage.lose_power("node-2").await;
+    let seen = stage.await_recovery("shop", "redis", "waiting with its plan", |r| waits(r, "class A")).await;
+    println!("hangs: {}", seen.status.as_ref().map(|s| s.message.clone()).unwrap_or_default());
+    assert!(history(&seen).0.find(StepKind::PowerOff).is_none(), "no step that nobody allowed");
+    let seen = stage
+        .await_recovery("shop", "data-sql-0", "waiting with its plan", |r| waits(r, "no shutdown job"))
+        .await;
+    println!(
+        "off, and nobody did it: {}",
+        seen.status.as_ref().map(|s| s.message.clone()).unwrap_or_default()
+    );
+    assert_eq!(stage.untouched("shop", &[redis, sql]).await, before);
+    stage.assert_only_records(&[]);
+
+    stage.cloud.shutdown(stage.instance("node-1")).expect("the cloud says that it runs");
+    let redis_back = stage.await_recovered("shop", "redis").await;
+    back_on(&stage, "shop", "redis", "node-3").await;
+
+    let olga = stage.person("olga", "shop", &["admin"]).await;
+    may_declare(&stage, "olga").await;
+    let declaration = json!({"spec": {"declaration": {
+        "holder": stage.instance("node-2").to_string(), "declaredBy": "olga",
+        "reason": "the rack has no power: INC-42", "at": Timestamp::now().to_string(),
+    }}});
+    let patched = run_kubectl(
+        &olga,
+        &[
+            "-n",
+            "shop",
+            "patch",
+            "volumerecovery",
+            &seen.name_any(),
+            "--type=merge",
+            "-p",
+            &declaration.to_string(),
+        ],
+    );
+    println!("{patched}");
+    let sql_back = stage.await_recovered("shop", "data-sql-0").await;
+    back_on(&stage, "shop", "sql", "node-4").await;
+    assert!(told(&sql_back).contains("olga"), "{}", told(&sql_back));
+
+    let count = stage.assert_pinned_and_journaled(&[redis_back, sql_back]);
+    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    assert_eq!(stage.cloud_mutations(), [], "nobody but people changed anything at the cloud");
+    stage.assert_one_holder(&[redis, sql]);
+    for node in ["node-1", "node-2"] {
+        assert!(!stage.is_out_of_service(node).await, "{node}: the taint is off again");
+        stage.boot(node).await;
+        stage.await_node(node, true).await;
+    }
+    stage.await_nothing_left().await;
+}
+
+/// A person gets the verb that declaring needs.
+async fn may_declare(stage: &Stage, user: &str) {
+    stage
+        .create(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "may-declare"},
+            "rules": [{"apiGroups": ["reattach.dev"], "resources": ["volumerecoveries"], "verbs": ["get", "patch", "declare"]}],
+        }))
+        .await;
+    stage.person(user, "shop", &["may-declare"]).await;
+}
+
+fn run_kubectl(config: &Path, arguments: &[&str]) -> String {
+    let ran =
+        Command::new("kubectl").arg("--kubeconfig").arg(config).args(arguments).output().expect("kubectl");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8_lossy(&ran.stdout).trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_frees_nothing() {
+    let mut stage = Stage::set(StageOptions { nodes: 2, mode: None, ..StageOptions::default() }).await;
+    stage.policy_saying("test", json!({})).await;
+    stage.namespace("shop").await;
+    let redis = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &["node-1", "node-2"])).await;
+    let sql =
+        stage.stateful_set_with("shop", "sql", 1, "node-1", |o| prefer(o, &["node-1", "node-2"])).await[0];
+    for app in ["redis", "sql"] {
+        stage.await_ready("shop", app, 1).await;
+    }
+    let before = stage.untouched("shop", &[redis, sql]).await;
+
+    stage.partition("node-1", true).await;
+    stage.await_node("node-1", false).await;
+    for claim in ["redis", "data-sql-0"] {
+        let seen =
+            stage.await_recovery("shop", claim, "waiting with its plan", |r| waits(r, "class A")).await;
+        println!("{claim}: {}", seen.status.as_ref().map(|s| s.message.clone()).unwrap_or_default());
+    }
+    let watched = Instant::now();
+    let freed = eventually("something freed", WATCHED, async || {
+        let now = stage.untouched("shop", &[redis, sql]).await;
+        (now != before).then_some(now)
+    });
+    if let Ok(now) = freed.await {
+        panic!("after {:?}: {now:#?}\nbefore: {before:#?}", watched.elapsed());
+    }
+    assert_eq!(stage.cloud.guest_devices(stage.instance("node-1")), [redis, sql], "it writes on");
+    println!("nothing freed in {:.0} s of waiting", watched.elapsed().as_secs_f64());
+
+    stage.partition("node-1", false).await;
+    for (app, claim) in [("redis", "redis"), ("sql", "data-sql-0")] {
+        stage.await_ready("shop", app, 1).await;
+        let ended = stage
+            .await_recovery("shop", claim, "an end", |r| {
+                r.status.as_ref().is_some_and(|s| s.phase.is_final())
+            })
+            .await;
+        let status = ended.status.expect("a status");
+        println!("{claim}: {:?}: {}", status.phase, status.message);
+        assert_eq!((status.phase, status.journal.len()), (Phase::Resolved, 0), "{}", status.message);
+    }
+    assert_eq!(stage.untouched("shop", &[redis, sql]).await, before, "everything as before");
+    stage.assert_only_records(&[]);
+    stage.assert_one_holder(&[redis, sql]);
+    stage.await_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
+    let mut stage = Stage::set(StageOptions { nodes: 2, mode: None, ..StageOptions::default() }).await;
+    stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
+    stage.policy_saying("test", json!({"powerOff": "Allowed"})).await;
+    stage.namespace("shop").await;
+    let redis = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &["node-1", "node-2"])).await;
+    stage.await_ready("shop", "redis", 1).await;
+
+    // So that the taint stays.
+    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Hang }).await.expect("the switch moves");
+    stage.hang("node-1");
+    let what = "the out-of-service taint";
+    let tainted =
+        eventually(what, DEATH, async || stage.is_out_of_service("node-1").await.then_some(())).await;
+    if let Err(error) = tainted {
+        panic!("{error}\n{}\n{}", stage.story("shop").await, stage.logs());
+    }
+    assert_eq!(stage.node_locks().await, ["node-node-1"]);
+    stage.boot("node-1").await;
+    stage.await_node("node-1", true).await;
+    let gone =
+        eventually("no taint", LIMIT, async || (!stage.is_out_of_service("node-1").await).then_some(()));
+    gone.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
+    let late = ready_and_tainted(&stage, "node-1");
+    println!("tainted while Ready for {:.2} s", late.as_secs_f64());
+    assert!(late < SignedDuration::from_secs(2), "{late:?}");
+
+    stage.plane.csi_faults(CsiFaults::default()).await.expect("the switch moves");
+    let what = "a Ready pod and no recovery under way";
+    let healed = eventually(what, DEATH, async || {
+        let pods = stage.pods("shop", "redis").await;
+        let over = stage
+            .recoveries("shop")
+            .await
+            .iter()
+            .all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()));
+        (over && pods.len() == 1 && pods.iter().all(crate::common::workloads::is_ready)).then_some(())
+    });
+    if let Err(error) = healed.await {
+        panic!("{error}\n{}\n{}", stage.story("shop").await, stage.logs());
+    }
+    println!("{}", stage.story("shop").await);
+    let with_plan = stage
+        .recoveries("shop")
+        .await
+        .into_iter()
+        .filter(|r| r.status.as_ref().is_some_and(|s| s.plan.is_some()));
+    stage.assert_pinned_and_journaled(&with_plan.collect::<Vec<_>>());
+    stage.assert_one_holder(&[redis]);
+    let left = stage.node_locks().await;
+    assert!(left.is_empty(), "locks: {left:?}");
+    stage.await_nothing_left().await;
+}
+
+/// How long a Node was Ready and had the taint, by the audit log: from kubelet's report to the write that takes it off.
+fn ready_and_tainted(stage: &Stage, node: &str) -> SignedDuration {
+    let events = stage.audit();
+    let of_node =
+        |e: &&AuditEvent| e.resource == "nodes" && e.name.as_deref() == Some(node) && e.took_effect();
+    let with_taint = |e: &&AuditEvent| {
+        e.user == CONTROLLER && e.body.as_ref().is_some_and(|b| b.to_string().contains(OUT_OF_SERVICE_TAINT))
+    };
+    let tainted = events.iter().filter(of_node).find(with_taint).expect("it was tainted").reached;
+    let says_ready = |e: &&AuditEvent| {
+        let conditions = e.body.as_ref().and_then(|b| b.pointer("/status/conditions")?.as_array());
+        e.received > tainted
+            && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+    };
+    let ready = events.iter().filter(of_node).find(says_ready).expect("kubelet's report").reached;
+    let off = |e: &&AuditEvent| e.user == CONTROLLER && e.received > tainted && e.subresource.is_none();
+    let off =
+        events.iter().filter(of_node).filter(off).find(|e| !with_taint(e)).expect("it was taken off").reached;
+    off.duration_since(ready)
+}

@@ -1,0 +1,76 @@
+//! Users of a disk that no mount of it shows.
+
+use crate::scene::{LEVELS, Scene};
+use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_tests_guest::Bus;
+
+#[test]
+fn users_past_the_mount_table_are_seen() {
+    let mut scene = Scene::set();
+    let volume = scene.volume("pvc0012");
+    let (_, disk) = scene.plug(&volume, Bus::Scsi);
+    let device = format!("/dev/{disk}");
+    scene.assert_unused(&volume);
+
+    scene.run(&format!("setsid sleep 1000 <{device} >/dev/null 2>&1 &"));
+    scene.await_success("it is open", &format!("ls -l /proc/$(pidof sleep)/fd | grep -q {device}"));
+    for level in LEVELS {
+        let users = scene.users(level, &volume);
+        assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
+    }
+    scene.run("kill $(pidof sleep)");
+    scene.await_success("it is closed", "! pidof sleep");
+    scene.assert_unused(&volume);
+
+    // kubelet makes such a loop for a raw block volume; an exclusive open does not see it.
+    scene.run(&format!("losetup /dev/loop3 {device}"));
+    for level in LEVELS {
+        let users = scene.users(level, &volume);
+        assert_eq!(users, DeviceUsers { loops: vec!["loop3".to_owned()], ..DeviceUsers::default() });
+    }
+    scene.run("mkfs.ext4 -q /dev/loop3; mount -t ext4 /dev/loop3 /mnt");
+    for level in LEVELS {
+        let users = scene.users(level, &volume);
+        assert_eq!((users.loops, users.mounts), (vec!["loop3".to_owned()], vec!["/mnt".to_owned()]));
+    }
+    scene.run("umount /mnt; losetup -d /dev/loop3");
+    scene.assert_unused(&volume);
+
+    scene.run(&format!("mkswap {device} && swapon {device}"));
+    for level in LEVELS {
+        assert!(scene.users(level, &volume).swap);
+    }
+    scene.run(&format!("swapoff {device}"));
+    scene.assert_unused(&volume);
+}
+
+/// Two users that leave no mount anywhere: one has a file open, of the other only the kernel knows.
+#[test]
+fn a_filesystem_that_no_table_shows_is_never_clean() {
+    let mut scene = Scene::set();
+    let volume = scene.volume("pvc0013");
+    let (_, disk) = scene.plug(&volume, Bus::Scsi);
+    scene.run(&format!("mkfs.ext4 -q /dev/{disk}; mount -t ext4 /dev/{disk} /mnt; cd /mnt; setsid sleep 1000 >/dev/null 2>&1 &"));
+    scene.await_success("it is there", "[ $(readlink /proc/$(pidof sleep)/cwd) = /mnt ]");
+    scene.run("umount -l /mnt");
+    for level in LEVELS {
+        let users = scene.users(level, &volume);
+        assert!(users.mounts.is_empty(), "{users:?}");
+        assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
+    }
+    scene.run("kill $(pidof sleep)");
+    scene.await_success("it ends", "! pidof sleep");
+    scene.assert_unused(&volume);
+
+    // A mount namespace without any process, kept by a file.
+    scene.run(&format!(
+        "mkdir /run/names; mount -t tmpfs tmpfs /run/names; mount --make-private /run/names; touch /run/names/one
+        unshare --mount=/run/names/one mount -t ext4 /dev/{disk} /mnt"
+    ));
+    assert_eq!(scene.run("grep -c /mnt /proc/mounts || true"), "0");
+    // The basic level cannot know, and does not say more than that.
+    assert_eq!(scene.ask(Level::Basic, &volume), Seen::Idle);
+    assert!(scene.users(Level::Full, &volume).claimed);
+    scene.run("umount /run/names/one");
+    scene.assert_unused(&volume);
+}
