@@ -113,7 +113,7 @@ pub async fn nodes(installed: &Installed<'_>) {
         refused(what, change("dead", with("dead", &[more]).await).await, 403, only);
     }
     refused("theirs taken off", change("dead", json!({ "spec": { "taints": [out] } })).await, 403, only);
-    let ready = change("alive", with("alive", &[out.clone()]).await).await;
+    let ready = change("alive", with("alive", std::slice::from_ref(&out)).await).await;
     refused("a Ready Node", ready, 403, "reattach takes no Node out of service that is Ready");
     for patch in [json!({ "unschedulable": true }), json!({ "providerID": "linode://1" })] {
         let answer = change("dead", json!({ "spec": patch })).await;
