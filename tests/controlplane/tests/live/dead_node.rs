@@ -14,7 +14,8 @@ use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
 use reattach_core::runbook::StepKind;
 use reattach_tests_controlplane::{AuditEvent, CsiFaults, Unpublish, eventually};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a partition is watched once it is waited for; well before Kubernetes' own eviction after 300 s.
 const WATCHED: Duration = Duration::from_secs(90);
@@ -52,7 +53,7 @@ async fn a_human_taints(stage: &Stage, node: &str) -> Timestamp {
     stage.await_node(node, false).await;
     let mut taints = stage.taints(node, |_| true).await;
     taints.push(serde_json::from_value(json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"})).expect("a taint"));
-    let at = Timestamp::now();
+    let at = stage.cloud.now();
     let nodes: Api<Node> = Api::all(stage.admin.clone());
     let body = json!({"spec": {"taints": taints}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("tainted");
@@ -198,7 +199,7 @@ async fn without_permission_a_person_gives_the_proof() {
         .client_from(&stage.plane.kubeconfig_for("olga").expect("a user"))
         .await
         .expect("a client");
-    let at = Timestamp::now().to_string();
+    let at = stage.cloud.now().to_string();
     let declaration =
         json!({"holder": holder, "declaredBy": "olga", "reason": "INC-42: no power in the rack", "at": at});
     let hers: Api<VolumeRecovery> = Api::namespaced(her, "shop");
@@ -345,4 +346,43 @@ fn ready_and_tainted(stage: &Stage, node: &str) -> SignedDuration {
     let off =
         events.iter().filter(of_node).filter(off).find(|e| !with_taint(e)).expect("it was taken off").reached;
     off.duration_since(ready)
+}
+
+/// Off without a shutdown job, and booted again by the cloud: there is never a proof, and the run must not wait for one
+/// once the node is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_the_watchdog_boots_again_is_left_alone() {
+    let mut stage = Stage::set(StageOptions { nodes: 2, mode: None, ..StageOptions::default() }).await;
+    stage.policy_saying("test", json!({"powerOff": "Allowed"})).await;
+    stage.namespace("shop").await;
+    let redis = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &["node-1", "node-2"])).await;
+    stage.await_ready("shop", "redis", 1).await;
+    let before = stage.untouched("shop", &[redis]).await;
+
+    stage.lose_power("node-1").await;
+    stage.await_instance("node-1", &InstanceStatus::Running).await;
+    assert_eq!(stage.untouched("shop", &[redis]).await, before, "nothing was freed while it was off");
+    stage.boot("node-1").await;
+    stage.await_ready("shop", "redis", 1).await;
+    let back = Instant::now();
+    let what = "no recovery under way";
+    let over = eventually(what, LIMIT, async || {
+        let all = stage.recoveries("shop").await;
+        all.iter().all(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final())).then_some(())
+    });
+    if let Err(error) = over.await {
+        panic!("{error}\n{}\n{}", stage.story("shop").await, stage.logs());
+    }
+    println!(
+        "over {:.0} s after the pod is Ready again\n{}",
+        back.elapsed().as_secs_f64(),
+        stage.story("shop").await
+    );
+    let power = stage.cloud_mutations();
+    assert!(power.is_empty(), "it was off: {power:#?}");
+    assert_eq!(stage.node_of("shop", "redis").await, "node-1");
+    stage.assert_one_holder(&[redis]);
+    let left = stage.node_locks().await;
+    assert!(left.is_empty(), "locks: {left:?}");
+    stage.await_nothing_left().await;
 }

@@ -9,7 +9,7 @@ use kube::api::DeleteParams;
 use reattach_cloud_simulator::{InstanceStatus, Timings};
 use reattach_core::runbook::StepKind;
 use serde_json::json;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// external-attacher takes the node's instance from CSINode first: after the name has passed to another instance, its
 /// detach is a no-op that succeeds.

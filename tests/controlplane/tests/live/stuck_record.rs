@@ -13,7 +13,7 @@ use reattach_core::runbook::StepKind;
 use reattach_sim::kubelet::NodePluginFaults;
 use reattach_tests_controlplane::{Component, CsiFaults, Unpublish, eventually};
 use serde_json::json;
-use std::time::Instant;
+use tokio::time::Instant;
 
 const NODES: [&str; 2] = ["node-1", "node-2"];
 

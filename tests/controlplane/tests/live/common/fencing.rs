@@ -467,14 +467,14 @@ fn names<'a>(recovery: &VolumeRecovery, write: &AuditEvent) -> Option<&'a [StepK
 /// Whether the last journal line that a recovery had stored at `at` says that one of these steps is started.
 fn begun(events: &[AuditEvent], recovery: &VolumeRecovery, at: Timestamp, kinds: &[StepKind]) -> bool {
     let name = recovery.name_any();
-    let saved = events.iter().filter(|e| {
+    let mut saved = events.iter().filter(|e| {
         e.resource == "volumerecoveries"
             && e.subresource.as_deref() == Some("status")
             && e.name.as_deref() == Some(name.as_str())
             && e.took_effect()
             && e.received < at
     });
-    let last = saved.last().and_then(|s| journal(s).last().cloned()).unwrap_or_default();
+    let last = saved.next_back().and_then(|s| journal(s).last().cloned()).unwrap_or_default();
     let step = last.pointer("/mark/step").and_then(Value::as_u64).and_then(|s| usize::try_from(s).ok());
     let kind = step.and_then(|s| history(recovery).0.steps.get(s)).map(|s| s.kind);
     last.pointer("/mark/mark").is_some_and(|m| m == "started") && kind.is_some_and(|k| kinds.contains(&k))
