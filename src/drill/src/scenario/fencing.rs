@@ -87,7 +87,7 @@ pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result
 }
 
 /// The machine is off, and a person boots it: it takes no pods before its agent has answered clean.
-async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
+pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
     let instance = s.world.instance(node)?;
     s.tell(Who::Person, "", format!("boots {node} again: linode-cli linodes boot {instance}"));
     s.world.cloud.boot(instance)?;
