@@ -220,7 +220,7 @@ impl Guest {
     /// Runs a shell script as root and gives what it printed.
     ///
     /// # Errors
-    /// An exit code other than 0, or no end within a minute.
+    /// An exit code other than 0, or no end within two minutes.
     pub fn run(&mut self, script: &str) -> Result<String> {
         let ran = self.on()?.shell.run(script)?;
         if ran.code != 0 {
