@@ -1,4 +1,4 @@
-//! The other end of `image/init`: shell scripts over a serial port.
+//! The other end of `image/init`: shell scripts over a virtio port.
 
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
@@ -53,7 +53,7 @@ impl Shell {
     fn read(&mut self) -> Result<String> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
-            bail!("the guest's serial port is closed");
+            bail!("the guest's port is closed");
         }
         Ok(line.trim_end_matches(['\r', '\n']).to_owned())
     }
