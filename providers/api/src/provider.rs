@@ -266,6 +266,12 @@ pub trait Provider: Send + Sync {
     /// What a person would type to detach `volume` from `holder` by hand: for plans and reports, never executed.
     fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String;
 
+    /// What a person would type to power an instance off or on by hand, as `detach_command`.
+    fn power_command(&self, instance: &InstanceId, on: bool) -> String {
+        let way = if on { "on" } else { "off" };
+        format!("(power instance {instance} {way} in the cloud's console)")
+    }
+
     /// Finds out what the credential may do, without changing anything.
     fn preflight(&self) -> BoxFuture<'_, PreflightReport>;
 

@@ -125,6 +125,12 @@ impl Provider for AwsProvider {
         format!("aws ec2 detach-volume --region {region} --volume-id {volume} --instance-id {holder}")
     }
 
+    fn power_command(&self, instance: &InstanceId, on: bool) -> String {
+        let region = self.client.config().region();
+        let what = if on { "start-instances" } else { "stop-instances --force" };
+        format!("aws ec2 {what} --region {region} --instance-ids {instance}")
+    }
+
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
         preflight::run(&self.client).boxed()
     }

@@ -250,6 +250,10 @@ impl Provider for LinodeProvider {
         format!("linode-cli volumes detach {volume}")
     }
 
+    fn power_command(&self, instance: &InstanceId, on: bool) -> String {
+        format!("linode-cli linodes {} {instance}", if on { "boot" } else { "shutdown" })
+    }
+
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {
         preflight::run(&self.client).boxed()
     }

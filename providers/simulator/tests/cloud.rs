@@ -262,3 +262,32 @@ fn numbers_and_labels_are_unique() {
     assert_ne!(free, V);
     assert_eq!(w.sim.delete_volume(V), Err(OpError::AlreadyAttached { volume: V, holder: A }));
 }
+
+#[test]
+fn the_record_tells_who_could_write_and_what_had_power_when() {
+    let w = World::new();
+    assert!(w.sim.writer_intervals(V).is_empty(), "a device that nobody mounted");
+    w.sim.set_in_use(A, V, true);
+    w.pass(10);
+    w.sim.shutdown(A).expect("accepted");
+    w.pass(60);
+    w.sim.boot(A).expect("accepted");
+    w.pass(100);
+    w.sim.delete_instance(A).expect("deleted");
+    let writers = w.sim.writer_intervals(V);
+    assert_eq!((writers.len(), writers[0].instance), (1, A));
+    assert!(
+        writers[0].covers(w.after(37)) && !writers[0].covers(w.after(38)),
+        "until the shutdown has finished"
+    );
+    let power = |seconds| w.sim.power_at(A, w.after(seconds));
+    assert_eq!(power(5), Some(InstanceStatus::Running));
+    assert_eq!(power(20), Some(InstanceStatus::ShuttingDown));
+    assert_eq!(power(50), Some(InstanceStatus::Offline));
+    assert_eq!(power(140), Some(InstanceStatus::Running));
+    assert_eq!((power(171), w.sim.power_at(B, w.after(-1))), (None, None));
+    // A device in two guests that both have it mounted is what no cloud should allow.
+    w.sim.leak_device(V, B).expect("leaked");
+    w.sim.set_in_use(B, V, true);
+    assert_eq!(w.sim.max_writers(V), 1, "one after the other");
+}

@@ -26,7 +26,7 @@ const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
 #[command(after_help = "\
 Examples:
   kubectl reattach status data-redis-0          # the plan names the instance and what is missing
-  kubectl reattach declare data-redis-0 --holder 4711 --reason 'support ticket 991: host lost its power'
+  kubectl reattach declare data-redis-0 --holder 4711 --reason 'ticket 991: no power'
 
 Needs the RBAC verb `declare` on volumerecoveries.reattach.dev (ClusterRole reattach-declarer).
 Where the plan waits for an approval, it still needs that: kubectl reattach approve.

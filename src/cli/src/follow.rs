@@ -4,7 +4,7 @@ use crate::exit::End;
 use crate::fail::{Fail, one_line};
 use crate::interrupt::Interrupt;
 use crate::output::{Format, note, out};
-use crate::plan::refused;
+use crate::plan::{refused, whole_plan};
 use crate::records::{self, phase};
 use crate::session::Session;
 use crate::table::paragraph;
@@ -12,7 +12,7 @@ use anyhow::Result;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::ids::ObjectName;
-use reattach_core::report::{TEXT_WIDTH, journal_text, plan_text, status_line};
+use reattach_core::report::{TEXT_WIDTH, journal_text, status_line};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -207,7 +207,7 @@ impl Follow<'_> {
             if !shown.plan.is_empty() {
                 self.tell("\nThe facts have changed, and the plan with them:\n\n");
             }
-            self.tell(&plan_text(plan));
+            self.tell(&whole_plan(plan));
             shown.plan.clone_from(&hash);
         }
         match self.consent {

@@ -15,7 +15,7 @@ use reattach_controller::{Collector, Depth, Providers};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
-use reattach_core::plan::{Allowed, Commands, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
 use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
 use reattach_core::safety::Refusal;
@@ -92,12 +92,12 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         }
         return Ok(diagnose::end(&diagnosis.verdict));
     };
-    let detach_command = collector.providers.detach_command(&evidence);
+    let by_hand = collector.providers.by_hand(&evidence);
     let confirm_workload = args.confirm_workload.as_deref();
     let request = Request {
         runbook: &runbook,
         confirm_workload,
-        commands: Commands { detach: &detach_command, ..Commands::default() },
+        commands: by_hand.commands(),
         for_show: true,
         allowed: allowed(&session, &args, &collector.providers, &evidence).await?,
     };
@@ -114,7 +114,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     });
     match (made, args.output) {
         (Ok(plan), Format::Table) => {
-            out(&plan_text(&plan))?;
+            out(&whole_plan(&plan))?;
             note("");
             if let Trouble::Phantom { at, confirmed: false, .. } = trouble {
                 note(&format!(
@@ -221,6 +221,20 @@ pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
             Err(Fail::Usage(format!("--confirm-workload {text:?} must be KIND/NAME, such as Deployment/web")))
         }
     }
+}
+
+/// A plan as text, and where it fences a node, everything on that node: all of it stops.
+pub fn whole_plan(plan: &Plan) -> String {
+    let mut text = plan_text(plan);
+    let Some(wide) = &plan.pins.node_wide else { return text };
+    text.push_str(&format!("\nNode {} is fenced as a whole. On it are\n", plan.pins.node));
+    for (pod, _) in &wide.pods {
+        text.push_str(&paragraph("  pod     ", &pod.to_string(), TEXT_WIDTH));
+    }
+    for volume in &wide.volumes {
+        text.push_str(&paragraph("  volume  ", &volume.to_string(), TEXT_WIDTH));
+    }
+    text
 }
 
 /// Refusals as text: a head, the trouble, and one reason per paragraph.

@@ -31,7 +31,7 @@ Examples:
   kubectl reattach recover data-redis-0 --dry-run
   kubectl reattach recover data-redis-0 --yes --reason 'INC-42' -o json
   kubectl reattach recover data-web --confirm-workload Deployment/web   # all its replicas stop
-  kubectl reattach recover data-redis-0 --allow-power-off   # a dead node's machine, if it holds the volume
+  kubectl reattach recover data-redis-0 --allow-power-off   # of a dead node's machine
   LINODE_TOKEN=... kubectl reattach recover data-redis-0 --break-glass
 
 Exit codes: 0 healed; 4 refused; 5 not ours; 6 not over (no consent yet, or timed out);

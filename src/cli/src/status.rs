@@ -3,15 +3,15 @@
 use crate::exit::End;
 use crate::fail::Fail;
 use crate::output::{Format, line, note, out, value, width};
-use crate::plan::refused;
+use crate::plan::{refused, whole_plan};
 use crate::records::{self, phase};
 use crate::session::{Global, Session};
 use crate::table::{Table, age};
 use anyhow::Result;
 use clap::Args;
 use kube::ResourceExt;
-use reattach_api::{Phase, UnreadableField, VolumeRecovery};
-use reattach_core::report::{diagnosis_text, journal_text, plan_text, status_line, support_ticket};
+use reattach_api::{Declaration, Phase, UnreadableField, VolumeRecovery};
+use reattach_core::report::{diagnosis_text, journal_text, status_line, support_ticket};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -146,6 +146,16 @@ fn text(recovery: &VolumeRecovery) -> String {
     if let Some(approval) = &recovery.spec.approval {
         row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
     }
+    if let Some(said) = &recovery.spec.declaration {
+        let Declaration { holder, declared_by, reason, at } = said;
+        row(
+            "declared",
+            &format!("instance {holder} cannot write, by {declared_by} at {:.0}: {reason}", at.0),
+        );
+    }
+    if let Some(allowed) = &recovery.spec.power_off {
+        row("power-off", &format!("allowed by {}", allowed.allowed_by));
+    }
     if let Some(abort) = &recovery.spec.abort {
         let why = abort.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
         row("abort", &format!("by {}{why}", abort.by));
@@ -157,7 +167,7 @@ fn text(recovery: &VolumeRecovery) -> String {
         text.push_str(&format!("\n{}", refused("Refused", "", &record.refusals)));
     }
     match &record.plan {
-        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", plan_text(plan))),
+        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", whole_plan(plan))),
         Some(plan) => text.push_str(&format!("\n{}", journal_text(plan, &record.journal))),
         None => {}
     }

@@ -100,7 +100,7 @@ async fn looking_writes_nothing() {
     );
     assert!(ran.out.lines().all(|l| l.chars().count() <= 100), "{}", ran.out);
     let ran = stage.run(&["plan", CLAIM, "--runbook", "lightest-first"]).await;
-    ended(&ran, 0, &["8 steps", "by a scheduling gate", "kubectl -n cache delete pod redis-0"]);
+    ended(&ran, 0, &["11 steps", "by a scheduling gate", "kubectl -n cache delete pod redis-0"]);
     let ran = stage.run(&["plan", CLAIM, "-o", "json"]).await;
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(value["plan"]["hash"].as_str().map(str::len), Some(16));

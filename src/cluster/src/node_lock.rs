@@ -106,7 +106,7 @@ pub async fn take(
     let failed = |error: kube::Error| Outcome::NotApplied {
         // Rights and a namespace that are missing stay so; anything else may go better the next time.
         retry: !matches!(&error, kube::Error::Api(s) if matches!(s.code, 400..=408 | 410..=428 | 430..=499)),
-        why: format!("{place} could not be taken: {error}"),
+        why: format!("{place} could not be taken: {}", said(&error)),
     };
     let old = api.get_opt(&name).await.map_err(failed)?;
     let continued = match judge(old.as_ref(), now) {
@@ -163,5 +163,13 @@ pub async fn give_back(
         // It is gone, or someone took it in between: it is not ours any more.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
+    }
+}
+
+/// The API server's own sentence, where it gave one.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("the API server answered {}: {}", status.code, status.message),
+        other => other.to_string(),
     }
 }

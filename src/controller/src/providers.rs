@@ -6,6 +6,7 @@ use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, Pow
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, VolumeId};
+use reattach_core::plan::Commands;
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
@@ -230,15 +231,44 @@ impl Providers {
         located.map(|l| l.provider().capabilities()).unwrap_or_default()
     }
 
-    /// What a person would type to detach the volume at the cloud.
-    pub fn detach_command(&self, evidence: &reattach_core::evidence::Evidence) -> String {
+    /// What a person would type at the cloud for this volume and its holder.
+    pub fn by_hand(&self, evidence: &reattach_core::evidence::Evidence) -> ByHand {
         let located =
             evidence.volume.shown().and_then(|v| v.csi.as_ref()).and_then(|c| self.locate(c).ok().flatten());
         let holder = evidence.cloud_volume.shown().and_then(|v| v.holders.first());
         match (located, holder) {
-            (Some(l), Some(holder)) => l.provider().detach_command(&l.id, holder),
-            _ => "(detach the volume in the cloud's console)".to_owned(),
+            (Some(l), Some(holder)) => {
+                let provider = l.provider();
+                ByHand {
+                    detach: provider.detach_command(&l.id, holder),
+                    power_off: provider.power_command(holder, false),
+                    power_on: provider.power_command(holder, true),
+                }
+            }
+            _ => {
+                let console = |what: &str| format!("({what} in the cloud's console)");
+                ByHand {
+                    detach: console("detach the volume"),
+                    power_off: console("power the instance off"),
+                    power_on: console("power the instance on"),
+                }
+            }
         }
+    }
+}
+
+/// What a person would type at the cloud instead of the steps of a plan.
+#[derive(Clone, Debug)]
+pub struct ByHand {
+    detach: String,
+    power_off: String,
+    power_on: String,
+}
+
+impl ByHand {
+    /// As a plan is asked for with them.
+    pub fn commands(&self) -> Commands<'_> {
+        Commands { detach: &self.detach, power_off: &self.power_off, power_on: &self.power_on }
     }
 }
 

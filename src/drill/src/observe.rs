@@ -50,10 +50,14 @@ impl Observer {
         self.apps.push(app.clone());
     }
 
-    /// The app of a claim; a claim that no app has speaks for itself.
+    /// The app of a claim, or its pod where it has several; a claim that no app has speaks for itself.
     fn app_of(&self, claim: &str) -> String {
         let found = self.apps.iter().find(|a| a.volumes.iter().any(|v| v.claim == claim));
-        found.map_or_else(|| claim.to_owned(), |a| a.name.clone())
+        match found {
+            Some(app) if app.volumes.len() == 1 => app.name.clone(),
+            Some(_) => claim.strip_prefix("data-").unwrap_or(claim).to_owned(),
+            None => claim.to_owned(),
+        }
     }
 
     /// What changed since the last look, in the order of time.

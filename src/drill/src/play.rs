@@ -9,7 +9,10 @@ use crate::virtual_time::in_virtual_time;
 use crate::world::WorldError;
 use jiff::Timestamp;
 use reattach_api::VolumeRecovery;
+use reattach_core::journal::Mark;
+use reattach_core::plan::StepIx;
 use reattach_core::report::{Fate, Incident, fate};
+use reattach_core::runbook::StepKind;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -233,10 +236,12 @@ fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: 
         (Fate::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
         _ => "-".to_owned(),
     };
-    let detached = record
-        .journal
-        .iter()
-        .any(|e| matches!(&e.mark, reattach_core::journal::Mark::Started { proof: Some(_), .. }));
+    let by_us = |step: StepIx| {
+        let kind = record.plan.as_ref().and_then(|p| p.steps.get(step.index())).map(|s| s.kind);
+        matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
+    };
+    let detached =
+        record.journal.iter().any(|e| matches!(&e.mark, Mark::Started { step, .. } if by_us(*step)));
     let result = match expect {
         Expect::Untouched => format!("named it {}, touched nothing", fate.title()),
         _ => fate.title().to_owned(),

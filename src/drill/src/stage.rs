@@ -310,7 +310,18 @@ pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
     let own = |r: &VolumeRecovery| app.volumes.iter().any(|v| v.claim == r.spec.claim_name);
     let last = |r: &VolumeRecovery| r.status.as_ref().is_none_or(|s| !s.phase.is_final());
     let born = |r: &VolumeRecovery| r.metadata.creation_timestamp.as_ref().map(|t| t.0);
-    world.recoveries().into_iter().filter(own).max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+    // Long journals are read for their own app only: this is asked ten times a second.
+    let named =
+        |r: &serde_json::Value| app.volumes.iter().any(|v| r["spec"]["claimName"] == v.claim.as_str());
+    let all = world.server().list("reattach.dev", "volumerecoveries", None);
+    let mine = all.iter().filter(|r| named(r)).filter_map(|r| serde_json::from_value((**r).clone()).ok());
+    mine.filter(own).max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
+}
+
+/// The phase of every recovery.
+pub fn phases_of(world: &World) -> Vec<Phase> {
+    let all = world.server().list("reattach.dev", "volumerecoveries", None);
+    all.iter().map(|r| serde_json::from_value(r["status"]["phase"].clone()).unwrap_or_default()).collect()
 }
 
 /// UIDs of the pods and generation of the workload.

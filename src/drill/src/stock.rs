@@ -118,7 +118,10 @@ async fn dead_node(seed: u64, nodes: &[(&str, u64)], apps: &[App]) -> Result<(St
 }
 
 /// Starts the apps on the first node, and then lets pods go anywhere.
-pub(crate) async fn on_one_node(
+///
+/// # Errors
+/// The world could not be set.
+pub async fn on_one_node(
     s: &mut Stage,
     nodes: &[(&str, u64)],
     apps: impl Iterator<Item = (App, Expect)>,

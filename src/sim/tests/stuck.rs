@@ -84,21 +84,20 @@ async fn the_taint_pulls_volumes_from_a_ready_node() {
 }
 
 /// The VolumeAttachment cannot go: the attacher's words, and how long after the cure it is gone.
-async fn blocked(s: &Stage, error: &str, cure: impl AsyncFnOnce(&Stage), requeue: bool) -> f64 {
-    let node = s.node_name();
+async fn blocked(s: &Stage, node: &str, error: &str, cure: impl AsyncFnOnce(&Stage), requeue: bool) -> f64 {
     s.scale(0).await;
-    let said = s.cluster.until(secs(60), |_| s.error(&node, "detachError").contains(error)).await;
-    said.unwrap_or_else(|| panic!("detachError is {:?}", s.error(&node, "detachError")));
+    let said = s.cluster.until(secs(60), |_| s.error(node, "detachError").contains(error)).await;
+    said.unwrap_or_else(|| panic!("detachError is {:?}", s.error(node, "detachError")));
     tokio::time::sleep(secs(900)).await;
-    assert!(s.attachment(&node).is_some() && s.cloud.holder(HANDLE).is_some(), "it stays for ever");
+    assert!(s.attachment(node).is_some() && s.cloud.holder(HANDLE).is_some(), "it stays for ever");
     cure(s).await;
     if requeue {
         let body = json!({"metadata": {"annotations": {"example.org/look": "again"}}});
-        s.request("PATCH", &Stage::attachment_path(&node), "application/merge-patch+json", &body)
+        s.request("PATCH", &Stage::attachment_path(node), "application/merge-patch+json", &body)
             .await
             .unwrap();
     }
-    let gone = s.cluster.until(secs(ATTACHER + 10), |_| s.attachment(&node).is_none()).await.expect("gone");
+    let gone = s.cluster.until(secs(ATTACHER + 10), |_| s.attachment(node).is_none()).await.expect("gone");
     s.scale(1).await;
     // The attach/detach controller backs off as well, up to 122 s, and then kubelet does.
     s.healed(300).await.expect("heals");
@@ -118,9 +117,14 @@ async fn d_missing_secret() {
                 json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "csi", "namespace": NS}});
             s.create(&secret).await;
         };
-        let t =
-            blocked(&s, "failed to load secret \"default/csi\": secrets \"csi\" not found", cure, requeue)
-                .await;
+        let t = blocked(
+            &s,
+            &s.node_name(),
+            "failed to load secret \"default/csi\": secrets \"csi\" not found",
+            cure,
+            requeue,
+        )
+        .await;
         println!("D, Secret missing: VA gone {t:.0} s after it is back, touched: {requeue}");
         assert!(if requeue { t < 10.0 } else { (10.0..=310.0).contains(&t) }, "{t}");
     }
@@ -130,12 +134,17 @@ async fn d_missing_secret() {
 async fn d_missing_persistent_volume() {
     let s = stage(5, 2).await;
     s.ready().await;
+    let node = s.node_name();
     let pv = (*s.cluster.server().read("", "persistentvolumes", "", "pvc-1").unwrap()).clone();
     s.delete("/api/v1/persistentvolumes/pvc-1").await;
+    s.delete_pod().await;
+    let unbound = |m: &(String, i64)| m.0.contains("bound to non-existent pv(s)");
+    let told = s.cluster.until(secs(30), |c| c.events(NS, POD, "FailedScheduling").iter().any(unbound)).await;
+    told.expect("the scheduler places no such pod");
     let cure = async |s: &Stage| {
         s.cluster.server().insert(&pv);
     };
-    let t = blocked(&s, "persistentvolume \"pvc-1\" not found", cure, false).await;
+    let t = blocked(&s, &node, "persistentvolume \"pvc-1\" not found", cure, false).await;
     println!("D, PersistentVolume missing: VA gone {t:.0} s after it is back");
 }
 

@@ -116,7 +116,7 @@ impl Guest {
 
     fn start(&self) -> Result<Running> {
         let path = |name: &str| self.folder.join(name).display().to_string();
-        for socket in ["qmp", "serial"] {
+        for socket in ["qmp", "shell"] {
             let _ = fs::remove_file(path(socket));
         }
         let log = File::create(path("qemu.log"))?;
@@ -135,7 +135,9 @@ impl Guest {
         command.args(["-display", "none"]).arg("-kernel").arg(self.tools.kernel());
         command.args(["-initrd", &path("initramfs"), "-append", "console=ttyS0 quiet panic=-1"]);
         command.args(["-serial", &format!("file:{}", path("console.log"))]);
-        command.args(["-serial", &format!("unix:{},server=on,wait=off", path("serial"))]);
+        let shell = format!("socket,id=shell,path={},server=on,wait=off", path("shell"));
+        command.args(["-chardev", &shell, "-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=shell"]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))]);
         command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         command.args(["-device", "virtio-scsi-pci,id=scsi"]);
@@ -154,8 +156,8 @@ impl Guest {
                     Ok(UnixStream::connect(path(name)).ok())
                 })
             };
-            let (qmp, serial) = (connect("qmp")?, connect("serial")?);
-            Ok((Qmp::new(qmp)?, Shell::new(serial)?))
+            let (qmp, shell) = (connect("qmp")?, connect("shell")?);
+            Ok((Qmp::new(qmp)?, Shell::new(shell)?))
         })();
         match connected {
             Ok((qmp, shell)) => Ok(Running { qemu, qmp, shell }),
@@ -220,7 +222,7 @@ impl Guest {
     /// Runs a shell script as root and gives what it printed.
     ///
     /// # Errors
-    /// An exit code other than 0, or no end within a minute.
+    /// An exit code other than 0, or no end within two minutes.
     pub fn run(&mut self, script: &str) -> Result<String> {
         let ran = self.on()?.shell.run(script)?;
         if ran.code != 0 {

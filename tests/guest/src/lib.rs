@@ -15,8 +15,8 @@
 //! - The CPU is emulated, so everything that computes is slow.
 //!
 //! # What stays behind
-//! Nothing: QEMU dies with the thread that started it (also when that one is killed), and a guest's folder goes with it unless
-//! the test failed.
+//! No process: QEMU dies with the thread that started it, also when that one is killed. A guest's folder, with its logs and
+//! volumes, stays only if the test failed or was killed.
 
 mod cpio;
 mod guest;

@@ -1,4 +1,4 @@
-//! The other end of `image/init`: shell scripts over a serial port.
+//! The other end of `image/init`: shell scripts over a virtio port.
 
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// How long the guest may take to come up, or for one script.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A shell in a guest.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Shell {
     fn read(&mut self) -> Result<String> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
-            bail!("the guest's serial port is closed");
+            bail!("the guest's port is closed");
         }
         Ok(line.trim_end_matches(['\r', '\n']).to_owned())
     }

@@ -4,7 +4,7 @@ use crate::machine::Machine;
 use crate::sweep::VOLUME;
 use crate::tools::{Tools, run};
 use anyhow::{Context, Result};
-use reattach_cloud_simulator::{CloudSim, InstanceNo, VolumeNo};
+use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
@@ -62,8 +62,8 @@ impl Hypervisor {
                 let (inner, machines) = (of_task.clone(), machines.clone());
                 let followed = tokio::task::spawn_blocking(move || {
                     for machine in lock(&machines).clone() {
-                        let machine = lock(&machine);
-                        if let Err(e) = inner.follow(&machine) {
+                        let mut machine = lock(&machine);
+                        if let Err(e) = inner.cut(&mut machine).and_then(|()| inner.follow(&machine)) {
                             eprintln!("hypervisor: {}: {e:#}", machine.name());
                         }
                     }
@@ -91,6 +91,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Inner {
+    /// What the cloud has shut down loses its power.
+    fn cut(&self, machine: &mut Machine) -> Result<()> {
+        let instance = self.cloud.instance(InstanceNo(machine.instance()));
+        if machine.is_on() && instance.is_some_and(|i| i.status == InstanceStatus::Offline) {
+            machine.power_off()?;
+        }
+        Ok(())
+    }
+
     /// Brings one guest's devices in line with the cloud, and tells the cloud which of them are mounted.
     fn follow(&self, machine: &Machine) -> Result<()> {
         let instance = InstanceNo(machine.instance());

@@ -1,5 +1,7 @@
 //! What the simulation tests share.
 
+pub mod dead;
+
 use reattach_core::policy::Mode;
 use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_drill::app::App;

@@ -1,19 +1,29 @@
-//! Every scenario of the drill, over several seeds, and the same seed twice.
+//! Every scenario of the drill, over several seeds, and the same seed twice. With `REATTACH_SHOW` the timelines are
+//! printed.
 
+use reattach_drill::timeline::Line;
 use reattach_drill::{Outcome, Pace, play};
 use reattach_tests_simulation::seeds;
 use std::sync::Arc;
 
 fn run(name: &str, seed: u64) -> Outcome {
-    play(name, seed, Pace::Short, Arc::new(|_| {})).unwrap_or_else(|e| panic!("{name} --seed {seed}: {e}"))
+    let show = std::env::var_os("REATTACH_SHOW").is_some();
+    let sink = move |line: &Line| {
+        if show {
+            print!("{}", line.render());
+        }
+    };
+    let outcome =
+        play(name, seed, Pace::Short, Arc::new(sink)).unwrap_or_else(|e| panic!("{name} --seed {seed}: {e}"));
+    if show {
+        println!("{}", outcome.summary());
+    }
+    outcome
 }
 
 fn good(name: &str, all: &[u64]) {
     for seed in all {
         let outcome = run(name, *seed);
-        if std::env::var_os("REATTACH_SHOW").is_some() {
-            println!("{}", outcome.transcript());
-        }
         assert!(
             outcome.good(),
             "replay: kubectl reattach drill --scenario {name} --seed {seed}\n{}",

@@ -13,7 +13,7 @@ use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Allowed, Commands, Plan, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -157,11 +157,11 @@ impl Executor {
     ) -> Result<Plan, Vec<Refusal>> {
         let runbook = Runbook::built_in(&recovery.spec.runbook)
             .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
-        let detach_command = self.collector.providers.detach_command(evidence);
+        let by_hand = self.collector.providers.by_hand(evidence);
         let request = Request {
             runbook: &runbook,
             confirm_workload: recovery.spec.confirm_workload.as_deref(),
-            commands: Commands { detach: &detach_command, ..Commands::default() },
+            commands: by_hand.commands(),
             for_show: false,
             allowed: self.allowed(recovery, evidence, limits),
         };

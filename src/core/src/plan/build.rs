@@ -33,8 +33,6 @@ pub struct Request<'a> {
 pub struct Commands<'a> {
     /// To detach the volume.
     pub detach: &'a str,
-    /// To detach it by force.
-    pub force: &'a str,
     /// To power the holder off.
     pub power_off: &'a str,
     /// To power it on.

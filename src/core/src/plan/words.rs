@@ -191,7 +191,7 @@ pub(super) fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request
                 pins.volume
             ),
             "a proof that the instance is off or gone",
-            request.commands.force.to_owned(),
+            format!("{} --force", request.commands.detach),
             "none for an instance that does not run",
             "no holder, and no job pending on the volume",
             EffectClass::Once,

@@ -2,7 +2,7 @@
 
 use super::reading;
 use crate::app::App;
-use crate::stage::{Expect, Sink, Stage};
+use crate::stage::{Expect, Sink, Stage, phases_of};
 use crate::stock::{self, on_one_node, ready_elsewhere, took};
 use crate::timeline::Who;
 use crate::witness::is_out_of_service_by_us;
@@ -78,8 +78,7 @@ fn quarantined(w: &World, node: &str) -> bool {
 pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result<(), WorldError> {
     let names = names(apps);
     s.running(&names, limit).await?;
-    let done =
-        |w: &World| w.recoveries().iter().all(|r| r.status.as_ref().is_some_and(|st| st.phase.is_final()));
+    let done = |w: &World| phases_of(w).iter().all(|p| p.is_final());
     s.until("every recovery over", secs(600), done).await?;
     s.running(&names, secs(300)).await?;
     s.pass(secs(20)).await;
@@ -87,7 +86,7 @@ pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result
 }
 
 /// The machine is off, and a person boots it: it takes no pods before its agent has answered clean.
-async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
+pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
     let instance = s.world.instance(node)?;
     s.tell(Who::Person, "", format!("boots {node} again: linode-cli linodes boot {instance}"));
     s.world.cloud.boot(instance)?;

@@ -21,6 +21,7 @@ struct Scheduler {
     pods: Informer,
     nodes: Informer,
     claims: Informer,
+    volumes: Informer,
     csi_nodes: Informer,
     events: Recorder,
     rng: Rng,
@@ -35,6 +36,7 @@ pub(super) async fn run(ctx: Context) {
         pods: c.follow("/api/v1/pods"),
         nodes: c.follow("/api/v1/nodes"),
         claims: c.follow("/api/v1/persistentvolumeclaims"),
+        volumes: c.follow("/api/v1/persistentvolumes"),
         csi_nodes: c.follow("/apis/storage.k8s.io/v1/csinodes"),
         events: Recorder::new("default-scheduler", ""),
         rng: Rng::new(seed, "scheduler"),
@@ -135,6 +137,12 @@ impl Scheduler {
             return Ok(false);
         };
         let nodes = self.nodes.all();
+        if volumes.iter().any(|v| self.volumes.get("", v).is_none()) {
+            let (n, why) =
+                (nodes.len(), "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
+            self.tell(pod, &format!("0/{n} nodes are available: {n} {why}.")).await;
+            return Ok(false);
+        }
         let mut misfits: BTreeMap<&str, usize> = BTreeMap::new();
         let mut fits = Vec::new();
         for node in &nodes {

@@ -2,9 +2,9 @@
 
 use crate::cluster::{Installed, create, object, refused};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 pub async fn pods_as_dry_run_only(installed: &Installed<'_>) {
@@ -54,8 +54,81 @@ pub async fn volume_attachments(installed: &Installed<'_>) {
             Patch::Merge(json!({ "metadata": { "annotations": { "reattach.dev/requeued": value } } }));
         ours.patch("va", &params, &patch).await.expect("requeued");
     }
-    let gone = ours.delete("va", &DeleteParams::default()).await.map(|_| ());
-    refused("a delete", gone, 403, "cannot delete resource \"volumeattachments\"");
+    let by_uid = "reattach deletes a VolumeAttachment by its UID only";
+    let any = ours.delete("va", &DeleteParams::default()).await.map(|_| ());
+    refused("whichever has the name", any, 403, by_uid);
+    let by = |uid: &str| DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    let other = ours.delete("va", &by("another")).await.map(|_| ());
+    refused("another one of that name", other, 409, "the UID in the precondition (another) does not match");
+    let uid = ours.get("va").await.expect("there").metadata.uid.expect("a UID");
+    ours.delete("va", &by(&uid)).await.expect("the one that is meant");
+    let going = ours.get("va").await.expect("its finalizer keeps it");
+    assert!(going.metadata.deletion_timestamp.is_some());
+}
+
+/// Of a Node it has two taints to add and to take off, the one only where the Node is not Ready.
+pub async fn nodes(installed: &Installed<'_>) {
+    let admin = Api::<Node>::all(installed.admin.clone());
+    let taint =
+        |key: &str, value: &str, effect: &str| json!({ "key": key, "value": value, "effect": effect });
+    let theirs = taint("dedicated", "db", "NoSchedule");
+    let node = |name: &str, ready: &str| {
+        json!({
+            "metadata": { "name": name, "labels": { "of": "somebody" } }, "spec": { "taints": [theirs] },
+            "status": { "conditions": [{
+                "type": "Ready", "status": ready, "reason": "x", "message": "",
+                "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }] },
+        })
+    };
+    for (name, ready) in [("alive", "True"), ("dead", "Unknown")] {
+        create(&admin, node(name, ready)).await;
+    }
+    let ours = Api::<Node>::all(installed.controller.clone());
+    let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+    let change = async |name: &str, patch: Value| ours.patch(name, &dry, &Patch::Merge(patch)).await;
+    let out = taint("node.kubernetes.io/out-of-service", "reattach", "NoExecute");
+    let quarantine = taint("reattach.dev/quarantine", "team-a.x", "NoSchedule");
+    // The node lifecycle controller has its own on the dead one.
+    let with = async |name: &str, more: &[Value]| {
+        let found = admin.get(name).await.expect("there").spec.and_then(|s| s.taints).unwrap_or_default();
+        let mut taints: Vec<Value> = found.iter().map(|t| json!(t)).collect();
+        taints.extend(more.iter().cloned());
+        json!({ "spec": { "taints": taints } })
+    };
+    let only = "reattach changes none of a Node's taints but its own two";
+    for (what, more) in [
+        ("a taint of somebody", taint("reserved", "web", "NoSchedule")),
+        ("another one of ours", taint("reattach.dev/mine", "x", "NoSchedule")),
+        ("in a person's name", taint("node.kubernetes.io/out-of-service", "nodeshutdown", "NoExecute")),
+        (
+            "out of service, another effect",
+            taint("node.kubernetes.io/out-of-service", "reattach", "NoSchedule"),
+        ),
+        ("a quarantine that drains", taint("reattach.dev/quarantine", "x", "NoExecute")),
+    ] {
+        refused(what, change("dead", with("dead", &[more]).await).await, 403, only);
+    }
+    refused("theirs taken off", change("dead", json!({ "spec": { "taints": [out] } })).await, 403, only);
+    let ready = change("alive", with("alive", std::slice::from_ref(&out)).await).await;
+    refused("a Ready Node", ready, 403, "reattach takes no Node out of service that is Ready");
+    for patch in [json!({ "unschedulable": true }), json!({ "providerID": "linode://1" })] {
+        let answer = change("dead", json!({ "spec": patch })).await;
+        refused(&patch.to_string(), answer, 403, "reattach changes nothing of a Node but its own two taints");
+    }
+    for patch in [
+        json!({ "labels": { "of": "us" } }),
+        json!({ "annotations": { "reattach.dev/mine": "x" } }),
+        json!({ "finalizers": ["reattach.dev/node"] }),
+    ] {
+        let answer = change("dead", json!({ "metadata": patch })).await;
+        refused(&patch.to_string(), answer, 403, "reattach changes nothing of a Node's metadata");
+    }
+    change("dead", with("dead", &[out, quarantine.clone()]).await).await.expect("fenced");
+    change("alive", with("alive", &[quarantine]).await).await.expect("in quarantine, whether Ready or not");
 }
 
 pub async fn workloads(installed: &Installed<'_>) {

@@ -68,5 +68,6 @@ async fn installed_on_a_real_control_plane() {
 
     bounds::pods_as_dry_run_only(&installed).await;
     bounds::volume_attachments(&installed).await;
+    bounds::nodes(&installed).await;
     bounds::workloads(&installed).await;
 }

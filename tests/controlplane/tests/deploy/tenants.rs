@@ -134,7 +134,7 @@ fn attempts() -> Vec<Attempt> {
         ),
         ("delete", "storage.k8s.io", "volumeattachments", "va-b", None, Value::Null, false),
         ("patch", "", "nodes", "node-b", None, taint("node.kubernetes.io/out-of-service"), false),
-        ("patch", "", "nodes", "node-b", None, taint("reattach.dev/quarantine"), false),
+        ("patch", "", "nodes", "node-b", None, taint("reattach.dev/quarantine"), true),
         ("patch", "", "nodes", "node-b", None, marks, false),
         ("patch", "", "nodes/status", "node-b", None, json!({ "status": { "volumesInUse": [] } }), false),
         ("create", "coordination.k8s.io", "leases", "", Some(SYSTEM), lease("reattach-mine"), true),

@@ -38,7 +38,7 @@ fn a_disk_pulled_out_under_a_busy_filesystem(bus: Bus) {
     scene.pull(plugged, &disk);
     scene.await_success("writes fail", "grep -q 'error\\|No such device\\|Read-only' /run/failed");
     for level in LEVELS {
-        // Unasked, and long before the next regular look: the kernel tells that the disk went.
+        // Unasked.
         let seen = scene.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
         let left = mounts(&seen, &volume);
         assert_eq!(left.iter().map(|mount| mount.path.clone()).collect::<Vec<_>>(), places);

@@ -69,7 +69,7 @@ fn a_filesystem_that_no_table_shows_is_never_clean() {
     ));
     assert_eq!(scene.run("grep -c /mnt /proc/mounts || true"), "0");
     // The basic level cannot know, and does not say more than that.
-    assert_eq!(scene.ask(Level::Basic, &volume), Seen::Idle);
+    assert_eq!(scene.ask_at_rest(Level::Basic, &volume), Seen::Idle);
     assert!(scene.users(Level::Full, &volume).claimed);
     scene.run("umount /run/names/one");
     scene.assert_unused(&volume);

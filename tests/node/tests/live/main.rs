@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 #[path = "../../../controlplane/tests/live/common/mod.rs"]
 mod common;
+mod dead;
 mod lost;
 mod partition;
 mod plugin;

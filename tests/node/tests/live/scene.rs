@@ -3,13 +3,13 @@
 use crate::common::logs::AGENT;
 use crate::common::processes::binary_path;
 use crate::common::stage::SYSTEM;
-use crate::common::workloads::pin;
+use crate::common::workloads::{pin, prefer};
 use crate::common::{LIMIT, Stage, StageOptions, measure};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
-use reattach_cloud_simulator::{InstanceNo, NewInstance, VolumeNo};
+use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, VolumeNo};
 use reattach_core::policy::Mode;
 use reattach_sim::manifests;
 use reattach_tests_controlplane::{AuditEvent, eventually};
@@ -179,6 +179,20 @@ impl Scene {
         self.stage.deployment_with(SHOP, APP, node, |object| canary(object, &console, "/data/stamps")).await
     }
 
+    /// The same, and where that node cannot run it, another one may.
+    pub async fn canary_anywhere(&self, node: &str, others: &[&str]) -> VolumeNo {
+        let console = self.machine(node).path("console").display().to_string();
+        let nodes: Vec<&str> = std::iter::once(node).chain(others.iter().copied()).collect();
+        let shape = |object: &mut Value| {
+            canary(object, &console, "/data/stamps");
+            prefer(object, &nodes);
+        };
+        let volume = self.stage.deployment_with(SHOP, APP, node, shape).await;
+        self.await_canary(node, 10).await;
+        self.say("the canary writes");
+        volume
+    }
+
     /// The same over a raw block volume.
     pub async fn raw_canary(&self, node: &str) -> VolumeNo {
         let (volume, handle) = self.stage.volume("raw");
@@ -240,7 +254,12 @@ impl Scene {
 
     /// Checks on the volume and beside it that writers never overlapped and that nothing acknowledged is missing.
     async fn assert_writers_apart(&self, node: &str, volume: VolumeNo) {
-        let console = self.console(node);
+        self.assert_writers_apart_at(node, node, volume).await;
+    }
+
+    /// The same where the canary writes its console on one node and its volume is mounted on another.
+    pub async fn assert_writers_apart_at(&self, console: &str, node: &str, volume: VolumeNo) {
+        let console = self.console(console);
         let volume = self.read_volume(node, volume).await;
         let writers = console.one_after_another().expect("one after another");
         assert_eq!(volume.one_after_another().expect("one after another"), writers);
@@ -285,6 +304,27 @@ impl Scene {
             (self.stage.count(SHOP, "Deployment", APP).await == (replicas, stamped)).then_some(())
         });
         there.await.unwrap_or_else(|e| panic!("{e}\n{}", self.stage.logs()));
+    }
+
+    /// The machine boots again, by the cloud's own doing, and its node's programs start.
+    pub async fn boot(&self, node: &str) {
+        let instance = InstanceNo(self.machine(node).instance());
+        self.stage.cloud.boot(instance).expect("an instance");
+        let up = async || {
+            let found = self.stage.cloud.instance(instance)?;
+            (found.status == InstanceStatus::Running).then_some(())
+        };
+        eventually("the cloud says that it runs", LIMIT, up).await.expect("it boots");
+        {
+            let mut machine = self.machine(node);
+            machine.power_off().expect("it is off");
+            machine.power_on(Disk::Kept).expect("it boots");
+            for program in [Program::Containerd, Program::CsiNode, Program::Kubelet] {
+                machine.start(&program).expect("it starts");
+            }
+        }
+        self.say(&format!("{node} has booted"));
+        self.start_agent(node).await;
     }
 
     /// How often a kubelet has renewed its Lease.

@@ -1,0 +1,155 @@
+//! Class A under crashes, aborts, partitions and dry runs: never a second writer, never a taint left behind.
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use reattach_api::VolumeRecovery;
+use reattach_drill::replica::{CrashPoint, Side};
+use reattach_drill::stage::Stage;
+use reattach_drill::world::APPS as NAMESPACE;
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
+use reattach_tests_simulation::dead::{DeadNight, dead_night};
+use reattach_tests_simulation::{Morning, seeds};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn good(case: &str, morning: &Morning) {
+    assert!(
+        morning.broken.is_empty(),
+        "{case}\nbroken: {:#?}\ndied: {:?}\n{}",
+        morning.broken,
+        morning.died,
+        morning.timeline
+    );
+}
+
+/// Every changing request of an undisturbed night is a crash point, on both sides.
+fn crash_everywhere(unpublish_fails: bool, stride: usize) {
+    for seed in seeds(1) {
+        let calm = DeadNight { unpublish_fails, ..DeadNight::default() };
+        let undisturbed = dead_night(seed, calm.clone());
+        good(&format!("seed {seed}, undisturbed"), &undisturbed);
+        assert!(undisturbed.requests > 20, "an undisturbed night makes {} requests", undisturbed.requests);
+        let mut died = 0;
+        for number in (1..=undisturbed.requests).step_by(stride) {
+            for side in [Side::Before, Side::After] {
+                let crash = Some(CrashPoint { number, side });
+                let morning = dead_night(seed, DeadNight { crash, ..calm.clone() });
+                died += u64::from(morning.died.is_some());
+                good(&format!("seed {seed}, dead {side:?} request {number}"), &morning);
+            }
+        }
+        assert!(died > 10, "only {died} crash points were reached");
+    }
+}
+
+#[test]
+fn the_leader_dies_at_every_request_of_a_fencing() {
+    crash_everywhere(false, 1);
+}
+
+#[test]
+fn the_leader_dies_at_every_request_of_a_fencing_with_a_cloud_detach() {
+    crash_everywhere(true, 3);
+}
+
+/// The first replica is cut off from the API server in the middle, and comes back as one that believes.
+fn partition(s: &Stage, seed: u64) {
+    let cut = FaultRule {
+        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
+        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
+        probability: 1.0,
+        times: None,
+    };
+    let server = s.world.server().clone();
+    tokio::spawn(async move {
+        // The node is NotReady after 50 s; powering off, proof and taint are in the minutes after.
+        tokio::time::sleep(Duration::from_secs(50 + seed * 13 % 130)).await;
+        let id = server.add_fault(cut);
+        tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
+        server.remove_fault(id);
+    });
+}
+
+#[test]
+fn two_leaders_under_a_partition_while_a_node_is_fenced() {
+    for seed in seeds(8) {
+        let night =
+            DeadNight { unpublish_fails: seed % 3 == 0, then: Arc::new(partition), ..DeadNight::default() };
+        good(&format!("seed {seed}"), &dead_night(seed, night));
+    }
+}
+
+/// Stores an abort in every recovery right before the first replica's `number`th request leaves.
+fn abort_before(s: &Stage, number: u64) {
+    let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), NAMESPACE);
+    let deed = move || -> futures::future::BoxFuture<'static, ()> {
+        let api = api.clone();
+        Box::pin(async move {
+            let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
+            for recovery in api.list(&Default::default()).await.expect("a list") {
+                let name = recovery.metadata.name.unwrap_or_default();
+                api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await.expect("patched");
+            }
+        })
+    };
+    s.replicas[0].meanwhile(number, Arc::new(deed));
+}
+
+/// What of ours is left after an abort: the taint, a hold; a quarantine may stay, its machine being off.
+fn left(s: &Stage) -> Vec<String> {
+    let mut found = Vec::new();
+    for node in s.world.server().list("", "nodes", None) {
+        if reattach_drill::witness::is_out_of_service_by_us(&node) {
+            found.push(format!("{} is still tainted", node["metadata"]["name"]));
+        }
+    }
+    for recovery in s.world.recoveries() {
+        let phase = recovery.status.unwrap_or_default().phase;
+        if !phase.is_final() {
+            found.push(format!("a recovery is {phase:?} long after its abort"));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_is_aborted_while_a_node_is_fenced_leaves_no_taint() {
+    let mut aborted = 0;
+    for seed in seeds(1) {
+        let requests = dead_night(seed, DeadNight::default()).requests;
+        for number in (1..=requests).step_by(2) {
+            let night = DeadNight {
+                then: Arc::new(move |s, _| abort_before(s, number)),
+                at_the_end: left,
+                heals: false,
+                ..DeadNight::default()
+            };
+            let morning = dead_night(seed, night);
+            aborted += u64::from(morning.timeline.contains("ABORTED"));
+            // What the checks say of a quarantine on a machine that stays off is as it should be.
+            let broken: Vec<&String> = morning
+                .broken
+                .iter()
+                .filter(|b| !b.contains("reattach.dev/quarantine") && !b.contains("is still asked"))
+                .collect();
+            assert!(
+                broken.is_empty(),
+                "seed {seed}, abort before request {number}: {broken:#?}\n{}",
+                morning.timeline
+            );
+        }
+    }
+    assert!(aborted > 5, "only {aborted} aborts found something to abort");
+}
+
+#[test]
+fn a_dry_run_on_a_dead_node_changes_nothing() {
+    for seed in seeds(2) {
+        let untouched = |s: &Stage| s.world.ledger.effects().iter().map(|e| e.line()).collect();
+        let night = DeadNight { mode: "DryRun", heals: false, at_the_end: untouched, ..DeadNight::default() };
+        let morning = dead_night(seed, night);
+        good(&format!("seed {seed}"), &morning);
+        assert!(morning.timeline.contains("DryRun"), "a plan is shown\n{}", morning.timeline);
+    }
+}
