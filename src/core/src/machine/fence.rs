@@ -129,6 +129,11 @@ impl Look<'_> {
         if self.cloud_is_free(cloud) {
             return self.skipped("the cloud does not name it as a holder any more");
         }
+        // Booted again by the cloud or by somebody: no proof about the machine will come, and its kubelet does the rest.
+        let (node, dead) = (&self.plan.pins.node, matches!(self.plan.trouble, Trouble::DeadNode { .. }));
+        if dead && self.evidence.node(node, self.cx.now).is_some_and(|n| n.ready) {
+            return self.refused(&format!("Node {node} is Ready again"));
+        }
         match self.proof() {
             Ok(proof) => {
                 let grounds = proof.rests_on().iter().map(|g| format!("{} ({})", g.says, g.source));

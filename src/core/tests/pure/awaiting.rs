@@ -1,30 +1,56 @@
 //! An order that begins by waiting for healing.
 
+use jiff::Timestamp;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::{Entry, Mark, TurnBack};
 use reattach_core::machine::{Context, Next, State, next};
-use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::plan::Plan;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use reattach_core::testkit::Case;
 
-/// A node that comes back: its volume is attached anew, and the machine has not found the device yet.
-#[test]
-fn a_device_that_is_not_there_yet_is_no_other_trouble() {
+/// A plan for class A, and when it was made.
+fn for_a_dead_node() -> (Plan, Timestamp) {
     let mut dead = Case::deployment().holdable().node(|n| n.ready = false);
     let source = Source::Kubernetes("Pods".to_owned());
     let (node, now) = (dead.evidence.nodes.keys().next().expect("a node").clone(), dead.now);
     dead.evidence.node_pods.insert(node, Fact::present(Vec::new(), source, now));
-    let plan = dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A");
+    (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A"), now)
+}
+
+/// What follows the first lines of a journal.
+fn after(plan: &Plan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Next {
     let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
-    let first = Entry { seq: 0, at: now, term: 1, by: "test".to_owned(), mark: accepted };
-    let state = State::replay(&plan, &[first]).expect("a journal");
-    let look = |case: &Case| {
-        let uid = Case::recovery();
-        let cx = Context { recovery: &uid, aborted_by: None, confirm_workload: None, now };
-        next(&plan, &state, &case.evidence, &cx)
-    };
-    let unasked = look(&Case::deployment().holdable().unasked());
+    let lines = [accepted].into_iter().chain(marks).zip(0..);
+    let journal: Vec<Entry> =
+        lines.map(|(mark, seq)| Entry { seq, at: now, term: 1, by: "test".to_owned(), mark }).collect();
+    let state = State::replay(plan, &journal).expect("a journal");
+    let uid = Case::recovery();
+    let cx = Context { recovery: &uid, aborted_by: None, confirm_workload: None, now };
+    next(plan, &state, &case.evidence, &cx)
+}
+
+fn turns_back(next: &Next, because: &str) -> bool {
+    matches!(next, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains(because))
+}
+
+/// The cloud's watchdog boots it: no proof will come, and the node's lock must not be kept until the step's deadline.
+#[test]
+fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
+    let (plan, now) = for_a_dead_node();
+    let waited =
+        Mark::Skipped { step: plan.find(StepKind::Await).expect("a step"), why: "patience".to_owned() };
+    let back = after(&plan, vec![waited.clone()], &Case::deployment().holdable(), now);
+    assert!(turns_back(&back, "is Ready again"), "{back:?}");
+    let gone = after(&plan, vec![waited], &Case::deployment().holdable().node(|n| n.ready = false), now);
+    assert!(matches!(gone, Next::Wait { .. }), "{gone:?}");
+}
+
+/// A node that comes back: its volume is attached anew, and the machine has not found the device yet.
+#[test]
+fn a_device_that_is_not_there_yet_is_no_other_trouble() {
+    let (plan, now) = for_a_dead_node();
+    let unasked = after(&plan, Vec::new(), &Case::deployment().holdable().unasked(), now);
     assert!(matches!(unasked, Next::Wait { .. }), "{unasked:?}");
-    let asked = look(&Case::deployment().holdable());
-    let changed = matches!(&asked, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains("class B"));
-    assert!(changed, "{asked:?}");
+    let asked = after(&plan, Vec::new(), &Case::deployment().holdable(), now);
+    assert!(turns_back(&asked, "class B"), "{asked:?}");
 }
