@@ -7,7 +7,7 @@ use super::unwind::later;
 use super::{Action, Effect, Next, StepState};
 use crate::cloud::CloudVolume;
 use crate::diagnosis::Trouble;
-use crate::evidence::{AttachmentFacts, MAX_AGE, NodeFacts};
+use crate::evidence::{AttachmentFacts, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::Outcome;
 use crate::plan::{Side, StepIx, general};
@@ -85,20 +85,17 @@ impl Look<'_> {
         };
         let name = csi.unique_name();
         let node = match self.evidence.nodes.get(&pins.node).map(|f| f.read(now, MAX_AGE)) {
-            // The node that waits for an orphan is not its holder.
-            Some(Reading::Present(n)) if matches!(self.plan.trouble, Trouble::Orphan { .. }) => {
-                Some(n).filter(|n| n.instance.as_ref() == Some(&pins.holder))
-            }
             Some(Reading::Present(node)) => Some(node),
             Some(Reading::Absent) => None,
             _ => return Some(format!("Node {} must be read", pins.node)),
         };
-        let lists = |list: &dyn Fn(&NodeFacts) -> bool| node.is_some_and(list);
-        // A dead kubelet reports nothing any more: what it said last stays.
-        if lists(&|n| (n.ready || self.plan.side() == Side::Whole) && n.volumes_in_use.contains(&name)) {
+        // Where others wait, record and cloud tell: what a dead kubelet said last stays, and the attach/detach controller's
+        // own list may stay behind for minutes after a failed detach.
+        let whole = node.filter(|_| self.plan.side() == Side::Whole);
+        if whole.is_some_and(|n| n.volumes_in_use.contains(&name)) {
             return Some(format!("kubelet on {} reports the volume in use", pins.node));
         }
-        if lists(&|n| n.volumes_attached.contains(&name)) {
+        if whole.is_some_and(|n| n.volumes_attached.contains(&name)) {
             return Some(format!("{} lists the volume in volumesAttached", pins.node));
         }
         if let Some(va) = self.old_records(attachments).first() {
@@ -162,11 +159,11 @@ impl Look<'_> {
                 return self.failed(why);
             }
             StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
-                if self.cx.now < later(*at, BUSY) =>
+                if self.cx.now < later(*at, BUSY.max(self.backoff())) =>
             {
                 return wait(
                     format!("the cloud did not accept the detach ({why}); it is asked again"),
-                    later(*at, BUSY),
+                    later(*at, BUSY.max(self.backoff())),
                 );
             }
             _ => {}

@@ -425,7 +425,11 @@ impl Look<'_> {
         // A pod of before may be Ready on a dead mount, or where the volume was.
         let counts = |p: &PodFacts| match self.plan.side() {
             Side::Whole => !pins.pods.iter().any(|(_, old)| *old == p.uid),
-            Side::Old => self.instance_of(p).is_some_and(|i| *i != pins.holder),
+            // The fenced machine itself may be the next holder, in another boot and with another pod.
+            Side::Old => {
+                let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
+                new || self.instance_of(p).is_some_and(|i| *i != pins.holder)
+            }
         };
         let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
             return self.poll("no pod of the claim is Ready");
