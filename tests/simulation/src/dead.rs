@@ -15,6 +15,9 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Something done to the world, by the seed.
+pub type Deed = Arc<dyn Fn(&Stage, u64) + Send + Sync>;
+
 /// What a test does to the world of the night.
 #[derive(Clone)]
 pub struct DeadNight {
@@ -25,7 +28,7 @@ pub struct DeadNight {
     /// Where the first leader dies.
     pub crash: Option<CrashPoint>,
     /// Done when the node has just died.
-    pub then: Arc<dyn Fn(&Stage, u64) + Send + Sync>,
+    pub then: Deed,
     /// What must be so at the end of the recoveries, before the machine is booted again; the answer is what is not.
     pub at_the_end: fn(&Stage) -> Vec<String>,
     /// Whether the apps must run on the other node in the end.
@@ -91,7 +94,8 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     let late = match night.heals {
         true => s.running(&APPS, Duration::from_secs(1200)).await.err(),
         false => {
-            s.pass(Duration::from_secs(400)).await;
+            // Before the pods are evicted (300 s), which is another story.
+            s.pass(Duration::from_secs(200)).await;
             None
         }
     };

@@ -135,12 +135,13 @@ pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldEr
         .await?;
     let deleted = s.world.now();
     let ready = ready_elsewhere(&mut s, &apps, node, LONG).await?;
-    let last = ready.values().max().copied().unwrap_or(deleted);
-    s.figures.push([
-        "from the Node's deletion to Ready".to_owned(),
-        format!("{:.0} s", last.duration_since(deleted).as_secs_f64()),
-        "412 to 427 s (measured on a real control plane)".to_owned(),
-    ]);
+    for (app, at) in &ready {
+        s.figures.push([
+            format!("{app}, from the Node's deletion"),
+            format!("{:.0} s", at.duration_since(deleted).as_secs_f64()),
+            "412 to 427 s (measured on a real control plane)".to_owned(),
+        ]);
+    }
     over(&mut s, &apps, secs(300)).await?;
     Ok(s)
 }
