@@ -154,7 +154,7 @@ fn orphan_gone() {
 
 #[test]
 fn the_same_seed_gives_the_same_transcript() {
-    for name in ["stuck-unpublish", "leader-crash", "dead-node-returns"] {
+    for name in ["stuck-unpublish", "leader-crash", "manager-restarted"] {
         let (one, two) = (run(name, 5), run(name, 5));
         assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
         assert_eq!(
