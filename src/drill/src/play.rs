@@ -108,7 +108,7 @@ impl Outcome {
         if !self.figures.is_empty() {
             out.push_str("\n== How long it took, beside stock Kubernetes in the same world\n\n");
             let rows: Vec<Vec<String>> = self.figures.iter().map(|row| row.to_vec()).collect();
-            out.push_str(&table(&["from proof or taint to Ready", "reattach", "stock Kubernetes"], &rows));
+            out.push_str(&table(&["until Ready", "reattach", "stock Kubernetes"], &rows));
         }
         out.push_str("\n== The safety rules, checked from outside\n\n");
         for check in &self.checks {

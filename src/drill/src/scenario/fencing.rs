@@ -139,7 +139,8 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
         };
         let words = |t: stock::Took| format!("{:.1} s ({:.1} s less cloud time)", t.seconds, t.less_cloud());
         let ours = took(&s.world, app, known, ready[&app.name]);
-        s.figures.push([app.name.clone(), words(ours), words(stock[&app.name])]);
+        let what = format!("{}, from the proof or a human's taint", app.name);
+        s.figures.push([what, words(ours), words(stock[&app.name])]);
     }
     let healed = stock::alone(seed, &NODES, &apps).await?;
     let alone = if healed { "runs again" } else { "nothing runs after 20 min" };
