@@ -360,11 +360,21 @@ fn worth_a_record(diagnosis: &Diagnosis) -> bool {
     }
 }
 
-/// The same trouble has the same name: claim, VolumeAttachments and boots.
+/// The same trouble has the same name: claim, the VolumeAttachments that hold it and the boots of their nodes; where there
+/// is none, the cloud's holders. Whoever comes to wait for the volume changes nothing about it: what a person ended must
+/// not begin again because the pod was replaced.
 fn trouble_name(evidence: &Evidence) -> String {
     let mut parts = vec![evidence.claim.shown().map(|c| c.uid.to_string()).unwrap_or_default()];
-    parts.extend(evidence.attachments.shown().into_iter().flatten().map(|a| a.uid.to_string()));
-    parts.extend(evidence.nodes.values().filter_map(|n| n.shown()).map(|n| n.boot_id.to_string()));
+    let records = evidence.attachments.shown().into_iter().flatten();
+    for record in records.filter(|a| a.attached || a.deleting_since.is_some()) {
+        parts.push(record.uid.to_string());
+        let node = evidence.nodes.get(&record.node).and_then(|n| n.shown());
+        parts.extend(node.map(|n| n.boot_id.to_string()));
+    }
+    if parts.len() == 1 {
+        let holders = evidence.cloud_volume.shown().map_or(&[][..], |c| c.holders.as_slice());
+        parts.extend(holders.iter().map(ToString::to_string));
+    }
     let mut claim = evidence.claim_name.name.clone();
     claim.truncate(200);
     format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
@@ -377,4 +387,29 @@ fn occasion(evidence: &Evidence, policy: &RecoveryPolicy) -> String {
         vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
     parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
     reattach_core::plan::short_hash(&parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::trouble_name;
+    use reattach_core::evidence::AttachmentFacts;
+    use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
+
+    #[test]
+    fn who_waits_for_the_volume_is_no_other_trouble() {
+        let dead = Case::deployment().node(|n| n.ready = false);
+        let name = trouble_name(&dead.evidence);
+        let replaced = dead
+            .clone()
+            .with_node(OTHER_NODE, OTHER_INSTANCE)
+            .with_pod("redis-replacement", Some(OTHER_NODE), true)
+            .attachments(|all| {
+                all.push(AttachmentFacts { attached: false, ..attachment("csi-redis-2", OTHER_NODE) });
+            });
+        assert_eq!(trouble_name(&replaced.evidence), name);
+        let booted = dead.clone().node(|n| n.boot_id = "another boot".into());
+        assert_ne!(trouble_name(&booted.evidence), name, "another boot of {NODE} is another trouble");
+        let another = dead.attachments(|all| all[0].uid = "another".into());
+        assert_ne!(trouble_name(&another.evidence), name);
+    }
 }
