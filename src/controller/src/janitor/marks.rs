@@ -90,13 +90,15 @@ impl Room<'_> {
         }
     }
 
-    /// Takes a recovery's question to a node back: our own record.
-    pub(super) async fn withdraw(&self, node: &NodeName, recovery: &Uid) {
+    /// Takes a recovery's question to a node back: our own record. Returns whether it is gone.
+    pub(super) async fn withdraw(&self, node: &NodeName, recovery: &Uid) -> bool {
         let _turn = self.executor.reservations.turn_to_ask().await;
         let records = &self.executor.collector.clients.records;
-        if let Err(error) = reports::withdraw(records, node, recovery).await {
+        let withdrawn = reports::withdraw(records, node, recovery).await;
+        if let Err(error) = &withdrawn {
             tracing::warn!(%node, %error, "a question could not be withdrawn");
         }
+        withdrawn.is_ok()
     }
 }
 

@@ -117,14 +117,15 @@ impl Room<'_> {
     }
 
     async fn unquarantine(&self, node: &Node, by: &Uid, over: bool) {
-        let Ok(pass) = self.executor.gate.tidy() else { return };
         let name = NodeName::from(node.name_any());
+        // The question first: after a crash in between the quarantine is there, and asks again.
+        if over && !self.withdraw(&name, by).await {
+            return;
+        }
+        let Ok(pass) = self.executor.gate.tidy() else { return };
         let uid = Uid::from(node.uid().unwrap_or_default());
         let outcome = tidy::unquarantine(&pass, &name, &uid, by).await;
         self.tell(&format!("the quarantine of node {name}, which is clean"), &outcome);
-        if outcome.applied() && over {
-            self.withdraw(&name, by).await;
-        }
     }
 
     /// Asks for a recovery that is over, under a new number. Returns whether it can be asked at all.
