@@ -168,7 +168,6 @@ async fn allowed(
     providers: &Providers,
     evidence: &Evidence,
 ) -> Result<Allowed, Fail> {
-    let can = providers.capabilities(evidence);
     let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
     let rule = match api.list(&ListParams::default()).await {
         Ok(found) => {
@@ -186,11 +185,7 @@ async fn allowed(
         }
         Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),
     };
-    Ok(Allowed {
-        power_off: can.can_fence && (args.allow_power_off || rule != PowerOffRule::Never),
-        power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
-        force: can.can_force,
-    })
+    Ok(providers.allowed(evidence, rule, args.allow_power_off))
 }
 
 /// One of the compiled-in runbooks.

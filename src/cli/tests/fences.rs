@@ -5,7 +5,7 @@ mod common;
 
 use common::golden::golden;
 use common::world::Running;
-use common::{CLAIM, NODE, NS, Ran, Stage};
+use common::{CLAIM, NODE, NS, Ran, Stage, ended};
 use reattach_cloud_simulator::{InstanceNo, NewInstance, VolumeNo};
 use reattach_sim::apiserver::ApiStatus;
 use serde_json::{Value, json};
@@ -13,17 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const RUNBOOK: [&str; 2] = ["--runbook", "lightest-first"];
-
-#[track_caller]
-fn ended(ran: &Ran, code: i32, parts: &[&str]) {
-    println!("rc {}\n--- out\n{}--- err\n{}", ran.code, ran.out, ran.err);
-    assert_eq!(ran.code, code, "{ran:?}");
-    let all = format!("{}{}", ran.out, ran.err);
-    let flat = all.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in parts {
-        assert!(flat.contains(part), "{part:?} is not in:\n{all}");
-    }
-}
 
 fn change(stage: &Stage, group: &str, plural: &str, name: &str, change: impl FnOnce(&mut Value)) {
     let mut object = (*stage.server.read(group, plural, "", name).unwrap()).clone();

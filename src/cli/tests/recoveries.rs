@@ -5,25 +5,13 @@ mod common;
 
 use common::golden::golden;
 use common::world::{Running, assert_clean, turn};
-use common::{CLAIM, NS, Ran, Stage, finish};
+use common::{CLAIM, NS, Ran, Stage, ended, finish};
 use reattach_cloud_simulator::VolumeNo;
 use reattach_sim::apiserver::{ApiStatus, Verb};
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
-
-#[track_caller]
-fn ended(ran: &Ran, code: i32, parts: &[&str]) {
-    println!("rc {}\n--- out\n{}--- err\n{}", ran.code, ran.out, ran.err);
-    assert_eq!(ran.code, code, "{ran:?}");
-    let all = format!("{}{}", ran.out, ran.err);
-    // A sentence may be wrapped anywhere.
-    let flat = all.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in parts {
-        assert!(flat.contains(part), "{part:?} is not in:\n{all}");
-    }
-}
 
 /// Waits until something holds.
 async fn until(what: &str, holds: impl Fn() -> bool) {

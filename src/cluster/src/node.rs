@@ -18,7 +18,7 @@
 //! # Errors
 //! [`Outcome`] says what is known of the write.
 
-use crate::effects::outcome;
+use crate::effects::{outcome, said};
 use crate::gate::EffectPass;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
@@ -137,7 +137,7 @@ async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node,
         Ok(Some(_)) => Err(again(format!("Node {name} is another one now"))),
         Ok(None) => Err(again(format!("Node {name} does not exist any more"))),
         // Nothing was written yet.
-        Err(error) => Err(again(format!("Node {name} could not be read: {error}"))),
+        Err(error) => Err(again(format!("Node {name} could not be read: {}", said(&error)))),
     }
 }
 

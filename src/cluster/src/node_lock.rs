@@ -19,6 +19,7 @@
 //! # Errors
 //! [`take`] says why the effect was not issued, as an [`Outcome`].
 
+use crate::effects::said;
 use crate::gate::EffectPass;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -163,13 +164,5 @@ pub async fn give_back(
         // It is gone, or someone took it in between: it is not ours any more.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
-    }
-}
-
-/// The API server's own sentence, where it gave one.
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("the API server answered {}: {}", status.code, status.message),
-        other => other.to_string(),
     }
 }

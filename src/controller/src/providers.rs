@@ -2,11 +2,12 @@
 
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
+use reattach_api::PowerOffRule;
 use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, VolumeId};
-use reattach_core::plan::Commands;
+use reattach_core::plan::{Allowed, Commands};
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
@@ -225,10 +226,25 @@ impl Located {
 
 impl Providers {
     /// What the volume's cloud can do; nothing where no provider knows it.
-    pub fn capabilities(&self, evidence: &reattach_core::evidence::Evidence) -> Capabilities {
+    fn capabilities(&self, evidence: &reattach_core::evidence::Evidence) -> Capabilities {
         let csi = evidence.volume.shown().and_then(|v| v.csi.as_ref());
         let located = csi.and_then(|csi| self.locate(csi).ok().flatten());
         located.map(|l| l.provider().capabilities()).unwrap_or_default()
+    }
+
+    /// What the volume's cloud can do, and this rule of a policy or a person allows.
+    pub fn allowed(
+        &self,
+        evidence: &reattach_core::evidence::Evidence,
+        rule: PowerOffRule,
+        by_a_person: bool,
+    ) -> Allowed {
+        let can = self.capabilities(evidence);
+        Allowed {
+            power_off: can.can_fence && (by_a_person || rule != PowerOffRule::Never),
+            power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
+            force: can.can_force,
+        }
     }
 
     /// What a person would type at the cloud for this volume and its holder.

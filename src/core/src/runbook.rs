@@ -32,6 +32,17 @@ pub enum Holding {
     Nothing,
 }
 
+impl Holding {
+    /// By the kinds of steps that an order has.
+    pub fn by(has: impl Fn(StepKind) -> bool) -> Self {
+        match (has(StepKind::ScaleToZero), has(StepKind::Hold)) {
+            (true, _) => Self::AtZero,
+            (_, true) => Self::ByGate,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// An ordered list of typed steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -10,6 +10,7 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::replica::CrashPoint;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{World, WorldError};
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,23 @@ pub fn seeds(usual: u64) -> Vec<u64> {
         (Some(seed), _) => vec![seed],
         (None, many) => (1..=many.unwrap_or(usual)).collect(),
     }
+}
+
+/// The first replica is cut off from the API server after a while; it is not dead, and comes back as one that believes.
+pub fn cut_off_the_leader(s: &Stage, seed: u64, after: Duration) {
+    let cut = FaultRule {
+        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
+        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
+        probability: 1.0,
+        times: None,
+    };
+    let server = s.world.server().clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        let id = server.add_fault(cut);
+        tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
+        server.remove_fault(id);
+    });
 }
 
 /// What a test does to the world of one night.

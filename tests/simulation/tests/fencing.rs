@@ -6,9 +6,8 @@ use reattach_api::VolumeRecovery;
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
 use reattach_drill::world::APPS as NAMESPACE;
-use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_tests_simulation::dead::{DeadNight, dead_night};
-use reattach_tests_simulation::{Morning, seeds};
+use reattach_tests_simulation::{Morning, cut_off_the_leader, seeds};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,22 +52,9 @@ fn the_leader_dies_at_every_request_of_a_fencing_with_a_cloud_detach() {
     crash_everywhere(true, 3);
 }
 
-/// The first replica is cut off from the API server in the middle, and comes back as one that believes.
 fn partition(s: &Stage, seed: u64) {
-    let cut = FaultRule {
-        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
-        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
-        probability: 1.0,
-        times: None,
-    };
-    let server = s.world.server().clone();
-    tokio::spawn(async move {
-        // The node is NotReady after 50 s; powering off, proof and taint are in the minutes after.
-        tokio::time::sleep(Duration::from_secs(50 + seed * 13 % 130)).await;
-        let id = server.add_fault(cut);
-        tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
-        server.remove_fault(id);
-    });
+    // The node is NotReady after 50 s; powering off, proof and taint are in the minutes after.
+    cut_off_the_leader(s, seed, Duration::from_secs(50 + seed * 13 % 130));
 }
 
 #[test]

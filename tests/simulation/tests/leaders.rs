@@ -3,8 +3,7 @@
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
-use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
-use reattach_tests_simulation::{Night, all_good, phantom_night, seeds};
+use reattach_tests_simulation::{Night, all_good, cut_off_the_leader, phantom_night, seeds};
 use std::time::Duration;
 
 /// Every changing request of an undisturbed night is a crash point, on both sides; each `stride`th is tried.
@@ -52,21 +51,8 @@ fn the_leader_dies_at_every_request_of_a_cloud_detach_under_a_hold() {
     crash_everywhere(test, DEFAULT_RUNBOOK, true, 2);
 }
 
-/// The first replica is cut off from the API server in the middle; it is not dead, and comes back as one that believes.
 fn partition(s: &Stage, seed: u64) {
-    let cut = FaultRule {
-        requests: RequestMatch { client: Some("reattach-controller-0".into()), ..RequestMatch::default() },
-        fault: if seed.is_multiple_of(2) { Fault::Disconnect { after_effect: false } } else { Fault::Hang },
-        probability: 1.0,
-        times: None,
-    };
-    let server = s.world.server().clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(200 + seed * 1_300 % 9_000)).await;
-        let id = server.add_fault(cut);
-        tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
-        server.remove_fault(id);
-    });
+    cut_off_the_leader(s, seed, Duration::from_millis(200 + seed * 1_300 % 9_000));
 }
 
 #[test]

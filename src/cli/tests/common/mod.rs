@@ -56,6 +56,18 @@ pub struct Ran {
     pub err: String,
 }
 
+/// Checks how a run ended, and what it says wherever lines are wrapped.
+#[track_caller]
+pub fn ended(ran: &Ran, code: i32, parts: &[&str]) {
+    println!("rc {}\n--- out\n{}--- err\n{}", ran.code, ran.out, ran.err);
+    assert_eq!(ran.code, code, "{ran:?}");
+    let all = format!("{}{}", ran.out, ran.err);
+    let flat = all.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(flat.contains(part), "{part:?} is not in:\n{all}");
+    }
+}
+
 impl Stage {
     /// A stage with the custom resources and the stuck workload.
     pub async fn new(name: &str) -> Self {

@@ -1,6 +1,7 @@
 //! One conversion per kind.
 
 use super::{ResolveInstance, opt_out};
+use crate::node::{is_out_of_service_by_us, is_ready, quarantined_by};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -13,7 +14,6 @@ use reattach_core::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
     VolumeFacts,
 };
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
 use reattach_core::ids::{
     BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
 };
@@ -121,21 +121,17 @@ pub(super) fn node(
 ) -> NodeFacts {
     let status = n.status.clone().unwrap_or_default();
     let spec = n.spec.clone().unwrap_or_default();
-    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
-    let taints = spec.taints.unwrap_or_default();
     NodeFacts {
         name: NodeName::from(n.name_any()),
         uid: Uid::from(n.uid().unwrap_or_default()),
         instance: spec.provider_id.as_deref().and_then(resolve),
-        ready: ready.is_some_and(|c| c.status == "True"),
+        ready: is_ready(n),
         boot_id: BootId::from(status.node_info.map(|i| i.boot_id).unwrap_or_default()),
         volumes_in_use: status.volumes_in_use.unwrap_or_default(),
         volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
-        out_of_service_by_us: taints
-            .iter()
-            .any(|t| t.key == OUT_OF_SERVICE_TAINT && t.value.as_deref() == Some(TAINT_VALUE)),
-        quarantined: taints.iter().any(|t| t.key == QUARANTINE_TAINT),
-        taints: taints.into_iter().map(|t| t.key).collect(),
+        out_of_service_by_us: is_out_of_service_by_us(n),
+        quarantined: quarantined_by(n).is_some(),
+        taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),
         lease_renewed: lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0)),
         csi_drivers: csi
             .map(|c| c.spec.drivers.iter().map(|d| DriverName::from(d.name.as_str())).collect())

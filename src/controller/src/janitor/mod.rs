@@ -117,8 +117,7 @@ impl Room<'_> {
 
 /// Whether nothing of a recovery can be under way any more.
 fn is_over(recovery: &VolumeRecovery) -> bool {
-    recovery.status.as_ref().map(|s| s.phase).unwrap_or_default().is_final()
-        && recovery.finalizers().is_empty()
+    is_final(recovery) && recovery.finalizers().is_empty()
 }
 
 /// Whether it has come to its end. Its finalizer may still be there for a moment.

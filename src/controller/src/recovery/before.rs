@@ -5,7 +5,7 @@ use crate::collect::{Depth, Own};
 use crate::{finish, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use reattach_api::{Phase, PowerOffRule, VolumeRecovery};
+use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
@@ -182,13 +182,7 @@ impl Executor {
 
     /// What the cloud can do and the policy or a person allows.
     fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
-        let can = self.collector.providers.capabilities(evidence);
-        let by_policy = limits.power_off != PowerOffRule::Never;
-        Allowed {
-            power_off: can.can_fence && (by_policy || recovery.spec.power_off.is_some()),
-            power_on: can.can_fence && limits.power_off == PowerOffRule::AllowedAndOn,
-            force: can.can_force,
-        }
+        self.collector.providers.allowed(evidence, limits.power_off, recovery.spec.power_off.is_some())
     }
 
     async fn refuse(

@@ -8,8 +8,9 @@ use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
 use reattach_core::journal::{End, Entry, Mark};
 use reattach_core::machine::State;
-use reattach_core::plan::Plan;
+use reattach_core::plan::{Plan, StepIx};
 use reattach_core::report;
+use reattach_core::runbook::StepKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
 
 /// A lost compare-and-swap is retried so often before the turn is given up.
@@ -23,31 +24,9 @@ impl Executor {
     /// someone else wrote a line, this process stops.
     pub(super) async fn append(
         &self,
-        recovery: VolumeRecovery,
-        plan: &Plan,
-        mark: Mark,
-        memory: &mut Memory,
-    ) -> Result<VolumeRecovery, TurnError> {
-        self.append_line(recovery, plan, mark, false, memory).await
-    }
-
-    /// The same, and raises the epoch in the same write: the line is the intent to ask an agent.
-    pub(super) async fn append_question(
-        &self,
-        recovery: VolumeRecovery,
-        plan: &Plan,
-        mark: Mark,
-        memory: &mut Memory,
-    ) -> Result<VolumeRecovery, TurnError> {
-        self.append_line(recovery, plan, mark, true, memory).await
-    }
-
-    async fn append_line(
-        &self,
         mut recovery: VolumeRecovery,
         plan: &Plan,
         mark: Mark,
-        question: bool,
         memory: &mut Memory,
     ) -> Result<VolumeRecovery, TurnError> {
         let term = self.gate.leadership().ok_or(TurnError::NotLeader)?.term;
@@ -64,9 +43,6 @@ impl Executor {
             // Someone else wrote what this version cannot read: it is theirs now.
             recovery.history().map_err(|_| TurnError::Lost)?;
             self.put(&mut recovery, plan, &entry);
-            if question {
-                recovery.status.get_or_insert_default().epoch += 1;
-            }
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
                     finish::tell(self, &stored, memory).await;
@@ -123,6 +99,11 @@ impl Executor {
         status.plan_hash = Some(plan.hash.to_string());
         status.class = Some(plan.class().to_string());
         status.journal.push(entry.clone().into());
+        // The number of a question is stored with the intent to ask it: only an answer to that one counts then.
+        let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
+        if matches!(&entry.mark, Mark::Started { step, .. } if kind(step) == Some(StepKind::Challenge)) {
+            status.epoch += 1;
+        }
         // A new step, a turn or an end: what was waited for is over.
         let steps_on =
             !matches!(entry.mark, Mark::Started { .. } | Mark::Outcome { .. } | Mark::NoUser { .. });
@@ -173,6 +154,14 @@ fn describe(plan: &Plan, state: &State) -> (Phase, String) {
         (Some(End::Recovered), _) => {
             (Phase::Recovered, format!("{} runs with its volume again", plan.pins.workload))
         }
+        // A machine is not switched on again for an abort: whoever ended the run decides about it.
+        (Some(End::Aborted), _) if state.in_force(plan, StepKind::PowerOff) => (
+            Phase::Aborted,
+            format!(
+                "aborted; what was changed in the cluster was put back, and instance {} stays powered off",
+                plan.pins.holder
+            ),
+        ),
         (Some(End::Aborted), _) => (Phase::Aborted, "aborted; everything was put back".to_owned()),
         (Some(End::Failed { why }), _) => (Phase::Failed, why.clone()),
         (Some(End::Stuck { why }), _) => (Phase::Stuck, why.clone()),
@@ -184,5 +173,57 @@ fn describe(plan: &Plan, state: &State) -> (Phase, String) {
             });
             (Phase::Running, message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+    use jiff::Timestamp;
+    use reattach_core::fact::{Fact, Source};
+    use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
+    use reattach_core::machine::State;
+    use reattach_core::plan::{Allowed, Commands, Plan, Request, make};
+    use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
+    use reattach_core::testkit::{Case, NODE};
+
+    fn plan() -> Plan {
+        let mut case = Case::deployment().holdable().node(|n| n.ready = false);
+        let pods = Fact::present(Vec::new(), Source::Kubernetes("Pods".into()), case.now);
+        case.evidence.node_pods.insert(NODE.into(), pods);
+        let runbook = Runbook::built_in(DEFAULT_RUNBOOK).unwrap();
+        let request = Request {
+            runbook: &runbook,
+            confirm_workload: None,
+            commands: Commands::default(),
+            for_show: false,
+            allowed: Allowed { power_off: true, ..Allowed::default() },
+        };
+        make(&case.evidence, &case.diagnosis(), &request, case.now).unwrap()
+    }
+
+    /// The last words about an aborted run of which these lines were written.
+    fn aborted_after(plan: &Plan, lines: Vec<Mark>) -> String {
+        let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
+        let back = Mark::TurnedBack { why: TurnBack::Aborted { by: "jane".into() } };
+        let marks = [vec![accepted], lines, vec![back, Mark::Ended { end: End::Aborted }]].concat();
+        let entry = |(seq, mark): (usize, Mark)| {
+            let seq = u32::try_from(seq).unwrap();
+            Entry { seq, at: Timestamp::UNIX_EPOCH, term: 1, by: "test".into(), mark }
+        };
+        let journal: Vec<Entry> = marks.into_iter().enumerate().map(entry).collect();
+        describe(plan, &State::replay(plan, &journal).unwrap()).1
+    }
+
+    #[test]
+    fn an_abort_does_not_claim_that_a_machine_was_switched_on_again() {
+        let plan = plan();
+        let (wait, off) = (plan.find(StepKind::Await).unwrap(), plan.find(StepKind::PowerOff).unwrap());
+        let waited = Mark::Skipped { step: wait, why: "it did not heal".into() };
+        assert_eq!(aborted_after(&plan, vec![waited.clone()]), "aborted; everything was put back");
+        let started = Mark::Started { step: off, intent: "power off".into(), proof: None };
+        let outcome = Mark::Outcome { step: off, outcome: Outcome::Applied { detail: "200".into() } };
+        let said = aborted_after(&plan, vec![waited, started, outcome]);
+        assert!(said.ends_with("instance 26000001 stays powered off"), "{said}");
     }
 }

@@ -173,11 +173,7 @@ impl Executor {
             _ => None,
         };
         let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof };
-        let recovery = match &action.effect {
-            // The number of the question is stored with the intent to ask it: only an answer to that one counts then.
-            Effect::Challenge { .. } => self.append_question(recovery, plan, started, memory).await?,
-            _ => self.append(recovery, plan, started, memory).await?,
-        };
+        let recovery = self.append(recovery, plan, started, memory).await?;
         // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
         let volume = evidence
             .csi(self.collector.clock.now())

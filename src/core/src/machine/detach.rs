@@ -102,11 +102,7 @@ impl Look<'_> {
             let error = va.detach_error.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
             return Some(format!("VolumeAttachment {} is still there{error}", va.name));
         }
-        let held = match self.plan.side() {
-            Side::Whole => !cloud.holders.is_empty(),
-            Side::Old => cloud.holders.contains(&pins.holder),
-        };
-        held.then(|| "the cloud still names a holder".to_owned())
+        (!self.cloud_is_free(cloud)).then(|| "the cloud still names a holder".to_owned())
     }
 
     /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on. An order that deletes it

@@ -98,15 +98,9 @@ impl Look<'_> {
     }
 
     pub(super) fn power_off(&self) -> Next {
-        match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => {
-                return self.completed("the cloud accepted it");
-            }
-            // Who cannot be powered off by us may be by others; the next step waits for the proof.
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
-                return self.skipped(why);
-            }
-            _ => {}
+        // Who cannot be powered off by us may be by others; the next step waits for the proof.
+        if let Some(over) = self.accepted_or_given_up("the cloud accepted it") {
+            return over;
         }
         if self.proof().is_ok() {
             return self.skipped("there is a proof already that it cannot write");
@@ -154,17 +148,14 @@ impl Look<'_> {
         if node.quarantined {
             return self.done_or_skipped("the node is in quarantine");
         }
-        match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => self.completed("the taint is written"),
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.skipped(why),
-            _ => self.was_refused().or_else(|| self.not_to_be_fenced()).unwrap_or_else(|| {
-                Next::Act(Action {
-                    step: self.ix,
-                    intent: format!("put Node {} in quarantine", node.name),
-                    effect: Effect::Quarantine { node: node.name.clone(), uid: node.uid.clone() },
-                })
-            }),
-        }
+        let over = self.accepted_or_given_up("the taint is written");
+        over.or_else(|| self.was_refused()).or_else(|| self.not_to_be_fenced()).unwrap_or_else(|| {
+            Next::Act(Action {
+                step: self.ix,
+                intent: format!("put Node {} in quarantine", node.name),
+                effect: Effect::Quarantine { node: node.name.clone(), uid: node.uid.clone() },
+            })
+        })
     }
 
     pub(super) fn taint(&self) -> Next {
@@ -175,11 +166,8 @@ impl Look<'_> {
         if node.out_of_service_by_us {
             return self.done_or_skipped("the taint is there");
         }
-        match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => {
-                return self.completed("the taint is written");
-            }
-            _ => {}
+        if matches!(self.state.step(self.ix), StepState::Issued { outcome, .. } if outcome.applied()) {
+            return self.completed("the taint is written");
         }
         if self.still_held().is_none() {
             return self.skipped("nothing of the node holds the volume any more");
@@ -198,12 +186,25 @@ impl Look<'_> {
         }
     }
 
+    /// A step that the run can do without: its effect was accepted, or refused for good.
+    fn accepted_or_given_up(&self, accepted: &str) -> Option<Next> {
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => Some(self.completed(accepted)),
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                Some(self.skipped(why))
+            }
+            _ => None,
+        }
+    }
+
     /// What is there by our own hand is done; what another recovery of ours did is not ours to end.
     fn done_or_skipped(&self, seen: &str) -> Next {
-        if self.state.attempts(self.ix) > 0 {
-            self.completed(seen)
-        } else {
-            self.skipped(&format!("{seen}, by another recovery"))
+        match self.state.step(self.ix) {
+            StepState::Pending | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. } => {
+                self.skipped(&format!("{seen}, by another recovery"))
+            }
+            // Accepted, or a lost reply: then it may be ours.
+            _ => self.completed(seen),
         }
     }
 
@@ -287,14 +288,8 @@ impl Look<'_> {
     }
 
     pub(super) fn power_on(&self) -> Next {
-        match self.state.step(self.ix) {
-            StepState::Issued { outcome, .. } if outcome.applied() => {
-                return self.completed("the cloud accepted it");
-            }
-            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
-                return self.skipped(why);
-            }
-            _ => {}
+        if let Some(over) = self.accepted_or_given_up("the cloud accepted it") {
+            return over;
         }
         let off_by_us = self.plan.find(StepKind::PowerOff).is_some_and(|ix| {
             self.state.attempts(ix) > 0 && self.state.in_force(self.plan, StepKind::PowerOff)

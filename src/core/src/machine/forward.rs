@@ -423,13 +423,10 @@ impl Look<'_> {
             return self.failed("the cloud volume's identity or size is not the pinned one");
         }
         // A pod of before may be Ready on a dead mount, or where the volume was.
-        let counts = |p: &PodFacts| match self.plan.side() {
-            Side::Whole => !pins.pods.iter().any(|(_, old)| *old == p.uid),
-            // The fenced machine itself may be the next holder, in another boot and with another pod.
-            Side::Old => {
-                let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
-                new || self.instance_of(p).is_some_and(|i| *i != pins.holder)
-            }
+        let counts = |p: &PodFacts| {
+            let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
+            let waited_elsewhere = || self.instance_of(p).is_some_and(|i| *i != pins.holder);
+            new || self.plan.side() == Side::Old && waited_elsewhere()
         };
         let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
             return self.poll("no pod of the claim is Ready");

@@ -78,7 +78,8 @@ pub fn make(
     let aim = Aim::of(evidence, trouble, now).map_err(|r| vec![r])?;
     let steps = possible(order, evidence, request.allowed, now);
     let mut refusals = general(evidence, &aim.scope(), now);
-    refusals.extend(match (holding(&steps), trouble.side()) {
+    let has = |kind| steps.iter().any(|s| s.step == kind);
+    refusals.extend(match (Holding::by(has), trouble.side()) {
         (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
         (Holding::ByGate, Side::Whole) => before_holding(evidence, &aim.node, now),
         (holding, _) => before_fencing(evidence, holding, now),
@@ -93,8 +94,7 @@ pub fn make(
         refusals.dedup();
         return Err(refusals);
     }
-    let tainting = steps.iter().any(|s| s.step == StepKind::TaintOutOfService);
-    let pins = pins(evidence, &aim, tainting, now).map_err(|r| vec![r])?;
+    let pins = pins(evidence, &aim, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
     let target = Target { claim: &evidence.claim_name, pod: aim.pod.as_ref(), pins: &pins };
     let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request)).collect();
     let mut plan = Plan {
@@ -131,15 +131,6 @@ fn possible(
         _ => true,
     };
     order.iter().filter(can).copied().collect()
-}
-
-fn holding(steps: &[RunbookStep]) -> Holding {
-    let has = |kind| steps.iter().any(|s| s.step == kind);
-    match (has(StepKind::ScaleToZero), has(StepKind::Hold)) {
-        (true, _) => Holding::AtZero,
-        (_, true) => Holding::ByGate,
-        _ => Holding::Nothing,
-    }
 }
 
 /// What a person can do about a class that the runbook does not heal.

@@ -186,11 +186,7 @@ impl Plan {
 
     /// How it keeps the claim's pods away.
     pub fn holding(&self) -> Holding {
-        match (self.find(StepKind::ScaleToZero), self.find(StepKind::Hold)) {
-            (Some(_), _) => Holding::AtZero,
-            (_, Some(_)) => Holding::ByGate,
-            _ => Holding::Nothing,
-        }
+        Holding::by(|kind| self.find(kind).is_some())
     }
 
     /// What has to let go before pods may use the volume.

@@ -1,6 +1,6 @@
 //! The *kubelet handshake*: the holder's own live kubelet says that it does not use the volume (DESIGN 6, P1–P3).
 
-use super::reboot::clean;
+use super::reboot::{Clean, clean};
 use super::{
     FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
     the_volume,
@@ -89,7 +89,7 @@ pub const ATTEMPT: SignedDuration = SignedDuration::from_mins(2);
 /// `asked_at` is when the open challenge of this recovery was journaled. Otherwise as [`kubelet_handshake`].
 ///
 /// # Errors
-/// One [`NoProof`]: the first missing piece, in the order P1, P2, node, time, answer, holder.
+/// One [`NoProof`]: the first missing piece, in the order P1, P2, node, time, answer, holder, veto.
 pub fn answered_clean(
     evidence: &Evidence,
     node: &NodeName,
@@ -108,24 +108,12 @@ pub fn answered_clean(
         return Err(NoProof::NodeNotReady { node: node.clone() });
     }
     is_holder(facts, holder)?;
-    let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
     if no_user.lease.is_none() || asked_at < no_user.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX) {
-        return Err(not_clean("it was asked while a mount attempt could be under way".to_owned()));
+        let why = "it was asked while a mount attempt could be under way".to_owned();
+        return Err(NoProof::NotClean { node: node.clone(), why });
     }
-    let epoch = clean(evidence, node, recovery, &facts.boot_id).map_err(not_clean)?;
+    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, recovery, now)?;
     veto(evidence, node, now)?;
-    let volume = the_volume(evidence, holder, now)?;
-    if evidence.answers.get(node).map(|a| &a.identity) != Some(&volume.identity) {
-        return Err(NoProof::NotClean {
-            node: node.clone(),
-            why: "it was asked about another device".into(),
-        });
-    }
-    let grounds = vec![
-        ground(&evidence.pods, "no pod with the claim is left"),
-        ground(fact, format!("{node} runs boot {}", facts.boot_id)),
-        held_by(evidence, holder),
-    ];
     let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: no_user.at, epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }

@@ -1,11 +1,12 @@
 //! *Rebooted and clean*: whatever the old boot had under way is gone with it, and the new one has nothing.
 
 use super::{
-    FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
-    the_volume,
+    FenceProof, Ground, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing,
+    no_pod, the_volume,
 };
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::cloud::CloudVolume;
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::fact::{Fact, Reading};
 use crate::guest::Seen;
 use crate::ids::{BootId, InstanceId, NodeName, Uid};
 use jiff::Timestamp;
@@ -51,27 +52,44 @@ pub fn rebooted_and_clean(
     if !(other_boot || later_boot) {
         return Err(NoProof::NotRebooted { node: node.clone(), boot: facts.boot_id.clone() });
     }
-    let epoch = clean(evidence, node, recovery, &facts.boot_id)
-        .map_err(|why| NoProof::NotClean { node: node.clone(), why })?;
+    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, recovery, now)?;
+    let kind = ProofKind::RebootedAndClean { node: node.clone(), boot: facts.boot_id.clone(), epoch };
+    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+}
+
+/// What both proofs by an agent's answer rest on.
+pub(super) struct Clean<'a> {
+    pub(super) epoch: u64,
+    pub(super) volume: &'a CloudVolume,
+    pub(super) grounds: Vec<Ground>,
+}
+
+/// That the agent of the Node's boot answered this recovery's open challenge clean, about the volume that the holder has.
+pub(super) fn clean<'a>(
+    evidence: &'a Evidence,
+    node: &NodeName,
+    fact: &Fact<NodeFacts>,
+    facts: &NodeFacts,
+    holder: &InstanceId,
+    recovery: &Uid,
+    now: Timestamp,
+) -> Result<Clean<'a>, NoProof> {
+    let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
+    let epoch = epoch_answered(evidence, node, recovery, &facts.boot_id).map_err(not_clean)?;
     let volume = the_volume(evidence, holder, now)?;
-    let asked_for = evidence.answers.get(node).map(|a| &a.identity);
-    if asked_for != Some(&volume.identity) {
-        return Err(NoProof::NotClean {
-            node: node.clone(),
-            why: "it was asked about another device".into(),
-        });
+    if evidence.answers.get(node).map(|a| &a.identity) != Some(&volume.identity) {
+        return Err(not_clean("it was asked about another device".into()));
     }
     let grounds = vec![
         ground(&evidence.pods, "no pod with the claim is left"),
         ground(fact, format!("{node} runs boot {}", facts.boot_id)),
         held_by(evidence, holder),
     ];
-    let kind = ProofKind::RebootedAndClean { node: node.clone(), boot: facts.boot_id.clone(), epoch };
-    Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
+    Ok(Clean { epoch, volume, grounds })
 }
 
 /// The epoch that the agent of this boot answered with "no device" or "clean".
-pub(super) fn clean(
+fn epoch_answered(
     evidence: &Evidence,
     node: &NodeName,
     recovery: &Uid,

@@ -6,7 +6,8 @@ use super::walk::{
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::journal::{End, Mark, TurnBack};
+use reattach_core::journal::{End, Mark, Outcome, TurnBack};
+use reattach_core::machine::Effect;
 use reattach_core::plan::{Allowed, may_begin};
 use reattach_core::proof::{Declaration, ProofKind};
 use reattach_core::safety::Refusal;
@@ -103,12 +104,30 @@ fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
 
 #[test]
 fn a_node_that_is_back_before_anything_was_done_needs_nothing() {
-    let mut case = dead_node();
-    case.evidence.instances.clear();
     let mut walk = Walk::new(dead_node(), World { back_at: Some(20), ..QUIET });
     let end = walk.run(|_, _| {});
     assert!(walk.effects.is_empty(), "{:?}\n{}", walk.effects, walk.story());
     assert!(matches!(end, End::Failed { .. } | End::Recovered), "{end:?}");
+}
+
+/// S9: a taint that another recovery of the same node put there, while this one was refused the lock, is not this one's to
+/// take off.
+#[test]
+fn what_another_recovery_tainted_is_left_to_it() {
+    let mut walk = Walk::new(dead_node_off(), QUIET);
+    let refused = Outcome::NotApplied { why: "another recovery has the lock".into(), retry: true };
+    let tainting = |e: &Effect| matches!(e, Effect::TaintOutOfService { .. });
+    walk.answer(
+        |e| tainting(e).then(|| refused.clone()),
+        |walk| {
+            let node = walk.case.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap();
+            change(node, |n| n.out_of_service_by_us = true);
+        },
+    );
+    walk.run(|_, _| {});
+    let mine = walk.kinds();
+    assert!(!mine.contains(&"Untaint".to_owned()), "{mine:?}\n{}", walk.story());
+    assert!(walk.story().contains("by another recovery"), "{}", walk.story());
 }
 
 /// Without a permission the run waits for a proof that others bring about: none is made from time alone.

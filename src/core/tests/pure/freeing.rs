@@ -16,6 +16,7 @@ use reattach_core::machine::{Effect, Next};
 use reattach_core::proof::{Declaration, NoUser};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
 
@@ -380,8 +381,8 @@ fn nothing_is_freed_without_what_supports_it() {
     let spoils = prop::collection::vec(0..SPOILS.len(), 0..5);
     let answers = prop::option::weighted(0.2, 0..ANSWERS.len());
     let input = (0..moments().len(), spoils, answers);
-    let (mut freeing, mut all) = (0_u32, 0_u32);
-    runner("nothing_is_freed_without_what_supports_it", cases(100_000))
+    let (all, freeing) = (cases(100_000), AtomicU32::new(0));
+    runner("nothing_is_freed_without_what_supports_it", all)
         .run(&input, |(moment, spoils, answer)| {
             let mut walk = moments()[moment].clone();
             if let Some(answer) = answer {
@@ -398,15 +399,12 @@ fn nothing_is_freed_without_what_supports_it() {
                     supported(&walk, frees),
                     walk.story()
                 );
-                FREED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                freeing.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
-    all += cases(100_000);
-    freeing += FREED.load(std::sync::atomic::Ordering::Relaxed);
+    let freeing = freeing.into_inner();
     println!("{freeing} of {all} proposed a freeing effect, each supported");
     assert!(freeing > all / 100, "the cases hardly ever get to a freeing effect: {freeing}");
 }
-
-static FREED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);

@@ -210,6 +210,26 @@ impl Walk {
         next(&self.plan, &self.state(), &self.case.evidence, &cx)
     }
 
+    /// Takes the run to the first effect for which `reply` has an answer of its own, journals that, and lets the world change.
+    pub fn answer(&mut self, reply: impl Fn(&Effect) -> Option<Outcome>, world: impl FnOnce(&mut Self)) {
+        for _ in 0..1_000 {
+            match self.ask() {
+                Next::Record(mark) => self.record(mark),
+                Next::Wait { .. } => self.pass(1),
+                Next::Done(end) => panic!("{end:?}\n{}", self.story()),
+                Next::Act(action) => {
+                    if let Some(outcome) = reply(&action.effect) {
+                        self.issue(action, outcome);
+                        return world(self);
+                    }
+                    self.react(&action.effect);
+                    self.issue(action, Outcome::Applied { detail: "200".into() });
+                }
+            }
+        }
+        panic!("no such effect\n{}", self.story())
+    }
+
     /// Takes the run to its end, at most an hour away. `see` is shown each walk right before an effect.
     pub fn run(&mut self, mut see: impl FnMut(&Self, &Action)) -> End {
         for _ in 0..3_000 {
@@ -217,18 +237,8 @@ impl Walk {
                 Next::Record(mark) => self.record(mark),
                 Next::Act(action) => {
                     see(self, &action);
-                    let proof = match &action.effect {
-                        Effect::CloudDetach { proof }
-                        | Effect::CloudForce { proof }
-                        | Effect::TaintOutOfService { proof, .. }
-                        | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
-                        _ => None,
-                    };
-                    self.record(Mark::Started { step: action.step, intent: action.intent, proof });
                     self.react(&action.effect);
-                    self.effects.push(action.effect);
-                    let outcome = Outcome::Applied { detail: "200".into() };
-                    self.record(Mark::Outcome { step: action.step, outcome });
+                    self.issue(action, Outcome::Applied { detail: "200".into() });
                     self.pass(0);
                 }
                 Next::Wait { .. } => self.pass(1),
@@ -236,6 +246,20 @@ impl Walk {
             }
         }
         panic!("no end\n{}", self.story())
+    }
+
+    /// Journals an effect and what came of it.
+    fn issue(&mut self, action: Action, outcome: Outcome) {
+        let proof = match &action.effect {
+            Effect::CloudDetach { proof }
+            | Effect::CloudForce { proof }
+            | Effect::TaintOutOfService { proof, .. }
+            | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
+            _ => None,
+        };
+        self.record(Mark::Started { step: action.step, intent: action.intent, proof });
+        self.effects.push(action.effect);
+        self.record(Mark::Outcome { step: action.step, outcome });
     }
 
     /// The kinds of the effects that were issued, in order.
