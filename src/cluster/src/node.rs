@@ -1,4 +1,5 @@
-//! Our two taints on a Node: out-of-service while its machine is off or gone, quarantine until its agent answers clean.
+//! Our taints on a Node: out-of-service while its machine is off or gone, quarantine until its agent answers clean, and the
+//! closing taint of a hold where the cluster cannot hold pods away by admission.
 //!
 //! # Expected flow
 //! Each function reads the Node right before it writes, and changes the one taint that it is about.
@@ -9,8 +10,8 @@
 //! Node that is Ready: the attach/detach controller would pull volumes that are mounted (measured).
 //!
 //! # Assumptions
-//! For the out-of-service taint the caller holds the node's lock ([`crate::node_lock`]). The quarantine needs none: it keeps
-//! new pods away, and gets in no other remediator's way.
+//! For the out-of-service taint the caller holds the node's lock ([`crate::node_lock`]). The others need none: they keep
+//! new pods away, and get in no other remediator's way.
 //!
 //! # Caveats
 //! A Node has at most one taint per key and effect: where another recovery has quarantined it already, that one stays.
@@ -24,6 +25,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
+use reattach_core::hold::{HOLD_TAINT_PREFIX, hold_taint};
 use reattach_core::ids::{NodeName, Uid};
 use reattach_core::journal::Outcome;
 use serde_json::json;
@@ -103,6 +105,36 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
         time_added: None,
     });
     write(pass, &node, &all, "put into quarantine").await
+}
+
+/// The recoveries (their UIDs) whose closing taints are on the Node.
+pub fn closed_by(node: &Node) -> Vec<Uid> {
+    taints(node).iter().filter_map(|t| t.key.strip_prefix(HOLD_TAINT_PREFIX)).map(Uid::from).collect()
+}
+
+/// Closes the Node to new pods, by a taint with this recovery's own key.
+pub async fn close(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    let node = match the_node(pass, name, uid).await {
+        Ok(node) => node,
+        Err(outcome) => return outcome,
+    };
+    if closed_by(&node).contains(recovery) {
+        return applied("it is closed already");
+    }
+    let mut all = taints(&node).to_vec();
+    all.push(Taint {
+        key: hold_taint(recovery),
+        value: None,
+        effect: "NoSchedule".to_owned(),
+        time_added: None,
+    });
+    write(pass, &node, &all, "closed to new pods").await
+}
+
+/// Takes this recovery's closing taint off. A Node that is gone has none.
+pub async fn open(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    let key = hold_taint(recovery);
+    without(pass, name, uid, |t| t.key == key, "open to new pods").await
 }
 
 /// Takes the quarantine of this recovery off. A Node that is gone has none.

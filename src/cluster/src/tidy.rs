@@ -20,6 +20,11 @@ pub async fn unquarantine(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery:
     in_time(pass.as_effect(), |pass| node::unquarantine(pass, name, uid, recovery)).await
 }
 
+/// Takes a recovery's closing taint off a Node.
+pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
+    in_time(pass.as_effect(), |pass| node::open(pass, name, uid, recovery)).await
+}
+
 /// Gives a node's lock back, if the recovery has it.
 pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
     in_time(pass.as_effect(), async |pass| {

@@ -341,7 +341,23 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
             .filter(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))
             .map(|c| c.name.clone())
             .collect(),
+        ignores_taints: ignores_taints(spec),
     }
+}
+
+/// Why a taint of ours would not keep such pods from a node. Only a toleration without a key tolerates a key that nobody
+/// knows (`ToleratesTaint` in Kubernetes `k8s.io/api/core/v1/toleration.go`), and a pod that names its node passes by the
+/// scheduler.
+fn ignores_taints(spec: &PodSpec) -> Option<String> {
+    if let Some(node) = spec.node_name.as_deref().filter(|n| !n.is_empty()) {
+        return Some(format!("its template names node {node}, so the scheduler is not asked"));
+    }
+    let all = spec.tolerations.iter().flatten().any(|t| {
+        let any_key = t.key.as_deref().unwrap_or_default().is_empty();
+        let any_effect = matches!(t.effect.as_deref(), None | Some("" | "NoSchedule"));
+        any_key && any_effect && t.operator.as_deref() == Some("Exists")
+    });
+    all.then(|| "its pods tolerate every taint".to_owned())
 }
 
 async fn autoscalers(client: &Client, w: &WorkloadRef) -> Result<Vec<AutoscalerFacts>, kube::Error> {

@@ -137,8 +137,9 @@ impl Collector {
             Depth::Diagnose => return Ok(()),
             Depth::Plan => (None, true, true, true),
             Depth::Execute { plan, changing, probing, .. } => {
-                let by_gate = plan.holding() == Holding::ByGate;
-                (Some(&plan.pins.workload), changing && !by_gate, changing && by_gate, changing || probing)
+                let holding = plan.holding();
+                let (scales, by_gate) = (holding == Holding::AtZero, holding == Holding::ByGate);
+                (Some(&plan.pins.workload), changing && scales, changing && by_gate, changing || probing)
             }
         };
         let detail = if full { Detail::Full } else { Detail::Count };

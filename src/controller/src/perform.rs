@@ -47,6 +47,12 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             Effect::Hold => hold::hold(pass, recovery).await,
             Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
             Effect::Lift { pods } => hold::lift(pass, recovery, pods).await,
+            Effect::CloseNode { node: name, uid } => {
+                node::close(pass, name, uid, &Executor::uid_of(recovery)).await
+            }
+            Effect::OpenNode { node: name, uid } => {
+                node::open(pass, name, uid, &Executor::uid_of(recovery)).await
+            }
             Effect::Requeue { name, uid, resource_version } => {
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }

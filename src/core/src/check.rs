@@ -70,6 +70,12 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
         first(StepKind::DeleteAttachment).is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),
         "a VolumeAttachment deleted while pods may come",
     );
+    say(
+        "S1",
+        !plan.closes_node
+            || (hold.is_some() && first(StepKind::CloudDetach).or(first(StepKind::CloudForce)).is_none()),
+        "a cloud detach while pods of the claim may start on other nodes",
+    );
     let (taint, untaint) = (first(StepKind::TaintOutOfService), first(StepKind::Untaint));
     say(
         "S9",
@@ -289,7 +295,16 @@ fn losses(
         );
         let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
         let policy = e.hold_policy.as_ref().and_then(|h| h.read(now, MAX_AGE).present());
-        say("S1", !holds || policy.is_some(), "the cluster is not known to hold pods away by admission");
+        say(
+            "S1",
+            !holds || policy.is_some() || plan.closes_node,
+            "the cluster is not known to hold pods away by admission",
+        );
+        say(
+            "S1",
+            !plan.closes_node || w.template.ignores_taints.is_none(),
+            "a taint would not keep the workload's pods from the node",
+        );
     }
 }
 

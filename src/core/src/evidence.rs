@@ -6,6 +6,7 @@
 use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
 use crate::fact::{Fact, Reading};
 use crate::guest::{Answer, GuestInventory};
+use crate::hold::hold_taint;
 use crate::ids::{
     BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
     VolumeId,
@@ -259,6 +260,13 @@ pub struct NodeFacts {
     /// It carries our quarantine taint ([`crate::fence::QUARANTINE_TAINT`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quarantined: bool,
+}
+
+impl NodeFacts {
+    /// Whether this recovery's closing taint is on it.
+    pub fn is_closed_by(&self, recovery: &Uid) -> bool {
+        self.taints.contains(&hold_taint(recovery))
+    }
 }
 
 /// An Event that names one of the pods.

@@ -28,6 +28,9 @@ pub enum Holding {
     AtZero,
     /// Its new pods carry our scheduling gate; replicas are not touched.
     ByGate,
+    /// The node that has to let go takes no new pods, by our taint: for clusters that cannot gate pods by admission. New
+    /// pods may start on other nodes, so the cloud is not asked to detach.
+    ByTaint,
     /// Not at all: the node that held it is fenced as a whole.
     Nothing,
 }

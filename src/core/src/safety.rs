@@ -84,6 +84,11 @@ pub enum Refusal {
         "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away; use runbook scale-to-zero"
     )]
     NoHoldPolicy,
+    /// The cluster cannot hold pods away by admission, and a taint would not keep this workload's pods from the node.
+    #[error(
+        "this cluster has no MutatingAdmissionPolicy reattach-hold, and closing the node by a taint would not keep pods of {workload} away ({why}); use runbook scale-to-zero"
+    )]
+    IgnoresTaints { workload: String, why: String },
     /// Jobs, DaemonSets and the like.
     #[error("{workload} cannot be scaled to zero and back")]
     NotScalable { workload: String },

@@ -94,6 +94,9 @@ pub struct TemplateFacts {
     pub ephemeral_volumes: Vec<String>,
     /// Containers with a preStop hook.
     pub pre_stop: Vec<String>,
+    /// Why a closing taint would not keep its pods from a node, in words: they tolerate every taint, or name the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignores_taints: Option<String>,
 }
 
 /// A HorizontalPodAutoscaler.

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | out-of-service taint of ours | its Node is Ready; its lock has expired or is nobody's; its recovery is over or gone |
 //! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
+//! | closing taint of a hold | its recovery is over or gone |
 //! | scheduling gate, label of a hold | no recovery of the claim is under way with the label |
 //! | stamp | its recovery is gone: the workload is restored by the stamp alone, if it is still at 0 |
 //! | question to an agent | its recovery is gone |
@@ -67,6 +68,7 @@ impl Janitor {
             room.out_of_service().await;
             room.quarantines().await;
             room.holds().await;
+            room.closed_nodes().await;
         }
         if due(&mut self.next_seldom, SELDOM) {
             room.questions().await;

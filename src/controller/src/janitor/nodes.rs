@@ -5,7 +5,7 @@ use crate::recovery::Executor;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
-use reattach_cluster::node::{is_out_of_service_by_us, is_ready, quarantined_by};
+use reattach_cluster::node::{closed_by, is_out_of_service_by_us, is_ready, quarantined_by};
 use reattach_cluster::node_lock::{self, Lock};
 use reattach_cluster::{reports, store, tidy};
 use reattach_core::evidence::CsiSource;
@@ -113,6 +113,33 @@ impl Room<'_> {
                 }
             }
             self.unquarantine(&node, &by, over).await;
+        }
+    }
+
+    /// Closing taints whose recovery will not take them off any more.
+    pub(super) async fn closed_nodes(&self) {
+        for node in self.cache.nodes.filter(|n| !closed_by(n).is_empty()) {
+            for by in closed_by(&node) {
+                let own = self.cache.recoveries.filter(|r| Executor::uid_of(r) == by).into_iter().next();
+                match own {
+                    Some(own) if !is_final(&own) => continue,
+                    Some(_) => {}
+                    // The watch of the recoveries may lag behind the one of the nodes.
+                    None => match self.recoveries().await {
+                        Ok(known) if !known.contains(&by) => {}
+                        Ok(_) => continue,
+                        Err(error) => {
+                            tracing::warn!(%error, "whose a closing taint is could not be read");
+                            continue;
+                        }
+                    },
+                }
+                let Ok(pass) = self.executor.gate.tidy() else { return };
+                let (name, uid) =
+                    (NodeName::from(node.name_any()), Uid::from(node.uid().unwrap_or_default()));
+                let outcome = tidy::open(&pass, &name, &uid, &by).await;
+                self.tell(&format!("the closing taint of recovery {by} on node {name}"), &outcome);
+            }
         }
     }
 

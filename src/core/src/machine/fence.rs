@@ -70,6 +70,9 @@ impl Look<'_> {
 
     /// P1 for every kind of proof: where the order holds new pods away, that was seen in force.
     pub(super) fn no_pod_may_come(&self) -> Option<Next> {
+        if self.plan.closes_node {
+            return self.not_held_since(self.entered);
+        }
         let gated = self.plan.holding() == Holding::ByGate;
         let held = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
         let seen = held.is_some_and(|w| w.dry_run_held == Some(true));
@@ -333,6 +336,31 @@ pub(super) fn take_off(
     evidence: &Evidence,
     cx: &Context<'_>,
 ) -> Option<Next> {
+    taint_off(
+        untaint,
+        plan,
+        state,
+        evidence,
+        cx,
+        |node| node.out_of_service_by_us,
+        |node| Action {
+            step: untaint,
+            intent: format!("take our out-of-service taint off Node {}", node.name),
+            effect: Effect::Untaint { node: node.name.clone(), uid: node.uid.clone() },
+        },
+    )
+}
+
+/// What is still to do until a taint of ours is off the pinned Node: tried until it is seen gone.
+pub(super) fn taint_off(
+    step: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+    is_there: impl Fn(&NodeFacts) -> bool,
+    action: impl Fn(&NodeFacts) -> Action,
+) -> Option<Next> {
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let name = &plan.pins.node;
     let node = match evidence.nodes.get(name).map(|f| (f.at, f.read(cx.now, MAX_AGE))) {
@@ -340,21 +368,17 @@ pub(super) fn take_off(
         Some((_, Reading::Absent)) => return None,
         _ => return poll("the Node must be read to take the taint off"),
     };
-    if let StepState::Issued { outcome, at, .. } = state.step(untaint) {
+    if let StepState::Issued { outcome, at, .. } = state.step(step) {
         if node.0 < *at {
             return poll("the Node must be read again");
         }
-        if !node.1.out_of_service_by_us && outcome.applied() {
+        if !is_there(node.1) && outcome.applied() {
             return None;
         }
-        let again = later(*at, backoff(state.attempts(untaint)));
+        let again = later(*at, backoff(state.attempts(step)));
         if cx.now < again {
             return Some(wait("the taint is looked at again".to_owned(), again));
         }
     }
-    Some(Next::Act(Action {
-        step: untaint,
-        intent: format!("take our out-of-service taint off Node {name}"),
-        effect: Effect::Untaint { node: name.clone(), uid: node.1.uid.clone() },
-    }))
+    Some(Next::Act(action(node.1)))
 }

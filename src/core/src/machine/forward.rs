@@ -77,6 +77,7 @@ impl Look<'_> {
                         effect,
                         Effect::ScaleToZero { .. }
                             | Effect::Hold
+                            | Effect::CloseNode { .. }
                             | Effect::Release { .. }
                             | Effect::CloudDetach { .. }
                             | Effect::CloudForce { .. }
@@ -352,9 +353,12 @@ impl Look<'_> {
 
     /// Whether no pod of the claim is, or can come, where the volume has to be let go.
     pub(super) fn no_user_left(&self, pods: &[PodFacts]) -> bool {
-        match self.plan.side() {
-            Side::Whole => all_held_away(pods),
-            Side::Old => pods.iter().all(|p| p.is_kept_from(&self.plan.pins.node)),
+        let node = &self.plan.pins.node;
+        match (self.plan.holding(), self.plan.side()) {
+            // The scheduler keeps those from it that are on no node yet.
+            (Holding::ByTaint, _) => pods.iter().all(|p| p.node.as_ref() != Some(node)),
+            (_, Side::Whole) => pods.iter().all(PodFacts::is_held_away),
+            (_, Side::Old) => pods.iter().all(|p| p.is_kept_from(node)),
         }
     }
 
@@ -474,11 +478,6 @@ impl Look<'_> {
     pub(super) fn poll(&self, why: &str) -> Next {
         wait(why.to_owned(), later(self.cx.now, CLOUD_POLL))
     }
-}
-
-/// Whether no pod of the claim is on a node or can come to one.
-pub(super) fn all_held_away(pods: &[PodFacts]) -> bool {
-    pods.iter().all(PodFacts::is_held_away)
 }
 
 /// S8: the sentence of a pin that does not hold any more.

@@ -1,6 +1,7 @@
 //! Hold, release, lift: keeping new pods of the claim away, letting the stuck one go, and letting pods come again.
 
-use super::forward::{Look, all_held_away, pin_changed, wait};
+use super::fence::taint_off;
+use super::forward::{Look, pin_changed, wait};
 use super::unwind::{RETRY, backoff, later};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::diagnosis::Trouble;
@@ -8,7 +9,7 @@ use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::ids::{ObjectName, Uid};
 use crate::journal::Outcome;
-use crate::plan::{Side, StepIx, before_fencing, before_holding, general};
+use crate::plan::{Plan, Side, StepIx, before_fencing, before_holding, general};
 use crate::runbook::{Holding, StepKind};
 use jiff::{SignedDuration, Timestamp};
 
@@ -27,19 +28,36 @@ impl Look<'_> {
                     // Admission learns of the label within some 0.2 s (measured).
                     Some(Next::Wait { why, .. }) => wait(why, later(self.cx.now, PROBE)),
                     Some(other) => other,
+                    None if self.plan.closes_node => self.completed("the taint is on the node"),
                     None => {
                         self.completed("a dry-run create of a pod with the claim comes back with the gate")
                     }
                 }
             }
-            _ => self.was_refused().or_else(|| self.stands_against()).unwrap_or_else(|| {
-                Next::Act(Action {
-                    step: self.ix,
-                    intent: format!("hold new pods of claim {} away", self.plan.claim),
-                    effect: Effect::Hold,
-                })
-            }),
+            _ => self
+                .was_refused()
+                .or_else(|| self.stands_against())
+                .unwrap_or_else(|| if self.plan.closes_node { self.close_node() } else { self.by_gate() }),
         }
+    }
+
+    fn by_gate(&self) -> Next {
+        Next::Act(Action {
+            step: self.ix,
+            intent: format!("hold new pods of claim {} away", self.plan.claim),
+            effect: Effect::Hold,
+        })
+    }
+
+    fn close_node(&self) -> Next {
+        let Some(node) = self.evidence.node(&self.plan.pins.node, self.cx.now) else {
+            return self.poll(&format!("Node {} must be read", self.plan.pins.node));
+        };
+        Next::Act(Action {
+            step: self.ix,
+            intent: format!("close Node {} to new pods", node.name),
+            effect: Effect::CloseNode { node: node.name.clone(), uid: node.uid.clone() },
+        })
     }
 
     /// The step's write was refused: for good, or it is tried again later.
@@ -58,6 +76,9 @@ impl Look<'_> {
 
     /// P1: why the hold was not seen in force after that moment. `None`: it was.
     pub(super) fn not_held_since(&self, since: Timestamp) -> Option<Next> {
+        if self.plan.closes_node {
+            return self.not_closed_since(since);
+        }
         if self.evidence.workload.at < since {
             return Some(self.poll("the hold must be probed again"));
         }
@@ -71,13 +92,34 @@ impl Look<'_> {
         }
     }
 
+    /// The same where the node is closed by a taint.
+    fn not_closed_since(&self, since: Timestamp) -> Option<Next> {
+        let name = &self.plan.pins.node;
+        let read = self.evidence.nodes.get(name).filter(|f| f.at >= since);
+        match read.map(|f| f.read(self.cx.now, MAX_AGE)) {
+            Some(Reading::Present(node)) if node.is_closed_by(self.cx.recovery) => {
+                match self.evidence.workload.read(self.cx.now, MAX_AGE) {
+                    Reading::Present(w) => w.template.ignores_taints.as_ref().map(|why| self.refused(why)),
+                    Reading::Absent => Some(self.refused("the workload is gone")),
+                    _ => Some(self.poll("the workload must be read")),
+                }
+            }
+            Some(Reading::Present(_)) => Some(self.poll(&format!("Node {name} does not carry our taint"))),
+            Some(Reading::Absent) => Some(self.refused(&format!("Node {name} is gone"))),
+            _ => Some(self.poll(&format!("Node {name} must be read again"))),
+        }
+    }
+
     /// What stands against the hold or the release now.
     fn stands_against(&self) -> Option<Next> {
         let pins = &self.plan.pins;
         let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
-        refusals.extend(match self.plan.side() {
-            Side::Whole => before_holding(self.evidence, &pins.node, self.cx.now),
-            Side::Old => before_fencing(self.evidence, Holding::ByGate, self.cx.now),
+        let holding = self.plan.holding();
+        refusals.extend(match (holding, self.plan.side()) {
+            (Holding::ByTaint, _) | (_, Side::Whole) => {
+                before_holding(self.evidence, &pins.node, holding, self.cx.now)
+            }
+            (_, Side::Old) => before_fencing(self.evidence, holding, self.cx.now),
         });
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
@@ -93,9 +135,11 @@ impl Look<'_> {
         if let Some(refusal) = refusals.first() {
             return Some(self.poll(&refusal.to_string()));
         }
-        match self.plan.side() {
-            Side::Whole => self.trouble_is_over(),
-            Side::Old => self.trouble_is_over_untouched(),
+        match (holding, self.plan.side()) {
+            // Once a pod is released its successor may wait elsewhere, and the trouble look different for that.
+            (Holding::ByTaint, _) if self.state.attempts_of(self.plan, StepKind::Release) > 0 => None,
+            (Holding::ByTaint, _) | (_, Side::Whole) => self.trouble_is_over(),
+            (_, Side::Old) => self.trouble_is_over_untouched(),
         }
     }
 
@@ -106,15 +150,23 @@ impl Look<'_> {
         if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at) {
             return self.poll("the claim's pods must be read again");
         }
-        if all_held_away(pods) {
+        if self.no_user_left(pods) {
             return self.handshake_begins().unwrap_or_else(|| {
-                self.completed("no pod of the claim is on a node, and none can come to one")
+                self.completed(if self.plan.closes_node {
+                    "no pod of the claim is on the node, and none can come to it"
+                } else {
+                    "no pod of the claim is on a node, and none can come to one"
+                })
             });
         }
         if let Some(refused) = self.was_refused() {
             return refused;
         }
-        match pods.iter().find(|p| !p.is_held_away() && p.deleting_since.is_none()) {
+        let away = |p: &PodFacts| match self.plan.closes_node {
+            true => p.node.as_ref() != Some(&self.plan.pins.node),
+            false => p.is_held_away(),
+        };
+        match pods.iter().find(|p| !away(p) && p.deleting_since.is_none()) {
             Some(pod) => self.propose_release(pod),
             None => self.poll("kubelet takes the evicted pod down"),
         }
@@ -155,14 +207,28 @@ impl Look<'_> {
         {
             return self.failed(why);
         }
-        let_come(self.ix, self.state, self.evidence, self.cx)
-            .unwrap_or_else(|| self.completed("no pod carries the gate, and none would be given it"))
+        let_come(self.ix, self.plan, self.state, self.evidence, self.cx).unwrap_or_else(|| {
+            self.completed(if self.plan.closes_node {
+                "our taint is gone"
+            } else {
+                "no pod carries the gate, and none would be given it"
+            })
+        })
     }
 }
 
 /// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
 /// knows whether the label is on, and again while a pod is seen with the gate.
-pub(super) fn let_come(lift: StepIx, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+pub(super) fn let_come(
+    lift: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    if plan.closes_node {
+        return open_node(lift, plan, state, evidence, cx);
+    }
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let Some(pods) = evidence.pods.read(cx.now, MAX_AGE).present() else {
         return poll("the claim's pods must be read to lift the hold");
@@ -191,4 +257,27 @@ pub(super) fn let_come(lift: StepIx, state: &State, evidence: &Evidence, cx: &Co
         },
         effect: Effect::Lift { pods: waiting },
     }))
+}
+
+/// The same where the node is closed by a taint.
+fn open_node(
+    lift: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    taint_off(
+        lift,
+        plan,
+        state,
+        evidence,
+        cx,
+        |node| node.is_closed_by(cx.recovery),
+        |node| Action {
+            step: lift,
+            intent: format!("open Node {} to new pods again", node.name),
+            effect: Effect::OpenNode { node: node.name.clone(), uid: node.uid.clone() },
+        },
+    )
 }

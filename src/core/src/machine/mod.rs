@@ -106,6 +106,20 @@ pub enum Effect {
         /// The pods that wait.
         pods: Vec<(ObjectName, Uid)>,
     },
+    /// Put our closing taint on the Node: the hold of a cluster that has no policy for it.
+    CloseNode {
+        /// The Node.
+        node: NodeName,
+        /// Its UID.
+        uid: Uid,
+    },
+    /// Take our closing taint off.
+    OpenNode {
+        /// The Node.
+        node: NodeName,
+        /// Its UID.
+        uid: Uid,
+    },
     /// Detach at the cloud. Cannot be made without a proof.
     CloudDetach {
         /// The proof, which names volume and holder.

@@ -262,6 +262,11 @@ impl State {
         self.attempts.get(step.index()).copied().unwrap_or(0)
     }
 
+    /// The same of the only step of a kind; 0 if the plan has none.
+    pub fn attempts_of(&self, plan: &Plan, kind: StepKind) -> u32 {
+        plan.find(kind).map_or(0, |ix| self.attempts(ix))
+    }
+
     /// When the latest attempt of a step began whose reply nobody heard: the request may still arrive.
     pub fn unheard_since(&self, step: StepIx) -> Option<Timestamp> {
         self.doubts.get(step.index()).copied().flatten()

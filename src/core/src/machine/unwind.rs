@@ -7,6 +7,7 @@ use super::{Action, Context, Effect, Next, State, StepState};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::fence::OUT_OF_SERVICE_TAINT;
+use crate::hold::hold_taint;
 use crate::journal::{End, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, StepIx};
 use crate::runbook::{Holding, StepKind};
@@ -22,10 +23,6 @@ const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 /// suffices to restore.
 const MOST_RESTORES: u32 = 60;
 
-/// What a person does when a hold cannot be lifted.
-const BY_HAND: &str =
-    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods";
-
 /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
 pub(super) fn next(
     plan: &Plan,
@@ -39,7 +36,7 @@ pub(super) fn next(
     }
     match plan.holding() {
         Holding::AtZero => restore(plan, state, evidence, cx, why),
-        Holding::ByGate | Holding::Nothing => lift(plan, state, evidence, cx)
+        Holding::ByGate | Holding::ByTaint | Holding::Nothing => lift(plan, state, evidence, cx)
             .or_else(|| untaint(plan, state, evidence, cx))
             .unwrap_or_else(|| end(why)),
     }
@@ -87,7 +84,7 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
 fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
     let lift = plan.find(StepKind::Lift).filter(|_| state.in_force(plan, StepKind::Hold))?;
     if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(lift) {
-        return Some(stuck(format!("the hold could not be lifted ({why}); {BY_HAND}")));
+        return Some(stuck(format!("the hold could not be lifted ({why}); {}", by_hand(plan, cx))));
     }
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
     let unheard = plan.find(StepKind::Release).and_then(|release| state.unheard_since(release));
@@ -97,12 +94,29 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
             until: later(at, IN_FLIGHT),
         });
     }
-    match let_come(lift, state, evidence, cx)? {
-        Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => {
-            Some(stuck(format!("the hold could not be lifted in {MOST_RESTORES} tries; {BY_HAND}")))
-        }
+    // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
+    let unheard = plan.find(StepKind::Hold).filter(|_| plan.closes_node).and_then(|h| state.unheard_since(h));
+    if let Some(at) = unheard.filter(|at| cx.now < later(*at, IN_FLIGHT)) {
+        return Some(Next::Wait {
+            why: "the closing taint may still be on its way".to_owned(),
+            until: later(at, IN_FLIGHT),
+        });
+    }
+    match let_come(lift, plan, state, evidence, cx)? {
+        Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => Some(stuck(format!(
+            "the hold could not be lifted in {MOST_RESTORES} tries; {}",
+            by_hand(plan, cx)
+        ))),
         next => Some(next),
     }
+}
+
+/// What a person does when a hold cannot be lifted.
+fn by_hand(plan: &Plan, cx: &Context<'_>) -> String {
+    if plan.closes_node {
+        return format!("kubectl taint node {} {}-", plan.pins.node, hold_taint(cx.recovery));
+    }
+    "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods".to_owned()
 }
 
 /// The out-of-service taint goes with the run that put it there. `None`: there is none of it.

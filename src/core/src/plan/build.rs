@@ -76,13 +76,15 @@ pub fn make(
         return Err(vec![Refusal::NeedsPeople { trouble: trouble.to_string(), advice }]);
     }
     let aim = Aim::of(evidence, trouble, now).map_err(|r| vec![r])?;
-    let steps = possible(order, evidence, request.allowed, now);
+    let closes_node = closes_node(order, evidence, trouble, now);
+    let steps = possible(order, evidence, request.allowed, closes_node, now);
     let mut refusals = general(evidence, &aim.scope(), now);
     let has = |kind| steps.iter().any(|s| s.step == kind);
     refusals.extend(match (Holding::by(has), trouble.side()) {
         (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
-        (Holding::ByGate, Side::Whole) => before_holding(evidence, &aim.node, now),
-        (holding, _) => before_fencing(evidence, holding, now),
+        (_, Side::Whole) if closes_node => before_holding(evidence, &aim.node, Holding::ByTaint, now),
+        (holding, Side::Whole) => before_holding(evidence, &aim.node, holding, now),
+        (holding, Side::Old) => before_fencing(evidence, holding, now),
     });
     if let Trouble::Phantom { at, confirmed: false, .. } = trouble
         && !request.for_show
@@ -96,7 +98,7 @@ pub fn make(
     }
     let pins = pins(evidence, &aim, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
     let target = Target { claim: &evidence.claim_name, pod: aim.pod.as_ref(), pins: &pins };
-    let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request)).collect();
+    let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request, closes_node)).collect();
     let mut plan = Plan {
         version: PLAN_VERSION,
         claim: evidence.claim_name.clone(),
@@ -106,18 +108,29 @@ pub fn make(
         downtime: downtime(order),
         pins,
         steps,
+        closes_node,
         hash: PlanHash::from(""),
     };
     plan.hash = plan.computed_hash();
     Ok(plan)
 }
 
+/// Whether the hold is to be a taint on the node: the cluster is known to have no policy, and the holder's node is there and
+/// lives. What a dead node has is freed without a hold; a record or an orphan whose node may be gone cannot be.
+fn closes_node(order: &[RunbookStep], evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> bool {
+    let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
+    order.iter().any(|s| s.step == StepKind::Hold)
+        && trouble.side() == Side::Whole
+        && matches!(policy, Some(Reading::Absent))
+}
+
 /// The steps that the cloud can do and people allow. Where the cluster cannot hold pods away, a dead node is fenced all
-/// the same, and only the cloud's own detach, which needs the hold, is left out.
+/// the same, and only the cloud's own detach, which needs the hold, is left out; so it is where only the node is closed.
 fn possible(
     order: &[RunbookStep],
     evidence: &Evidence,
     allowed: Allowed,
+    closes_node: bool,
     now: Timestamp,
 ) -> Vec<RunbookStep> {
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
@@ -126,8 +139,9 @@ fn possible(
     let can = |step: &&RunbookStep| match step.step {
         StepKind::PowerOff => allowed.power_off,
         StepKind::PowerOn => allowed.power_off && allowed.power_on,
-        StepKind::CloudForce => allowed.force && gates,
-        StepKind::Hold | StepKind::CloudDetach | StepKind::Lift => gates,
+        StepKind::CloudForce => allowed.force && gates && !closes_node,
+        StepKind::CloudDetach => gates && !closes_node,
+        StepKind::Hold | StepKind::Lift => gates,
         _ => true,
     };
     order.iter().filter(can).copied().collect()

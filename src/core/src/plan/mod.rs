@@ -70,6 +70,9 @@ pub struct Plan {
     pub pins: Pins,
     /// The steps in order.
     pub steps: Vec<PlannedStep>,
+    /// The hold closes the node that has to let go by a taint, instead of holding pods away by admission.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closes_node: bool,
     /// How long the workload will be down from the first step.
     pub downtime: Downtime,
     /// The hash of all the above.
@@ -186,18 +189,21 @@ impl Plan {
 
     /// How it keeps the claim's pods away.
     pub fn holding(&self) -> Holding {
-        Holding::by(|kind| self.find(kind).is_some())
+        match Holding::by(|kind| self.find(kind).is_some()) {
+            Holding::ByGate if self.closes_node => Holding::ByTaint,
+            other => other,
+        }
     }
 
-    /// What has to let go before pods may use the volume.
+    /// What has to let go before pods may use the volume. Where only the node is closed, pods may wait elsewhere.
     pub fn side(&self) -> Side {
-        self.trouble.side()
+        if self.closes_node { Side::Old } else { self.trouble.side() }
     }
 
     /// The step that lets pods of the claim come again.
     pub fn closing(&self) -> Option<StepIx> {
         match self.holding() {
-            Holding::ByGate => self.find(StepKind::Lift),
+            Holding::ByGate | Holding::ByTaint => self.find(StepKind::Lift),
             Holding::AtZero => self.find(StepKind::Restore),
             Holding::Nothing => None,
         }

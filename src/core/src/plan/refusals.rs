@@ -105,9 +105,14 @@ pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timesta
     })
 }
 
-/// Every refusal of holding the claim and releasing its stuck pods on `node`. The count is not touched, so nothing that
-/// owns it matters; what a released pod would lose does, and that its owner can make a new one.
-pub fn before_holding(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Vec<Refusal> {
+/// Every refusal of holding the claim in this way and releasing its stuck pods on `node`. The count is not touched, so
+/// nothing that owns it matters; what a released pod would lose does, and that its owner can make a new one.
+pub fn before_holding(
+    evidence: &Evidence,
+    node: &NodeName,
+    holding: Holding,
+    now: Timestamp,
+) -> Vec<Refusal> {
     let mut out = with_workload(evidence, now, |w, out| {
         unchanged(w, out);
         if let Some(what) = &w.rollout {
@@ -121,8 +126,13 @@ pub fn before_holding(evidence: &Evidence, node: &NodeName, now: Timestamp) -> V
         let released = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
         pre_stop(w, released.iter().filter(|p| p.node.as_ref() == Some(node)), out);
         foreign_pods(evidence, w, now, out);
+        if let (Holding::ByTaint, Some(why)) = (holding, &w.template.ignores_taints) {
+            out.push(Refusal::IgnoresTaints { workload: w.workload.to_string(), why: why.clone() });
+        }
     });
-    hold_policy(evidence, now, &mut out);
+    if holding != Holding::ByTaint {
+        hold_policy(evidence, now, &mut out);
+    }
     out
 }
 

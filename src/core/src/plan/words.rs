@@ -1,6 +1,7 @@
 //! The steps of a plan in words: what will happen, what must hold, what a person would type.
 
 use super::{EffectClass, Pins, PlannedStep, Request};
+use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::ObjectName;
 use crate::runbook::{RunbookStep, StepKind};
 
@@ -13,7 +14,12 @@ pub(super) struct Target<'a> {
 }
 
 /// One step in words.
-pub(super) fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request<'_>) -> PlannedStep {
+pub(super) fn planned(
+    step: &RunbookStep,
+    target: &Target<'_>,
+    request: &Request<'_>,
+    closes_node: bool,
+) -> PlannedStep {
     let Target { claim, pod, pins } = target;
     let (node, instance) = (&pins.node, &pins.holder);
     let w = &pins.workload;
@@ -42,6 +48,32 @@ pub(super) fn planned(step: &RunbookStep, target: &Target<'_>, request: &Request
             "the workload stays down until it is restored; the stamp on it suffices for that",
             "no pod of the workload is left",
             EffectClass::Conditional,
+        ),
+        StepKind::Hold if closes_node => text(
+            format!(
+                "keep new pods off {node} by a taint of our own: this cluster cannot hold pods of one claim away"
+            ),
+            "no pod of the workload tolerates it; a new pod of the workload would be accepted now",
+            format!("kubectl taint node {node} {HOLD_TAINT_PREFIX}RECOVERY=:NoSchedule"),
+            "for as long as it lasts no new pod of any workload starts on the node; pods that are there stay",
+            "the taint is there",
+            EffectClass::Conditional,
+        ),
+        StepKind::Lift if closes_node => text(
+            format!("take that taint off {node}"),
+            "the node, its VolumeAttachment and the cloud have let go",
+            format!("kubectl taint node {node} {HOLD_TAINT_PREFIX}RECOVERY-"),
+            "none",
+            "the taint is gone",
+            EffectClass::Conditional,
+        ),
+        StepKind::AwaitDetached if closes_node => text(
+            format!("wait until {node} does not hold volume {} any more", pins.volume),
+            "no pod of the claim is on the node or can come to it",
+            format!("kubectl get volumeattachment {} --watch", pins.attachment_name()),
+            "the CSI driver may be unable to detach; then the run turns back",
+            "the VolumeAttachment and the cloud",
+            EffectClass::Repeatable,
         ),
         StepKind::Hold => text(
             format!("keep new pods of claim {claim} away by a scheduling gate"),

@@ -27,7 +27,8 @@ pub struct NoUser {
 ///
 /// # Assumptions
 /// `evidence` was collected after `no_user` was journaled. New pods are kept away: the workload is at zero by a stamp of
-/// this recovery, or a dry-run create was seen to be given the gate.
+/// this recovery, a dry-run create was seen to be given the gate, or the node carries this recovery's closing taint. A pod
+/// that the scheduler sent just before it saw the taint is on the node by the Lease renewal that the proof waits for.
 ///
 /// # Errors
 /// One [`NoProof`] per missing piece; the first one found, in the order P1, P2, P3, veto, holder.
@@ -39,8 +40,8 @@ pub fn kubelet_handshake(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    held(evidence, recovery, now)?;
-    no_pod(evidence, node, now)?;
+    let away = held(evidence, node, recovery, now)?;
+    no_pod(evidence, node, away, now)?;
     let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
         what: "the PersistentVolume".into(),
         why: "no fresh CSI source".into(),
@@ -99,8 +100,8 @@ pub fn answered_clean(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    held(evidence, recovery, now)?;
-    no_pod(evidence, node, now)?;
+    let away = held(evidence, node, recovery, now)?;
+    no_pod(evidence, node, away, now)?;
     let fact = evidence.nodes.get(node).ok_or_else(|| missing(format!("Node {node}"), "it was not read"))?;
     let facts = fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?
         .ok_or_else(|| missing(format!("Node {node}"), "it does not exist"))?;

@@ -33,7 +33,7 @@ pub use power::{Sighting, gone, off};
 pub use reboot::{Before, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::{Fact, Reading, Source};
 use crate::ids::{BootId, InstanceId, NodeName, Uid, VolumeId};
 use jiff::{SignedDuration, Timestamp};
@@ -416,9 +416,18 @@ fn is_holder(node: &NodeFacts, holder: &InstanceId) -> Result<(), NoProof> {
     Err(NoProof::Holder { found, expected: holder.clone() })
 }
 
-/// P1: no new pod can come. Either the workload is at zero and carries this recovery's stamp, or a pod made now would be
-/// given our gate.
-fn held(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoProof> {
+/// From where new pods of the claim are kept away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Away {
+    /// From every node.
+    Everywhere,
+    /// From the holder's node alone, by the closing taint.
+    FromTheNode,
+}
+
+/// P1: no new pod can come to the holder's node. Either the workload is at zero and carries this recovery's stamp, or a pod
+/// made now would be given our gate, or the node carries our closing taint and the workload's pods do not tolerate it.
+fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) -> Result<Away, NoProof> {
     let no_hold = |why: String| Err(NoProof::NoHold { why });
     let workload = fresh(evidence.workload.read(now, MAX_AGE), "the workload")?;
     let Some(workload) = workload else { return no_hold("the workload is not there".into()) };
@@ -430,11 +439,17 @@ fn held(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoPro
             if stamp.workload != workload.workload.uid {
                 return no_hold("the stamp is another object's".into());
             }
-            Ok(())
+            Ok(Away::Everywhere)
         }
         Some(Err(why)) => no_hold(why.clone()),
         _ => match workload.dry_run_held {
-            Some(true) => Ok(()),
+            Some(true) => Ok(Away::Everywhere),
+            _ if evidence.node(node, now).is_some_and(|n| n.is_closed_by(recovery)) => {
+                match &workload.template.ignores_taints {
+                    None => Ok(Away::FromTheNode),
+                    Some(why) => no_hold(format!("node {node} is closed by a taint, and {why}")),
+                }
+            }
             Some(false) => no_hold("a pod made now would not be given the gate".into()),
             None => no_hold(format!("{} has {} replicas", workload.workload, workload.replicas)),
         },
@@ -442,10 +457,11 @@ fn held(evidence: &Evidence, recovery: &Uid, now: Timestamp) -> Result<(), NoPro
 }
 
 /// P2: no pod object with the claim is left that is on the holder's node or could come to it. A pod that is bound to
-/// another node never moves.
-fn no_pod(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+/// another node never moves, and the scheduler sends none to a node that is closed.
+fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> Result<(), NoProof> {
     let pods = fresh(evidence.pods.read(now, MAX_AGE), "the list of pods")?;
-    match pods.and_then(|p| p.iter().find(|p| !p.is_kept_from(node))) {
+    let kept = |p: &PodFacts| p.is_kept_from(node) || away == Away::FromTheNode && p.node.is_none();
+    match pods.and_then(|p| p.iter().find(|p| !kept(p))) {
         Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
         None => Ok(()),
     }

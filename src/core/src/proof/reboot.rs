@@ -34,8 +34,8 @@ pub fn rebooted_and_clean(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
-    held(evidence, recovery, now)?;
-    no_pod(evidence, node, now)?;
+    let away = held(evidence, node, recovery, now)?;
+    no_pod(evidence, node, away, now)?;
     let what = format!("Node {node}");
     let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
     let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;

@@ -1,7 +1,8 @@
 //! Classes A, C, D and E, and B where kubelet does not let go: which effects, in which order, and that nothing is left.
 
 use super::walk::{
-    ALL, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, plan,
+    ALL, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
+    phantom_without_policy, plan, without_policy,
 };
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
 use reattach_core::fact::Known;
@@ -15,7 +16,8 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, v
 
 type Row = (&'static str, fn() -> Case, World, &'static [&'static str]);
 
-const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
+const QUIET: World =
+    World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None, alone: false };
 const STUCK: World = World { stuck: true, ..QUIET };
 
 fn phantom() -> Case {
@@ -43,7 +45,21 @@ const ROWS: &[Row] = &[
         World { lingers: true, ..QUIET },
         &["Hold", "Release", "Challenge", "DeleteAttachment", "Lift"],
     ),
+    ("B, without the policy", phantom_without_policy, QUIET, &["CloseNode", "Release", "OpenNode"]),
+    (
+        "B, without the policy and without another node",
+        phantom_without_policy,
+        World { alone: true, ..QUIET },
+        &["CloseNode", "Release", "OpenNode"],
+    ),
+    (
+        "B, without the policy, and kubelet keeps it in volumesInUse",
+        phantom_without_policy,
+        World { lingers: true, ..QUIET },
+        &["CloseNode", "Release", "Challenge", "DeleteAttachment", "OpenNode"],
+    ),
     ("C, by the ladder", lost, QUIET, &["Hold", "Release", "Lift"]),
+    ("C, without the policy", || without_policy(lost()), QUIET, &["CloseNode", "Release", "OpenNode"]),
     ("C, healed by external-attacher", lost, World { heals_after: Some(40), ..QUIET }, &[]),
     ("D, detach error", detach_error, STUCK, &["Requeue", "Hold", "CloudDetach", "Requeue", "Lift"]),
     ("D, Node gone", node_missing, QUIET, &["Hold", "DeleteAttachment", "Lift"]),

@@ -3,7 +3,8 @@
 
 use super::properties::{cases, runner};
 use super::walk::{
-    Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, sighting,
+    Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, phantom_without_policy,
+    sighting,
 };
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -18,7 +19,8 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, R
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
+const QUIET: World =
+    World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None, alone: false };
 
 /// Every moment of every class's run at which a freeing effect is proposed.
 fn moments() -> &'static [Walk] {
@@ -27,11 +29,12 @@ fn moments() -> &'static [Walk] {
         let phantom = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
         let stuck = World { stuck: true, ..QUIET };
         let lingers = World { lingers: true, ..QUIET };
-        let runs: [(Case, World); 9] = [
+        let runs: [(Case, World); 10] = [
             (dead_node(), QUIET),
             (dead_node_off(), stuck),
             (phantom(), stuck),
             (phantom(), lingers),
+            (phantom_without_policy(), lingers),
             (lost(), QUIET),
             (detach_error(), stuck),
             (node_missing(), QUIET),
@@ -55,14 +58,19 @@ fn moments() -> &'static [Walk] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frees {
     Node,
-    Volume { force: bool },
+    /// The VolumeAttachment: kubelet reads it before every mount, so that it is enough to keep pods from the node.
+    Record,
+    Volume {
+        force: bool,
+    },
 }
 
 fn freed(effect: &Effect) -> Option<Frees> {
     match effect {
         Effect::TaintOutOfService { .. } => Some(Frees::Node),
         Effect::CloudForce { .. } => Some(Frees::Volume { force: true }),
-        Effect::CloudDetach { .. } | Effect::DeleteAttachment { .. } => Some(Frees::Volume { force: false }),
+        Effect::CloudDetach { .. } => Some(Frees::Volume { force: false }),
+        Effect::DeleteAttachment { .. } => Some(Frees::Record),
         _ => None,
     }
 }
@@ -138,7 +146,7 @@ fn word(c: &mut Case, holder: &str, by: &str, reason: &str, ago: i64) {
     });
 }
 
-const SPOILS: [Spoil; 62] = [
+const SPOILS: [Spoil; 65] = [
     |c| old(&mut c.evidence.cloud_volume),
     |c| unknown(&mut c.evidence.cloud_volume),
     |c| gone(&mut c.evidence.cloud_volume),
@@ -213,6 +221,9 @@ const SPOILS: [Spoil; 62] = [
     |c| word(c, OTHER_INSTANCE, "jane", "unplugged", 60),
     |c| word(c, INSTANCE, " ", "unplugged", 60),
     |c| word(c, INSTANCE, "jane", "unplugged", 7_200),
+    |c| node(c, |n| n.taints.clear()),
+    |c| node(c, |n| n.taints = vec!["hold.reattach.dev/another-recovery".into()]),
+    |c| edit(&mut c.evidence.workload, |w| w.template.ignores_taints = Some("it tolerates all".into())),
 ];
 
 /// Changes of what the agent says; they need an answer to change.
@@ -284,13 +295,13 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&NoUser>, now: Timestamp) -> bo
     let (e, pins) = (&walk.case.evidence, &walk.plan.pins);
     let Some(Some(node)) = fresh(e.nodes.get(&pins.node), now) else { return false };
     let Some(no_user) = no_user else { return false };
-    let held = fresh(Some(&e.workload), now).flatten().is_some_and(|w| w.dry_run_held == Some(true));
+    let (held, closed) = (is_held(walk), is_closed(walk));
     let pods = match fresh(Some(&e.pods), now) {
         Some(pods) => pods.map_or(&[][..], Vec::as_slice),
         None => return false,
     };
     let away = |p: &PodFacts| match &p.node {
-        None => p.held,
+        None => p.held || closed,
         Some(node) => *node != pins.node,
     };
     let answer = e.answers.get(&pins.node).filter(|a| {
@@ -314,9 +325,23 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&NoUser>, now: Timestamp) -> bo
     let rebooted = pins.boot_id.as_ref() != Some(&node.boot_id)
         || attached.zip(booted).is_some_and(|(a, booted)| booted > a.created);
     node.instance.as_ref() == Some(&pins.holder)
-        && held
+        && (held || closed)
         && pods.iter().all(away)
         && ((node.ready && (handshake || (clean && later))) || (rebooted && clean && later))
+}
+
+/// Whether a pod made now would be held away from every node.
+fn is_held(walk: &Walk) -> bool {
+    let workload = fresh(Some(&walk.case.evidence.workload), walk.case.now).flatten();
+    workload.is_some_and(|w| w.dry_run_held == Some(true))
+}
+
+/// Whether the scheduler keeps the workload's pods from the holder's node.
+fn is_closed(walk: &Walk) -> bool {
+    let (e, now) = (&walk.case.evidence, walk.case.now);
+    let taint = format!("hold.reattach.dev/{RECOVERY}");
+    fresh(e.nodes.get(&walk.plan.pins.node), now).flatten().is_some_and(|n| n.taints.contains(&taint))
+        && fresh(Some(&e.workload), now).flatten().is_some_and(|w| w.template.ignores_taints.is_none())
 }
 
 fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
@@ -335,9 +360,9 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
             dead && down.is_some()
         }
         Frees::Volume { force: true } => down == Some(true),
-        Frees::Volume { force: false } => {
-            let held = fresh(Some(&e.workload), now).flatten().is_some_and(|w| w.dry_run_held == Some(true));
-            held && (down.is_some() || volume_is_unused(walk, state.no_user(), now))
+        Frees::Record | Frees::Volume { force: false } => {
+            let away = is_held(walk) || frees == Frees::Record && is_closed(walk);
+            away && (down.is_some() || volume_is_unused(walk, state.no_user(), now))
         }
     };
     if ok { Ok(()) } else { Err(format!("machine down: {down:?}")) }

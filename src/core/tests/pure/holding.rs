@@ -2,7 +2,10 @@
 
 use super::machine::{Faults, Reply, Run};
 use super::world::World;
+use reattach_core::check::check;
+use reattach_core::fact::Fact;
 use reattach_core::journal::{End, Mark};
+use reattach_core::runbook::{Holding, StepKind};
 use reattach_core::safety::Refusal;
 use reattach_core::testkit::Case;
 
@@ -103,16 +106,50 @@ fn a_disruption_budget_that_never_yields_is_named_at_the_deadline() {
     assert_nothing_held(&run, "refused for ever");
 }
 
+/// Only a cluster that is known to have no policy gets its node closed, and only for pods that a taint keeps away.
 #[test]
-fn a_cluster_without_the_policy_is_told_which_runbook_to_use() {
+fn a_cluster_without_the_policy_closes_the_node() {
     let mut case = Case::deployment().holdable();
     let refusals = |case: &Case| case.plan_by("lightest-first", None, false).err().unwrap_or_default();
-    assert_eq!(refusals(&case), []);
+    let by_gate = case.plan_by("lightest-first", None, false).expect("a plan");
+    assert!(!by_gate.closes_node);
     let fact = case.evidence.hold_policy.take().expect("the policy");
     assert!(matches!(refusals(&case)[..], [Refusal::Missing { .. }]), "not asked is no answer");
-    case.evidence.hold_policy = Some(reattach_core::fact::Fact::absent(fact.source, fact.at));
-    assert_eq!(refusals(&case), [Refusal::NoHoldPolicy]);
-    assert!(Refusal::NoHoldPolicy.to_string().contains("scale-to-zero"));
+    case.evidence.hold_policy = Some(Fact::unknown("503", fact.source.clone(), fact.at));
+    assert!(matches!(refusals(&case)[..], [Refusal::Missing { .. }]), "no answer is none either");
+
+    case.evidence.hold_policy = Some(Fact::absent(fact.source, fact.at));
+    let mut plan = case.plan_by("lightest-first", None, false).expect("a plan");
+    assert!(plan.closes_node);
+    assert_eq!(plan.holding(), Holding::ByTaint);
+    assert_eq!(plan.find(StepKind::CloudDetach), None, "pods may start elsewhere");
+    assert_eq!(check(&plan, &case.evidence, None, case.now), []);
+    assert!(plan.steps[0].what.contains("off lke-1 by a taint"), "{}", plan.steps[0].what);
+    assert!(plan.steps[0].command.contains("hold.reattach.dev/"), "{}", plan.steps[0].command);
+
+    // The checker would not let a cloud detach pass here, nor this plan on pods that a taint does not keep away.
+    let detach = by_gate.steps.iter().find(|s| s.kind == StepKind::CloudDetach).expect("the step");
+    plan.steps.insert(3, detach.clone());
+    plan.hash = plan.computed_hash();
+    let found = check(&plan, &case.evidence, None, case.now);
+    assert!(found.iter().any(|v| v.rule == "S1" && v.what.contains("other nodes")), "{found:?}");
+    let all = "its pods tolerate every taint".to_owned();
+    let case = case.workload(|w| w.template.ignores_taints = Some(all.clone()));
+    let workload = "Deployment default/redis".to_owned();
+    assert_eq!(refusals(&case), [Refusal::IgnoresTaints { workload, why: all }]);
+    plan.steps.remove(3);
+    plan.hash = plan.computed_hash();
+    let found = check(&plan, &case.evidence, None, case.now);
+    assert!(found.iter().any(|v| v.what.contains("would not keep")), "{found:?}");
+}
+
+/// A record whose node may be gone cannot be held by a taint on it.
+#[test]
+fn what_needs_the_policy_says_so() {
+    for case in [super::walk::detach_error(), super::walk::orphan()] {
+        let refused = super::walk::plan(&super::walk::without_policy(case), super::walk::ALL);
+        assert_eq!(refused.err().unwrap_or_default(), [Refusal::NoHoldPolicy]);
+    }
 }
 
 #[test]

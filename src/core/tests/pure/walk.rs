@@ -8,6 +8,7 @@ use reattach_core::cloud::{
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::guest::Seen;
+use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, next};
@@ -30,6 +31,8 @@ pub struct World {
     pub back_at: Option<i64>,
     /// A person aborts at this line.
     pub abort_at: Option<usize>,
+    /// No other node would do: a pod that may not come to its own waits.
+    pub alone: bool,
 }
 
 /// A run.
@@ -82,6 +85,18 @@ pub fn change<T>(fact: &mut Fact<T>, change: impl FnOnce(&mut T)) {
 fn base() -> Case {
     let mut case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
     case.evidence.cloud_scope = Some(CloudScope("account".into()));
+    case
+}
+
+/// Class B on a cluster that has no policy to hold pods away with.
+pub fn phantom_without_policy() -> Case {
+    without_policy(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE))
+}
+
+/// The case on a cluster that is known to have no policy.
+pub fn without_policy(mut case: Case) -> Case {
+    let fact = case.evidence.hold_policy.take().unwrap();
+    case.evidence.hold_policy = Some(Fact::absent(fact.source, fact.at));
     case
 }
 
@@ -290,6 +305,13 @@ impl Walk {
                 self.case = self.case.clone().pod(|p| p.deleting_since = Some(at));
                 self.set_free = Some(at);
             }
+            Effect::CloseNode { .. } => {
+                change(e.nodes.get_mut(&node).unwrap(), |n| n.taints.push(hold_taint(&Case::recovery())));
+            }
+            Effect::OpenNode { .. } => {
+                let key = hold_taint(&Case::recovery());
+                change(e.nodes.get_mut(&node).unwrap(), |n| n.taints.retain(|t| *t != key));
+            }
             Effect::PowerOff { .. } => self.power_off = Some(self.case.now),
             Effect::Quarantine { .. } => change(e.nodes.get_mut(&node).unwrap(), |n| n.quarantined = true),
             Effect::TaintOutOfService { .. } => {
@@ -358,7 +380,7 @@ impl Walk {
 
     /// Kubernetes and the cloud let go of the old holder; who waits gets the volume.
     fn let_go(&mut self) {
-        let whole = matches!(self.plan.side(), reattach_core::plan::Side::Whole);
+        let whole = matches!(self.plan.side(), reattach_core::plan::Side::Whole) || self.plan.closes_node;
         if whole && self.world.lingers {
             return;
         }
@@ -376,7 +398,8 @@ impl Walk {
     /// Pods go and come; one that may be on a node gets the volume once nobody has it.
     fn pods(&mut self) {
         let now = self.case.now;
-        let held = self.held;
+        let (held, closed) = (self.held, self.is_closed());
+        let waits_alone = closed && self.world.alone;
         let released = self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= 1);
         change(&mut self.case.evidence.workload, |w| w.dry_run_held = Some(held));
         let free =
@@ -394,12 +417,23 @@ impl Walk {
                 if pod.held && !held {
                     pod.held = false;
                 }
-                if pod.node.is_none() && !pod.held && free {
+                if pod.node.is_none() && !pod.held && (free || closed) && !waits_alone {
                     pod.node = Some(OTHER_NODE.into());
                 }
             }
         });
         let e = &mut self.case.evidence;
+        let there = |n: &NodeName| n.as_str() == OTHER_NODE;
+        let came = e.pods.shown().is_some_and(|p| p.iter().any(|p| p.node.as_ref().is_some_and(there)));
+        change(&mut e.attachments, |all| {
+            if closed && came && !all.iter().any(|a| there(&a.node)) {
+                all.push(reattach_core::evidence::AttachmentFacts {
+                    attached: false,
+                    attach_error: Some("volume 5551 is already attached".into()),
+                    ..attachment("csi-redis-2", OTHER_NODE)
+                });
+            }
+        });
         let nobody = e.cloud_volume.shown().is_some_and(|c| c.holders.is_empty());
         let waits = e
             .pods
@@ -451,6 +485,11 @@ impl Walk {
     /// Whether nothing of ours is left on the node or the claim.
     pub fn is_clean(&self) -> bool {
         let node = self.case.evidence.nodes[&NodeName::from(NODE)].shown();
-        !self.held && node.is_none_or(|n| !n.out_of_service_by_us)
+        !self.held && node.is_none_or(|n| !n.out_of_service_by_us) && !self.is_closed()
+    }
+
+    fn is_closed(&self) -> bool {
+        let node = self.case.evidence.nodes[&NodeName::from(NODE)].shown();
+        node.is_some_and(|n| n.is_closed_by(&Case::recovery()))
     }
 }

@@ -311,6 +311,8 @@ impl World {
             | Effect::TaintOutOfService { .. }
             | Effect::Untaint { .. }
             | Effect::Quarantine { .. }
+            | Effect::CloseNode { .. }
+            | Effect::OpenNode { .. }
             | Effect::Challenge { .. }
             | Effect::DeleteAttachment { .. } => Err(format!("{effect:?} has no place in class B's world")),
             Effect::CloudDetach { proof } => {

@@ -87,6 +87,7 @@ pub fn plan(name: &str) -> Plan {
     });
     let mut plan = Plan {
         version: PLAN_VERSION,
+        closes_node: false,
         claim: ObjectName::new("default", format!("{name}-data")),
         trouble: phantom(name),
         runbook: runbook.name.clone(),
