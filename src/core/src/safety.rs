@@ -81,7 +81,7 @@ pub enum Refusal {
     BarePod { pod: String },
     /// The cluster cannot hold pods away by admission.
     #[error(
-        "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away; use runbook scale-to-zero"
+        "this cluster has no MutatingAdmissionPolicy reattach-hold (it needs Kubernetes 1.36 or newer and reattach's own manifests), so new pods could not be kept away while a volume whose node may be gone is freed; runbook scale-to-zero heals class B only"
     )]
     NoHoldPolicy,
     /// The cluster cannot hold pods away by admission, and a taint would not keep this workload's pods from the node.

@@ -194,7 +194,7 @@ fn leftovers(stage: &Stage) -> Vec<String> {
     }
     for node in world.server().list("", "nodes", None) {
         for taint in node["spec"]["taints"].as_array().into_iter().flatten() {
-            if taint["key"].as_str().is_some_and(|k| k.starts_with("reattach.dev/")) {
+            if taint["key"].as_str().is_some_and(|k| k.contains("reattach.dev/")) {
                 found.push(format!("node {} still carries taint {}", node["metadata"]["name"], taint["key"]));
             }
         }

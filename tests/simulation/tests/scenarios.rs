@@ -43,6 +43,11 @@ fn stuck_unpublish() {
 }
 
 #[test]
+fn hold_by_taint() {
+    good("hold-by-taint", &seeds(12));
+}
+
+#[test]
 fn hold_and_release() {
     good("hold-and-release", &seeds(12));
 }

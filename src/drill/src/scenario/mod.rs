@@ -67,6 +67,12 @@ pub const SCENARIOS: &[Scenario] = &[
         play: |seed, _, sink| small::hold_and_release(seed, sink).boxed(),
     },
     Scenario {
+        name: "hold-by-taint",
+        summary: "the same on a cluster that cannot hold pods away by admission (before Kubernetes 1.36): the node is closed by a taint, and the pods start elsewhere",
+        title: "Hold by a taint (drill)",
+        play: |seed, _, sink| small::hold_by_taint(seed, sink).boxed(),
+    },
+    Scenario {
         name: "hold-stuck-unpublish",
         summary: "the same with a CSI driver that cannot detach: reattach detaches at the cloud under the hold, with a proof",
         title: "Hold and release, and Kubernetes cannot detach (drill)",

@@ -10,6 +10,7 @@ use crate::world::{APPS, WorldError};
 use kube::ResourceExt;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
+use reattach_core::hold::HOLD_TAINT_PREFIX;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_sim::kubelet::DiskAfter;
@@ -93,6 +94,37 @@ pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, Wor
     healed(&mut s, &["redis", "postgres"]).await?;
     if spec(&s) != before {
         s.broken.push("a workload was changed; a hold touches none".to_owned());
+    }
+    if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
+        s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
+    }
+    Ok(s)
+}
+
+/// The same on a cluster that cannot gate pods: each stuck pod's node is closed instead, and its successor starts elsewhere.
+pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
+    let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
+    let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
+    s.world.server().without_mutating_policies();
+    s.tell(Who::Kubernetes, "", "serves no MutatingAdmissionPolicy, as before 1.36");
+    let ours = |s: &Stage| -> Vec<String> {
+        let nodes = s.world.server().list("", "nodes", None);
+        let taints = nodes.iter().flat_map(|n| n["spec"]["taints"].as_array().cloned().unwrap_or_default());
+        let keys = taints.filter_map(|t| t["key"].as_str().map(str::to_owned));
+        keys.filter(|k| k.starts_with(HOLD_TAINT_PREFIX)).collect()
+    };
+    recycle_both(&mut s).await?;
+    let mut waited = 0;
+    while ours(&s).is_empty() && waited < 1_200 {
+        s.pass(Duration::from_millis(250)).await;
+        waited += 1;
+    }
+    if ours(&s).is_empty() {
+        s.broken.push("no node was closed".to_owned());
+    }
+    healed(&mut s, &["redis", "postgres"]).await?;
+    if let Some(key) = ours(&s).first() {
+        s.broken.push(format!("taint {key} is left"));
     }
     if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
         s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());

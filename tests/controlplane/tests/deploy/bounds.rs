@@ -99,7 +99,7 @@ pub async fn nodes(installed: &Installed<'_>) {
         taints.extend(more.iter().cloned());
         json!({ "spec": { "taints": taints } })
     };
-    let only = "reattach changes none of a Node's taints but its own two";
+    let only = "reattach changes none of a Node's taints but its own";
     for (what, more) in [
         ("a taint of somebody", taint("reserved", "web", "NoSchedule")),
         ("another one of ours", taint("reattach.dev/mine", "x", "NoSchedule")),
@@ -109,6 +109,8 @@ pub async fn nodes(installed: &Installed<'_>) {
             taint("node.kubernetes.io/out-of-service", "reattach", "NoSchedule"),
         ),
         ("a quarantine that drains", taint("reattach.dev/quarantine", "x", "NoExecute")),
+        ("a closing taint that drains", taint("hold.reattach.dev/uid-1", "", "NoExecute")),
+        ("a closing taint of another prefix", taint("xhold.reattach.dev/uid-1", "", "NoSchedule")),
     ] {
         refused(what, change("dead", with("dead", &[more]).await).await, 403, only);
     }
@@ -117,7 +119,7 @@ pub async fn nodes(installed: &Installed<'_>) {
     refused("a Ready Node", ready, 403, "reattach takes no Node out of service that is Ready");
     for patch in [json!({ "unschedulable": true }), json!({ "providerID": "linode://1" })] {
         let answer = change("dead", json!({ "spec": patch })).await;
-        refused(&patch.to_string(), answer, 403, "reattach changes nothing of a Node but its own two taints");
+        refused(&patch.to_string(), answer, 403, "reattach changes nothing of a Node but its own taints");
     }
     for patch in [
         json!({ "labels": { "of": "us" } }),
@@ -129,6 +131,11 @@ pub async fn nodes(installed: &Installed<'_>) {
     }
     change("dead", with("dead", &[out, quarantine.clone()]).await).await.expect("fenced");
     change("alive", with("alive", &[quarantine]).await).await.expect("in quarantine, whether Ready or not");
+    let closed = [
+        taint("hold.reattach.dev/uid-1", "", "NoSchedule"),
+        taint("hold.reattach.dev/uid-2", "", "NoSchedule"),
+    ];
+    change("alive", with("alive", &closed).await).await.expect("closed, by two recoveries");
 }
 
 pub async fn workloads(installed: &Installed<'_>) {

@@ -1,16 +1,18 @@
 //! Class B by the default runbook: new pods are held away, the stuck one is evicted, Kubernetes detaches.
 
-use crate::common::logs::is_workload;
-use crate::common::workloads::is_ready;
+use crate::common::logs::{CONTROLLER, is_workload};
+use crate::common::workloads::{is_ready, prefer};
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::DeleteParams;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use reattach_api::Phase;
+use reattach_core::hold::hold_taint;
+use reattach_core::journal::Mark;
 use reattach_core::policy::Mode;
-use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::eventually;
 use serde_json::json;
@@ -96,6 +98,55 @@ async fn hold_and_release_touch_no_replica() {
     assert!(written.is_empty(), "{written:#?}");
     assert_eq!(stage.cloud_mutations(), [], "Kubernetes detached every volume by itself");
     stage.assert_one_holder(&volumes);
+    stage.await_nothing_left().await;
+}
+
+/// Before Kubernetes 1.36: the node is closed by a taint of the recovery's own. A pod that may run elsewhere does; one that
+/// may not waits until the node is open again.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_policy_the_node_is_closed() {
+    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
+    for kind in ["MutatingAdmissionPolicyBinding", "MutatingAdmissionPolicy"] {
+        let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
+        let api: Api<DynamicObject> = Api::all_with(stage.admin.clone(), &ApiResource::from_gvk(&kind));
+        api.delete("reattach-hold", &DeleteParams::default()).await.expect("deleted");
+    }
+    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.namespace("shop").await;
+    let bound = stage.deployment("shop", "redis", "node-1").await;
+    let free = stage.deployment_with("shop", "bot", "node-1", |set| prefer(set, &["node-1", "node-2"])).await;
+    for name in ["redis", "bot"] {
+        stage.await_ready("shop", name, 1).await;
+        assert_eq!(stage.node_of("shop", name).await, "node-1");
+    }
+    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    for name in ["redis", "bot"] {
+        let recovery = stage.await_phase("shop", name, &[Phase::Recovered]).await;
+        stage.await_ready("shop", name, 1).await;
+        let (plan, journal) = recovery.history().expect("it can be read");
+        let plan = plan.expect("a plan");
+        assert!(plan.closes_node);
+        let at = |kind: StepKind| {
+            let ix = plan.find(kind).expect("the step");
+            let mut of =
+                journal.iter().filter(|e| matches!(&e.mark, Mark::Started { step, .. } if *step == ix));
+            of.next().expect("journaled").at
+        };
+        let (closed, opened) = (at(StepKind::Hold), at(StepKind::Lift));
+        println!("{name}: the node was closed for {:.1} s", opened.duration_since(closed).as_secs_f64());
+        let key = hold_taint(&recovery.uid().expect("a UID").as_str().into());
+        let written: Vec<bool> = stage
+            .audit()
+            .iter()
+            .filter(|e| e.user == CONTROLLER && e.resource == "nodes" && e.took_effect())
+            .filter_map(|e| Some(e.body.as_ref()?.pointer("/spec/taints")?.to_string().contains(&key)))
+            .collect();
+        assert!(written.contains(&true), "closed by a taint of its own: {written:?}");
+    }
+    assert_eq!(stage.node_of("shop", "redis").await, "node-1", "back where it has to be");
+    assert_eq!(stage.node_of("shop", "bot").await, "node-2", "where the scheduler sent it meanwhile");
+    assert_eq!(stage.cloud_mutations(), [], "Kubernetes detached both volumes by itself");
+    stage.assert_one_holder(&[bound, free]);
     stage.await_nothing_left().await;
 }
 

@@ -160,7 +160,7 @@ impl Stage {
         let nodes: Api<Node> = Api::all(self.admin.clone());
         for node in nodes.list(&ListParams::default()).await.expect("listed") {
             let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
-            let ours = taints.iter().filter(|t| t.key.starts_with("reattach.dev/"));
+            let ours = taints.iter().filter(|t| t.key.contains("reattach.dev/"));
             found.extend(ours.map(|t| format!("taint {} on {}", t.key, node.name_any())));
         }
         found
