@@ -17,8 +17,8 @@ pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeR
 pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use recovery_policy::{Budgets, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec};
 pub use volume_recovery::{
-    Abort, Approval, Declaration, Phase, PhaseTiming, PowerOff, VolumeRecovery, VolumeRecoverySpec,
-    VolumeRecoveryStatus, condition,
+    Abort, Approval, Declaration, Escalation, Phase, PhaseTiming, PowerOff, VolumeRecovery,
+    VolumeRecoverySpec, VolumeRecoveryStatus, condition,
 };
 
 /// The API group of every custom resource.

@@ -11,7 +11,7 @@ use reattach_core::journal::Entry;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use reattach_core::proof::Sighting;
-use reattach_core::report::Record;
+use reattach_core::report::{self, Record};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
@@ -149,6 +149,7 @@ impl VolumeRecovery {
             journal,
             created: self.created(),
             cloud_volume,
+            escalation: status.escalation.map(Into::into),
         })
     }
 }
@@ -232,6 +233,34 @@ pub struct PhaseTiming {
     pub millis: i64,
 }
 
+/// What a person is told when a recovery has waited for others for too long.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Escalation {
+    /// Since when it waits.
+    pub since: Time,
+    /// What has to be done.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub summary: String,
+    /// Where the provider holds it up: a ticket for its support, ready to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16384))]
+    pub ticket: Option<String>,
+}
+
+impl From<report::Escalation> for Escalation {
+    fn from(told: report::Escalation) -> Self {
+        Self { since: Time(told.since), summary: told.summary, ticket: told.ticket }
+    }
+}
+
+impl From<Escalation> for report::Escalation {
+    fn from(told: Escalation) -> Self {
+        Self { since: told.since.0, summary: told.summary, ticket: told.ticket }
+    }
+}
+
 /// What reattach found, plans and did.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -277,6 +306,9 @@ pub struct VolumeRecoveryStatus {
     /// Since when it waits for something that others must do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
+    /// What a person is told while it waits for so long that one was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation: Option<Escalation>,
     /// The number of the last challenge sent to agents.
     #[serde(default)]
     pub epoch: i64,

@@ -4,9 +4,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use reattach_api::{
-    Abort, Approval, Budgets, Declaration, NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus,
-    PhaseTiming, PolicySelector, PowerOff, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery,
-    VolumeRecoverySpec, VolumeRecoveryStatus, all_crds, crd_yaml,
+    Abort, Approval, Budgets, Declaration, Escalation, NodeVolumeReport, NodeVolumeReportSpec,
+    NodeVolumeReportStatus, PhaseTiming, PolicySelector, PowerOff, RecoveryPolicy, RecoveryPolicySpec,
+    VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, all_crds, crd_yaml,
 };
 use reattach_core::policy::Mode;
 use serde_json::{Value, json};
@@ -226,7 +226,8 @@ fn nothing_that_we_write_is_dropped() {
             "lastTransitionTime": "2026-01-02T03:04:05Z",
         }]))
         .expect("conditions"),
-        timings: vec![PhaseTiming { name: "Verify".into(), started, millis: 1 }],
+        timings: vec![PhaseTiming { name: "Verify".into(), started: started.clone(), millis: 1 }],
+        escalation: Some(Escalation { since: started, summary: "text".into(), ticket: text() }),
         observed_generation: Some(1),
         ..Default::default()
     });

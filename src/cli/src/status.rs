@@ -143,6 +143,9 @@ fn text(recovery: &VolumeRecovery) -> String {
     row("created", &format!("{:.0}", record.created));
     row("phase", &record.phase);
     row("message", &record.message);
+    if let Some(told) = &record.escalation {
+        row("escalated", &format!("it waits since {:.0}: {}", told.since, told.summary));
+    }
     if let Some(approval) = &recovery.spec.approval {
         row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
     }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{CLAIM, NS, Ran, Stage, TOKEN, finish, kubeconfig_text};
 use reattach_sim::apiserver::Verb;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// One sentence on standard error, nothing on standard output; the sentence is returned.
 #[track_caller]
@@ -255,4 +255,37 @@ async fn nobody_to_consent_and_other_usage() {
     }
     assert_eq!(stage.writes(), Vec::<String>::new());
     let _ = NS;
+}
+
+/// A recovery that waits for the provider shows the ticket as the controller wrote it, region and all: the CLI itself does
+/// not ask the cloud.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_escalated_wait_shows_its_ticket() {
+    let stage = Stage::new("escalated").await;
+    let ticket =
+        "Subject: Volume 5551 is locked on your side; please release it\n\nRegion:         eu-central\n";
+    let told = json!({ "since": "2026-01-02T03:04:05Z", "summary": "send the ticket", "ticket": ticket });
+    let verdict =
+        json!({ "verdict": "wait", "reason": { "wait": "providerLock", "reason": "staff", "class": "B" } });
+    let waits = |name: &str, told: Value| {
+        json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+            "metadata": { "name": name, "namespace": NS },
+            "spec": { "claimName": format!("{name}-data"), "mode": "Auto", "runbook": "scale-to-zero", "requester": "jane" },
+            "status": { "phase": "Waiting", "message": "locked", "escalation": told,
+                "diagnosis": { "verdict": verdict, "facts": [] } },
+        })
+    };
+    stage.server.insert(&waits("called", told));
+    stage.server.insert(&waits("patient", json!(null)));
+    let shown = stage.run(&["status", "called"]).await;
+    let said = "it waits since 2026-01-02T03:04:05Z: send the ticket";
+    let at = [said, "For the provider's support:", ticket].map(|part| shown.out.find(part));
+    assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?}\n{}", shown.out);
+    let report = stage.run(&["report", "called"]).await;
+    assert!(report.out.contains("Region:         eu-central"), "{}", report.out);
+    let patient = stage.run(&["status", "patient"]).await;
+    assert!(!patient.out.contains("escalated"), "{}", patient.out);
+    let ended = patient.code;
+    assert_eq!((shown.code, ended), (6, 6), "both wait");
 }

@@ -105,9 +105,16 @@ pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
     let since = status.waiting_since.as_ref().map(|t| t.0.to_string()).unwrap_or_default();
     tracing::error!(recovery = name, namespace, class, since, message = status.message, "a person is needed");
     executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
-    let needed: String = status.message.chars().take(600).collect();
+    let told = status.escalation.as_ref();
+    // An Event's note has at most 1024 bytes.
+    let needed: String = told.map_or(&status.message, |t| &t.summary).chars().take(500).collect();
+    let shows = if told.is_some_and(|t| t.ticket.is_some()) {
+        "prints the ticket, ready to be sent"
+    } else {
+        "shows what is known"
+    };
     let note = format!(
-        "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} shows what is known, with a ticket for the provider's support where the cloud holds it up"
+        "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} {shows}"
     );
     publish(executor, recovery, status::ESCALATED, true, note).await;
 }

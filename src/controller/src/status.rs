@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
+use reattach_core::cloud::CloudVolume;
+use reattach_core::report;
 
 /// The reason of the condition `Stalled` while a person was called for.
 pub(crate) const ESCALATED: &str = "Escalated";
@@ -43,6 +45,21 @@ pub(crate) fn escalate(recovery: &mut VolumeRecovery, after: SignedDuration, now
     true
 }
 
+/// Writes down what the person who was called has to do, with the ticket for the provider where it is the provider's;
+/// for as long as the call stands, and as things are now. `cloud` is the cloud's last word on the volume.
+pub(crate) fn explain(recovery: &mut VolumeRecovery, cloud: Option<&CloudVolume>) {
+    let Some(status) = &recovery.status else { return };
+    let since = status.waiting_since.clone().filter(|_| is_escalated(status));
+    let told = since.and_then(|since| {
+        // One that cannot be read is held, which is another call.
+        let record = recovery.record(cloud.cloned()).ok()?;
+        Some(report::escalation(&record, since.0).into())
+    });
+    if let Some(status) = &mut recovery.status {
+        status.escalation = told;
+    }
+}
+
 fn is_escalated(status: &VolumeRecoveryStatus) -> bool {
     let stalled = status.conditions.iter().find(|c| c.type_ == condition::STALLED);
     stalled.is_some_and(|c| c.status == "True" && c.reason == ESCALATED)
@@ -68,6 +85,9 @@ fn set_waiting(
         // What a run waits for is told by its steps.
         Phase::Running | Phase::Restoring => {}
         _ => status.waiting_since = None,
+    }
+    if status.waiting_since.is_none() {
+        status.escalation = None;
     }
     let escalated = status.waiting_since.is_some() && is_escalated(status);
     let (recovered, progressing, stalled) = match phase {
@@ -123,6 +143,8 @@ fn set_condition(
 mod tests {
     use super::*;
     use reattach_api::VolumeRecoverySpec;
+    use reattach_core::cloud::VolumeState;
+    use reattach_core::testkit::Case;
 
     const AFTER: SignedDuration = SignedDuration::from_mins(30);
 
@@ -163,6 +185,30 @@ mod tests {
         set(&mut r, Phase::Waiting, "locked", at(2100));
         assert!(!escalate(&mut r, AFTER, at(3899)));
         assert!(escalate(&mut r, AFTER, at(3900)));
+    }
+
+    #[test]
+    fn what_a_person_is_told_stands_as_long_as_the_call() {
+        let told = |r: &VolumeRecovery| r.status.as_ref().and_then(|s| s.escalation.clone());
+        let mut r = recovery();
+        set(&mut r, Phase::Waiting, "pod shop/a-0 has not been bound to a node", at(0));
+        explain(&mut r, None);
+        assert_eq!(told(&r), None, "nobody was called yet");
+        assert!(escalate(&mut r, AFTER, at(1800)));
+        let mut cloud = Case::deployment().evidence.cloud_volume.shown().unwrap().clone();
+        explain(&mut r, Some(&cloud));
+        let first = told(&r).unwrap();
+        assert_eq!((first.since.0, first.ticket), (at(0), None), "no provider can mend that");
+        assert!(first.summary.contains("has not been bound"), "{}", first.summary);
+        // The cloud's word at a later look is what counts.
+        cloud.state = VolumeState::Locked { reason: "by staff".into() };
+        set(&mut r, Phase::Waiting, "locked", at(1900));
+        explain(&mut r, Some(&cloud));
+        let ticket = told(&r).unwrap().ticket.unwrap();
+        assert!(ticket.contains("it is locked (by staff)") && ticket.contains(cloud.id.as_str()), "{ticket}");
+        // Even where nothing explains it anew.
+        set(&mut r, Phase::Diagnosing, "looking", at(2000));
+        assert_eq!(told(&r), None);
     }
 
     #[test]

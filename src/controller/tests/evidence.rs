@@ -178,13 +178,23 @@ async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
     tokio::time::sleep(Duration::from_secs(400)).await;
     let told = events(&s);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("kubectl reattach status -n cache r") && told[0].contains("staff"), "{told:?}");
+    assert!(told[0].contains("kubectl reattach status -n cache r prints the ticket"), "{told:?}");
+    assert!(told[0].contains("staff") && told[0].len() <= 1024, "{told:?}");
+    let status = s.get("reattach.dev", "volumerecoveries", NS, "r")["status"].clone();
+    assert_eq!(status["escalation"]["since"], status["waitingSince"]);
+    let ticket = status["escalation"]["ticket"].as_str().unwrap_or_default();
+    for part in
+        ["Your API says: it is locked (staff)", "Volume ID:", "Region:", "Instance:       100", "Since:"]
+    {
+        assert!(ticket.contains(part), "{part} is missing in\n{ticket}");
+    }
 
     cloud.set(|a| a.volume = VolumeState::Active);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(stalled(&s).is_none_or(|c| c["reason"] != "Escalated"), "{:?}", stalled(&s));
     let r = s.get("reattach.dev", "volumerecoveries", NS, "r");
     assert_ne!(r["status"]["phase"], "Waiting");
+    assert!(r["status"]["escalation"].is_null(), "{}", r["status"]["escalation"]);
     // The machine was seen meanwhile, and its sightings are of this recovery's record.
     let seen = r["status"]["sightings"].as_array().cloned().unwrap_or_default();
     assert_eq!(seen.len(), 1, "{seen:?}");

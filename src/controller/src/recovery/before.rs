@@ -56,6 +56,7 @@ impl Executor {
             evidence = self.collector.collect(&claim, own(), Depth::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
         }
+        memory.note_cloud(&evidence);
         recovery = self.note_sightings(recovery, &evidence).await?;
         recovery.status.get_or_insert_default().diagnosis = Some(diagnosis.clone().into());
         recovery.status.get_or_insert_default().class = diagnosis.class().map(|c| c.to_string());
@@ -309,6 +310,7 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<VolumeRecovery, TurnError> {
         let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
+        status::explain(&mut recovery, memory.cloud.as_ref());
         let before =
             self.collector.cache.as_ref().and_then(|c| {
                 c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())

@@ -35,6 +35,8 @@ use reattach_api::{Budgets, Phase, PowerOffRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
+use reattach_core::cloud::CloudVolume;
+use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::policy::Mode;
 use std::time::Duration;
@@ -113,6 +115,17 @@ pub struct Memory {
     pub(crate) woken: Option<Timestamp>,
     /// After how long a wait calls for a person.
     pub(crate) patience: SignedDuration,
+    /// The cloud's last word on the volume, for a ticket to its support.
+    pub(crate) cloud: Option<CloudVolume>,
+}
+
+impl Memory {
+    /// Keeps what the cloud said, where it was asked.
+    pub(crate) fn note_cloud(&mut self, evidence: &Evidence) {
+        if let Some(volume) = evidence.cloud_volume.shown() {
+            self.cloud = Some(volume.clone());
+        }
+    }
 }
 
 /// What limits a recovery besides its own plan.

@@ -50,6 +50,7 @@ impl Executor {
             return Err(TurnError::NotLeader);
         }
         let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
+        memory.note_cloud(&evidence);
         let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
         loop {

@@ -30,7 +30,7 @@ pub use json::json;
 pub use markdown::markdown;
 pub use story::{Fate, fate};
 pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line};
-pub use ticket::support_ticket;
+pub use ticket::{Escalation, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 pub use timing::{Timing, own_share, timings};
 pub use words::proof_in_words;
 
@@ -72,6 +72,9 @@ pub struct Record {
     /// VolumeRecovery does not hold it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_volume: Option<CloudVolume>,
+    /// What a person was told, while it waits for so long that one was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation: Option<Escalation>,
 }
 
 /// Something that a person or another system did or saw, for the timeline.

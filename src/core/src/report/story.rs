@@ -337,6 +337,22 @@ pub(super) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     }
 }
 
+/// A detach that the cloud accepted and of which the end was not seen: when it was accepted and in which words.
+pub(super) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
+    let plan = record.plan.as_ref()?;
+    let step = plan.find(StepKind::CloudDetach)?;
+    let last = record.journal.iter().rev().find(|e| match &e.mark {
+        Mark::Outcome { step: s, .. } | Mark::Completed { step: s, .. } | Mark::Skipped { step: s, .. } => {
+            *s == step
+        }
+        _ => false,
+    });
+    match last.map(|e| (e.at, &e.mark)) {
+        Some((at, Mark::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
+        _ => None,
+    }
+}
+
 /// Whether a record's journal ends with an effect of which nobody knows what became of it.
 pub(super) fn outstanding(record: &Record) -> Option<StepIx> {
     let plan = record.plan.as_ref()?;

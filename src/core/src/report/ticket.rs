@@ -1,15 +1,44 @@
-//! A support ticket for a volume that the provider keeps locked or busy.
+//! A support ticket for a volume that the provider keeps locked or busy, and what a person is told when a wait has become
+//! too long.
 
 use super::Record;
-use super::story::{Fate, fate, refused_detach};
-use super::words::{date_clock, quoted};
+use super::story::{Fate, fate, refused_detach, unfinished_detach};
+use super::words::{cut, date_clock, quoted};
 use crate::cloud::VolumeState;
-use crate::diagnosis::{Trouble, Verdict, WaitReason};
+use crate::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
 use crate::journal::Mark;
+use crate::recognise::{Meaning, Message, read};
 use crate::runbook::StepKind;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
-/// What stands in the way at the provider.
+/// The most characters that a ticket has, whatever the cloud and the journal say: its parts are bounded so that the sum
+/// stays below. Records store it, and the API server refuses what is longer.
+pub const TICKET_CHARS: usize = 16_384;
+/// The most characters of an [`Escalation`]'s summary.
+pub const SUMMARY_CHARS: usize = 1_024;
+/// Lines of one list in a ticket. A diagnosis has about ten facts, a run asks the cloud a few times.
+const LINES: usize = 14;
+/// Characters of one text from outside in a ticket.
+const TEXT_CHARS: usize = 400;
+/// Characters of a name from outside in a ticket.
+const NAME_CHARS: usize = 200;
+
+/// What a person is told when a wait has become too long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Escalation {
+    /// Since when it waits.
+    pub since: Timestamp,
+    /// What has to be done, as one sentence of at most [`SUMMARY_CHARS`].
+    pub summary: String,
+    /// Where the provider holds it up: a ticket for its support as it can be sent, of at most [`TICKET_CHARS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+}
+
+/// What stands in the way at the provider. Its title is about a volume and goes before "on your side".
 struct Obstacle {
     title: &'static str,
     words: String,
@@ -19,44 +48,82 @@ struct Obstacle {
 /// A ticket that can be sent as it stands, or `None` when nothing at the provider stands in the way: the volume is
 /// neither locked nor busy, or the pod runs with it already.
 ///
+/// A caller that has no view of the cloud gets the one that was written, by someone who had, when a person was called.
+///
 /// It names the volume, the instance and what was tried. Requesters, authorities, workloads and policies are none of the
 /// provider's business and left out; whatever looks like a credential in a quoted message is masked.
 pub fn support_ticket(record: &Record) -> Option<String> {
-    if matches!(fate(record), Fate::Recovered | Fate::Resolved | Fate::Healthy | Fate::NotOurs { .. }) {
+    let called = record.escalation.as_ref();
+    match called.and_then(|e| e.ticket.as_ref()).filter(|_| record.cloud_volume.is_none()) {
+        Some(ticket) => still_down(record).then(|| ticket.clone()),
+        None => ticket(record, &obstacle(record, called.is_some())?, called.map(|e| e.since)),
+    }
+}
+
+/// What a person is told about a recovery that has waited since `since`, which is too long. What only takes long by now,
+/// such as a detach that was accepted, counts as the provider's then.
+pub fn escalation(record: &Record, since: Timestamp) -> Escalation {
+    let obstacle = obstacle(record, true).filter(|_| still_down(record));
+    let summary = match &obstacle {
+        Some(o) => format!(
+            "send the ticket to the provider's support: {} {} on its side: {}",
+            name(record),
+            o.title,
+            quoted(&o.words)
+        ),
+        None => quoted(&record.message),
+    };
+    let ticket = obstacle.and_then(|o| ticket(record, &o, Some(since)));
+    Escalation { since, summary: cut(&summary, SUMMARY_CHARS), ticket }
+}
+
+fn still_down(record: &Record) -> bool {
+    !matches!(fate(record), Fate::Recovered | Fate::Resolved | Fate::Healthy | Fate::NotOurs { .. })
+}
+
+/// The volume by its ID, where it is known.
+fn name(record: &Record) -> String {
+    volume(record)
+        .first()
+        .map_or_else(|| "a volume".to_owned(), |(_, v)| format!("volume {}", cut(v, NAME_CHARS)))
+}
+
+fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Option<String> {
+    if !still_down(record) {
         return None;
     }
-    let obstacle = obstacle(record)?;
-    let volume = volume(record);
-    let name = volume.first().map_or_else(|| "a volume".to_owned(), |(_, v)| format!("volume {v}"));
+    let bounded = |text: &str| cut(&quoted(text), TEXT_CHARS);
+    let name = capital(&name(record));
+    let title = obstacle.title;
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "Subject: {} {}; please release it", capital(&name), obstacle.title);
+    let _ = writeln!(out, "Subject: {name} {title} on your side; please release it");
     let _ = writeln!(
         out,
-        "\nHello,\n\n{} {}. Your API says: {}.",
-        capital(&name),
-        obstacle.title,
-        quoted(&obstacle.words)
+        "\nHello,\n\n{name} {title} on your side. Your API says: {}.",
+        bounded(&obstacle.words)
     );
     let _ = writeln!(out, "A service of ours is down until it is released.\n");
-    for (label, value) in &volume {
-        let _ = writeln!(out, "{:<16}{}", format!("{label}:"), quoted(value));
+    for (label, value) in &volume(record) {
+        let _ = writeln!(out, "{:<16}{}", format!("{label}:"), cut(&quoted(value), NAME_CHARS));
     }
     let _ = writeln!(
         out,
         "{:<16}{} UTC (when we first saw it; it may have begun earlier)",
         "Since:",
-        date_clock(record.created)
+        date_clock(since.unwrap_or(record.created))
     );
     let facts = record.diagnosis.as_ref().map(|d| d.facts.as_slice()).unwrap_or_default();
     if !facts.is_empty() {
         let _ = writeln!(out, "\nWhat we see:");
-        for fact in facts {
-            let _ = writeln!(out, "- {}", quoted(fact));
+        for fact in facts.iter().take(LINES) {
+            let _ = writeln!(out, "- {}", bounded(fact));
         }
     }
     let _ = writeln!(out, "\nWhat we tried:");
-    for line in tried(record) {
+    let tried = tried(record);
+    // The last ones tell how it stands.
+    for line in &tried[tried.len().saturating_sub(LINES)..] {
         let _ = writeln!(out, "- {line}");
     }
     let _ = writeln!(out, "\nWhat we ask: {}", obstacle.ask);
@@ -67,20 +134,27 @@ pub fn support_ticket(record: &Record) -> Option<String> {
     Some(out)
 }
 
-fn obstacle(record: &Record) -> Option<Obstacle> {
+/// `long`: it has waited for too long, so that what is normal for a while is an obstacle too.
+fn obstacle(record: &Record, long: bool) -> Option<Obstacle> {
     let locked = |words: &str| Obstacle {
-        title: "is locked on your side",
+        title: "is locked",
         words: format!("it is locked ({words})"),
         ask: "lift the lock, or detach the volume from the instance on your side, and tell us when it is done.",
     };
     let busy = |words: &str| Obstacle {
-        title: "is held by a job on your side",
+        title: "is held by a job",
         words: format!("it is busy ({words})"),
         ask: "let the pending job finish or cancel it, so that the volume can be detached, and tell us when it is done.",
+    };
+    let detaching = |words: String| Obstacle {
+        title: "does not finish detaching",
+        words,
+        ask: "finish the detach, or cancel it so that it can be asked for again, and tell us when it is done.",
     };
     match record.cloud_volume.as_ref().map(|v| &v.state) {
         Some(VolumeState::Locked { reason }) => return Some(locked(reason)),
         Some(VolumeState::Busy { doing }) => return Some(busy(doing)),
+        Some(VolumeState::Detaching) if long => return Some(detaching("it is detaching".to_owned())),
         _ => {}
     }
     match record.diagnosis.as_ref().map(|d| &d.verdict) {
@@ -90,13 +164,44 @@ fn obstacle(record: &Record) -> Option<Obstacle> {
         Some(Verdict::Wait { reason: WaitReason::CloudBusy { doing } }) => return Some(busy(doing)),
         _ => {}
     }
-    // The run asked for the detach and the provider did not accept it, to the end.
-    let (_, words) = refused_detach(record)?;
-    Some(Obstacle {
-        title: "cannot be detached on your side",
+    let refused = |words: &str| Obstacle {
+        title: "cannot be detached",
         words: words.to_owned(),
         ask: "make the volume detachable again, or detach it from the instance on your side, and tell us when it is done.",
-    })
+    };
+    // The run asked for the detach and the provider did not accept it, to the end.
+    if let Some((_, words)) = refused_detach(record) {
+        return Some(refused(words));
+    }
+    if !long {
+        return None;
+    }
+    if let Some((at, words)) = unfinished_detach(record) {
+        return Some(detaching(format!("it accepted the detach at {} UTC ({words})", date_clock(at))));
+    }
+    // The CSI driver asked, and what it got for an answer is the cloud's business.
+    match record.diagnosis.as_ref().map(|d| &d.verdict) {
+        Some(Verdict::Ours {
+            trouble: Trouble::StuckRecord { cause: StuckCause::DetachError { error, .. }, .. },
+        }) if of_the_cloud(error) => Some(refused(error)),
+        _ => None,
+    }
+}
+
+/// Whether a driver's error tells that the cloud has the volume in work of its own or will not let it go: not a Secret, a
+/// right or a driver that is missing, which nobody there can mend.
+fn of_the_cloud(error: &str) -> bool {
+    let reason = Some("VolumeAttachment.status.detachError".to_owned());
+    let message = Message { reason, message: error.to_owned(), ..Message::default() };
+    matches!(
+        read(&message).meaning,
+        Meaning::Locked
+            | Meaning::DetachBusy
+            | Meaning::DetachNotFinished
+            | Meaning::DetachInProgress
+            | Meaning::AttachInProgress
+            | Meaning::VolumeFaulted
+    )
 }
 
 /// What identifies the volume to the provider; its ID first, where it is known.
@@ -159,7 +264,7 @@ fn tried(record: &Record) -> Vec<String> {
                 }
                 _ => return None,
             };
-            Some(format!("{} UTC: {}", date_clock(e.at), quoted(&words)))
+            Some(format!("{} UTC: {}", date_clock(e.at), cut(&quoted(&words), TEXT_CHARS)))
         })
         .collect();
     if out.is_empty() {

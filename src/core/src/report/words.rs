@@ -44,6 +44,14 @@ pub(super) fn quoted(text: &str) -> String {
     words.join(" ")
 }
 
+/// The text, or its beginning with an ellipsis: at most `most` characters.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
 fn names_a_secret(name: &str) -> bool {
     let name = name.to_lowercase();
     ["token", "password", "passwd", "secret", "apikey", "api_key", "authorization"]

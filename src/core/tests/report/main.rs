@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Test code outside of #[test] functions.
 
+mod escalation;
 mod sample;
 
 use reattach_core::diagnosis::{Diagnosis, Verdict};

@@ -141,6 +141,7 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
         journal: Vec::new(),
         created: at(30_000),
         cloud_volume: None,
+        escalation: None,
     }
 }
 

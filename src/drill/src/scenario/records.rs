@@ -6,11 +6,14 @@ use crate::stage::{Sink, Stage};
 use crate::stock::{cordon, ready_elsewhere};
 use crate::timeline::Who;
 use crate::world::{APPS, World, WorldError};
+use reattach_api::Escalation;
 use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, VolumeNo};
 use reattach_sim::kubelet::NodePluginFaults;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// Where the cloud simulator has its volumes.
+const REGION: &str = "eu-central";
 const PERSON: &str = "sre@example.org";
 
 fn redis() -> App {
@@ -59,6 +62,14 @@ async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> 
     let all = |w: &World| apps.iter().all(|a| called(w, a));
     s.until("a person called for each", secs(900), all).await?;
     s.pass(secs(120)).await;
+    for app in apps {
+        match told(s, app) {
+            Some(told) if told.ticket.is_none() && !told.summary.is_empty() => {}
+            other => {
+                s.broken.push(format!("{}: a person must mend it, not the provider: {other:?}", app.name))
+            }
+        }
+    }
     let freeing = |e: &crate::ledger::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
     for effect in s.world.ledger.effects().iter().filter(|e| freeing(e) && e.accepted()) {
         s.broken.push(format!("freed though the cause stands: {}", effect.line()));
@@ -69,6 +80,14 @@ async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> 
 /// A person puts right what stood in the way; how long until everything runs.
 async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
     let took = s.running(&names(apps), LONG).await?;
+    let quiet = |w: &World| !apps.iter().any(|a| called(w, a));
+    s.until("nobody called any more", secs(120), quiet).await?;
+    for app in apps {
+        if told(s, app).is_none() {
+            continue;
+        }
+        s.broken.push(format!("{}: a person is still told what to do", app.name));
+    }
     s.tell(Who::Kubernetes, "", format!("all run {:.0} s after the cause was mended", took.as_secs_f64()));
     cordon(&s.world, NODES[0].0, false).await?;
     over(s, apps, secs(300)).await
@@ -255,7 +274,26 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
     let all = |w: &World| apps.iter().all(|a| called(w, a));
     s.until("a person called for each", secs(1800), all).await?;
     s.pass(secs(60)).await;
+    for app in apps {
+        let told = told(s, app);
+        let ticket = told.and_then(|t| t.ticket).unwrap_or_default();
+        let volume = format!("Volume ID:      {}", app.volumes[0].number);
+        let instance = format!("Instance:       {}", s.world.instance(NODES[0].0)?);
+        let region = format!("Region:         {}", REGION);
+        for part in [volume, instance, region, "Since:".to_owned(), "Your API says:".to_owned()] {
+            if !ticket.contains(&part) {
+                s.broken
+                    .push(format!("{}: the ticket for the provider has no \"{part}\": {ticket:?}", app.name));
+            }
+        }
+        s.show(Who::Reattach, &app.name, "has the ticket for the provider ready to send:", &ticket);
+    }
     Ok(())
+}
+
+/// What a person was told about an app.
+fn told(s: &Stage, app: &App) -> Option<Escalation> {
+    s.recovery_of(&app.name)?.status?.escalation
 }
 
 /// A node pool replaces a machine and keeps the name: no record names the old instance any more.

@@ -12,6 +12,7 @@ mod observe;
 mod orphan;
 mod people;
 mod refusals;
+mod restarted;
 mod rows;
 mod stuck;
 mod stuck_record;

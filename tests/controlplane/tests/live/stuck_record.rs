@@ -173,6 +173,63 @@ async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
     stage.await_nothing_left().await;
 }
 
+/// The PersistentVolume was deleted and its finalizers taken off: external-attacher cannot detach without it, and nor can we.
+/// A person is called, without a ticket for the provider, which has nothing to do with it; made again, it heals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persistent_volume_that_is_made_again_lets_go() {
+    let (stage, volumes) = stage_with(&["redis"]).await;
+    stage.policy_saying("test", json!({"escalateAfterSeconds": 60})).await;
+    let before = stage.attachments("shop", "redis").await;
+    let [old] = before.as_slice() else { panic!("one VolumeAttachment: {before:#?}") };
+    let api: Api<PersistentVolume> = Api::all(stage.admin.clone());
+    let kept = api.get("pv-shop-redis").await.expect("it is there");
+    // Down meanwhile, so that the detach is not done before the PersistentVolume is gone.
+    stage.plane.stop_component(Component::CsiAttacher).expect("it ran");
+    stage.move_away("shop", "redis", "node-1").await;
+    let what = "the VolumeAttachment is being deleted";
+    let going = eventually(what, LIMIT, async || {
+        let all = stage.attachments("shop", "redis").await;
+        all.iter().any(|va| va.metadata.deletion_timestamp.is_some()).then_some(())
+    });
+    going.await.expect(what);
+    api.delete("pv-shop-redis", &DeleteParams::default()).await.expect("deleted");
+    stage.patch(&api, "pv-shop-redis", json!({"metadata": {"finalizers": null}})).await;
+    stage.plane.start_component(Component::CsiAttacher).await.expect("it starts");
+
+    refused(&stage, "redis", "PersistentVolume pv-shop-redis does not exist any more").await;
+    let called = stage
+        .await_recovery("shop", "redis", "a person called", |r| {
+            r.status.as_ref().is_some_and(|s| s.escalation.is_some())
+        })
+        .await;
+    let told = called.status.and_then(|s| s.escalation).expect("it was seen");
+    println!("a person is told: {}", told.summary);
+    assert!(told.ticket.is_none() && told.summary.contains("restore PersistentVolume"), "{told:?}");
+    let hangs = stage.attachments("shop", "redis").await;
+    assert!(hangs.iter().any(|va| va.uid() == old.uid()), "it hangs: {hangs:#?}");
+    stage.assert_only_records(&[]);
+
+    let again = PersistentVolume {
+        metadata: kube::api::ObjectMeta { name: Some(kept.name_any()), ..Default::default() },
+        spec: kept.spec,
+        status: None,
+    };
+    api.create(&PostParams::default(), &again).await.expect("created");
+    let made = Instant::now();
+    stage.await_ready_on("shop", "redis", "node-2").await;
+    println!("Ready {:.0} s after the PersistentVolume is there again", made.elapsed().as_secs_f64());
+    let over = stage
+        .await_recovery("shop", "redis", "an end", |r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
+        .await;
+    let status = over.status.expect("a status");
+    println!("{:?}: {}", status.phase, status.message);
+    assert!(matches!(status.phase, Phase::Recovered | Phase::Resolved), "{}", stage.story("shop").await);
+    assert_eq!(status.escalation, None, "nobody is called any more");
+    assert_eq!(stage.cloud_mutations(), [], "the driver detached");
+    stage.assert_one_holder(&volumes);
+    stage.await_nothing_left().await;
+}
+
 /// A Deployment whose volume needs a Secret for attach and detach.
 async fn keyed_deployment(stage: &Stage) -> VolumeNo {
     let (volume, handle) = stage.volume("shopkeyed");
