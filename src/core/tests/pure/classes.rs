@@ -1,7 +1,7 @@
 //! Classes A, C, D and E, and B where kubelet does not let go: which effects, in which order, and that nothing is left.
 
 use super::walk::{
-    ALL, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, plan,
+    ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, plan,
 };
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
 use reattach_core::fact::Known;
@@ -15,7 +15,6 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, v
 
 type Row = (&'static str, fn() -> Case, World, &'static [&'static str]);
 
-const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
 const STUCK: World = World { stuck: true, ..QUIET };
 
 fn phantom() -> Case {

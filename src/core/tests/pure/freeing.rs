@@ -3,7 +3,7 @@
 
 use super::properties::{cases, runner};
 use super::walk::{
-    Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, sighting,
+    QUIET, Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, sighting,
 };
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -17,8 +17,6 @@ use reattach_core::proof::{Declaration, NoUser};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-const QUIET: World = World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None };
 
 /// Every moment of every class's run at which a freeing effect is proposed.
 fn moments() -> &'static [Walk] {
