@@ -13,8 +13,8 @@ pub mod socket;
 pub mod transport;
 
 pub use effects::{
-    EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest,
-    PowerOutcome, SnapshotRequest, Unsupported,
+    EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest, PowerOutcome,
+    SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
 pub use provider::{

@@ -2,8 +2,8 @@
 
 use crate::{
     effects::{
-        EffectError, ForceDetachRequest, Optional, PowerOffRequest, PowerOutcome,
-        SnapshotRequest, Unsupported,
+        EffectError, ForceDetachRequest, Optional, PowerOffRequest, PowerOutcome, SnapshotRequest,
+        Unsupported,
     },
     error::{HandleError, ProviderError},
 };

@@ -15,9 +15,8 @@ use reattach_core::{
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
-    HttpTransport, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
-    SnapshotRequest,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, HttpTransport,
+    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest,
 };
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, time::Duration};

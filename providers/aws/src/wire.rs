@@ -11,8 +11,8 @@ use aws_sdk_ec2::{
 use jiff::Timestamp;
 use reattach_core::{
     cloud::{
-        CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange,
-        PowerFacts, PowerJob, SnapshotState, VolumeState,
+        CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobStatus,
+        PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
     },
     ids::{InstanceId, VolumeId},
 };
