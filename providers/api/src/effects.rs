@@ -2,7 +2,6 @@
 
 use crate::error::{EffectKnowledge, ProviderError};
 use crate::provider::DetachRequest;
-use jiff::Timestamp;
 use reattach_core::{
     ids::{InstanceId, VolumeId},
     proof::{FenceProof, ProofKind},
@@ -163,37 +162,4 @@ pub struct SnapshotRequest {
     pub label: String,
     /// How long the call may take; the snapshot itself takes longer.
     pub timeout: Duration,
-}
-
-/// How a snapshot stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum SnapshotState {
-    /// Under way. What it will contain is settled.
-    Pending,
-    /// Done.
-    Completed,
-    /// It did not work.
-    Failed {
-        /// The provider's words.
-        why: String,
-    },
-    /// A word that this build does not know.
-    Other(String),
-}
-
-/// One snapshot of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CloudSnapshot {
-    /// The cloud's identifier.
-    pub id: String,
-    /// The volume.
-    pub volume: VolumeId,
-    /// The text that it was ordered with.
-    pub label: String,
-    /// How it stands.
-    pub state: SnapshotState,
-    /// When it was begun.
-    pub started: Timestamp,
 }

@@ -13,8 +13,8 @@ pub mod socket;
 pub mod transport;
 
 pub use effects::{
-    CloudSnapshot, EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest,
-    PowerOutcome, SnapshotRequest, SnapshotState, Unsupported,
+    EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest, PowerOutcome,
+    SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
 pub use provider::{

@@ -2,15 +2,15 @@
 
 use crate::{
     effects::{
-        CloudSnapshot, EffectError, ForceDetachRequest, Optional, PowerOffRequest, PowerOutcome,
-        SnapshotRequest, Unsupported,
+        EffectError, ForceDetachRequest, Optional, PowerOffRequest, PowerOutcome, SnapshotRequest,
+        Unsupported,
     },
     error::{HandleError, ProviderError},
 };
 use futures::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use reattach_core::{
-    cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts},
+    cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts},
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
     proof::FenceProof,
 };
@@ -270,6 +270,11 @@ pub trait Provider: Send + Sync {
     fn power_command(&self, instance: &InstanceId, on: bool) -> String {
         let way = if on { "on" } else { "off" };
         format!("(power instance {instance} {way} in the cloud's console)")
+    }
+
+    /// What a person would type to make a snapshot of `volume` by hand, as `detach_command`.
+    fn snapshot_command(&self, volume: &VolumeId) -> String {
+        format!("(make a snapshot of volume {volume} in the cloud's console)")
     }
 
     /// Finds out what the credential may do, without changing anything.

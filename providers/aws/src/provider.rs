@@ -11,13 +11,12 @@ use crate::{
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reattach_core::{
-    cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts},
+    cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts},
     ids::{DriverName, InstanceId, VolumeHandle, VolumeId},
 };
 use reattach_provider_api::{
-    Capabilities, CloudSnapshot, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError,
-    HttpTransport, Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
-    SnapshotRequest,
+    Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, HttpTransport,
+    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest,
 };
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, time::Duration};
@@ -129,6 +128,11 @@ impl Provider for AwsProvider {
         let region = self.client.config().region();
         let what = if on { "start-instances" } else { "stop-instances --force" };
         format!("aws ec2 {what} --region {region} --instance-ids {instance}")
+    }
+
+    fn snapshot_command(&self, volume: &VolumeId) -> String {
+        let region = self.client.config().region();
+        format!("aws ec2 create-snapshot --region {region} --volume-id {volume}")
     }
 
     fn preflight(&self) -> BoxFuture<'_, PreflightReport> {

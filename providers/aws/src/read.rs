@@ -10,10 +10,10 @@ use crate::{
 };
 use aws_sdk_ec2::types::{Filter, Instance, Volume};
 use reattach_core::{
-    cloud::{CloudInstance, CloudVolume},
+    cloud::{CloudInstance, CloudSnapshot, CloudVolume},
     ids::{InstanceId, VolumeId},
 };
-use reattach_provider_api::{CloudSnapshot, Lookup, ProviderError};
+use reattach_provider_api::{Lookup, ProviderError};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,

@@ -3,8 +3,8 @@
 
 use crate::{classify::Call, client::Client, read, wire};
 use aws_sdk_ec2::types::Snapshot;
-use reattach_core::ids::VolumeId;
-use reattach_provider_api::{CloudSnapshot, EffectError, ProviderError, SnapshotRequest};
+use reattach_core::{cloud::CloudSnapshot, ids::VolumeId};
+use reattach_provider_api::{EffectError, ProviderError, SnapshotRequest};
 use tokio::time::Instant;
 
 /// The longest label. EC2 takes descriptions of 255 characters.

@@ -11,12 +11,11 @@ use aws_sdk_ec2::{
 use jiff::Timestamp;
 use reattach_core::{
     cloud::{
-        CloudInstance, CloudJob, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange,
-        PowerFacts, PowerJob, VolumeState,
+        CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobStatus,
+        PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
     },
     ids::{InstanceId, VolumeId},
 };
-use reattach_provider_api::{CloudSnapshot, SnapshotState};
 
 /// The word for a detach in [`CloudJob::action`].
 pub(crate) const DETACH: &str = "detach_volume";

@@ -15,7 +15,9 @@ mod volume_recovery;
 pub use crds::{all_crds, crd_yaml};
 pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said};
 pub use opaque::{Opaque, Unreadable, UnreadableField};
-pub use recovery_policy::{Budgets, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec};
+pub use recovery_policy::{
+    Budgets, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule,
+};
 pub use volume_recovery::{
     Abort, Approval, Declaration, Escalation, Phase, PhaseTiming, PowerOff, VolumeRecovery,
     VolumeRecoverySpec, VolumeRecoveryStatus, condition,

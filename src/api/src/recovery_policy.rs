@@ -44,6 +44,10 @@ pub struct RecoveryPolicySpec {
     /// verb `poweroff`.
     #[serde(default)]
     pub power_off: PowerOffRule,
+    /// Whether a snapshot of the volume is made before it is detached by force, where the cloud can do both (EC2). It holds
+    /// for every recovery of the claims that the policy rules, whoever asked for it.
+    #[serde(default)]
+    pub snapshot_before_force: SnapshotRule,
     /// A recovery that waits for others (a provider's lock, a proof, a cause that people must mend) calls for a person
     /// after so long.
     #[serde(default = "default_escalation")]
@@ -63,6 +67,20 @@ pub enum PowerOffRule {
     Allowed,
     /// Off, and on again once the volume is free.
     AllowedAndOn,
+}
+
+/// Whether a volume is snapshotted before it is detached by force.
+#[derive(
+    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub enum SnapshotRule {
+    /// No snapshot is made.
+    #[default]
+    Never,
+    /// One is begun and waited for, half an hour at most; the detach goes on without it where it fails.
+    BestEffort,
+    /// Nothing is detached by force before one is complete; where it fails the recovery ends, and calls for a person.
+    Required,
 }
 
 fn default_escalation() -> u32 {

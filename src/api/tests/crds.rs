@@ -243,6 +243,7 @@ fn nothing_that_we_write_is_dropped() {
             precedence: 1,
             budgets: Budgets::default(),
             power_off: Default::default(),
+            snapshot_before_force: Default::default(),
             escalate_after_seconds: 1800,
         },
     );

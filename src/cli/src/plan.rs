@@ -9,7 +9,7 @@ use crate::table::paragraph;
 use anyhow::Result;
 use clap::Args;
 use kube::api::{Api, ListParams};
-use reattach_api::{PowerOffRule, RecoveryPolicy};
+use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{Subject, ruling};
 use reattach_controller::{Collector, Depth, Providers};
 use reattach_core::check::check;
@@ -169,23 +169,23 @@ async fn allowed(
     evidence: &Evidence,
 ) -> Result<Allowed, Fail> {
     let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
-    let rule = match api.list(&ListParams::default()).await {
+    let (power_off, snapshot) = match api.list(&ListParams::default()).await {
         Ok(found) => {
             let policies: Vec<_> = found.items.into_iter().map(Arc::new).collect();
             let subject = Subject::of(evidence);
-            let policy = subject.and_then(|s| ruling(&policies, &s).map(|p| p.spec.power_off));
-            policy.unwrap_or(PowerOffRule::Never)
+            let policy = subject.and_then(|s| ruling(&policies, &s));
+            policy.map(|p| (p.spec.power_off, p.spec.snapshot_before_force)).unwrap_or_default()
         }
         // Whoever sees only a namespace still sees a plan; the cautious one.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             note(
                 "note: you may not list recoverypolicies, so the plan is shown without what a policy may allow besides",
             );
-            PowerOffRule::Never
+            Default::default()
         }
         Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),
     };
-    Ok(providers.allowed(evidence, rule, args.allow_power_off))
+    Ok(providers.allowed(evidence, power_off, args.allow_power_off, snapshot))
 }
 
 /// One of the compiled-in runbooks.

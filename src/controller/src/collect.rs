@@ -42,6 +42,8 @@ pub enum Depth<'a> {
         probing: bool,
         /// Whether the provider's job history is needed (around a detach of ours).
         jobs: bool,
+        /// The recovery whose snapshots are needed, which carry its UID as their label. None: they are not needed.
+        snapshots: Option<&'a Uid>,
         /// No answer of the cloud from before this moment is of use: the journal's last line, or the change that made
         /// this look due.
         since: Timestamp,
@@ -198,6 +200,9 @@ impl Collector {
         if jobs {
             let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
+        }
+        if let Depth::Execute { snapshots: Some(recovery), .. } = depth {
+            e.snapshots = Some(located.snapshots(recovery.as_str(), now).await);
         }
         Ok(())
     }

@@ -325,6 +325,7 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         budgets: policy.as_ref().map(|p| p.budgets.clone()).unwrap_or_default(),
         running,
         rival,
+        snapshot: policy.as_ref().map(|p| p.snapshot_before_force).unwrap_or_default(),
         escalate_after_seconds: policy.map(|p| p.escalate_after_seconds),
         ..Limits::default()
     }

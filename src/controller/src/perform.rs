@@ -8,13 +8,13 @@ use reattach_cluster::gate::EffectPass;
 use reattach_cluster::{effects, hold, node, node_lock, reports};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
-use reattach_core::ids::{InstanceId, NodeName, ObjectName};
+use reattach_core::ids::{InstanceId, NodeName, ObjectName, VolumeId};
 use reattach_core::journal::Outcome;
 use reattach_core::machine::Effect;
 use reattach_core::proof::FenceProof;
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, PowerOffManner, PowerOffRequest,
-    PowerOutcome, ProviderError,
+    PowerOutcome, ProviderError, SnapshotRequest,
 };
 use std::time::Duration;
 
@@ -57,6 +57,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                 effects::requeue(pass, name, uid, resource_version, clock.now()).await
             }
             Effect::CloudDetach { proof } => stage.detach(proof, false).await,
+            Effect::Snapshot { volume } => stage.snapshot(volume).await,
             Effect::CloudForce { proof } => stage.detach(proof, true).await,
             Effect::PowerOff { instance, node } => stage.power(instance, node, false).await,
             Effect::PowerOn { instance, node } => stage.power(instance, node, true).await,
@@ -123,6 +124,20 @@ impl Stage<'_> {
         match ForceDetachRequest::new(proof.clone(), self.left()) {
             Ok(request) => detached(volume.provider().force_detach(request).await),
             Err(refused) => Outcome::NotApplied { why: refused.to_string(), retry: false },
+        }
+    }
+
+    /// Begins a snapshot that carries the recovery's UID, by which it is looked up.
+    async fn snapshot(&self, id: &VolumeId) -> Outcome {
+        let Some(volume) = self.volume.as_ref().filter(|v| v.id == *id) else {
+            let why = format!("no provider knows volume {id}");
+            return Outcome::NotApplied { why, retry: false };
+        };
+        let label = Executor::uid_of(self.recovery).to_string();
+        let request = SnapshotRequest { volume: id.clone(), label, timeout: self.left() };
+        match volume.provider().snapshot(request).await {
+            Ok(begun) => Outcome::Applied { detail: format!("the cloud began snapshot {}", begun.id) },
+            Err(error) => failed(error),
         }
     }
 

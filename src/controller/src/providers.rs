@@ -2,12 +2,12 @@
 
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
-use reattach_api::PowerOffRule;
-use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
+use reattach_api::{PowerOffRule, SnapshotRule};
+use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{InstanceId, VolumeId};
-use reattach_core::plan::{Allowed, Commands};
+use reattach_core::plan::{Allowed, Commands, Snapshots};
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
@@ -214,6 +214,15 @@ impl Located {
         }
     }
 
+    /// The volume's snapshots that were ordered with this label. The fact carries the moment before the request was sent.
+    pub async fn snapshots(&self, label: &str, now: impl Fn() -> Timestamp) -> Fact<Vec<CloudSnapshot>> {
+        let at = now();
+        match self.provider().snapshots(&self.id, label).await {
+            Ok(snapshots) => Fact::present(snapshots, self.source(), at),
+            Err(error) => Fact::unknown(error.to_string(), self.source(), at),
+        }
+    }
+
     /// The volume's jobs since a moment. The fact carries the moment before the request was sent.
     pub async fn jobs(&self, since: Timestamp, now: impl Fn() -> Timestamp) -> Fact<Vec<CloudJob>> {
         let at = now();
@@ -232,18 +241,26 @@ impl Providers {
         located.map(|l| l.provider().capabilities()).unwrap_or_default()
     }
 
-    /// What the volume's cloud can do, and this rule of a policy or a person allows.
+    /// What the volume's cloud can do, and this rule of a policy or a person allows; with the policy's word on snapshots.
     pub fn allowed(
         &self,
         evidence: &reattach_core::evidence::Evidence,
         rule: PowerOffRule,
         by_a_person: bool,
+        snapshot: SnapshotRule,
     ) -> Allowed {
         let can = self.capabilities(evidence);
         Allowed {
             power_off: can.can_fence && (by_a_person || rule != PowerOffRule::Never),
             power_on: can.can_fence && rule == PowerOffRule::AllowedAndOn,
-            force: can.can_force,
+            // Where a snapshot is required and cannot be made, nothing is detached by force.
+            force: can.can_force && (can.can_snapshot || snapshot != SnapshotRule::Required),
+            snapshot: match snapshot {
+                SnapshotRule::Never => Snapshots::Never,
+                _ if !can.can_snapshot => Snapshots::Never,
+                SnapshotRule::BestEffort => Snapshots::BestEffort,
+                SnapshotRule::Required => Snapshots::Required,
+            },
         }
     }
 
@@ -259,6 +276,7 @@ impl Providers {
                     detach: provider.detach_command(&l.id, holder),
                     power_off: provider.power_command(holder, false),
                     power_on: provider.power_command(holder, true),
+                    snapshot: provider.snapshot_command(&l.id),
                 }
             }
             _ => {
@@ -267,6 +285,7 @@ impl Providers {
                     detach: console("detach the volume"),
                     power_off: console("power the instance off"),
                     power_on: console("power the instance on"),
+                    snapshot: console("make a snapshot of the volume"),
                 }
             }
         }
@@ -279,12 +298,18 @@ pub struct ByHand {
     detach: String,
     power_off: String,
     power_on: String,
+    snapshot: String,
 }
 
 impl ByHand {
     /// As a plan is asked for with them.
     pub fn commands(&self) -> Commands<'_> {
-        Commands { detach: &self.detach, power_off: &self.power_off, power_on: &self.power_on }
+        Commands {
+            detach: &self.detach,
+            power_off: &self.power_off,
+            power_on: &self.power_on,
+            snapshot: &self.snapshot,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 
 use common::cloud::TestCloud;
 use common::{CLAIM, DRIVER, NODE, NS, Stage};
+use reattach_api::{PowerOffRule, SnapshotRule};
 use reattach_cluster::Clients;
 use reattach_cluster::cache::Cache;
 use reattach_controller::collect::Own;
@@ -13,6 +14,8 @@ use reattach_controller::{Collector, Depth, Providers, nominees};
 use reattach_core::cloud::{InstanceState, VolumeState};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
+use reattach_core::plan::Snapshots;
+use reattach_provider_api::Capabilities;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,4 +202,24 @@ async fn a_lock_that_lasts_calls_for_a_person_and_goes_on_by_itself() {
     let seen = r["status"]["sightings"].as_array().cloned().unwrap_or_default();
     assert_eq!(seen.len(), 1, "{seen:?}");
     assert_eq!((&seen[0]["instance"], &seen[0]["state"]), (&json!("100"), &json!("running")));
+}
+
+/// A cloud that cannot make the snapshot which the policy requires is not asked to detach by force.
+#[tokio::test(start_paused = true)]
+async fn what_a_policy_says_of_snapshots_limits_force() {
+    use SnapshotRule::{BestEffort, Never, Required};
+    let stage = Stage::new();
+    let cloud = TestCloud::held_by("1");
+    let evidence = collect(&stage, &cloud, false).await;
+    let allowed = |can_force, can_snapshot, rule| {
+        cloud.set(|a| a.capabilities = Capabilities { can_force, can_snapshot, ..Capabilities::default() });
+        let allowed = providers(&cloud).allowed(&evidence, PowerOffRule::Never, false, rule);
+        (allowed.force, allowed.snapshot)
+    };
+    assert_eq!(allowed(true, true, Never), (true, Snapshots::Never));
+    assert_eq!(allowed(true, true, BestEffort), (true, Snapshots::BestEffort));
+    assert_eq!(allowed(true, true, Required), (true, Snapshots::Required));
+    assert_eq!(allowed(true, false, BestEffort), (true, Snapshots::Never));
+    assert_eq!(allowed(true, false, Required), (false, Snapshots::Never));
+    assert_eq!(allowed(false, true, Required), (false, Snapshots::Required));
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{rule}: {what}")]
 pub struct Violation {
-    /// `S1`, `S2`, `S5`, `S7`, `S8` or `S9`.
+    /// `S1`, `S2`, `S3`, `S5`, `S7`, `S8` or `S9`.
     pub rule: String,
     /// What is wrong.
     pub what: String,
@@ -65,6 +65,15 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
             "a cloud detach after pods may run again",
         );
     }
+    say(
+        "S3",
+        first(StepKind::Snapshot).is_none_or(|s| {
+            plan.steps[s].effect_class == EffectClass::Once
+                && last(StepKind::Snapshot) == Some(s)
+                && kinds.get(s + 1) == Some(&StepKind::CloudForce)
+        }),
+        "a snapshot that could be repeated blindly, or that no detach by force follows",
+    );
     say(
         "S1",
         first(StepKind::DeleteAttachment).is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),

@@ -148,6 +148,39 @@ impl CloudJob {
     }
 }
 
+/// How a snapshot stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SnapshotState {
+    /// Under way. What it will contain is settled.
+    Pending,
+    /// Done.
+    Completed,
+    /// It did not work.
+    Failed {
+        /// The provider's words.
+        why: String,
+    },
+    /// A word that this build does not know.
+    Other(String),
+}
+
+/// One snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudSnapshot {
+    /// The cloud's identifier.
+    pub id: String,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The text that it was ordered with.
+    pub label: String,
+    /// How it stands.
+    pub state: SnapshotState,
+    /// When it was begun.
+    pub started: Timestamp,
+}
+
 /// Who answers for what is read from a cloud: credential, account and region, as a fingerprint that reveals nothing.
 /// "Not found" under one scope says nothing about another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

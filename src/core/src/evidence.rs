@@ -3,7 +3,7 @@
 //! A collector fills it (from watch caches, live reads and the cloud); diagnosis, planning, checking and the
 //! executor's next step read it. It serialises, so a fixture is a file that a person can read.
 
-use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudVolume, PowerFacts};
+use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use crate::fact::{Fact, Reading};
 use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
@@ -61,6 +61,10 @@ pub struct Evidence {
     pub cloud_scope: Option<CloudScope>,
     /// Recent jobs of the volume at the provider.
     pub jobs: Fact<Vec<CloudJob>>,
+    /// The volume's snapshots that were ordered by this recovery, oldest first. None: not asked, since its plan has no
+    /// such step or has not come to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Fact<Vec<CloudSnapshot>>>,
     /// Whether the cluster can hold pods away by admission. Absent: it has no such policy. None: not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_policy: Option<Fact<String>>,

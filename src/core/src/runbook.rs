@@ -120,6 +120,8 @@ pub enum StepKind {
     Challenge,
     /// Delete the VolumeAttachment by its UID, with a proof.
     DeleteAttachment,
+    /// Make a snapshot of the volume at the cloud before it is detached by force. Planned only where a policy asks for it.
+    Snapshot,
     /// Detach at the cloud by force, with a proof that the instance is off or gone.
     CloudForce,
     /// Wait until the pod is Ready with its volume and exactly one holder.

@@ -158,6 +158,7 @@ impl Case {
             instances: BTreeMap::new(),
             power: BTreeMap::new(),
             cloud_scope: None,
+            snapshots: None,
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
             hold_policy: None,
             node_pods: BTreeMap::new(),

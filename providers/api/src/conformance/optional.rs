@@ -3,9 +3,9 @@
 use super::{Case, Checked, Harness, TIMEOUT, Trouble, Verdict, cases::detach, same, that};
 use crate::{
     DetachOutcome, EffectError, EffectKnowledge, ForceDetachRequest, Optional, PowerOffManner,
-    PowerOffRequest, PowerOutcome, ProviderError, SnapshotRequest, SnapshotState, Unsupported,
+    PowerOffRequest, PowerOutcome, ProviderError, SnapshotRequest, Unsupported,
 };
-use reattach_core::cloud::{InstanceState, PowerChange};
+use reattach_core::cloud::{InstanceState, PowerChange, SnapshotState};
 use std::time::Duration;
 
 /// What snapshots are ordered with in these cases.

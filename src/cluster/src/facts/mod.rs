@@ -69,6 +69,7 @@ pub fn evidence(
         instances: BTreeMap::new(),
         power: BTreeMap::new(),
         cloud_scope: None,
+        snapshots: None,
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         hold_policy: None,
         node_pods: BTreeMap::new(),

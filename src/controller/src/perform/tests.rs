@@ -221,3 +221,24 @@ async fn a_question_has_the_number_of_the_record() {
     let asked = &report["spec"]["challenges"][0];
     assert_eq!((&asked["epoch"], &asked["recovery"]), (&json!(7), &json!(s.recovery.uid().unwrap())));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_carries_the_records_uid() {
+    let s = Scene::new();
+    let volume = VolumeId::from(Case::deployment().evidence.csi(s.clock.now()).unwrap().handle.as_str());
+    let effect = Effect::Snapshot { volume: volume.clone() };
+    assert!(s.perform(&effect).await.applied());
+    assert_eq!(s.cloud.orders(), [format!("snapshot {volume} as {}", s.recovery.uid().unwrap())]);
+    for (answer, wanted) in [
+        (Unsupported::new("test", Optional::Snapshot).into(), Some(false)),
+        (EffectError::Failed(unknown()), None),
+    ] {
+        s.cloud.set(|a| a.snapshot = Some(answer));
+        let outcome = s.perform(&effect).await;
+        assert_eq!(retry(&outcome), wanted, "{outcome:?}");
+        assert!(!outcome.applied());
+    }
+    let other = s.perform(&Effect::Snapshot { volume: VolumeId::from("another") }).await;
+    assert_eq!(retry(&other), Some(false), "{other:?}");
+    assert_eq!(s.cloud.orders().len(), 3);
+}

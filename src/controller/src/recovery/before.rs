@@ -183,7 +183,8 @@ impl Executor {
 
     /// What the cloud can do and the policy or a person allows.
     fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
-        self.collector.providers.allowed(evidence, limits.power_off, recovery.spec.power_off.is_some())
+        let by_a_person = recovery.spec.power_off.is_some();
+        self.collector.providers.allowed(evidence, limits.power_off, by_a_person, limits.snapshot)
     }
 
     async fn refuse(

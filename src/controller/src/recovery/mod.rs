@@ -31,7 +31,7 @@ use crate::finish;
 use crate::metrics::Metrics;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, ResourceExt};
-use reattach_api::{Budgets, Phase, PowerOffRule, VolumeRecovery};
+use reattach_api::{Budgets, Phase, PowerOffRule, SnapshotRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
@@ -141,6 +141,8 @@ pub struct Limits {
     pub policy_mode: Option<Mode>,
     /// For a recovery that a policy made: whether the policy lets instances be powered off now.
     pub power_off: PowerOffRule,
+    /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
+    pub snapshot: SnapshotRule,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.
     pub escalate_after_seconds: Option<u32>,
 }

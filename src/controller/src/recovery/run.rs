@@ -218,12 +218,14 @@ impl Executor {
         live: bool,
     ) -> Result<Evidence, TurnError> {
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
+        let uid = Self::uid_of(recovery);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
         let depth = Depth::Execute {
             plan,
             changing: state.weighs_a_change(plan),
             probing: state.needs_probe(plan),
             jobs: state.needs_jobs(plan),
+            snapshots: state.needs_snapshots(plan).then_some(&uid),
             since,
             live,
         };

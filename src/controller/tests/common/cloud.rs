@@ -3,12 +3,13 @@
 use futures::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use reattach_core::cloud::{
-    CloudInstance, CloudJob, CloudScope, CloudVolume, DeviceIdentity, InstanceState, PowerFacts, VolumeState,
+    CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState,
+    PowerFacts, SnapshotState, VolumeState,
 };
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::{
     Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, Lookup,
-    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,8 @@ pub struct Answers {
     pub instance: InstanceState,
     /// The answer to an order about power.
     pub power: Result<PowerOutcome, EffectError>,
+    /// Why it makes no snapshot. None: it begins one.
+    pub snapshot: Option<EffectError>,
     /// What it can do.
     pub capabilities: Capabilities,
     /// What it was ordered to do.
@@ -42,6 +45,7 @@ impl TestCloud {
             volume: VolumeState::Active,
             instance: InstanceState::Running,
             power: Ok(PowerOutcome::Accepted),
+            snapshot: None,
             capabilities: Capabilities { can_fence: true, ..Capabilities::default() },
             orders: Vec::new(),
         })))
@@ -150,6 +154,20 @@ impl Provider for TestCloud {
         _timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
         ready(self.order(format!("on {instance}"))).boxed()
+    }
+
+    fn snapshot(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
+        let SnapshotRequest { volume, label, .. } = request;
+        self.0.lock().unwrap().orders.push(format!("snapshot {volume} as {label}"));
+        let answers = self.0.lock().unwrap();
+        let begun = CloudSnapshot {
+            id: "snap-1".to_owned(),
+            volume,
+            label,
+            state: SnapshotState::Pending,
+            started: Timestamp::UNIX_EPOCH,
+        };
+        ready(answers.snapshot.clone().map_or(Ok(begun), Err)).boxed()
     }
 
     fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {

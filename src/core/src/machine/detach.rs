@@ -5,7 +5,7 @@ use super::forward::{BUSY, Look, wait};
 use super::observe::CLOUD_POLL;
 use super::unwind::later;
 use super::{Action, Effect, Next, StepState};
-use crate::cloud::CloudVolume;
+use crate::cloud::{CloudVolume, VolumeState};
 use crate::diagnosis::Trouble;
 use crate::evidence::{AttachmentFacts, MAX_AGE};
 use crate::fact::Reading;
@@ -140,9 +140,9 @@ impl Look<'_> {
             Some(jobs) => jobs.iter().any(crate::cloud::CloudJob::is_pending),
             None => return self.poll("the provider's job history must be read"),
         };
+        let forced_next = self.plan.find(StepKind::CloudForce).is_some_and(|f| f > self.ix);
         match self.state.step(self.ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => {
-                let forced_next = self.plan.find(StepKind::CloudForce).is_some_and(|f| f > self.ix);
                 return if self.cloud_is_free(cloud) && !pending {
                     self.completed("the cloud names no holder and no job is pending")
                 } else if forced_next && self.cx.now >= later(*at, PLAIN_FOR) {
@@ -167,14 +167,21 @@ impl Look<'_> {
         if self.cloud_is_free(cloud) && !pending {
             return self.skipped("the cloud names no holder already");
         }
-        // A plain detach that does not end is what a forced one is for.
+        // A plain detach that does not end is what a forced one is for; it may be the driver's.
         if pending && !force {
+            let hangs =
+                cloud.state == VolumeState::Detaching && self.cx.now >= later(self.entered, PLAIN_FOR);
+            if forced_next && hangs {
+                let why = "another's detach has been under way for more than";
+                return self.skipped(&format!("{why} {} s", PLAIN_FOR.as_secs()));
+            }
             return self.poll("a job of the volume is pending at the provider");
         }
         self.propose_detach(force)
     }
 
-    fn propose_detach(&self, force: bool) -> Next {
+    /// What comes next where a detach is due: the detach, if nothing stands against it.
+    pub(super) fn propose_detach(&self, force: bool) -> Next {
         let pins = &self.plan.pins;
         let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the VolumeAttachments must be read");

@@ -59,6 +59,7 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         StepKind::PowerOn => look.power_on(),
         StepKind::Challenge => look.challenge(),
         StepKind::DeleteAttachment => look.delete_attachment(),
+        StepKind::Snapshot => look.snapshot(),
         StepKind::CloudForce => look.cloud_force(),
     });
     look.within_deadline(proposal)
@@ -80,6 +81,7 @@ impl Look<'_> {
                             | Effect::CloseNode { .. }
                             | Effect::Release { .. }
                             | Effect::CloudDetach { .. }
+                            | Effect::Snapshot { .. }
                             | Effect::CloudForce { .. }
                             | Effect::PowerOff { .. }
                             | Effect::Quarantine { .. }
@@ -100,8 +102,8 @@ impl Look<'_> {
             return Next::Wait { why, until: until.min(deadline) };
         }
         let seconds = self.step.deadline_seconds.into();
-        if self.step.kind == StepKind::PowerOn {
-            // The volume is free; a machine that stays off is somebody's business and no reason to fail.
+        // After PowerOn the volume is free; a machine that stays off is somebody's business and no reason to fail.
+        if self.step.best_effort || self.step.kind == StepKind::PowerOn {
             return self.skipped(&format!("not done within {seconds} s: {why}"));
         }
         if self.step.kind == StepKind::Verify {

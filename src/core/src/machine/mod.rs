@@ -24,11 +24,12 @@ mod forward;
 mod hold;
 mod observe;
 mod record;
+mod snapshot;
 mod state;
 mod unwind;
 
 use crate::evidence::Evidence;
-use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid};
+use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};
 use crate::journal::{End, Mark};
 use crate::plan::{Plan, StepIx};
 use crate::proof::FenceProof;
@@ -124,6 +125,11 @@ pub enum Effect {
     CloudDetach {
         /// The proof, which names volume and holder.
         proof: FenceProof,
+    },
+    /// Begin a snapshot at the cloud, labelled with the VolumeRecovery's UID.
+    Snapshot {
+        /// The volume.
+        volume: VolumeId,
     },
     /// Detach at the cloud by force. Its request cannot be made from a proof that leaves the instance running.
     CloudForce {

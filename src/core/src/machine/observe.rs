@@ -25,6 +25,7 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
         Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, started, true),
         Some(StepKind::Restore) => scaled(step, evidence, cx, started, false),
         Some(StepKind::CloudDetach | StepKind::CloudForce) => detached(step, plan, evidence, cx, started),
+        Some(StepKind::Snapshot) => snapshotted(step, plan, evidence, cx, started),
         // These are conditional writes that may be made again: say that it did not happen, and what is still due is issued.
         _ => observed(step, false, "a write that may be made again"),
     })
@@ -75,6 +76,26 @@ fn detached(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, st
         );
     }
     wait(cx.now, "the detach request may still be on its way")
+}
+
+/// The label tells: a snapshot carries it or not. What stays unread until the step's deadline is given up: no snapshot
+/// frees anything, and after the deadline none is begun.
+fn snapshotted(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, started: Timestamp) -> Next {
+    let seconds = plan.steps.get(step.index()).map_or(0, |s| s.deadline_seconds);
+    let given_up = cx.now.duration_since(started) > SignedDuration::from_secs(seconds.into());
+    let unread = "the snapshots must be read to know whether one was begun";
+    let read = evidence.snapshots.as_ref().filter(|f| f.at >= started);
+    match read.and_then(|f| Some((f.at, f.read(cx.now, MAX_AGE).present()?))) {
+        Some((_, all)) if !all.is_empty() => {
+            observed(step, true, &format!("snapshot {} carries this recovery's label", all[0].id))
+        }
+        Some((at, _)) if at.duration_since(started) > IN_FLIGHT => {
+            observed(step, false, "no snapshot carries this recovery's label, and the request's time is over")
+        }
+        Some(_) => wait(cx.now, "the request for a snapshot may still be on its way"),
+        None if given_up => observed(step, false, "the snapshots could not be read until the deadline"),
+        None => wait(cx.now, unread),
+    }
 }
 
 fn observed(step: StepIx, applied: bool, seen: &str) -> Next {

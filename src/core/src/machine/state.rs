@@ -307,8 +307,15 @@ impl State {
         detaches.into_iter().any(|ix| match self.step(ix) {
             StepState::Pending => self.turned_back.is_none() && self.current() == Some(ix),
             StepState::Started { .. } | StepState::Issued { .. } => true,
-            StepState::Closed { .. } => false,
+            // A plain detach that one by force was to take over from may still be under way.
+            StepState::Closed { skipped } => *skipped && self.turned_back.is_some() && self.attempts(ix) > 0,
         })
+    }
+
+    /// Whether what comes next turns on the snapshots that this recovery ordered.
+    pub fn needs_snapshots(&self, plan: &Plan) -> bool {
+        plan.find(StepKind::Snapshot)
+            .is_some_and(|ix| matches!(self.step(ix), StepState::Started { .. } | StepState::Issued { .. }))
     }
 
     /// Whether a change to the workload or its pods is being weighed: everything that stands against it is read then.
@@ -338,6 +345,7 @@ impl State {
                     | StepKind::Challenge
                     | StepKind::DeleteAttachment
                     | StepKind::CloudDetach
+                    | StepKind::Snapshot
                     | StepKind::CloudForce,
                 ) => self.in_force(plan, StepKind::Hold),
                 _ => false,

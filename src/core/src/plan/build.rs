@@ -37,6 +37,8 @@ pub struct Commands<'a> {
     pub power_off: &'a str,
     /// To power it on.
     pub power_on: &'a str,
+    /// To make a snapshot of the volume.
+    pub snapshot: &'a str,
 }
 
 /// What the cloud can do and a policy or a person allows. Steps that need more are left out of the plan.
@@ -48,6 +50,20 @@ pub struct Allowed {
     pub power_on: bool,
     /// Detaching by force.
     pub force: bool,
+    /// A snapshot of the volume before that.
+    pub snapshot: Snapshots,
+}
+
+/// Whether a volume is snapshotted before it is detached by force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Snapshots {
+    /// No.
+    #[default]
+    Never,
+    /// Tried; the run goes on where it fails.
+    BestEffort,
+    /// Nothing is detached by force without it.
+    Required,
 }
 
 /// Makes the plan for a diagnosis of one of the five classes.
@@ -139,8 +155,9 @@ fn possible(
     let can = |step: &&RunbookStep| match step.step {
         StepKind::PowerOff => allowed.power_off,
         StepKind::PowerOn => allowed.power_off && allowed.power_on,
-        StepKind::CloudForce => allowed.force && gates && !closes_node,
         StepKind::CloudDetach => gates && !closes_node,
+        StepKind::CloudForce => allowed.force && gates && !closes_node,
+        StepKind::Snapshot => allowed.force && gates && !closes_node && allowed.snapshot != Snapshots::Never,
         StepKind::Hold | StepKind::Lift => gates,
         _ => true,
     };

@@ -16,7 +16,7 @@ use std::fmt;
 
 pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
-pub use build::{Allowed, Commands, Request, make};
+pub use build::{Allowed, Commands, Request, Snapshots, make};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
 
 /// The version of the plan's shape. An executor runs plans of its own version only.
@@ -157,6 +157,9 @@ pub struct PlannedStep {
     /// For waits: the next step takes over after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience_seconds: Option<u32>,
+    /// The run goes on without this step where it fails or is not done by its deadline.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub best_effort: bool,
 }
 
 /// Expected downtime in seconds, counted from the first step. The pod is down already.

@@ -1,6 +1,6 @@
 //! The steps of a plan in words: what will happen, what must hold, what a person would type.
 
-use super::{EffectClass, Pins, PlannedStep, Request};
+use super::{EffectClass, Pins, PlannedStep, Request, Snapshots};
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::ObjectName;
 use crate::runbook::{RunbookStep, StepKind};
@@ -35,6 +35,7 @@ pub(super) fn planned(
             effect_class: class,
             deadline_seconds: step.deadline_seconds,
             patience_seconds: step.patience_seconds,
+            best_effort: step.step == StepKind::Snapshot && request.allowed.snapshot == Snapshots::BestEffort,
         }
     };
     match step.step {
@@ -216,6 +217,24 @@ pub(super) fn planned(
             "the CSI driver may be unable to detach; then the next step takes over",
             "it has a deletionTimestamp or is gone",
             EffectClass::Conditional,
+        ),
+        StepKind::Snapshot => text(
+            format!(
+                "if the plain detach does not end: make a snapshot of volume {} at the cloud",
+                pins.volume
+            ),
+            "all that the detach by force needs, which is the next step",
+            request.commands.snapshot.to_owned(),
+            match request.allowed.snapshot {
+                Snapshots::Required => {
+                    "the volume stays where it is until the snapshot is complete; the run turns back if it fails"
+                }
+                _ => {
+                    "the volume stays where it is until the snapshot is complete; the run goes on without it if it fails"
+                }
+            },
+            "a complete snapshot with this recovery's label; it is kept",
+            EffectClass::Once,
         ),
         StepKind::CloudForce => text(
             format!(

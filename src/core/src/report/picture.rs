@@ -223,7 +223,11 @@ fn colour(kind: StepKind) -> &'static str {
         StepKind::Hold => "hold",
         StepKind::Release => "release",
         StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Challenge => "await",
-        StepKind::PowerOff | StepKind::PowerOn | StepKind::CloudDetach | StepKind::CloudForce => "cloud",
+        StepKind::PowerOff
+        | StepKind::PowerOn
+        | StepKind::CloudDetach
+        | StepKind::Snapshot
+        | StepKind::CloudForce => "cloud",
         StepKind::TaintOutOfService | StepKind::Untaint | StepKind::Quarantine => "hold",
         StepKind::Requeue | StepKind::DeleteAttachment => "nudge",
         StepKind::Restore => "restore",

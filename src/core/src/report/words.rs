@@ -151,6 +151,7 @@ pub(super) fn step_title(kind: StepKind) -> &'static str {
         StepKind::Quarantine => "quarantine the node",
         StepKind::Challenge => "ask the agent",
         StepKind::DeleteAttachment => "delete the attachment",
+        StepKind::Snapshot => "snapshot the volume",
         StepKind::CloudForce => "detach by force",
         StepKind::Verify => "verify",
     }

@@ -51,6 +51,12 @@ pub(super) fn check(class: Class, steps: &[RunbookStep]) -> Result<(), String> {
     {
         return Err("CloudForce must stand after CloudDetach: a plain detach is tried first".to_owned());
     }
+    if let Some(snapshot) = at(StepKind::Snapshot)
+        && steps.get(snapshot + 1).map(|s| s.step) != Some(StepKind::CloudForce)
+    {
+        return Err("Snapshot must stand right before CloudForce: it keeps what a detach by force may cost"
+            .to_owned());
+    }
     if steps.last().map(|s| s.step) != Some(StepKind::Verify) {
         return Err("the last step must be Verify".to_owned());
     }

@@ -1,9 +1,10 @@
 //! The independent checker: silent about what the planner makes, and loud about every plan with a rule taken out.
 
+use super::walk::{ALL, orphan, plan};
 use reattach_core::check::check;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::Known;
-use reattach_core::plan::{EffectClass, Plan};
+use reattach_core::plan::{Allowed, EffectClass, Plan, PlannedStep, Snapshots};
 use reattach_core::runbook::StepKind;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
@@ -307,4 +308,46 @@ fn several_replicas_need_the_name_of_the_workload() {
         let found = check(&plan, &case.evidence, named, case.now);
         assert!(found.iter().any(|v| v.rule == "S2"), "{named:?}: {found:?}");
     }
+}
+
+/// The same for the plan with a snapshot and a detach by force.
+const SNAPSHOT_MUTATIONS: &[Mutation] = &[
+    ("no force", |p| remove(p, StepKind::CloudForce), "S3: a snapshot that could be repeated blindly"),
+    (
+        "repeatable snapshot",
+        |p| snapshot(p).effect_class = EffectClass::Repeatable,
+        "S3: a snapshot that could be repeated blindly",
+    ),
+    (
+        "two snapshots",
+        |p| {
+            let (at, again) = (place(p), snapshot(p).clone());
+            p.steps.insert(at, again);
+        },
+        "S3: a snapshot that could be repeated blindly",
+    ),
+    (
+        "a snapshot after force",
+        |p| {
+            let at = place(p);
+            p.steps.swap(at, at + 1);
+        },
+        "S3: a snapshot that could be repeated blindly",
+    ),
+];
+
+fn place(plan: &Plan) -> usize {
+    plan.find(StepKind::Snapshot).unwrap().index()
+}
+
+fn snapshot(plan: &mut Plan) -> &mut PlannedStep {
+    let at = place(plan);
+    &mut plan.steps[at]
+}
+
+#[test]
+fn a_snapshot_stands_once_and_right_before_force() {
+    let case = orphan();
+    let plan = plan(&case, Allowed { snapshot: Snapshots::Required, ..ALL }).unwrap();
+    each_is_missed(&case, &plan, SNAPSHOT_MUTATIONS);
 }

@@ -1,7 +1,7 @@
 //! Classes A, C, D and E, and B where kubelet does not let go: which effects, in which order, and that nothing is left.
 
 use super::walk::{
-    ALL, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
+    ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
     phantom_without_policy, plan, without_policy,
 };
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
@@ -16,8 +16,6 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, v
 
 type Row = (&'static str, fn() -> Case, World, &'static [&'static str]);
 
-const QUIET: World =
-    World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None, alone: false };
 const STUCK: World = World { stuck: true, ..QUIET };
 
 fn phantom() -> Case {

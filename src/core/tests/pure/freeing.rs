@@ -3,8 +3,8 @@
 
 use super::properties::{cases, runner};
 use super::walk::{
-    Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan, phantom_without_policy,
-    sighting,
+    QUIET, Walk, World, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
+    phantom_without_policy, sighting,
 };
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -18,9 +18,6 @@ use reattach_core::proof::{Declaration, NoUser};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-const QUIET: World =
-    World { stuck: false, lingers: false, heals_after: None, back_at: None, abort_at: None, alone: false };
 
 /// Every moment of every class's run at which a freeing effect is proposed.
 fn moments() -> &'static [Walk] {

@@ -20,5 +20,6 @@ mod properties;
 mod refusals;
 mod runbook;
 mod schedules;
+mod snapshots;
 mod walk;
 mod world;

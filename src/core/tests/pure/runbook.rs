@@ -42,6 +42,8 @@ const SCALE: &str = "step: ScaleToZero, deadlineSeconds: 60";
 const AWAIT: &str = "step: AwaitDetached, deadlineSeconds: 60";
 const PATIENT: &str = "step: AwaitDetached, deadlineSeconds: 60, patienceSeconds: 30";
 const DETACH: &str = "step: CloudDetach, deadlineSeconds: 60";
+const SNAPSHOT: &str = "step: Snapshot, deadlineSeconds: 60";
+const FORCE: &str = "step: CloudForce, deadlineSeconds: 60";
 const RESTORE: &str = "step: Restore, deadlineSeconds: 60";
 const VERIFY: &str = "step: Verify, deadlineSeconds: 60";
 
@@ -89,7 +91,7 @@ fn malformed_yaml_gives_one_sentence_with_line_and_column() {
 
 #[test]
 fn unsafe_orders_are_refused_with_the_rule() {
-    let table: [(&str, Vec<&str>, &str); 22] = [
+    let table: [(&str, Vec<&str>, &str); 25] = [
         ("no orders", vec![], "names no class"),
         ("no scale", vec![AWAIT, RESTORE, VERIFY], "no ScaleToZero and no Hold"),
         ("no restore", vec![SCALE, AWAIT, VERIFY], "no Restore"),
@@ -116,6 +118,21 @@ fn unsafe_orders_are_refused_with_the_rule() {
         ("a lift at once", vec![HOLD, RELEASE, LIFT, VERIFY], "before Lift must be AwaitDetached"),
         ("a release at zero", vec![SCALE, RELEASE, AWAIT, RESTORE, VERIFY], "Release belongs to Hold"),
         ("a lift at zero", vec![SCALE, AWAIT, RESTORE, LIFT, VERIFY], "Lift belongs to Hold"),
+        (
+            "a snapshot with no force",
+            vec![SCALE, PATIENT, DETACH, SNAPSHOT, AWAIT, RESTORE, VERIFY],
+            "Snapshot must stand right before CloudForce",
+        ),
+        (
+            "a snapshot after force",
+            vec![SCALE, PATIENT, DETACH, FORCE, SNAPSHOT, AWAIT, RESTORE, VERIFY],
+            "Snapshot must stand right before CloudForce",
+        ),
+        (
+            "two snapshots",
+            vec![SCALE, PATIENT, SNAPSHOT, DETACH, SNAPSHOT, FORCE, AWAIT, RESTORE, VERIFY],
+            "Snapshot may stand only once",
+        ),
         (
             "no deadline",
             vec![SCALE, AWAIT, RESTORE, "step: Verify, deadlineSeconds: 0"],

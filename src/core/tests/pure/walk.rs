@@ -3,7 +3,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
-    CloudScope, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob, VolumeState,
+    CloudJob, CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob,
+    SnapshotState, VolumeState,
 };
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
@@ -12,7 +13,7 @@ use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, next};
-use reattach_core::plan::{Allowed, Commands, Plan, Request, make};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, make};
 use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -33,7 +34,40 @@ pub struct World {
     pub abort_at: Option<usize>,
     /// No other node would do: a pod that may not come to its own waits.
     pub alone: bool,
+    /// The cloud takes a detach and does not end it for five minutes; only one by force works.
+    pub hangs: Option<By>,
+    /// Snapshots fail.
+    pub no_snapshot: bool,
+    /// They cannot be read.
+    pub blind: bool,
 }
+
+/// Whose detach it is that does not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The CSI driver's.
+    Driver,
+    /// Ours.
+    Us,
+}
+
+/// A world in which nothing else happens.
+pub const QUIET: World = World {
+    stuck: false,
+    lingers: false,
+    heals_after: None,
+    back_at: None,
+    abort_at: None,
+    alone: false,
+    hangs: None,
+    no_snapshot: false,
+    blind: false,
+};
+
+/// Seconds after which a detach that hangs ends after all.
+const HANGS: i64 = 300;
+/// Seconds that a snapshot takes.
+const SNAPSHOT: i64 = 20;
 
 /// A run.
 #[derive(Clone)]
@@ -52,10 +86,14 @@ pub struct Walk {
     set_free: Option<Timestamp>,
     power_off: Option<Timestamp>,
     held: bool,
+    /// Since when a detach is under way at the cloud.
+    detaching: Option<Timestamp>,
+    /// What the cloud has of snapshots.
+    pub snapshots: Vec<CloudSnapshot>,
 }
 
 /// Everything that people may allow.
-pub const ALL: Allowed = Allowed { power_off: true, power_on: true, force: true };
+pub const ALL: Allowed = Allowed { power_off: true, power_on: true, force: true, snapshot: Snapshots::Never };
 
 /// The plan of a case by the default runbook.
 pub fn plan(case: &Case, allowed: Allowed) -> Result<Plan, Vec<Refusal>> {
@@ -189,7 +227,12 @@ fn shut_down(e: &mut Evidence, at: Timestamp) {
 impl Walk {
     /// A run of the case's plan with everything allowed.
     pub fn new(case: Case, world: World) -> Self {
-        let plan = plan(&case, ALL).unwrap_or_else(|r| panic!("no plan: {r:?}"));
+        Self::with(case, world, ALL)
+    }
+
+    /// The same, with this allowed.
+    pub fn with(case: Case, world: World, allowed: Allowed) -> Self {
+        let plan = plan(&case, allowed).unwrap_or_else(|r| panic!("no plan: {r:?}"));
         let begun = case.now;
         let mut walk = Self {
             case,
@@ -200,6 +243,8 @@ impl Walk {
             set_free: None,
             power_off: None,
             held: false,
+            detaching: None,
+            snapshots: Vec::new(),
             plan,
         };
         let (plan_hash, authority) = (walk.plan.hash.to_string(), "test".to_owned());
@@ -329,11 +374,9 @@ impl Walk {
                 self.set_free = Some(at);
                 self.world.lingers = false;
             }
-            Effect::CloudDetach { .. } | Effect::CloudForce { .. } => {
-                change(&mut e.cloud_volume, |c| c.holders.clear());
-                self.world.stuck = false;
-                self.set_free = Some(self.case.now);
-            }
+            Effect::CloudDetach { .. } if self.world.hangs.is_some() => self.begin_detaching(),
+            Effect::CloudDetach { .. } | Effect::CloudForce { .. } => self.detached(),
+            Effect::Snapshot { .. } => self.begin_snapshot(),
             Effect::Challenge { .. } => {
                 let epoch = e.asked.as_ref().map_or(0, |a| a.1) + 1;
                 e.asked = Some((Case::recovery(), epoch));
@@ -345,6 +388,36 @@ impl Walk {
             Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
             Effect::ScaleToZero { .. } | Effect::Restore { .. } => panic!("nothing is scaled: {effect:?}"),
         }
+    }
+
+    /// A detach that does not end.
+    fn begin_detaching(&mut self) {
+        self.detaching = self.detaching.or(Some(self.case.now));
+        change(&mut self.case.evidence.cloud_volume, |c| c.state = VolumeState::Detaching);
+    }
+
+    fn detached(&mut self) {
+        (self.world.stuck, self.world.hangs, self.detaching) = (false, None, None);
+        change(&mut self.case.evidence.cloud_volume, |c| {
+            (c.holders, c.state) = (Vec::new(), VolumeState::Active);
+        });
+        self.set_free = Some(self.case.now);
+    }
+
+    /// The detach that hangs does so for half an hour more.
+    pub fn hang_on(&mut self) {
+        self.detaching = self.detaching.map(|at| at + SignedDuration::from_mins(30));
+    }
+
+    /// The cloud takes an order for a snapshot.
+    pub fn begin_snapshot(&mut self) {
+        self.snapshots.push(CloudSnapshot {
+            id: format!("snap-{}", self.snapshots.len() + 1),
+            volume: self.plan.pins.volume.clone(),
+            label: Case::recovery().to_string(),
+            state: SnapshotState::Pending,
+            started: self.case.now,
+        });
     }
 
     /// Time passes, and everything is read anew.
@@ -373,6 +446,20 @@ impl Walk {
                 a.deleting_since = a.deleting_since.or(Some(at));
                 a.detach_error = Some("no".into());
             });
+        }
+        if self.world.stuck && self.world.hangs == Some(By::Driver) && since(self.set_free) == 3 {
+            self.begin_detaching();
+        }
+        if since(self.detaching) >= HANGS {
+            self.detached();
+        }
+        for snapshot in &mut self.snapshots {
+            if now.duration_since(snapshot.started).as_secs() >= SNAPSHOT {
+                snapshot.state = match self.world.no_snapshot {
+                    true => SnapshotState::Failed { why: "the key is disabled".into() },
+                    false => SnapshotState::Completed,
+                };
+            }
         }
         self.pods();
         self.read_anew();
@@ -453,7 +540,7 @@ impl Walk {
     }
 
     fn read_anew(&mut self) {
-        let now = self.case.now;
+        let (now, state) = (self.case.now, self.state());
         let e = &mut self.case.evidence;
         e.collected_at = now;
         let lease = |n: &mut reattach_core::evidence::NodeFacts| {
@@ -476,6 +563,27 @@ impl Walk {
         if let Some(policy) = &mut e.hold_policy {
             policy.at = now;
         }
+        // As the collector does: what the machine does not ask for is not read.
+        let needs = (
+            state.needs_jobs(&self.plan) || state.weighs_a_change(&self.plan),
+            state.needs_snapshots(&self.plan),
+        );
+        let job = |at: Timestamp| CloudJob {
+            id: "5551".into(),
+            action: "detach".into(),
+            status: JobStatus::Started,
+            volume: Some(self.plan.pins.volume.clone()),
+            instance: Some(self.plan.pins.holder.clone()),
+            created: at,
+        };
+        e.jobs = match needs.0 {
+            true => Fact::present(self.detaching.map(job).into_iter().collect(), cloud(), now),
+            false => Fact::unknown("not asked", cloud(), now),
+        };
+        e.snapshots = needs.1.then(|| match self.world.blind {
+            true => Fact::unknown("403", cloud(), now),
+            false => Fact::present(self.snapshots.clone(), cloud(), now),
+        });
         let state = e.instances[&InstanceId::from(INSTANCE)].shown().map(|i| i.state.clone());
         if e.sightings.last().is_none_or(|s| s.state != state) {
             e.sightings.push(sighting(state, now));

@@ -306,6 +306,7 @@ impl World {
                 applied()
             }
             Effect::CloudForce { .. }
+            | Effect::Snapshot { .. }
             | Effect::PowerOff { .. }
             | Effect::PowerOn { .. }
             | Effect::TaintOutOfService { .. }

@@ -83,6 +83,7 @@ pub fn plan(name: &str) -> Plan {
             effect_class,
             deadline_seconds: s.deadline_seconds,
             patience_seconds: s.patience_seconds,
+            best_effort: false,
         }
     });
     let mut plan = Plan {
