@@ -101,7 +101,7 @@ fn ticket(record: &Record, obstacle: &Obstacle, since: Option<Timestamp>) -> Opt
     let _ = writeln!(
         out,
         "\nHello,\n\n{name} {title} on your side. Your API says: {}.",
-        bounded(&obstacle.words)
+        bounded(obstacle.words.trim_end_matches('.'))
     );
     let _ = writeln!(out, "A service of ours is down until it is released.\n");
     for (label, value) in &volume(record) {

@@ -66,7 +66,7 @@ fn power_calls(stage: &Stage, word: &str) -> Vec<RequestRecord> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_node_is_powered_off_and_its_volumes_come_back() {
+async fn alone_a_dead_node_is_powered_off_and_its_volumes_come_back() {
     let options = StageOptions { nodes: 4, alone: true, mode: None, ..StageOptions::default() };
     let mut stage = Stage::set(options).await;
     stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });

@@ -34,7 +34,7 @@ fn life(pod: &Pod) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hold_and_release_touch_no_replica() {
+async fn alone_hold_and_release_touch_no_replica() {
     let options = StageOptions { nodes: 3, alone: true, mode: None, ..StageOptions::default() };
     let stage = Stage::set(options).await;
     stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;

@@ -23,7 +23,7 @@ const NOT_OURS: [(&str, &str); 2] =
     [("mail", "secret \"mail-tls\" not found"), ("archive", "unknown filesystem type 'ext5'")];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn auto_heals_the_incident() {
+async fn alone_auto_heals_the_incident() {
     let stage = Stage::set(StageOptions { nodes: 3, alone: true, ..StageOptions::default() }).await;
     stage.namespace("shop").await;
     let mut volumes = Vec::new();

@@ -18,7 +18,7 @@ type Rows = Vec<(&'static str, Result<Vec<Seen>, RowError>)>;
 const SEEDS: [u64; 3] = [1, 2, 3];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cluster_in_memory_behaves_as_the_real_one() {
+async fn alone_the_cluster_in_memory_behaves_as_the_real_one() {
     let start = Instant::now();
     let memory = tokio::task::spawn_blocking(|| {
         SEEDS.map(|seed| (seed, in_virtual_time(move || all_in_memory(seed)).expect("virtual time")))

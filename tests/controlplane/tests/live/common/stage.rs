@@ -32,7 +32,8 @@ pub struct StageOptions {
     pub volumes_per_node: u32,
     /// Whether every node has an agent.
     pub agents: bool,
-    /// Whether no other stage may be up meanwhile: for measurements.
+    /// Whether no other stage may be up meanwhile: for measurements. Such a test's name begins with `alone_`, by which
+    /// `tests/run` puts them last: among the others each would wait for those that are up, and hold up those to come.
     pub alone: bool,
     /// Further users of the API server, with their groups.
     pub users: Vec<(&'static str, Vec<&'static str>)>,
@@ -99,6 +100,10 @@ pub const SYSTEM: &str = "reattach-system";
 impl Stage {
     /// Sets the stage; nothing is wrong yet.
     pub async fn set(options: StageOptions) -> Self {
+        // The thread has the test's name, but where tests run one after another.
+        if let Some((_, test)) = std::thread::current().name().and_then(|name| name.rsplit_once("::")) {
+            assert_eq!(test.starts_with("alone_"), options.alone, "{test}: by its name it is put last");
+        }
         let turn =
             if options.alone { Turn::Alone(GROUND.write().await) } else { Turn::Shared(GROUND.read().await) };
         let cloud = CloudSim::new(clock::system());
