@@ -197,6 +197,27 @@ async fn a_quarantine_goes_by_the_recovery_that_it_belongs_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_recovery_closes_and_opens_a_node_for_itself() {
+    let s = Stage::new();
+    let uid = s.node("True", json!([{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]));
+    let (a, b) = (Uid::from("recovery-a"), Uid::from("recovery-b"));
+    let another = node::close(s.pass.as_effect(), &name(), &Uid::from("another"), &a).await;
+    assert!(may_be_tried_again(&another), "{another:?}");
+    for recovery in [&a, &b, &a] {
+        assert!(node::close(s.pass.as_effect(), &name(), &uid, recovery).await.applied());
+    }
+    let keys = |s: &Stage| s.taints().into_iter().map(|t| t.0).collect::<Vec<_>>();
+    assert_eq!(keys(&s), ["dedicated", "hold.reattach.dev/recovery-a", "hold.reattach.dev/recovery-b"]);
+    assert!(s.taints().iter().all(|t| t.2 == "NoSchedule"), "running pods stay");
+    for _ in 0..2 {
+        assert!(node::open(s.pass.as_effect(), &name(), &uid, &a).await.applied());
+    }
+    assert_eq!(keys(&s), ["dedicated", "hold.reattach.dev/recovery-b"]);
+    let gone = node::open(s.pass.as_effect(), &NodeName::from("gone"), &uid, &b).await;
+    assert!(gone.applied(), "{gone:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attachment_is_deleted_by_its_uid() {
     let s = Stage::new();
     let va = s.server.insert(&json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",

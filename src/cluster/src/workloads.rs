@@ -432,3 +432,30 @@ async fn keda(client: &Client, w: &WorkloadRef) -> Result<Vec<ManagerFacts>, kub
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_pods_that_the_scheduler_would_send_to_a_closed_node_ignore_its_taint() {
+        let why = |spec: Value| {
+            let spec: PodSpec = serde_json::from_value(spec).unwrap_or_else(|e| panic!("{e}"));
+            ignores_taints(&spec)
+        };
+        let tolerates = |t: Value| why(json!({"containers": [], "tolerations": [t]}));
+        for (toleration, ignores) in [
+            (json!({"operator": "Exists"}), true),
+            (json!({"operator": "Exists", "effect": "NoSchedule"}), true),
+            (json!({"key": "", "operator": "Exists", "effect": ""}), true),
+            (json!({"operator": "Exists", "effect": "NoExecute"}), false),
+            (json!({"key": "dedicated", "operator": "Exists"}), false),
+            (json!({"key": "dedicated", "operator": "Equal", "value": "db"}), false),
+        ] {
+            assert_eq!(tolerates(toleration.clone()).is_some(), ignores, "{toleration}");
+        }
+        assert_eq!(why(json!({"containers": [], "nodeName": ""})), None);
+        assert!(why(json!({"containers": [], "nodeName": "n1"})).is_some_and(|w| w.contains("n1")));
+    }
+}

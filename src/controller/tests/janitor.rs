@@ -137,6 +137,22 @@ async fn without_its_recovery_a_quarantine_ends_by_the_report_of_this_boot() {
     assert!(s.taints().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_closing_taint_stays_while_its_recovery_is_under_way_and_goes_with_it() {
+    let mut s = Stage::new();
+    let uid = s.recovery("r", "Stuck", |_| {});
+    let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
+    let taint = |key: String| json!({"key": key, "effect": "NoSchedule"});
+    let theirs = || taint("example.com/hold.reattach.dev".into());
+    s.node("True", &json!([theirs(), taint(closing(&uid)), taint(closing("gone"))]));
+    s.start(Providers::default()).await;
+    a_while().await;
+    assert_eq!(s.taints(), ["example.com/hold.reattach.dev".to_owned(), closing(&uid)]);
+    s.recovery("r", "Failed", |_| {});
+    a_while().await;
+    assert_eq!(s.taints(), ["example.com/hold.reattach.dev"]);
+}
+
 fn gated(stage: &Stage) {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "redis-0", "namespace": NS},
         "spec": {"containers": [{"name": "c", "image": "i"}],
