@@ -3,8 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
-    CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob, SnapshotState,
-    VolumeState,
+    CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob, VolumeState,
 };
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
