@@ -238,6 +238,20 @@ impl CloudSim {
         self.with(|state, now| state.detach(volume, now))
     }
 
+    /// Detaches from this instance, or from the only holder, as EBS does: it waits for a running guest that uses the device,
+    /// unless it is forced.
+    ///
+    /// # Errors
+    /// Nobody, or another instance, has the volume; or it is refused.
+    pub fn detach_from(
+        &self,
+        volume: VolumeNo,
+        instance: Option<InstanceNo>,
+        force: bool,
+    ) -> Result<Job, OpError> {
+        self.with(|state, now| state.detach_from(volume, instance, force, now))
+    }
+
     /// Boots an instance that is off.
     pub fn boot(&self, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| state.power(instance, JobAction::Boot, now))

@@ -191,10 +191,9 @@ impl Collector {
         let jobs = match depth {
             Depth::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
-            Depth::Plan | Depth::Execute { changing: true, .. } => {
-                matches!(diagnose(e, now()).verdict, Verdict::Ours { .. })
-            }
-            Depth::Execute { jobs, .. } => jobs,
+            Depth::Plan => matches!(diagnose(e, now()).verdict, Verdict::Ours { .. }),
+            // In the course of a run the volume may be detaching, which is no trouble by itself; its jobs count then, too.
+            Depth::Execute { changing, jobs, .. } => changing || jobs,
         };
         self.add_power(e, &located, since, depth).await;
         if jobs {

@@ -1,7 +1,8 @@
 //! Workloads to set the stage with.
 
 use crate::world::APPS;
-use reattach_cloud_simulator::{CloudSim, NewVolume, OpError};
+use reattach_cloud_simulator::{CloudSim, NewVolume, OpError, VolumeNo};
+use reattach_sim::cloud::Ground;
 use reattach_sim::{ApiServer, manifests};
 use serde_json::{Value, json};
 
@@ -19,9 +20,9 @@ pub struct AppVolume {
 }
 
 impl AppVolume {
-    /// The CSI handle, as Linode's driver makes it.
-    pub fn handle(&self) -> String {
-        format!("{}-{}", self.number, self.label)
+    /// The CSI handle, as the cloud's driver makes it.
+    pub fn handle(&self, ground: Ground) -> String {
+        ground.handle(VolumeNo(self.number), &self.label)
     }
 
     /// The PersistentVolume's name.
@@ -33,11 +34,12 @@ impl AppVolume {
     ///
     /// # Errors
     /// The cloud has a volume of that number or label.
-    pub fn create(&self, cloud: &CloudSim, server: &ApiServer) -> Result<(), OpError> {
+    pub fn create(&self, cloud: &CloudSim, ground: Ground, server: &ApiServer) -> Result<(), OpError> {
         cloud.create_volume(NewVolume::new(self.label.as_str()).with_id(self.number))?;
-        server.insert(&manifests::linode_volume(
+        server.insert(&manifests::csi_volume(
+            ground,
             &self.pv(),
-            &self.handle(),
+            &self.handle(ground),
             &self.fs_type,
             APPS,
             &self.claim,

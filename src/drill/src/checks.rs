@@ -6,18 +6,17 @@ use crate::stage::{Cast, Expect, Stage, state_of};
 use crate::world::World;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::VolumeNo;
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
 use reattach_core::journal::Mark;
 use reattach_core::proof::ProofKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
+use reattach_sim::cloud::volume_no;
 use reattach_sim::names::attachment_name;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-/// The CSI driver of every volume on the stage.
-const DRIVER: &str = "linodebs.csi.linode.com";
 
 /// One rule and what breaks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -238,7 +237,7 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
             name == pins.attachment_name()
                 || (effect.method == "PATCH"
                     && keys(&effect.body["spec"]).is_empty()
-                    && of_volume(stage, name) == Some(pins.volume.as_str().to_owned()))
+                    && of_volume(stage, name) == volume_no(pins.volume.as_str()))
         }
         "volumerecoveries" => name == recovery.name_any(),
         "nodes" => name == pins.node.as_str() && keys(&effect.body["spec"]) == ["taints"],
@@ -254,11 +253,12 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
 }
 
 /// The volume of a VolumeAttachment, by its name, which follows from volume, driver and node.
-fn of_volume(stage: &Stage, attachment: &str) -> Option<String> {
+fn of_volume(stage: &Stage, attachment: &str) -> Option<VolumeNo> {
     let nodes = stage.world.cluster.nodes();
     let volumes = stage.cast.values().flat_map(|c| &c.app.volumes);
-    let is = |handle: &str, node: &String| attachment_name(handle, DRIVER, node) == attachment;
-    volumes.filter(|v| nodes.keys().any(|n| is(&v.handle(), n))).map(|v| v.number.to_string()).next()
+    let ground = stage.world.ground();
+    let is = |handle: &str, node: &String| attachment_name(handle, ground.driver(), node) == attachment;
+    volumes.filter(|v| nodes.keys().any(|n| is(&v.handle(ground), n))).map(|v| VolumeNo(v.number)).next()
 }
 
 /// The version of each recovery that was stored before a request was sent; a newer one replaces an older.
@@ -345,7 +345,7 @@ mod tests {
     use crate::app::App;
     use crate::stage::Stage;
     use crate::virtual_time::in_virtual_time;
-    use reattach_cloud_simulator::{InstanceNo, VolumeNo};
+    use reattach_cloud_simulator::InstanceNo;
     use serde_json::json;
     use std::sync::Arc;
     use std::time::Duration;

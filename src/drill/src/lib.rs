@@ -4,6 +4,7 @@
 mod agents;
 pub mod app;
 pub mod checks;
+pub mod footing;
 pub mod ledger;
 mod observe;
 mod play;

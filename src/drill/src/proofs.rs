@@ -7,9 +7,10 @@ use crate::stage::Stage;
 use crate::witness::is_out_of_service_by_us;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
-use reattach_cloud_simulator::{HolderInterval, InstanceNo, InstanceStatus, VolumeNo};
+use reattach_cloud_simulator::{HolderInterval, InstanceStatus};
 use reattach_core::plan::Plan;
 use reattach_core::proof::ProofKind;
+use reattach_sim::cloud::{instance_no, volume_no};
 use std::collections::BTreeSet;
 
 /// The checks of this module.
@@ -85,8 +86,8 @@ fn plan(recovery: &VolumeRecovery) -> Option<&Plan> {
 /// What the truth of that moment says against a proof.
 fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Option<String> {
     let cloud = &stage.world.cloud;
-    let holder = InstanceNo(plan.pins.holder.as_str().parse().ok()?);
-    let volume = VolumeNo(plan.pins.volume.as_str().parse().ok()?);
+    let holder = instance_no(plan.pins.holder.as_str())?;
+    let volume = volume_no(plan.pins.volume.as_str())?;
     let at = entry.at;
     let has = |all: &[HolderInterval]| all.iter().any(|i| i.instance == holder && i.covers(at));
     if has(&cloud.writer_intervals(volume)) {

@@ -1,5 +1,6 @@
 //! One replica of the controller, which can be cut off or killed at an exact point.
 
+use crate::footing::Footing;
 use crate::ledger::{Entry, Ledger, Target};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,7 +13,7 @@ use reattach_cloud_simulator::{CloudSim, in_memory};
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::{Controller, Providers, Settings};
-use reattach_linode::{LinodeConfig, LinodeProvider, Token};
+use reattach_linode::{LinodeConfig, Token};
 use reattach_provider_api::{HttpTransport, TransportError};
 use reattach_sim::ApiServer;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +24,8 @@ use tower::ServiceExt;
 
 /// The user that every replica is, as `deploy/` sets it up.
 pub const CONTROLLER_USER: &str = "system:serviceaccount:reattach-system:reattach-controller";
-/// The token that the simulated cloud accepts.
-pub(crate) const TOKEN: &str = "drill";
+/// The token that the simulated cloud accepts; to EC2 the identifier of the access key.
+pub const TOKEN: &str = "drill";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
 
@@ -108,14 +109,16 @@ impl Replica {
         name: &str,
         server: &ApiServer,
         cloud: &CloudSim,
+        footing: &Footing,
         ledger: &Ledger,
         crash: Option<CrashPoint>,
     ) -> Self {
         let tap = Arc::new(Tap { crash: Mutex::new(crash), ..Tap::default() });
         let client = tapped_client(server, name, ledger.clone(), tap.clone());
         let mut providers = Providers::default();
-        match linode(cloud, name, ledger.clone(), tap.clone()) {
-            Ok(provider) => providers.register(Arc::new(provider)),
+        let transport = tapped_cloud(cloud, name, footing.clone(), ledger.clone(), tap.clone());
+        match (footing.provider)(transport) {
+            Ok(provider) => providers.register(provider),
             Err(error) => tracing::error!(%error, "the drill's own settings are wrong"),
         }
         let settings = Settings {
@@ -238,22 +241,22 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
     Client::new(service, "default")
 }
 
-/// The shipped Linode provider over the simulated cloud's HTTP face, in memory.
-fn linode(
+/// The simulated cloud's HTTP face, in memory; changing requests are written down and pass the tap.
+fn tapped_cloud(
     cloud: &CloudSim,
     name: &str,
+    footing: Footing,
     ledger: Ledger,
     tap: Arc<Tap>,
-) -> Result<LinodeProvider, reattach_linode::ConfigError> {
+) -> HttpTransport {
     let inner = in_memory(cloud.clone());
     let (cloud, name) = (cloud.clone(), name.to_owned());
     let service = tower::service_fn(move |request: Request<Bytes>| {
         let (inner, ledger, tap, cloud, name) =
             (inner.clone(), ledger.clone(), tap.clone(), cloud.clone(), name.clone());
+        let change = footing.change(&request);
         async move {
-            if request.method() == http::Method::GET {
-                return inner.oneshot(request).await;
-            }
+            let Some((path, body)) = change else { return inner.oneshot(request).await };
             let entry = Entry {
                 sent: 0,
                 answered: None,
@@ -261,9 +264,9 @@ fn linode(
                 by: name,
                 target: Target::Cloud,
                 method: request.method().to_string(),
-                path: request.uri().path().to_owned(),
+                path,
                 query: String::new(),
-                body: serde_json::from_slice(request.body()).unwrap_or_default(),
+                body,
             };
             let side = tap.pass(|| format!("cloud: {}", entry.line())).await;
             if side == Some(Side::Before) {
@@ -280,7 +283,7 @@ fn linode(
             reply
         }
     });
-    Ok(LinodeProvider::new(HttpTransport::new(service), linode_config()?))
+    HttpTransport::new(service)
 }
 
 /// The provider's settings: the token that the simulated cloud knows.

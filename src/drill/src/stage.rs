@@ -78,9 +78,13 @@ impl Stage {
         nodes: &[(&str, u64)],
         sink: Sink,
     ) -> Result<Self, WorldError> {
-        let world = World::build(seed, start, nodes).await?;
+        Ok(Self::with(World::build(seed, start, nodes).await?, sink))
+    }
+
+    /// A stage in this world.
+    pub fn with(world: World, sink: Sink) -> Self {
         let from = world.now();
-        Ok(Self {
+        Self {
             world,
             cast: BTreeMap::new(),
             replicas: Vec::new(),
@@ -92,7 +96,7 @@ impl Stage {
             lines: Vec::new(),
             observer: Observer::default(),
             sink,
-        })
+        }
     }
 
     /// Every line so far.

@@ -2,6 +2,7 @@
 
 use crate::agents::Agents;
 use crate::app::App;
+use crate::footing::Footing;
 use crate::ledger::Ledger;
 use crate::replica::{CrashPoint, Replica, TOKEN};
 use crate::scratch::Scratch;
@@ -12,7 +13,7 @@ use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock::tokio_from};
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
-use reattach_sim::cloud::{LinodeCsi, Power, SimulatedCloud};
+use reattach_sim::cloud::{Ground, LinodeCsi, Power, SimulatedCloud, instance_no};
 use reattach_sim::cluster::BuildError;
 use reattach_sim::kubelet::{DiskAfter, KubeletConfig, SimKubelet};
 use reattach_sim::{ApiServer, SimCluster, machines};
@@ -64,12 +65,13 @@ pub struct World {
     pub cluster: SimCluster,
     /// The cloud.
     pub cloud: CloudSim,
-    /// The CSI driver's controller.
+    /// The CSI driver's controller. On EBS, too, it has the manner of Linode's; what differs at the cloud is the simulator's.
     pub csi: LinodeCsi,
     /// What the controller's replicas asked for.
     pub ledger: Ledger,
     /// What became of Nodes.
     pub witness: Witness,
+    footing: Footing,
     seed: u64,
     agents: Agents,
     power: Mutex<Option<AbortHandle>>,
@@ -88,16 +90,35 @@ impl World {
     /// # Errors
     /// [`WorldError`].
     pub async fn build(seed: u64, start: Timestamp, nodes: &[(&str, u64)]) -> Result<Self, WorldError> {
+        Self::build_on(Footing::default(), seed, start, nodes).await
+    }
+
+    /// The same on any cloud.
+    ///
+    /// # Errors
+    /// [`WorldError`].
+    pub async fn build_on(
+        footing: Footing,
+        seed: u64,
+        start: Timestamp,
+        nodes: &[(&str, u64)],
+    ) -> Result<Self, WorldError> {
+        let ground = footing.ground;
         let scratch = Scratch::new()?;
         let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
-        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
-        let adapter = SimulatedCloud::new(cloud.clone());
+        cloud.add_token(TOKEN, rights(ground));
+        let adapter = SimulatedCloud::on(cloud.clone(), ground);
         let csi = LinodeCsi::new(Arc::new(adapter.clone()));
+        // The EBS driver does not tell which nodes have a volume.
+        csi.set_publishes_nodes(ground == Ground::Linode);
         let mut builder =
             SimCluster::builder().seed(seed).start_at(start).cloud(Arc::new(csi.clone()), Arc::new(adapter));
+        builder = builder.driver(ground.driver());
         for (name, instance) in nodes {
-            cloud.create_instance(NewInstance::new(*name).with_id(*instance))?;
-            builder = builder.node(name, *instance, Some(scratch.path().join(name)));
+            cloud.create_instance(new_instance(ground, name, *instance))?;
+            let mut config = KubeletConfig::on(ground, name, *instance, seed);
+            config.host_root = Some(scratch.path().join(name));
+            builder = builder.node_with(config);
         }
         let cluster = builder.build().await?;
         let world = Self {
@@ -107,6 +128,7 @@ impl World {
             cloud,
             csi,
             ledger: Ledger::default(),
+            footing,
             seed,
             power: Mutex::default(),
             audit: Mutex::default(),
@@ -134,7 +156,7 @@ impl World {
         self.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": crate::replica::NAMESPACE}}));
         self.server().insert(&json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",
-            "metadata": {"name": "linodebs.csi.linode.com"}, "spec": {"attachRequired": true}
+            "metadata": {"name": self.ground().driver()}, "spec": {"attachRequired": true}
         }));
         Ok(())
     }
@@ -142,6 +164,16 @@ impl World {
     /// The API server.
     pub fn server(&self) -> &ApiServer {
         self.cluster.server()
+    }
+
+    /// The cloud's names.
+    pub fn ground(&self) -> Ground {
+        self.footing.ground
+    }
+
+    /// The cloud under the stage.
+    pub(crate) fn footing(&self) -> &Footing {
+        &self.footing
     }
 
     /// The seed.
@@ -161,7 +193,7 @@ impl World {
 
     /// Starts a controller replica.
     pub fn replica(&self, name: &str, crash: Option<CrashPoint>) -> Replica {
-        Replica::start(name, self.server(), &self.cloud, &self.ledger, crash)
+        Replica::start(name, self.server(), &self.cloud, &self.footing, &self.ledger, crash)
     }
 
     /// Stops the agent of a node for good.
@@ -197,9 +229,9 @@ impl World {
     /// # Errors
     /// The cloud has an instance of that number.
     pub async fn replace_node(&mut self, node: &str, instance: u64) -> Result<(), WorldError> {
-        self.cloud.create_instance(NewInstance::new(node).with_id(instance))?;
+        self.cloud.create_instance(new_instance(self.ground(), node, instance))?;
         let root = self.scratch.path().join(format!("{node}-{instance}"));
-        let mut config = KubeletConfig::linode(node, instance, self.seed);
+        let mut config = KubeletConfig::on(self.ground(), node, instance, self.seed);
         config.host_root = Some(root.clone());
         drop(self.cluster.replace_node(config));
         self.node(node)?.power_on().await;
@@ -260,7 +292,7 @@ impl World {
     /// The cloud or the API server refuses.
     pub async fn add(&self, app: &App) -> Result<(), WorldError> {
         for volume in &app.volumes {
-            volume.create(&self.cloud, self.server())?;
+            volume.create(&self.cloud, self.ground(), self.server())?;
         }
         for claim in &app.claims {
             self.server().insert(claim);
@@ -384,7 +416,8 @@ impl World {
     /// No such node.
     pub fn instance(&self, node: &str) -> Result<InstanceNo, WorldError> {
         let instance = self.node(node)?.instance();
-        instance.parse().map_err(|_| WorldError::Product(format!("instance {instance} is not a number")))
+        instance_no(instance)
+            .ok_or_else(|| WorldError::Product(format!("{instance} is no instance of the simulated cloud's")))
     }
 }
 
@@ -395,6 +428,29 @@ impl Drop for World {
             power.abort();
         }
     }
+}
+
+/// The rights that the product asks for (docs/providers.md), and no other.
+fn rights(ground: Ground) -> &'static [&'static str] {
+    match ground {
+        Ground::Linode => &["volumes:read_write", "linodes:read_write", "events:read_only"],
+        Ground::Ebs => &[
+            "ec2:DescribeVolumes",
+            "ec2:DescribeInstances",
+            "ec2:DescribeSnapshots",
+            "ec2:DetachVolume",
+            "ec2:StopInstances",
+            "ec2:StartInstances",
+            "ec2:CreateSnapshot",
+        ],
+    }
+}
+
+/// A running machine. EC2 boots none by itself.
+fn new_instance(ground: Ground, name: &str, number: u64) -> NewInstance {
+    let mut new = NewInstance::new(name).with_id(number);
+    new.watchdog_enabled = ground == Ground::Linode;
+    new
 }
 
 /// Whether a pod is Ready.

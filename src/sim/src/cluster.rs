@@ -81,6 +81,13 @@ impl SimClusterBuilder {
         self
     }
 
+    /// The CSI driver that external-attacher serves (default: Linode's).
+    #[must_use]
+    pub fn driver(mut self, name: &str) -> Self {
+        self.driver = name.to_owned();
+        self
+    }
+
     /// How long external-attacher gives one call of the CSI controller (default 60 s).
     #[must_use]
     pub fn csi_timeout(mut self, timeout: Duration) -> Self {

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus};
+use reattach_cloud_simulator::{CloudSim, InstanceStatus};
 
-use crate::cloud::Power;
+use crate::cloud::{Power, instance_no};
 use crate::kubelet::SimKubelet;
 
 /// How often the cloud is looked at: well below anything that kubelet does, and seldom enough for hours.
@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(100);
 ///
 pub async fn follow(cloud: CloudSim, machines: Vec<SimKubelet>, told: impl Fn(&SimKubelet, Power)) {
     let state = |machine: &SimKubelet| {
-        let number = machine.instance().parse().map(InstanceNo).ok()?;
+        let number = instance_no(machine.instance())?;
         cloud.instance(number).map(|i| (i.status, i.boots))
     };
     let mut seen: BTreeMap<String, Option<(InstanceStatus, u32)>> =

@@ -1,17 +1,31 @@
 //! Objects for setting a stage: volumes, claims and small workloads as JSON.
 
+use crate::cloud::Ground;
 use serde_json::{Value, json};
 
 /// A PersistentVolume of Linode's CSI driver that is reserved for a claim.
 #[must_use]
 pub fn linode_volume(pv: &str, handle: &str, fs_type: &str, namespace: &str, claim: &str) -> Value {
+    csi_volume(Ground::Linode, pv, handle, fs_type, namespace, claim)
+}
+
+/// A PersistentVolume of this cloud's CSI driver that is reserved for a claim.
+#[must_use]
+pub fn csi_volume(
+    ground: Ground,
+    pv: &str,
+    handle: &str,
+    fs_type: &str,
+    namespace: &str,
+    claim: &str,
+) -> Value {
     json!({
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": pv},
         "spec": {
             "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "10Gi"}, "volumeMode": "Filesystem",
             "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "linode-block-storage-retain",
             "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": claim},
-            "csi": {"driver": "linodebs.csi.linode.com", "volumeHandle": handle, "fsType": fs_type},
+            "csi": {"driver": ground.driver(), "volumeHandle": handle, "fsType": fs_type},
         },
         "status": {"phase": "Available"},
     })

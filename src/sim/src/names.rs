@@ -2,6 +2,9 @@
 
 use sha2::{Digest, Sha256};
 
+/// What every handle of EBS begins with.
+const EBS: &str = "vol-";
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -36,14 +39,20 @@ pub fn short_hash(text: &str, n: usize) -> String {
     hex(&Sha256::digest(text))[..n.min(64)].to_owned()
 }
 
-/// The label part of a Linode volume handle (`<id>-<label>`, split at the first `-`).
+/// The label part of a Linode volume handle (`<id>-<label>`, split at the first `-`); a handle of EBS as it is.
 #[must_use]
 pub fn label_of(handle: &str) -> &str {
+    if handle.starts_with(EBS) {
+        return handle;
+    }
     handle.split_once('-').map_or(handle, |(_, label)| label)
 }
 
-/// The id part of a Linode volume handle.
+/// The id part of a Linode volume handle; a handle of EBS as it is.
 #[must_use]
 pub fn id_of(handle: &str) -> &str {
+    if handle.starts_with(EBS) {
+        return handle;
+    }
     handle.split_once('-').map_or(handle, |(id, _)| id)
 }

@@ -76,6 +76,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         cloud_id: Some(volume.clone()),
         cloud_volume: Fact::present(cloud, source(), now),
         instances: BTreeMap::new(),
+        snapshots: None,
         jobs: Fact::present(Vec::new(), source(), now),
         events: Vec::new(),
         cloud_scope: None,

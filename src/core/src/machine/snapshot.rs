@@ -10,6 +10,9 @@ use jiff::Timestamp;
 
 impl Look<'_> {
     pub(super) fn snapshot(&self) -> Next {
+        if let Some(taken) = self.taken_over() {
+            return taken;
+        }
         let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
             return self.poll("the cloud must be read");
         };

@@ -314,8 +314,8 @@ impl State {
 
     /// Whether what comes next turns on the snapshots that this recovery ordered.
     pub fn needs_snapshots(&self, plan: &Plan) -> bool {
-        plan.find(StepKind::Snapshot)
-            .is_some_and(|ix| matches!(self.step(ix), StepState::Started { .. } | StepState::Issued { .. }))
+        let begun = |ix| matches!(self.step(ix), StepState::Started { .. } | StepState::Issued { .. });
+        self.turned_back.is_none() && plan.find(StepKind::Snapshot).is_some_and(begun)
     }
 
     /// Whether a change to the workload or its pods is being weighed: everything that stands against it is read then.

@@ -3,8 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
-    CloudJob, CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob,
-    SnapshotState, VolumeState,
+    CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob, VolumeState,
 };
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
@@ -18,6 +17,8 @@ use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, volume_name};
+
+mod hanging;
 
 /// What the world does besides.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,11 +64,6 @@ pub const QUIET: World = World {
     no_snapshot: false,
     blind: false,
 };
-
-/// Seconds after which a detach that hangs ends after all.
-const HANGS: i64 = 300;
-/// Seconds that a snapshot takes.
-const SNAPSHOT: i64 = 20;
 
 /// A run.
 #[derive(Clone)]
@@ -390,36 +386,6 @@ impl Walk {
         }
     }
 
-    /// A detach that does not end.
-    fn begin_detaching(&mut self) {
-        self.detaching = self.detaching.or(Some(self.case.now));
-        change(&mut self.case.evidence.cloud_volume, |c| c.state = VolumeState::Detaching);
-    }
-
-    fn detached(&mut self) {
-        (self.world.stuck, self.world.hangs, self.detaching) = (false, None, None);
-        change(&mut self.case.evidence.cloud_volume, |c| {
-            (c.holders, c.state) = (Vec::new(), VolumeState::Active);
-        });
-        self.set_free = Some(self.case.now);
-    }
-
-    /// The detach that hangs does so for half an hour more.
-    pub fn hang_on(&mut self) {
-        self.detaching = self.detaching.map(|at| at + SignedDuration::from_mins(30));
-    }
-
-    /// The cloud takes an order for a snapshot.
-    pub fn begin_snapshot(&mut self) {
-        self.snapshots.push(CloudSnapshot {
-            id: format!("snap-{}", self.snapshots.len() + 1),
-            volume: self.plan.pins.volume.clone(),
-            label: Case::recovery().to_string(),
-            state: SnapshotState::Pending,
-            started: self.case.now,
-        });
-    }
-
     /// Time passes, and everything is read anew.
     fn pass(&mut self, seconds: i64) {
         self.case.now += SignedDuration::from_secs(seconds);
@@ -447,20 +413,7 @@ impl Walk {
                 a.detach_error = Some("no".into());
             });
         }
-        if self.world.stuck && self.world.hangs == Some(By::Driver) && since(self.set_free) == 3 {
-            self.begin_detaching();
-        }
-        if since(self.detaching) >= HANGS {
-            self.detached();
-        }
-        for snapshot in &mut self.snapshots {
-            if now.duration_since(snapshot.started).as_secs() >= SNAPSHOT {
-                snapshot.state = match self.world.no_snapshot {
-                    true => SnapshotState::Failed { why: "the key is disabled".into() },
-                    false => SnapshotState::Completed,
-                };
-            }
-        }
+        self.cloud_works();
         self.pods();
         self.read_anew();
     }
@@ -540,7 +493,8 @@ impl Walk {
     }
 
     fn read_anew(&mut self) {
-        let (now, state) = (self.case.now, self.state());
+        self.read_what_is_asked_for();
+        let now = self.case.now;
         let e = &mut self.case.evidence;
         e.collected_at = now;
         let lease = |n: &mut reattach_core::evidence::NodeFacts| {
@@ -559,31 +513,10 @@ impl Walk {
         e.power.values_mut().for_each(|f| f.at = now);
         e.node_pods.values_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
-        (e.workload.at, e.cloud_volume.at, e.jobs.at) = (now, now, now);
+        (e.workload.at, e.cloud_volume.at) = (now, now);
         if let Some(policy) = &mut e.hold_policy {
             policy.at = now;
         }
-        // As the collector does: what the machine does not ask for is not read.
-        let needs = (
-            state.needs_jobs(&self.plan) || state.weighs_a_change(&self.plan),
-            state.needs_snapshots(&self.plan),
-        );
-        let job = |at: Timestamp| CloudJob {
-            id: "5551".into(),
-            action: "detach".into(),
-            status: JobStatus::Started,
-            volume: Some(self.plan.pins.volume.clone()),
-            instance: Some(self.plan.pins.holder.clone()),
-            created: at,
-        };
-        e.jobs = match needs.0 {
-            true => Fact::present(self.detaching.map(job).into_iter().collect(), cloud(), now),
-            false => Fact::unknown("not asked", cloud(), now),
-        };
-        e.snapshots = needs.1.then(|| match self.world.blind {
-            true => Fact::unknown("403", cloud(), now),
-            false => Fact::present(self.snapshots.clone(), cloud(), now),
-        });
         let state = e.instances[&InstanceId::from(INSTANCE)].shown().map(|i| i.state.clone());
         if e.sightings.last().is_none_or(|s| s.state != state) {
             e.sightings.push(sighting(state, now));

@@ -237,7 +237,7 @@ async fn bind_ephemeral(s: &mut Stage) -> Result<(), WorldError> {
         claim: claim.clone(),
         fs_type: "ext4".to_owned(),
     };
-    v.create(&s.world.cloud, s.world.server())?;
+    v.create(&s.world.cloud, s.world.ground(), s.world.server())?;
     let mut owned = manifests::claim(APPS, &claim, &v.pv());
     owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": true, "blockOwnerDeletion": true}]);
     s.world.server().insert(&owned);

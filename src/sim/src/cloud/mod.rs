@@ -1,12 +1,14 @@
 //! What the simulated cluster needs from a cloud, and a small cloud for tests.
 
 mod csi;
+mod ground;
 mod simulator;
 mod test_cloud;
 
 use futures::future::BoxFuture;
 
 pub use csi::LinodeCsi;
+pub use ground::{Ground, instance_no, volume_no};
 pub use simulator::SimulatedCloud;
 pub use test_cloud::{CloudCall, TestCloud};
 

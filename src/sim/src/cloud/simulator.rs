@@ -6,20 +6,26 @@
 use futures::future::{BoxFuture, ready};
 use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus, OpError, Volume, VolumeNo};
 
-use super::{CloudApi, CloudApiError, CloudVolume, GuestDevice, Hardware, Power};
-use crate::names::id_of;
+use super::{CloudApi, CloudApiError, CloudVolume, Ground, GuestDevice, Hardware, Power, ground};
 
-/// [`CloudSim`] as cloud API and hardware of a simulated cluster. Volume handles are Linode's: `<id>-<label>`.
+/// [`CloudSim`] as cloud API and hardware of a simulated cluster.
 #[derive(Debug, Clone)]
 pub struct SimulatedCloud {
     sim: CloudSim,
+    ground: Ground,
 }
 
 impl SimulatedCloud {
-    /// Wraps a simulator; it should run on the cluster's clock.
+    /// Wraps a simulator as Linode; it should run on the cluster's clock.
     #[must_use]
     pub fn new(sim: CloudSim) -> Self {
-        Self { sim }
+        Self::on(sim, Ground::Linode)
+    }
+
+    /// The same as any cloud.
+    #[must_use]
+    pub fn on(sim: CloudSim, ground: Ground) -> Self {
+        Self { sim, ground }
     }
 
     /// The simulator.
@@ -30,11 +36,11 @@ impl SimulatedCloud {
 }
 
 fn volume_no(handle: &str) -> Result<VolumeNo, CloudApiError> {
-    id_of(handle).parse().map(VolumeNo).map_err(|_| CloudApiError::NotFound)
+    ground::volume_no(handle).ok_or(CloudApiError::NotFound)
 }
 
 fn instance_no(instance: &str) -> Result<InstanceNo, CloudApiError> {
-    instance.parse().map(InstanceNo).map_err(|_| CloudApiError::NotFound)
+    ground::instance_no(instance).ok_or(CloudApiError::NotFound)
 }
 
 /// Linode's words for a refusal.
@@ -50,10 +56,10 @@ fn refusal(e: &OpError) -> CloudApiError {
     }
 }
 
-fn describe(v: &Volume) -> CloudVolume {
+fn describe(v: &Volume, ground: Ground) -> CloudVolume {
     CloudVolume {
-        handle: format!("{}-{}", v.id.0, v.label),
-        holder: v.holder.map(|i| i.0.to_string()),
+        handle: ground.handle(v.id, &v.label),
+        holder: v.holder.map(|i| ground.instance(i)),
         ready: v.holder.is_some() && v.io_ready,
     }
 }
@@ -61,11 +67,11 @@ fn describe(v: &Volume) -> CloudVolume {
 impl CloudApi for SimulatedCloud {
     fn volume<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<CloudVolume, CloudApiError>> {
         let found = volume_no(handle).and_then(|v| self.sim.volume(v).ok_or(CloudApiError::NotFound));
-        Box::pin(ready(found.map(|v| describe(&v))))
+        Box::pin(ready(found.map(|v| describe(&v, self.ground))))
     }
 
     fn volumes(&self) -> BoxFuture<'_, Result<Vec<CloudVolume>, CloudApiError>> {
-        Box::pin(ready(Ok(self.sim.volumes().iter().map(describe).collect())))
+        Box::pin(ready(Ok(self.sim.volumes().iter().map(|v| describe(v, self.ground)).collect())))
     }
 
     fn instance_exists<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<bool, CloudApiError>> {
@@ -82,7 +88,15 @@ impl CloudApi for SimulatedCloud {
     }
 
     fn detach<'a>(&'a self, handle: &'a str) -> BoxFuture<'a, Result<(), CloudApiError>> {
-        let done = volume_no(handle).and_then(|v| self.sim.detach(v).map(|_| ()).map_err(|e| refusal(&e)));
+        let detach = |v| match self.ground {
+            Ground::Linode => self.sim.detach(v).map(|_| ()),
+            // EBS waits for a running guest to let go. Its driver takes a volume that nobody has for detached.
+            Ground::Ebs => match self.sim.detach_from(v, None, false) {
+                Ok(_) | Err(OpError::NotAttached(_)) => Ok(()),
+                Err(error) => Err(error),
+            },
+        };
+        let done = volume_no(handle).and_then(|v| detach(v).map_err(|e| refusal(&e)));
         Box::pin(ready(done))
     }
 }
@@ -91,8 +105,8 @@ impl Hardware for SimulatedCloud {
     fn guest_devices<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Vec<GuestDevice>> {
         let numbers = instance_no(instance).map(|i| self.sim.guest_devices(i)).unwrap_or_default();
         let devices = numbers.into_iter().filter_map(|n| self.sim.volume(n)).map(|v| GuestDevice {
-            handle: format!("{}-{}", v.id.0, v.label),
-            label: v.label,
+            handle: self.ground.handle(v.id, &v.label),
+            label: self.ground.serial(&v),
             size: v.size_gib << 30,
         });
         Box::pin(ready(devices.collect()))

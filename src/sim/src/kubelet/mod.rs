@@ -22,10 +22,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::Client;
+use reattach_cloud_simulator::InstanceNo;
 use tokio::sync::watch;
 
 use crate::clock::NowFn;
-use crate::cloud::{Hardware, Power};
+use crate::cloud::{Ground, Hardware, Power};
 use crate::kapi::{Tasks, lock};
 use crate::rng::Rng;
 use volumes::VolumeSpec;
@@ -55,11 +56,17 @@ impl KubeletConfig {
     /// A Linode instance with Linode's driver.
     #[must_use]
     pub fn linode(node: &str, instance: u64, seed: u64) -> Self {
+        Self::on(Ground::Linode, node, instance, seed)
+    }
+
+    /// An instance of this cloud with its driver.
+    #[must_use]
+    pub fn on(ground: Ground, node: &str, instance: u64, seed: u64) -> Self {
         Self {
             node: node.into(),
-            instance: instance.to_string(),
-            provider_id: format!("linode://{instance}"),
-            driver: "linodebs.csi.linode.com".into(),
+            instance: ground.instance(InstanceNo(instance)),
+            provider_id: ground.provider_id(InstanceNo(instance)),
+            driver: ground.driver().into(),
             labels: BTreeMap::new(),
             max_volumes: 8,
             host_root: None,

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::volumes::VolumeSpec;
 use super::{NodePluginFaults, Shared, StageFault};
+use crate::cloud::Ground;
 use crate::kapi::{Kapi, code_of, items, lock, terminating};
 use crate::names::staging_hash;
 
@@ -112,6 +113,12 @@ pub(super) async fn mount_device(
     let present =
         devices.iter().any(|d| d.handle == spec.handle) && !lock(&shared.hidden).contains(&spec.handle);
     let label = spec.label();
+    if !present && spec.driver == Ground::Ebs.driver() {
+        // The EBS driver's words.
+        return Mounted::Final(format!(
+            "{prefix} rpc error: code = NotFound desc = Failed to find device path /dev/xvdaa. no device path for device \"/dev/xvdaa\" volume \"{label}\" found"
+        ));
+    }
     if !present {
         return Mounted::Final(format!(
             "{prefix} rpc error: code = Internal desc = Unable to find device path out of attempted paths: [/dev/disk/by-id/linode-{label} /dev/disk/by-id/scsi-0Linode_Volume_{label}]"

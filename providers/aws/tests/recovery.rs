@@ -1,0 +1,263 @@
+//! The shipped controller with the AWS provider, over a cluster and an EC2 in memory, in virtual time: what a recovery asks
+//! of EC2, in which order, and that each request was in the journal first.
+
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_aws::{AwsConfig, AwsProvider};
+use reattach_cloud_simulator::{DetachBehaviour, Effect, InstanceStatus, Timings, VolumeNo};
+use reattach_core::fence::QUARANTINE_TAINT;
+use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::plan::Plan;
+use reattach_core::proof::ProofKind;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
+use reattach_drill::app::App;
+use reattach_drill::footing::Footing;
+use reattach_drill::ledger::Target;
+use reattach_drill::replica::TOKEN;
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stock::on_one_node;
+use reattach_drill::world::{World, WorldError};
+use reattach_drill::{checks, in_virtual_time};
+use reattach_provider_api::Provider;
+use reattach_sim::cloud::Ground;
+use reattach_sim::kubelet::DiskAfter;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+const NODES: [(&str, u64); 2] = [("ip-10-0-0-1", 0x5001), ("ip-10-0-0-2", 0x5002)];
+const APP: &str = "postgres";
+const VOLUME: VolumeNo = VolumeNo(0x7001);
+/// Longer than any recovery here takes.
+const LONG: Duration = Duration::from_secs(1500);
+
+const STOP: &str = "StopInstances i-00000000000005001";
+const PLAIN: &str = "DetachVolume vol-00000000000007001 from i-00000000000005001";
+const FORCE: &str = "DetachVolume vol-00000000000007001 from i-00000000000005001 by force";
+const SNAPSHOT: &str = "CreateSnapshot vol-00000000000007001";
+
+fn footing() -> Footing {
+    let provider = |transport| {
+        let config = AwsConfig::fixed("eu-central-1", "http://127.0.0.1", TOKEN, "secret");
+        let config = config.map_err(|e| e.to_string())?;
+        Ok(Arc::new(AwsProvider::new(transport, config)) as Arc<dyn Provider>)
+    };
+    Footing { ground: Ground::Ebs, provider: Arc::new(provider) }
+}
+
+/// A database on the first of two nodes, and two replicas of the controller that act.
+async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap();
+    let world = World::build_on(footing(), seed, start, &NODES).await?;
+    let mut s = Stage::with(world, Arc::new(|_| {}));
+    s.world.follow_power();
+    let app = App::stateful_set(APP, VOLUME.0, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
+    on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
+    let policy = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+        "snapshotBeforeForce": snapshots});
+    s.world.policy_of("everything", &policy).await?;
+    for replica in ["reattach-controller-0", "reattach-controller-1"] {
+        s.start_replica(replica, None);
+        s.pass(Duration::from_secs(5)).await;
+    }
+    Ok(s)
+}
+
+/// Plays a night in virtual time.
+fn night<F>(play: impl FnOnce() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), WorldError>>,
+{
+    in_virtual_time(move || async move { play().await.map_err(|e| e.to_string()) }).unwrap().unwrap();
+}
+
+/// The changing requests to EC2 in the order of sending.
+fn orders(s: &Stage) -> Vec<String> {
+    let entries = s.world.ledger.entries().into_iter().filter(|e| e.target == Target::Cloud);
+    let line = |e: reattach_drill::ledger::Entry| {
+        let of = |key: &str| e.body[key].as_str().unwrap_or_default().to_owned();
+        match of("Action").as_str() {
+            "DetachVolume" => {
+                let force = if of("Force") == "true" { " by force" } else { "" };
+                format!("DetachVolume {} from {}{force}", of("VolumeId"), of("InstanceId"))
+            }
+            "CreateSnapshot" => format!("CreateSnapshot {}", of("VolumeId")),
+            action => format!("{action} {}", of("InstanceId.1")),
+        }
+    };
+    entries.map(line).collect()
+}
+
+fn recovery(s: &Stage) -> VolumeRecovery {
+    s.recovery_of(APP).unwrap()
+}
+
+fn history(recovery: &VolumeRecovery) -> (Plan, Vec<Entry>) {
+    let (plan, journal) = recovery.history().unwrap();
+    (plan.unwrap().clone(), journal.into_iter().cloned().collect())
+}
+
+/// The kinds of the steps whose effect was journaled, in order.
+fn begun(s: &Stage) -> Vec<StepKind> {
+    let (plan, journal) = history(&recovery(s));
+    let kind = |e: &Entry| match &e.mark {
+        Mark::Started { step, .. } => Some(plan.steps[step.index()].kind),
+        _ => None,
+    };
+    journal.iter().filter_map(kind).collect()
+}
+
+fn timeline(s: &Stage) -> String {
+    s.lines().iter().map(|l| l.render()).collect()
+}
+
+/// The app runs, its recovery is over, and no rule was broken: one writer, journal before effect, true proofs, nothing left.
+async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
+    let late = s.running(&[APP], LONG).await.err();
+    assert!(late.is_none(), "{late:?}\n{}", timeline(s));
+    let late = s.phases(&[APP], &[Phase::Recovered], LONG).await.err();
+    assert!(late.is_none(), "{late:?}\n{}", timeline(s));
+    s.pass(Duration::from_secs(30)).await;
+    boot_again(s).await?;
+    s.look();
+    for check in checks::all(s) {
+        assert!(check.held(), "{} {}: {:#?}\n{}", check.rule, check.promise, check.broken, timeline(s));
+    }
+    // What the controllers sent is what EC2 got, and each order had its effect once.
+    let got: Vec<_> = s.world.cloud.requests().into_iter().filter(|r| r.is_mutation()).collect();
+    assert_eq!(got.len(), orders(s).len(), "{got:#?}");
+    assert!(got.iter().all(|r| r.status == Some(200) && r.effect != Effect::None), "{got:#?}");
+    Ok(())
+}
+
+/// A person boots the machine if it is off; its quarantine ends by itself.
+async fn boot_again(s: &mut Stage) -> Result<(), WorldError> {
+    let node = NODES[0].0;
+    let instance = s.world.instance(node)?;
+    if s.world.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
+        s.world.cloud.boot(instance)?;
+    }
+    let clean = move |w: &World| {
+        let object = w.server().read("", "nodes", "", node);
+        let taints = object.and_then(|n| n["spec"]["taints"].as_array().cloned()).unwrap_or_default();
+        w.cluster.node_ready(node) && !taints.iter().any(|t| t["key"] == QUARANTINE_TAINT)
+    };
+    s.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
+    s.pass(Duration::from_secs(60)).await;
+    Ok(())
+}
+
+#[test]
+fn a_phantom_is_healed_by_hold_and_release_without_an_order_to_ec2() {
+    night(|| async {
+        let mut s = stage(1, "Required").await?;
+        s.recycle(NODES[0].0, DiskAfter::Kept, Duration::from_secs(20)).await?;
+        s.phases(&[APP], &[Phase::Running, Phase::Recovered], LONG).await?;
+        all_is_well(&mut s).await?;
+        assert_eq!(begun(&s), [StepKind::Hold, StepKind::Release, StepKind::Lift], "{}", timeline(&s));
+        assert_eq!(history(&recovery(&s)).0.class(), reattach_core::diagnosis::Class::B);
+        assert!(orders(&s).is_empty(), "{:?}", orders(&s));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dead_node_is_stopped_proven_off_and_tainted() {
+    night(|| async {
+        let mut s = stage(2, "Required").await?;
+        s.hang(NODES[0].0)?;
+        s.phases(&[APP], &[Phase::Running], LONG).await?;
+        all_is_well(&mut s).await?;
+        let (plan, journal) = history(&recovery(&s));
+        assert_eq!(plan.class(), reattach_core::diagnosis::Class::A);
+        assert_eq!(plan.pins.holder.as_str(), "i-00000000000005001");
+        assert_eq!(plan.pins.identity.serial, "vol00000000000007001");
+        let proofs: Vec<_> = journal
+            .iter()
+            .filter_map(|e| match &e.mark {
+                Mark::Started { proof: Some(proof), .. } => Some(proof),
+                _ => None,
+            })
+            .collect();
+        // EC2 keeps no history: the state alone, read twice.
+        assert!(matches!(proofs[..], [ProofKind::Off { job: None, .. }]), "{proofs:?}");
+        assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
+        assert!(s.world.cloud.snapshots().is_empty(), "a detach that works needs no snapshot");
+        Ok(())
+    });
+}
+
+/// The volume stays in `detaching` though its instance is stopped. `by_us`: the driver sends no detach at all, so that the
+/// plain one that hangs is ours; otherwise it is the driver's own.
+fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected: &'static [&'static str]) {
+    night(move || async move {
+        let mut s = stage(seed, snapshots).await?;
+        s.world.csi.set_unpublish_fails(by_us);
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        s.hang(NODES[0].0)?;
+        s.phases(&[APP], &[Phase::Running], LONG).await?;
+        all_is_well(&mut s).await?;
+        assert_eq!(orders(&s), expected, "{}", timeline(&s));
+        let taken = s.world.cloud.snapshots();
+        assert_eq!(taken.len(), expected.iter().filter(|o| **o == SNAPSHOT).count());
+        let recovery = recovery(&s);
+        for snapshot in taken {
+            assert_eq!(Some(snapshot.description), recovery.metadata.uid);
+        }
+        let (plan, journal) = history(&recovery);
+        let line = |kind, is: &dyn Fn(&Mark) -> bool| {
+            let ix = plan.find(kind).unwrap();
+            let of = |m: &Mark| match m {
+                Mark::Started { step, .. } | Mark::Outcome { step, .. } | Mark::Completed { step, .. } => {
+                    *step == ix
+                }
+                _ => false,
+            };
+            journal.iter().position(|e| of(&e.mark) && is(&e.mark)).unwrap()
+        };
+        let started = |m: &Mark| matches!(m, Mark::Started { .. });
+        if expected.contains(&SNAPSHOT) {
+            let done = |m: &Mark| matches!(m, Mark::Completed { seen, .. } if seen.contains("is complete"));
+            assert!(line(StepKind::Snapshot, &done) < line(StepKind::CloudForce, &started));
+        }
+        let applied = |m: &Mark| matches!(m, Mark::Outcome { outcome, .. } if matches!(outcome, Outcome::Applied { .. }));
+        assert!(line(StepKind::CloudForce, &started) < line(StepKind::CloudForce, &applied));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_detach_of_ours_that_hangs_is_forced_after_a_snapshot() {
+    stuck_in_detaching(3, "Required", true, &[STOP, PLAIN, SNAPSHOT, FORCE]);
+}
+
+#[test]
+fn a_detach_of_the_drivers_that_hangs_is_forced_after_a_snapshot() {
+    stuck_in_detaching(4, "BestEffort", false, &[STOP, SNAPSHOT, FORCE]);
+}
+
+#[test]
+fn without_the_policys_wish_no_snapshot_is_made() {
+    stuck_in_detaching(5, "Never", true, &[STOP, PLAIN, FORCE]);
+}
+
+#[test]
+fn an_instance_that_is_only_stopping_frees_nothing() {
+    night(|| async {
+        let mut s = stage(6, "Never").await?;
+        s.world.cloud.set_timings(Timings { shutdown_ms: 800_000, ..Timings::default() });
+        s.hang(NODES[0].0)?;
+        s.pass(Duration::from_secs(850)).await;
+        let instance = s.world.instance(NODES[0].0)?;
+        assert_eq!(s.world.cloud.instance(instance).map(|i| i.status), Some(InstanceStatus::ShuttingDown));
+        assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
+        assert!(s.world.witness.tainted().is_empty(), "{}", timeline(&s));
+        assert_eq!(s.world.cloud.volume(VOLUME).and_then(|v| v.holder), Some(instance));
+        assert_eq!(begun(&s), [StepKind::PowerOff], "{}", timeline(&s));
+        // Once it is stopped it does.
+        all_is_well(&mut s).await?;
+        assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
+        Ok(())
+    });
+}

@@ -1,0 +1,92 @@
+//! The cloud under the stage: how it spells its names, the provider that the controllers use, and what of its requests
+//! changes anything.
+
+use crate::replica::linode_config;
+use bytes::Bytes;
+use http::Request;
+use reattach_linode::LinodeProvider;
+use reattach_provider_api::{HttpTransport, Provider};
+use reattach_sim::cloud::Ground;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::sync::Arc;
+
+/// Makes the shipped provider over a transport to the simulated cloud, or says why it cannot.
+pub type MakeProvider = Arc<dyn Fn(HttpTransport) -> Result<Arc<dyn Provider>, String> + Send + Sync>;
+
+/// A cloud for a stage to stand on. Clones are the same.
+#[derive(Clone)]
+pub struct Footing {
+    /// Its names.
+    pub ground: Ground,
+    /// Its provider. The drill itself links Linode's only; another is the caller's.
+    pub provider: MakeProvider,
+}
+
+impl fmt::Debug for Footing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Footing").field("ground", &self.ground).finish_non_exhaustive()
+    }
+}
+
+impl Default for Footing {
+    /// Linode.
+    fn default() -> Self {
+        let make = |transport| {
+            let config = linode_config().map_err(|e| e.to_string())?;
+            Ok(Arc::new(LinodeProvider::new(transport, config)) as Arc<dyn Provider>)
+        };
+        Self { ground: Ground::Linode, provider: Arc::new(make) }
+    }
+}
+
+impl Footing {
+    /// Path and body of a request that changes something at the cloud, as the ledger has them. Linode's as they are; EC2's
+    /// actions as the same paths (`/volumes/vol-…/detach`), with the form's parameters. `None`: it only reads, or is a dry run.
+    pub(crate) fn change(&self, request: &Request<Bytes>) -> Option<(String, Value)> {
+        match self.ground {
+            Ground::Linode => (request.method() != http::Method::GET).then(|| {
+                let body = serde_json::from_slice(request.body()).unwrap_or_default();
+                (request.uri().path().to_owned(), body)
+            }),
+            Ground::Ebs => action(request.body()),
+        }
+    }
+}
+
+/// A changing action of EC2's Query form. Identifiers, numbers and words have no character that the form would escape.
+fn action(form: &[u8]) -> Option<(String, Value)> {
+    let form = String::from_utf8_lossy(form);
+    let form: Map<String, Value> =
+        form.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.to_owned(), v.into())).collect();
+    let of = |key: &str| form.get(key).and_then(Value::as_str).unwrap_or_default();
+    if of("DryRun") == "true" {
+        return None;
+    }
+    let path = match of("Action") {
+        reads if reads.starts_with("Describe") || reads.starts_with("Get") => return None,
+        "DetachVolume" => format!("/volumes/{}/detach", of("VolumeId")),
+        "CreateSnapshot" => format!("/volumes/{}/snapshots", of("VolumeId")),
+        "StopInstances" => format!("/instances/{}/shutdown", of("InstanceId.1")),
+        "StartInstances" => format!("/instances/{}/boot", of("InstanceId.1")),
+        other => format!("/{other}"),
+    };
+    Some((path, Value::Object(form)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_nothing_is_no_change() {
+        let path = |form: &str| action(form.as_bytes()).map(|(path, _)| path);
+        assert_eq!(path("Action=DescribeVolumes&Version=2016-11-15"), None);
+        assert_eq!(path("Action=GetCallerIdentity"), None);
+        assert_eq!(path("Action=DetachVolume&DryRun=true&VolumeId=vol-1"), None);
+        assert_eq!(path("Action=DetachVolume&VolumeId=vol-1").as_deref(), Some("/volumes/vol-1/detach"));
+        assert_eq!(path("Action=StopInstances&InstanceId.1=i-1").as_deref(), Some("/instances/i-1/shutdown"));
+        // What nobody foresaw is shown rather than hidden.
+        assert_eq!(path("Action=DeleteVolume&VolumeId=vol-1").as_deref(), Some("/DeleteVolume"));
+    }
+}
