@@ -97,8 +97,10 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<End> {
             value(format, &json!({ "items": items }))?;
         }
     }
-    let hints: BTreeSet<_> =
-        findings.iter().filter_map(|f| who_knows_the_driver(global, &f.diagnosis.verdict)).collect();
+    let hints: BTreeSet<_> = findings
+        .iter()
+        .filter_map(|f| who_knows_the_driver(&collector.providers, &f.diagnosis.verdict))
+        .collect();
     hints.iter().for_each(|hint| note(hint));
     Ok(worst(findings.iter().map(|f| &f.diagnosis.verdict)))
 }

@@ -87,7 +87,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             ))?,
             format => value(format, &answer(&claim, &diagnosis, Value::Null, &[]))?,
         }
-        if let Some(hint) = who_knows_the_driver(global, &diagnosis.verdict) {
+        if let Some(hint) = who_knows_the_driver(&collector.providers, &diagnosis.verdict) {
             note(&hint);
         }
         return Ok(diagnose::end(&diagnosis.verdict));

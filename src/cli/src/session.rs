@@ -10,7 +10,7 @@ use kube::Api;
 use reattach_cluster::client::{load, whoami};
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::Providers;
-use reattach_controller::providers::{BUILT_IN, SetupError, from_env};
+use reattach_controller::providers::{SetupError, from_env};
 use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_provider_api::{ProviderError, RightUse};
@@ -199,25 +199,10 @@ pub fn providers(global: &Global) -> Result<Providers, Fail> {
     Ok(providers)
 }
 
-/// CSI drivers and the provider of each.
-const DRIVERS: [(&str, &str); 2] = [("linodebs.csi.linode.com", "linode"), ("ebs.csi.aws.com", "aws")];
-
 /// What to do about a volume whose driver belongs to a cloud that is not asked.
-pub fn who_knows_the_driver(global: &Global, verdict: &Verdict) -> Option<String> {
+pub fn who_knows_the_driver(providers: &Providers, verdict: &Verdict) -> Option<String> {
     let Verdict::NotOurs { reason: NotOurs::UnknownProvider { driver, .. } } = verdict else { return None };
-    let provider = DRIVERS.iter().find(|(known, _)| known == driver).map(|(_, provider)| *provider);
-    let fix = match provider {
-        // It knows the driver, and cannot read the handle.
-        Some(name) if global.provider.split(',').any(|p| p.trim() == name) => return None,
-        Some(name) if BUILT_IN.contains(&name) => format!("add --provider {},{name}", global.provider),
-        Some(name) => format!("for provider {name} build with --features {name}"),
-        None => "docs/providers.md has how to add one".to_owned(),
-    };
-    Some(format!(
-        "note: no provider of this installation knows driver {driver}; asked: {}; built with: {}; {fix}",
-        global.provider,
-        BUILT_IN.join(", ")
-    ))
+    providers.unknown_driver(driver).map(|why| format!("note: {why}"))
 }
 
 /// Asks every provider what the credential may do: reading, and `detach` too where it will be needed.

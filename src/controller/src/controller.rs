@@ -1,6 +1,7 @@
 //! The controller: nominate claims, create recoveries under policies, drive every recovery while leader.
 
 use crate::collect::{Collector, Depth};
+use crate::finish;
 use crate::janitor::Janitor;
 use crate::metrics::Metrics;
 use crate::nominate::{Nominee, nominees};
@@ -113,6 +114,7 @@ impl Controller {
             driven: BTreeMap::new(),
             drivers: JoinSet::new(),
             janitor: Janitor::default(),
+            seen: BTreeSet::new(),
         }
         .run(stop)
         .await;
@@ -130,6 +132,8 @@ struct Leader {
     driven: BTreeMap<ObjectName, tokio::task::Id>,
     drivers: JoinSet<ObjectName>,
     janitor: Janitor,
+    /// Policies that were looked at, by UID and generation.
+    seen: BTreeSet<(String, i64)>,
 }
 
 impl Leader {
@@ -170,6 +174,12 @@ impl Leader {
     /// Looks at everything that is there now.
     async fn sweep(&mut self, stop: &watch::Receiver<bool>) {
         self.drive_all(stop);
+        for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
+            let generation = policy.metadata.generation.unwrap_or_default();
+            if self.seen.insert((policy.uid().unwrap_or_default(), generation)) {
+                finish::warn(&self.executor, &policy).await;
+            }
+        }
         let busy: BTreeSet<ObjectName> = self
             .cache
             .recoveries

@@ -4,10 +4,11 @@
 use crate::metrics::{ClassLabels, EndLabels};
 use crate::recovery::{Executor, Memory, Turn, TurnError};
 use crate::status;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{Opaque, Phase, VolumeRecovery};
+use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::store::SaveError;
 use reattach_cluster::{node, reports, tidy};
 use reattach_core::ids::ObjectName;
@@ -116,7 +117,7 @@ pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
     let note = format!(
         "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} {shows}"
     );
-    publish(executor, recovery, status::ESCALATED, true, note).await;
+    publish(executor, &recovery.object_ref(&()), status::ESCALATED, true, note).await;
 }
 
 /// One Event and one log line for every change of phase. Best effort: the status is the record.
@@ -140,10 +141,21 @@ pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory:
     }
     let bad = matches!(status.phase, Phase::Failed | Phase::Stuck | Phase::Refused);
     let note = status.message.chars().take(900).collect();
-    publish(executor, recovery, &format!("{:?}", status.phase), bad, note).await;
+    publish(executor, &recovery.object_ref(&()), &format!("{:?}", status.phase), bad, note).await;
 }
 
-async fn publish(executor: &Executor, recovery: &VolumeRecovery, reason: &str, bad: bool, note: String) {
+/// One Event and one log line for a policy that selects drivers which no provider knows: its claims are left alone.
+pub(crate) async fn warn(executor: &Executor, policy: &RecoveryPolicy) {
+    let providers = &executor.collector.providers;
+    for why in policy.spec.selector.drivers.iter().filter_map(|driver| providers.unknown_driver(driver)) {
+        let note: String = format!("the claims that it selects by their driver are left alone: {why}");
+        tracing::warn!(policy = policy.name_any(), note, "a policy that cannot be followed");
+        let note = note.chars().take(900).collect();
+        publish(executor, &policy.object_ref(&()), "UnknownDriver", true, note).await;
+    }
+}
+
+async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad: bool, note: String) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
         reason: reason.to_owned(),
@@ -153,7 +165,7 @@ async fn publish(executor: &Executor, recovery: &VolumeRecovery, reason: &str, b
     };
     let reporter = Reporter { controller: "reattach".to_owned(), instance: Some(executor.identity.clone()) };
     let recorder = Recorder::new(executor.collector.clients.records.clone(), reporter);
-    if let Err(error) = recorder.publish(&event, &recovery.object_ref(&())).await {
+    if let Err(error) = recorder.publish(&event, about).await {
         tracing::debug!(%error, "the Event could not be written");
     }
 }

@@ -6,7 +6,7 @@ use reattach_api::{PowerOffRule, SnapshotRule};
 use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::ids::{InstanceId, VolumeId};
+use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_core::plan::{Allowed, Commands, Snapshots};
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
@@ -310,6 +310,33 @@ impl ByHand {
             power_on: &self.power_on,
             snapshot: &self.snapshot,
         }
+    }
+}
+
+/// The CSI drivers of the clouds that reattach has a provider for, and the provider of each: for advice alone.
+const DRIVERS: [(&str, &str); 2] = [("linodebs.csi.linode.com", "linode"), ("ebs.csi.aws.com", "aws")];
+
+impl Providers {
+    /// What to do about a CSI driver that none of these providers knows, as one sentence. `None`: one does.
+    pub fn unknown_driver(&self, driver: &str) -> Option<String> {
+        // Whether the handle can be read is another question.
+        let (name, any) = (DriverName::from(driver), VolumeHandle::from("0"));
+        if self.all().any(|p| p.resolve_volume(&name, &any).is_some()) {
+            return None;
+        }
+        let asked: Vec<&str> = self.all().map(|p| p.name()).collect();
+        let with = |more| asked.iter().copied().chain(more).collect::<Vec<_>>().join(",");
+        let provider = DRIVERS.iter().find(|(known, _)| *known == driver).map(|(_, provider)| *provider);
+        let fix = match provider {
+            Some(name) if BUILT_IN.contains(&name) => format!("add --provider {}", with(Some(name))),
+            Some(name) => format!("for provider {name} build with --features {name}"),
+            None => "docs/providers.md has how to add one".to_owned(),
+        };
+        Some(format!(
+            "no provider of this installation knows driver {driver}; asked: {}; built with: {}; {fix}",
+            if asked.is_empty() { "none".to_owned() } else { with(None) },
+            BUILT_IN.join(", ")
+        ))
     }
 }
 

@@ -146,9 +146,44 @@ async fn a_record_in_trouble_nominates_its_claim() {
 }
 
 fn events(stage: &Stage) -> Vec<String> {
+    events_of(stage, "Escalated")
+}
+
+fn events_of(stage: &Stage, reason: &str) -> Vec<String> {
     let all = stage.server.list("", "events", None);
-    let escalated = all.iter().filter(|e| e["reason"] == "Escalated");
-    escalated.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect()
+    let of = all.iter().filter(|e| e["reason"] == reason);
+    of.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// A policy that selects drivers of a cloud that is not asked is told so, once for each version of it.
+#[tokio::test(start_paused = true)]
+async fn a_policy_for_a_driver_that_no_provider_knows_is_told_so() {
+    let policy = |s: &Stage, driver: &str| {
+        s.put(
+            json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
+                "spec": {"mode": "DryRun", "selector": {"drivers": [driver]}}}),
+            "reattach.dev",
+            "recoverypolicies",
+        );
+    };
+    let mut known = Stage::new();
+    policy(&known, "ebs.csi.aws.com");
+    let mut providers = Providers::default();
+    providers.register(std::sync::Arc::new(TestCloud::held_by("100")));
+    known.start(providers).await;
+    assert_eq!(events_of(&known, "UnknownDriver"), [""; 0], "the test's cloud knows every driver");
+
+    let mut s = Stage::new();
+    policy(&s, "ebs.csi.aws.com");
+    s.start(Providers::default()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let built = if cfg!(feature = "aws") { "add --provider aws" } else { "build with --features aws" };
+    let told = events_of(&s, "UnknownDriver");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("knows driver ebs.csi.aws.com; asked: none") && told[0].ends_with(built),
+        "{told:?}"
+    );
 }
 
 fn stalled(stage: &Stage) -> Option<Value> {
