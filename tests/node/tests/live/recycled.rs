@@ -42,7 +42,7 @@ async fn a_recycled_node_is_healed_by_hold_and_release() {
     scene.runbook("lightest-first").await;
     let volume = scene.canary("node-1").await;
     let trouble = scene.recycle("node-1", Disk::Kept).await;
-    scene.await_recovered(volume, trouble).await;
+    scene.await_healed(volume, trouble).await;
     assert_eq!(scene.console("node-1").writers().len(), 2, "one before, one after");
     let scaled = scene.stage.foreign_writes(&[]).iter().any(crate::common::logs::is_workload);
     assert!(!scaled, "the workload was not touched");

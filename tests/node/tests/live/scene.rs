@@ -341,19 +341,10 @@ impl Scene {
         self.stage.patch(&policies, "test", json!({"spec": {"runbook": name}})).await;
     }
 
-    /// Waits until a recovery by scale-to-zero has healed the workload, and checks and prints as [`Scene::await_recovered`] and
-    /// how long it took without the cloud's own time.
+    /// Waits until a recovery of class B has healed the workload, prints what happened when after `trouble` and how long it
+    /// took without the cloud's own time, and checks that writers never overlapped, that nothing acknowledged is missing, that
+    /// one guest at a time had the volume, and that nothing of reattach is left.
     pub async fn await_healed(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
-        let recovery = self.await_recovered(volume, trouble).await;
-        let pod = self.pod().await.name_any();
-        measure::summary(&[self.stage.timeline(&recovery, volume, &pod)]);
-        recovery
-    }
-
-    /// Waits until a recovery has healed the workload, prints what happened when after `trouble`, and checks that writers
-    /// never overlapped, that nothing acknowledged is missing, that one guest at a time had the volume, and that
-    /// nothing of reattach is left.
-    pub async fn await_recovered(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
         let recovery = self.stage.await_phase(SHOP, APP, &[Phase::Recovered]).await;
         self.stage.await_ready(SHOP, APP, 1).await;
         self.say("Ready");
@@ -366,6 +357,8 @@ impl Scene {
             self.say(&format!("  {seconds:.1} s after the trouble: {what}"));
         }
         self.stage.await_nothing_left().await;
+        let pod = self.pod().await.name_any();
+        measure::summary(&[self.stage.timeline(&recovery, volume, &pod)]);
         recovery
     }
 
