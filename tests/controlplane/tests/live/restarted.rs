@@ -28,6 +28,8 @@ async fn stage_restarted() -> (Stage, VolumeNo) {
     stage.await_ready("shop", "redis", 1).await;
     assert_eq!(stage.node_of("shop", "redis").await, "node-1");
 
+    // The scheduler hears of the taint on a NotReady node only after the condition is there to see.
+    stage.cordon("node-1").await;
     stage.hang("node-1");
     stage.await_node("node-1", false).await;
     let pods: Api<Pod> = Api::namespaced(stage.admin.clone(), "shop");
@@ -43,6 +45,7 @@ async fn stage_restarted() -> (Stage, VolumeNo) {
         (on(pod) && !is_ready(pod) && holders(&stage).await == ["node-1"]).then_some(())
     });
     stuck.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
+    assert_eq!(stage.cloud_mutations(), [], "nobody has begun to heal it");
     let begun = Instant::now();
     stage.plane.restart_component(Component::ControllerManager).await.expect("it starts again");
     println!("kube-controller-manager was away for {:.1} s", begun.elapsed().as_secs_f64());

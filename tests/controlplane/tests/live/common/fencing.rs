@@ -177,11 +177,16 @@ impl Stage {
         }
     }
 
-    /// Nothing new is scheduled to a node, and the pods of a workload there are deleted.
-    pub async fn move_away(&self, namespace: &str, app: &str, node: &str) {
+    /// Nothing new is scheduled to a node.
+    pub async fn cordon(&self, node: &str) {
         let nodes: Api<Node> = Api::all(self.admin.clone());
         let body = json!({"spec": {"unschedulable": true}});
         nodes.patch(node, &PatchParams::default(), &Patch::Merge(&body)).await.expect("cordoned");
+    }
+
+    /// Nothing new is scheduled to a node, and the pods of a workload there are deleted.
+    pub async fn move_away(&self, namespace: &str, app: &str, node: &str) {
+        self.cordon(node).await;
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
         for pod in self.pods(namespace, app).await {
             pods.delete(&pod.name_any(), &DeleteParams::default()).await.expect("deleted");
