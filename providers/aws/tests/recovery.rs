@@ -6,7 +6,6 @@
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_aws::{AwsConfig, AwsProvider};
 use reattach_cloud_simulator::{DetachBehaviour, Effect, InstanceStatus, Timings, VolumeNo};
-use reattach_core::fence::QUARANTINE_TAINT;
 use reattach_core::journal::{Entry, Mark, Outcome};
 use reattach_core::plan::Plan;
 use reattach_core::proof::ProofKind;
@@ -119,7 +118,7 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
     let late = s.phases(&[APP], &[Phase::Recovered], LONG).await.err();
     assert!(late.is_none(), "{late:?}\n{}", timeline(s));
     s.pass(Duration::from_secs(30)).await;
-    boot_again(s).await?;
+    s.boot_again(NODES[0].0).await?;
     s.look();
     for check in checks::all(s) {
         assert!(check.held(), "{} {}: {:#?}\n{}", check.rule, check.promise, check.broken, timeline(s));
@@ -128,23 +127,6 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
     let got: Vec<_> = s.world.cloud.requests().into_iter().filter(|r| r.is_mutation()).collect();
     assert_eq!(got.len(), orders(s).len(), "{got:#?}");
     assert!(got.iter().all(|r| r.status == Some(200) && r.effect != Effect::None), "{got:#?}");
-    Ok(())
-}
-
-/// A person boots the machine if it is off; its quarantine ends by itself.
-async fn boot_again(s: &mut Stage) -> Result<(), WorldError> {
-    let node = NODES[0].0;
-    let instance = s.world.instance(node)?;
-    if s.world.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
-        s.world.cloud.boot(instance)?;
-    }
-    let clean = move |w: &World| {
-        let object = w.server().read("", "nodes", "", node);
-        let taints = object.and_then(|n| n["spec"]["taints"].as_array().cloned()).unwrap_or_default();
-        w.cluster.node_ready(node) && !taints.iter().any(|t| t["key"] == QUARANTINE_TAINT)
-    };
-    s.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
-    s.pass(Duration::from_secs(60)).await;
     Ok(())
 }
 

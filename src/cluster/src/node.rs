@@ -64,12 +64,7 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
     if is_ready(&node) {
         return again(format!("Node {name} is Ready"));
     }
-    let ours = Taint {
-        key: OUT_OF_SERVICE_TAINT.to_owned(),
-        value: Some(TAINT_VALUE.to_owned()),
-        effect: "NoExecute".to_owned(),
-        time_added: None,
-    };
+    let ours = taint(OUT_OF_SERVICE_TAINT, Some(TAINT_VALUE), "NoExecute");
     if taints(&node).iter().any(|t| is_ours(t) && t.effect == ours.effect) {
         return applied("it has the taint already");
     }
@@ -78,9 +73,7 @@ pub async fn taint_out_of_service(pass: &EffectPass, name: &NodeName, uid: &Uid)
         let why = format!("someone else has tainted Node {name} with {}={value}", other.key);
         return Outcome::NotApplied { why, retry: false };
     }
-    let mut all = taints(&node).to_vec();
-    all.push(ours);
-    write(pass, &node, &all, "tainted out-of-service").await
+    with(pass, &node, ours, "tainted out-of-service").await
 }
 
 /// Takes our out-of-service taint off. A Node that is gone has none.
@@ -97,14 +90,8 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
     if let Some(by) = quarantined_by(&node) {
         return applied(&format!("it is in quarantine already, by recovery {by}"));
     }
-    let mut all = taints(&node).to_vec();
-    all.push(Taint {
-        key: QUARANTINE_TAINT.to_owned(),
-        value: Some(recovery.to_string()),
-        effect: "NoSchedule".to_owned(),
-        time_added: None,
-    });
-    write(pass, &node, &all, "put into quarantine").await
+    let ours = taint(QUARANTINE_TAINT, Some(recovery.as_str()), "NoSchedule");
+    with(pass, &node, ours, "put into quarantine").await
 }
 
 /// The recoveries (their UIDs) whose closing taints are on the Node.
@@ -121,14 +108,7 @@ pub async fn close(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid
     if closed_by(&node).contains(recovery) {
         return applied("it is closed already");
     }
-    let mut all = taints(&node).to_vec();
-    all.push(Taint {
-        key: hold_taint(recovery),
-        value: None,
-        effect: "NoSchedule".to_owned(),
-        time_added: None,
-    });
-    write(pass, &node, &all, "closed to new pods").await
+    with(pass, &node, taint(&hold_taint(recovery), None, "NoSchedule"), "closed to new pods").await
 }
 
 /// Takes this recovery's closing taint off. A Node that is gone has none.
@@ -141,6 +121,22 @@ pub async fn open(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid)
 pub async fn unquarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery: &Uid) -> Outcome {
     let its = |t: &Taint| t.key == QUARANTINE_TAINT && t.value.as_deref() == Some(recovery.as_str());
     without(pass, name, uid, its, "the quarantine is off").await
+}
+
+fn taint(key: &str, value: Option<&str>, effect: &str) -> Taint {
+    Taint {
+        key: key.to_owned(),
+        value: value.map(str::to_owned),
+        effect: effect.to_owned(),
+        time_added: None,
+    }
+}
+
+/// Adds a taint to those that the Node has.
+async fn with(pass: &EffectPass, node: &Node, taint: Taint, done: &str) -> Outcome {
+    let mut all = taints(node).to_vec();
+    all.push(taint);
+    write(pass, node, &all, done).await
 }
 
 async fn without(

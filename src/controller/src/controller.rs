@@ -174,12 +174,7 @@ impl Leader {
     /// Looks at everything that is there now.
     async fn sweep(&mut self, stop: &watch::Receiver<bool>) {
         self.drive_all(stop);
-        for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
-            let generation = policy.metadata.generation.unwrap_or_default();
-            if self.seen.insert((policy.uid().unwrap_or_default(), generation)) {
-                finish::warn(&self.executor, &policy).await;
-            }
-        }
+        self.warn_of_policies().await;
         let busy: BTreeSet<ObjectName> = self
             .cache
             .recoveries
@@ -195,6 +190,16 @@ impl Leader {
         self.janitor.sweep(&self.executor, &self.cache).await;
         if let Err(error) = self.prune().await {
             tracing::debug!(%error, "old recoveries could not be deleted");
+        }
+    }
+
+    /// Tells each version of a policy once that it selects what no provider knows.
+    async fn warn_of_policies(&mut self) {
+        for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
+            let generation = policy.metadata.generation.unwrap_or_default();
+            if self.seen.insert((policy.uid().unwrap_or_default(), generation)) {
+                finish::warn(&self.executor, &policy).await;
+            }
         }
     }
 

@@ -36,10 +36,11 @@ pub enum Holding {
 }
 
 impl Holding {
-    /// By the kinds of steps that an order has.
-    pub fn by(has: impl Fn(StepKind) -> bool) -> Self {
+    /// By the kinds of steps that an order has, and whether its hold closes the node.
+    pub fn by(closes_node: bool, has: impl Fn(StepKind) -> bool) -> Self {
         match (has(StepKind::ScaleToZero), has(StepKind::Hold)) {
             (true, _) => Self::AtZero,
+            (_, true) if closes_node => Self::ByTaint,
             (_, true) => Self::ByGate,
             _ => Self::Nothing,
         }

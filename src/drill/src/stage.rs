@@ -7,6 +7,7 @@ use crate::timeline::{Line, Who};
 use crate::world::{World, WorldError};
 use jiff::Timestamp;
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::InstanceStatus;
 use reattach_core::report::TimelineNote;
 use reattach_sim::kubelet::DiskAfter;
 use std::collections::BTreeMap;
@@ -214,6 +215,21 @@ impl Stage {
             .collect();
         let what = format!("{} running", apps.join(", "));
         self.until(&what, limit, move |w| want.iter().all(|(name, n)| w.app_ready(name, *n))).await
+    }
+
+    /// A person boots a node's machine if it is off, and waits until its quarantine has ended by itself.
+    ///
+    /// # Errors
+    /// The cloud refuses, or it does not come back.
+    pub async fn boot_again(&mut self, node: &str) -> Result<(), WorldError> {
+        let instance = self.world.instance(node)?;
+        if self.world.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
+            self.world.cloud.boot(instance)?;
+        }
+        let clean = |w: &World| w.cluster.node_ready(node) && !w.is_quarantined(node);
+        self.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
+        self.pass(Duration::from_secs(60)).await;
+        Ok(())
     }
 
     /// Remembers how an app is now, for [`Expect::Untouched`].

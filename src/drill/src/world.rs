@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use kube::Client;
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock::tokio_from};
+use reattach_core::fence::QUARANTINE_TAINT;
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
 use reattach_sim::cloud::{Ground, LinodeCsi, Power, SimulatedCloud, instance_no};
@@ -399,6 +400,14 @@ impl World {
         let pods = self.pods(app);
         pods.len() == replicas
             && pods.iter().all(|p| is_ready(p) && p["metadata"]["deletionTimestamp"].is_null())
+    }
+
+    /// Whether a node carries our quarantine.
+    pub fn is_quarantined(&self, node: &str) -> bool {
+        let node = self.server().read("", "nodes", "", node);
+        node.is_some_and(|n| {
+            n["spec"]["taints"].as_array().into_iter().flatten().any(|t| t["key"] == QUARANTINE_TAINT)
+        })
     }
 
     /// Every changing request of the agents so far, from the API server's log. Others' are dropped, so that hours of them

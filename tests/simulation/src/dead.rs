@@ -1,8 +1,6 @@
 //! A night in which a node dies: class A, with everything a test wants to go wrong besides.
 
 use crate::{Morning, NODES};
-use reattach_cloud_simulator::InstanceStatus;
-use reattach_core::fence::QUARANTINE_TAINT;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
 use reattach_drill::checks;
@@ -109,7 +107,7 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     s.pass(Duration::from_secs(30)).await;
     let mut broken = (night.at_the_end)(&s);
     if night.heals {
-        broken.extend(boot_again(&mut s, dead).await.err().map(|e| e.to_string()));
+        broken.extend(s.boot_again(dead).await.err().map(|e| e.to_string()));
     }
     let requests = s.replicas.first().map_or(0, |r| r.requests());
     let died = s.replicas.first().and_then(|r| r.died_at());
@@ -122,20 +120,4 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     broken.extend(late.map(|e| e.to_string()));
     let timeline = s.lines().iter().map(|l| l.render()).collect();
     Ok(Morning { broken, requests, died, timeline })
-}
-
-/// A person boots the machine if it is off; its quarantine ends by itself.
-async fn boot_again(s: &mut Stage, node: &str) -> Result<(), WorldError> {
-    let instance = s.world.instance(node)?;
-    if s.world.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline) {
-        s.world.cloud.boot(instance)?;
-    }
-    let clean = move |w: &World| {
-        let object = w.server().read("", "nodes", "", node);
-        let taints = object.and_then(|n| n["spec"]["taints"].as_array().cloned()).unwrap_or_default();
-        w.cluster.node_ready(node) && !taints.iter().any(|t| t["key"] == QUARANTINE_TAINT)
-    };
-    s.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
-    s.pass(Duration::from_secs(60)).await;
-    Ok(())
 }

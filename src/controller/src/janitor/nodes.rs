@@ -67,6 +67,22 @@ impl Room<'_> {
         })
     }
 
+    /// The recovery of this UID, as the watch has it.
+    fn recovery_of(&self, uid: &Uid) -> Option<Arc<VolumeRecovery>> {
+        self.cache.recoveries.filter(|r| Executor::uid_of(r) == *uid).into_iter().next()
+    }
+
+    /// Whether no recovery has this UID, read live: the watch of the recoveries may lag behind the one of the nodes.
+    async fn is_gone(&self, uid: &Uid) -> bool {
+        match self.recoveries().await {
+            Ok(known) => !known.contains(uid),
+            Err(error) => {
+                tracing::warn!(%error, "whose a taint is could not be read");
+                false
+            }
+        }
+    }
+
     async fn untaint(&self, node: &Node, why: &str) {
         let Ok(pass) = self.executor.gate.tidy() else { return };
         let name = NodeName::from(node.name_any());
@@ -85,7 +101,7 @@ impl Room<'_> {
         for node in self.cache.nodes.filter(|n| quarantined_by(n).is_some()) {
             let Some(by) = quarantined_by(&node) else { continue };
             let report = self.cache.reports.get("", &node.name_any());
-            let own = self.cache.recoveries.filter(|r| Executor::uid_of(r) == by).into_iter().next();
+            let own = self.recovery_of(&by);
             let over = own.as_ref().is_none_or(|r| is_final(r));
             // Only the question that is open counts, and it has a number of its own.
             let open = report.as_ref().and_then(|r| question_of(r, &by));
@@ -102,15 +118,8 @@ impl Room<'_> {
             if !is_ready(&node) || !clean {
                 continue;
             }
-            if own.is_none() {
-                match self.recoveries().await {
-                    Ok(known) if !known.contains(&by) => {}
-                    Ok(_) => continue,
-                    Err(error) => {
-                        tracing::warn!(%error, "whose the quarantine is could not be read");
-                        continue;
-                    }
-                }
+            if own.is_none() && !self.is_gone(&by).await {
+                continue;
             }
             self.unquarantine(&node, &by, over).await;
         }
@@ -120,19 +129,12 @@ impl Room<'_> {
     pub(super) async fn closed_nodes(&self) {
         for node in self.cache.nodes.filter(|n| !closed_by(n).is_empty()) {
             for by in closed_by(&node) {
-                let own = self.cache.recoveries.filter(|r| Executor::uid_of(r) == by).into_iter().next();
-                match own {
-                    Some(own) if !is_final(&own) => continue,
-                    Some(_) => {}
-                    // The watch of the recoveries may lag behind the one of the nodes.
-                    None => match self.recoveries().await {
-                        Ok(known) if !known.contains(&by) => {}
-                        Ok(_) => continue,
-                        Err(error) => {
-                            tracing::warn!(%error, "whose a closing taint is could not be read");
-                            continue;
-                        }
-                    },
+                let over = match self.recovery_of(&by) {
+                    Some(own) => is_final(&own),
+                    None => self.is_gone(&by).await,
+                };
+                if !over {
+                    continue;
                 }
                 let Ok(pass) = self.executor.gate.tidy() else { return };
                 let (name, uid) =

@@ -355,12 +355,17 @@ impl Look<'_> {
 
     /// Whether no pod of the claim is, or can come, where the volume has to be let go.
     pub(super) fn no_user_left(&self, pods: &[PodFacts]) -> bool {
+        pods.iter().all(|p| self.is_away(p))
+    }
+
+    /// Whether this pod is neither there nor can come there.
+    pub(super) fn is_away(&self, pod: &PodFacts) -> bool {
         let node = &self.plan.pins.node;
         match (self.plan.holding(), self.plan.side()) {
             // The scheduler keeps those from it that are on no node yet.
-            (Holding::ByTaint, _) => pods.iter().all(|p| p.node.as_ref() != Some(node)),
-            (_, Side::Whole) => pods.iter().all(PodFacts::is_held_away),
-            (_, Side::Old) => pods.iter().all(|p| p.is_kept_from(node)),
+            (Holding::ByTaint, _) => pod.node.as_ref() != Some(node),
+            (_, Side::Whole) => pod.is_held_away(),
+            (_, Side::Old) => pod.is_kept_from(node),
         }
     }
 

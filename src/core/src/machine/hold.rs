@@ -5,7 +5,7 @@ use super::forward::{Look, pin_changed, wait};
 use super::unwind::{RETRY, backoff, later};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::diagnosis::Trouble;
-use crate::evidence::{Evidence, MAX_AGE, PodFacts};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Reading;
 use crate::ids::{ObjectName, Uid};
 use crate::journal::Outcome;
@@ -162,11 +162,7 @@ impl Look<'_> {
         if let Some(refused) = self.was_refused() {
             return refused;
         }
-        let away = |p: &PodFacts| match self.plan.closes_node {
-            true => p.node.as_ref() != Some(&self.plan.pins.node),
-            false => p.is_held_away(),
-        };
-        match pods.iter().find(|p| !away(p) && p.deleting_since.is_none()) {
+        match pods.iter().find(|p| !self.is_away(p) && p.deleting_since.is_none()) {
             Some(pod) => self.propose_release(pod),
             None => self.poll("kubelet takes the evicted pod down"),
         }
@@ -218,7 +214,7 @@ impl Look<'_> {
 }
 
 /// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
-/// knows whether the label is on, and again while a pod is seen with the gate.
+/// knows whether the label is on, and again while a pod is seen with the gate, or the closed node with the taint.
 pub(super) fn let_come(
     lift: StepIx,
     plan: &Plan,
@@ -227,7 +223,12 @@ pub(super) fn let_come(
     cx: &Context<'_>,
 ) -> Option<Next> {
     if plan.closes_node {
-        return open_node(lift, plan, state, evidence, cx);
+        let open = |node: &NodeFacts| Action {
+            step: lift,
+            intent: format!("open Node {} to new pods again", node.name),
+            effect: Effect::OpenNode { node: node.name.clone(), uid: node.uid.clone() },
+        };
+        return taint_off(lift, plan, state, evidence, cx, |node| node.is_closed_by(cx.recovery), open);
     }
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let Some(pods) = evidence.pods.read(cx.now, MAX_AGE).present() else {
@@ -257,27 +258,4 @@ pub(super) fn let_come(
         },
         effect: Effect::Lift { pods: waiting },
     }))
-}
-
-/// The same where the node is closed by a taint.
-fn open_node(
-    lift: StepIx,
-    plan: &Plan,
-    state: &State,
-    evidence: &Evidence,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    taint_off(
-        lift,
-        plan,
-        state,
-        evidence,
-        cx,
-        |node| node.is_closed_by(cx.recovery),
-        |node| Action {
-            step: lift,
-            intent: format!("open Node {} to new pods again", node.name),
-            effect: Effect::OpenNode { node: node.name.clone(), uid: node.uid.clone() },
-        },
-    )
 }

@@ -68,15 +68,15 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
         None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => {
             stuck(format!("{} is at 0 and the stamp that says how to restore it was edited", w.workload))
         }
-        None => match state.unheard_since(scale) {
-            // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
-            Some(at) if cx.now < later(at, IN_FLIGHT) => Next::Wait {
-                why: "the scale to zero may still be on its way".to_owned(),
-                until: later(at, IN_FLIGHT),
-            },
-            _ => end(why),
-        },
+        // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
+        None => on_its_way(state, scale, cx, "the scale to zero").unwrap_or_else(|| end(why)),
     }
+}
+
+/// The wait for a request whose reply nobody heard, while it may still arrive.
+fn on_its_way(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Option<Next> {
+    let until = later(state.unheard_since(step)?, IN_FLIGHT);
+    (cx.now < until).then(|| Next::Wait { why: format!("{what} may still be on its way"), until })
 }
 
 /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
@@ -87,20 +87,14 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
         return Some(stuck(format!("the hold could not be lifted ({why}); {}", by_hand(plan, cx))));
     }
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
-    let unheard = plan.find(StepKind::Release).and_then(|release| state.unheard_since(release));
-    if let Some(at) = unheard.filter(|at| cx.now < later(*at, IN_FLIGHT)) {
-        return Some(Next::Wait {
-            why: "the eviction may still be on its way".to_owned(),
-            until: later(at, IN_FLIGHT),
-        });
+    let release = plan.find(StepKind::Release);
+    if let Some(wait) = release.and_then(|r| on_its_way(state, r, cx, "the eviction")) {
+        return Some(wait);
     }
     // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
-    let unheard = plan.find(StepKind::Hold).filter(|_| plan.closes_node).and_then(|h| state.unheard_since(h));
-    if let Some(at) = unheard.filter(|at| cx.now < later(*at, IN_FLIGHT)) {
-        return Some(Next::Wait {
-            why: "the closing taint may still be on its way".to_owned(),
-            until: later(at, IN_FLIGHT),
-        });
+    let close = plan.find(StepKind::Hold).filter(|_| plan.closes_node);
+    if let Some(wait) = close.and_then(|c| on_its_way(state, c, cx, "the closing taint")) {
+        return Some(wait);
     }
     match let_come(lift, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => Some(stuck(format!(

@@ -96,9 +96,8 @@ pub fn make(
     let steps = possible(order, evidence, request.allowed, closes_node, now);
     let mut refusals = general(evidence, &aim.scope(), now);
     let has = |kind| steps.iter().any(|s| s.step == kind);
-    refusals.extend(match (Holding::by(has), trouble.side()) {
+    refusals.extend(match (Holding::by(closes_node, has), trouble.side()) {
         (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
-        (_, Side::Whole) if closes_node => before_holding(evidence, &aim.node, Holding::ByTaint, now),
         (holding, Side::Whole) => before_holding(evidence, &aim.node, holding, now),
         (holding, Side::Old) => before_fencing(evidence, holding, now),
     });
@@ -152,12 +151,13 @@ fn possible(
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
     let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
     let gates = !fences || matches!(policy, Some(Reading::Present(_)));
+    let detaches = gates && !closes_node;
     let can = |step: &&RunbookStep| match step.step {
         StepKind::PowerOff => allowed.power_off,
         StepKind::PowerOn => allowed.power_off && allowed.power_on,
-        StepKind::CloudDetach => gates && !closes_node,
-        StepKind::CloudForce => allowed.force && gates && !closes_node,
-        StepKind::Snapshot => allowed.force && gates && !closes_node && allowed.snapshot != Snapshots::Never,
+        StepKind::CloudDetach => detaches,
+        StepKind::CloudForce => detaches && allowed.force,
+        StepKind::Snapshot => detaches && allowed.force && allowed.snapshot != Snapshots::Never,
         StepKind::Hold | StepKind::Lift => gates,
         _ => true,
     };

@@ -192,10 +192,7 @@ impl Plan {
 
     /// How it keeps the claim's pods away.
     pub fn holding(&self) -> Holding {
-        match Holding::by(|kind| self.find(kind).is_some()) {
-            Holding::ByGate if self.closes_node => Holding::ByTaint,
-            other => other,
-        }
+        Holding::by(self.closes_node, |kind| self.find(kind).is_some())
     }
 
     /// What has to let go before pods may use the volume. Where only the node is closed, pods may wait elsewhere.

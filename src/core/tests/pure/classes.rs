@@ -7,7 +7,7 @@ use super::walk::{
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::journal::{End, Mark, Outcome, TurnBack};
+use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
 use reattach_core::machine::Effect;
 use reattach_core::plan::{Allowed, may_begin};
 use reattach_core::proof::{Declaration, ProofKind};
@@ -91,6 +91,24 @@ fn an_abort_at_any_line_leaves_nothing() {
     }
 }
 
+/// A closing taint whose reply was lost may be accepted later: an aborted run does not end before its time is over.
+#[test]
+fn an_abort_waits_for_a_closing_taint_that_nobody_heard_of() {
+    let mut walk = Walk::new(phantom_without_policy(), World { abort_at: Some(3), ..QUIET });
+    let lost = Outcome::Unknown { why: "502".into() };
+    walk.answer(|e| matches!(e, Effect::CloseNode { .. }).then(|| lost.clone()), |_| {});
+    let end = walk.run(|_, _| {});
+    assert_eq!(
+        (end, walk.kinds()),
+        (End::Aborted, vec!["CloseNode".into(), "OpenNode".into()]),
+        "{}",
+        walk.story()
+    );
+    let begun = |e: &&Entry| matches!(e.mark, Mark::Started { .. });
+    let at: Vec<_> = walk.journal.iter().filter(begun).map(|e| e.at).collect();
+    assert_eq!(at[1].duration_since(at[0]).as_secs(), 60, "{}", walk.story());
+}
+
 #[test]
 fn every_freeing_effect_journals_its_proof() {
     for (name, case, world, _) in ROWS {
@@ -111,7 +129,7 @@ fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
     let end = walk.run(|_, _| {});
     assert!(matches!(end, End::Failed { .. }), "{end:?}\n{}", walk.story());
     assert!(walk.is_clean(), "{}", walk.story());
-    let turned = |e: &&reattach_core::journal::Entry| matches!(&e.mark, Mark::TurnedBack { why: TurnBack::Refused { why, .. } } if why.contains("Ready again"));
+    let turned = |e: &&Entry| matches!(&e.mark, Mark::TurnedBack { why: TurnBack::Refused { why, .. } } if why.contains("Ready again"));
     let turned = walk.journal.iter().find(turned).unwrap_or_else(|| panic!("{}", walk.story()));
     assert_eq!(turned.at.duration_since(walk.journal[0].at).as_secs(), 2, "{}", walk.story());
 }

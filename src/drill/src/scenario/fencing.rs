@@ -10,7 +10,6 @@ use crate::world::{World, WorldError};
 use jiff::Timestamp;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
-use reattach_core::fence::QUARANTINE_TAINT;
 use reattach_core::journal::Mark;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use serde_json::json;
@@ -67,13 +66,6 @@ fn tainted(w: &World, node: &str) -> bool {
     w.server().read("", "nodes", "", node).is_some_and(|n| is_out_of_service_by_us(&n))
 }
 
-fn quarantined(w: &World, node: &str) -> bool {
-    let node = w.server().read("", "nodes", "", node);
-    node.is_some_and(|n| {
-        n["spec"]["taints"].as_array().into_iter().flatten().any(|t| t["key"] == QUARANTINE_TAINT)
-    })
-}
-
 /// Every recovery of these apps is over, and everything runs.
 pub(super) async fn over(s: &mut Stage, apps: &[App], limit: Duration) -> Result<(), WorldError> {
     let names = names(apps);
@@ -91,10 +83,10 @@ pub(super) async fn booted_again(s: &mut Stage, node: &str) -> Result<(), WorldE
     s.tell(Who::Person, "", format!("boots {node} again: linode-cli linodes boot {instance}"));
     s.world.cloud.boot(instance)?;
     s.until(&format!("{node} Ready"), secs(180), |w| w.cluster.node_ready(node)).await?;
-    if !quarantined(&s.world, node) {
+    if !s.world.is_quarantined(node) {
         s.broken.push(format!("{node} came back and was not in quarantine"));
     }
-    let free = s.until(&format!("{node} out of quarantine"), secs(300), |w| !quarantined(w, node)).await?;
+    let free = s.until(&format!("{node} out of quarantine"), secs(300), |w| !w.is_quarantined(node)).await?;
     s.tell(
         Who::Reattach,
         "",
@@ -228,7 +220,7 @@ pub(super) async fn partition_fenced(seed: u64, sink: Sink) -> Result<Stage, Wor
     ready_elsewhere(&mut s, &apps, cut, LONG).await?;
     s.partition(cut, false)?;
     over(&mut s, &apps, LONG).await?;
-    let back = |w: &World| w.cluster.node_ready(cut) && !quarantined(w, cut);
+    let back = |w: &World| w.cluster.node_ready(cut) && !w.is_quarantined(cut);
     s.until(&format!("{cut} on again, and clean"), secs(600), back).await?;
     Ok(s)
 }
@@ -259,12 +251,12 @@ pub(super) async fn returns(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
         s.broken.push(format!("{dead} was Ready before the taint was off"));
     }
     s.until(&format!("{dead} Ready"), secs(180), |w| w.cluster.node_ready(dead)).await?;
-    if !quarantined(&s.world, dead) {
+    if !s.world.is_quarantined(dead) {
         s.broken.push(format!("{dead} came back late and was not in quarantine"));
     }
     s.world.csi.set_unpublish_fails(false);
     s.tell(Who::Provider, "", "the CSI driver works again");
     over(&mut s, &apps, LONG).await?;
-    s.until(&format!("{dead} out of quarantine"), secs(600), |w| !quarantined(w, dead)).await?;
+    s.until(&format!("{dead} out of quarantine"), secs(600), |w| !w.is_quarantined(dead)).await?;
     Ok(s)
 }

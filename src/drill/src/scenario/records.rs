@@ -82,10 +82,7 @@ async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
     let took = s.running(&names(apps), LONG).await?;
     let quiet = |w: &World| !apps.iter().any(|a| called(w, a));
     s.until("nobody called any more", secs(120), quiet).await?;
-    for app in apps {
-        if told(s, app).is_none() {
-            continue;
-        }
+    for app in apps.iter().filter(|a| told(s, a).is_some()).collect::<Vec<_>>() {
         s.broken.push(format!("{}: a person is still told what to do", app.name));
     }
     s.tell(Who::Kubernetes, "", format!("all run {:.0} s after the cause was mended", took.as_secs_f64()));
@@ -279,7 +276,7 @@ async fn waits_and_calls_locked(s: &mut Stage, apps: &[App]) -> Result<(), World
         let ticket = told.and_then(|t| t.ticket).unwrap_or_default();
         let volume = format!("Volume ID:      {}", app.volumes[0].number);
         let instance = format!("Instance:       {}", s.world.instance(NODES[0].0)?);
-        let region = format!("Region:         {}", REGION);
+        let region = format!("Region:         {REGION}");
         for part in [volume, instance, region, "Since:".to_owned(), "Your API says:".to_owned()] {
             if !ticket.contains(&part) {
                 s.broken

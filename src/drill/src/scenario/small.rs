@@ -6,7 +6,7 @@ use crate::ledger::Target;
 use crate::replica::{CrashPoint, Side};
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
-use crate::world::{APPS, WorldError};
+use crate::world::{APPS, World, WorldError};
 use kube::ResourceExt;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
@@ -107,23 +107,16 @@ pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldE
     let mut s = set_by(DEFAULT_RUNBOOK, seed, Mode::Auto, &apps, sink).await?;
     s.world.server().without_mutating_policies();
     s.tell(Who::Kubernetes, "", "serves no MutatingAdmissionPolicy, as before 1.36");
-    let ours = |s: &Stage| -> Vec<String> {
-        let nodes = s.world.server().list("", "nodes", None);
+    let ours = |w: &World| -> Vec<String> {
+        let nodes = w.server().list("", "nodes", None);
         let taints = nodes.iter().flat_map(|n| n["spec"]["taints"].as_array().cloned().unwrap_or_default());
         let keys = taints.filter_map(|t| t["key"].as_str().map(str::to_owned));
         keys.filter(|k| k.starts_with(HOLD_TAINT_PREFIX)).collect()
     };
     recycle_both(&mut s).await?;
-    let mut waited = 0;
-    while ours(&s).is_empty() && waited < 1_200 {
-        s.pass(Duration::from_millis(250)).await;
-        waited += 1;
-    }
-    if ours(&s).is_empty() {
-        s.broken.push("no node was closed".to_owned());
-    }
+    s.until("a node closed", Duration::from_secs(300), |w| !ours(w).is_empty()).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
-    if let Some(key) = ours(&s).first() {
+    if let Some(key) = ours(&s.world).first() {
         s.broken.push(format!("taint {key} is left"));
     }
     if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
