@@ -7,6 +7,7 @@ mod common;
 use common::{BOOT, CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage, a_while};
 use reattach_controller::Providers;
 use reattach_core::testkit::Case;
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::manifests;
 use serde_json::{Value, json};
 
@@ -151,6 +152,27 @@ async fn a_closing_taint_stays_while_its_recovery_is_under_way_and_goes_with_it(
     s.recovery("r", "Failed", |_| {});
     a_while().await;
     assert_eq!(s.taints(), ["example.com/hold.reattach.dev"]);
+}
+
+/// What the watch of the recoveries does not know may have come into being a moment ago.
+#[tokio::test(start_paused = true)]
+async fn a_closing_taint_stays_while_the_watch_of_the_recoveries_lags_behind() {
+    let mut s = Stage::new();
+    s.start(Providers::default()).await;
+    a_while().await;
+    let watches = RequestMatch {
+        verb: Some(Verb::Watch),
+        resource: Some("volumerecoveries".into()),
+        ..RequestMatch::default()
+    };
+    s.server.break_watches(&watches, WatchBreak::End);
+    s.server.add_fault(FaultRule::always(watches, Fault::Hang));
+    let uid = s.recovery("r", "Stuck", |_| {});
+    let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
+    let taint = |key: String| json!({"key": key, "effect": "NoSchedule"});
+    s.node("True", &json!([taint(closing(&uid)), taint(closing("gone"))]));
+    a_while().await;
+    assert_eq!(s.taints(), [closing(&uid)]);
 }
 
 fn gated(stage: &Stage) {

@@ -40,13 +40,26 @@ pub struct Scene {
 impl Scene {
     /// `nodes` real nodes that are Ready, each with an agent, and the controller.
     pub async fn set(nodes: u64) -> Self {
-        let mut scene = Self::without_controller(nodes, "basic").await;
+        Self::with_controller(nodes, false).await
+    }
+
+    /// The same while no other scene is up: its times are to be measured.
+    pub async fn set_alone(nodes: u64) -> Self {
+        Self::with_controller(nodes, true).await
+    }
+
+    async fn with_controller(nodes: u64, alone: bool) -> Self {
+        let mut scene = Self::with(nodes, "basic", alone).await;
         scene.stage.start_controller().await;
         scene
     }
 
     /// The same with agents that look this far (`--level`), and nobody to judge what they see.
     pub async fn without_controller(nodes: u64, level: &'static str) -> Self {
+        Self::with(nodes, level, false).await
+    }
+
+    async fn with(nodes: u64, level: &'static str, alone: bool) -> Self {
         let begun = Instant::now();
         sweep().expect("what others left is gone");
         let tools = tokio::task::spawn_blocking(Tools::find).await.expect("it ran").expect("tools");
@@ -55,6 +68,7 @@ impl Scene {
             [("system:node:node-1", vec!["system:nodes"]), ("system:node:node-2", vec!["system:nodes"])];
         let options = StageOptions {
             nodes: 0,
+            alone,
             agents: false,
             controllers: 0,
             mode: Some(Mode::Auto),
@@ -279,6 +293,11 @@ impl Scene {
     /// The cloud recycles a machine uncleanly: it comes back with a new boot ID, without its devices, and the API still
     /// says that they are attached. Answers when the power went.
     pub async fn recycle(&self, node: &str, disk: Disk) -> Timestamp {
+        self.recycle_with_agent_after(Duration::ZERO, node, disk).await
+    }
+
+    /// The same, and its agent is this much later than its kubelet, as a pod of a DaemonSet may be.
+    pub async fn recycle_with_agent_after(&self, late: Duration, node: &str, disk: Disk) -> Timestamp {
         let instance = self.machine(node).instance();
         self.machine(node).power_off().expect("the power goes");
         self.stage.cloud.recycle(InstanceNo(instance)).expect("an instance");
@@ -293,6 +312,7 @@ impl Scene {
             }
         }
         self.say(&format!("{node} has booted"));
+        tokio::time::sleep(late).await;
         self.start_agent(node).await;
         off
     }
