@@ -224,6 +224,35 @@ fn without_the_policys_wish_no_snapshot_is_made() {
     stuck_in_detaching(5, "Never", true, &[STOP, PLAIN, FORCE]);
 }
 
+/// Class E: a new instance has the node's name, no record names the old one, which is stopped and holds the volume; its
+/// detach hangs. EBS' driver does not tell which nodes have a volume, so nobody puts the new instance's VolumeAttachment
+/// right afterwards: a recovery of class C does.
+#[test]
+fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_healed() {
+    night(|| async {
+        let mut s = stage(7, "Required").await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        s.replace(NODES[0].0, 0x5901, false).await?;
+        s.phases(&[APP], &[Phase::Running], LONG).await?;
+        all_is_well(&mut s).await?;
+        assert_eq!(orders(&s), [PLAIN, SNAPSHOT, FORCE], "{}", timeline(&s));
+        let text =
+            |r: &serde_json::Value, at: &str| r.pointer(at).and_then(|v| v.as_str()).unwrap().to_owned();
+        let all = s.world.server().list("reattach.dev", "volumerecoveries", None);
+        let mut told: Vec<_> = all
+            .iter()
+            .map(|r| {
+                (text(r, "/metadata/creationTimestamp"), text(r, "/status/class"), text(r, "/status/phase"))
+            })
+            .collect();
+        told.sort();
+        let told: Vec<_> = told.iter().map(|(_, class, phase)| (class.as_str(), phase.as_str())).collect();
+        assert_eq!(told, [("E", "Failed"), ("C", "Recovered")], "{}", timeline(&s));
+        assert_eq!(begun(&s), [StepKind::Hold, StepKind::Release, StepKind::Lift], "{}", timeline(&s));
+        Ok(())
+    });
+}
+
 #[test]
 fn an_instance_that_is_only_stopping_frees_nothing() {
     night(|| async {

@@ -15,7 +15,7 @@ use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
 use reattach_cluster::{Clients, Clock, facts};
-use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason, diagnose};
+use reattach_core::diagnosis::{Class, Diagnosis, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::plan::Plan;
@@ -231,11 +231,13 @@ impl Leader {
         if !worth_a_record(&diagnosis) {
             return Ok(());
         }
-        let trouble = trouble_name(&evidence);
-        if self.given_up(&nominee.claim, &trouble) {
+        let (trouble, class) = (trouble_name(&evidence), diagnosis.class());
+        let over =
+            |r: &VolumeRecovery| Executor::claim_of(r) == nominee.claim && given_up(r, &trouble, class);
+        if !self.cache.recoveries.filter(over).is_empty() {
             return Ok(());
         }
-        let name = format!("{trouble}-{}", occasion(&evidence, policy));
+        let name = format!("{trouble}-{}", occasion(&evidence, class, policy));
         let recovery = VolumeRecovery {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -266,16 +268,6 @@ impl Leader {
             Err(kube::Error::Api(s)) if s.is_already_exists() => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether a person ended a recovery of this very trouble, or it failed: it is not begun again until someone asks.
-    fn given_up(&self, claim: &ObjectName, trouble: &str) -> bool {
-        let over = |r: &VolumeRecovery| {
-            (phase(r) == Phase::Failed || phase(r) == Phase::Aborted && r.spec.abort.is_some())
-                && Executor::claim_of(r) == *claim
-                && r.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
-        };
-        !self.cache.recoveries.filter(over).is_empty()
     }
 
     async fn prune(&self) -> Result<(), kube::Error> {
@@ -396,18 +388,35 @@ fn trouble_name(evidence: &Evidence) -> String {
     format!("{claim}-{}", reattach_core::plan::short_hash(&parts))
 }
 
-/// Tells apart recoveries of the same trouble under another policy, or of trouble that went away and came back with
-/// other pods. The same occasion has the same name, so two sweeps never make two recoveries of it.
-fn occasion(evidence: &Evidence, policy: &RecoveryPolicy) -> String {
+/// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until someone asks.
+/// One that failed may have left trouble of another class, which has another order.
+fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {
+    let over = match phase(recovery) {
+        Phase::Failed => {
+            let was = recovery.status.as_ref().and_then(|s| s.class.as_deref());
+            was.is_none_or(|was| class.is_some_and(|now| now.to_string() == was))
+        }
+        Phase::Aborted => recovery.spec.abort.is_some(),
+        _ => false,
+    };
+    over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+}
+
+/// Tells apart recoveries of the same trouble under another policy, of what one of them left, or of trouble that went away
+/// and came back with other pods. The same occasion has the same name, so two sweeps never make two recoveries of it.
+fn occasion(evidence: &Evidence, class: Option<Class>, policy: &RecoveryPolicy) -> String {
     let mut parts =
         vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
+    parts.extend(class.map(|c| c.to_string()));
     parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
     reattach_core::plan::short_hash(&parts)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::trouble_name;
+    use super::{given_up, trouble_name};
+    use reattach_api::VolumeRecovery;
+    use reattach_core::diagnosis::Class;
     use reattach_core::evidence::AttachmentFacts;
     use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
 
@@ -427,5 +436,28 @@ mod tests {
         assert_ne!(trouble_name(&booted.evidence), name, "another boot of {NODE} is another trouble");
         let another = dead.attachments(|all| all[0].uid = "another".into());
         assert_ne!(trouble_name(&another.evidence), name);
+    }
+
+    #[test]
+    fn what_is_given_up_is_the_class_that_failed_or_what_a_person_ended() {
+        let over = |phase: &str, abort: bool| -> VolumeRecovery {
+            let abort = abort.then(|| serde_json::json!({"by": "jane", "reason": "enough"}));
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "redis-data-cafe-1"},
+                "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "lightest-first", "requester": "reattach",
+                    "abort": abort},
+                "status": {"phase": phase, "class": "E"},
+            }))
+            .unwrap_or_else(|e| panic!("{e}"))
+        };
+        let trouble = "redis-data-cafe";
+        let failed = over("Failed", false);
+        assert!(given_up(&failed, trouble, Some(Class::E)));
+        assert!(!given_up(&failed, trouble, Some(Class::C)), "what it left has another order");
+        assert!(!given_up(&failed, "redis-data-babe", Some(Class::E)));
+        let ended = over("Aborted", true);
+        assert!(given_up(&ended, trouble, Some(Class::E)) && given_up(&ended, trouble, Some(Class::C)));
+        assert!(!given_up(&over("Aborted", false), trouble, Some(Class::E)), "nobody asked for that");
+        assert!(!given_up(&over("Recovered", false), trouble, Some(Class::E)));
     }
 }

@@ -4,12 +4,13 @@ use crate::app::App;
 use crate::observe::Observer;
 use crate::replica::{CrashPoint, Replica};
 use crate::timeline::{Line, Who};
-use crate::world::{World, WorldError};
+use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_cloud_simulator::InstanceStatus;
+use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
 use reattach_core::report::TimelineNote;
 use reattach_sim::kubelet::DiskAfter;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -230,6 +231,30 @@ impl Stage {
         self.until("the machine back and out of quarantine", Duration::from_secs(600), clean).await?;
         self.pass(Duration::from_secs(60)).await;
         Ok(())
+    }
+
+    /// A node pool replaces a node's machine and keeps the name. The old instance is off, or `gone` while the cloud still
+    /// records volumes on it; gives its number.
+    ///
+    /// # Errors
+    /// The cloud or the API server refuses, or the new machine does not come up.
+    pub async fn replace(&mut self, node: &str, instance: u64, gone: bool) -> Result<InstanceNo, WorldError> {
+        let old = self.world.instance(node)?;
+        self.world.cloud.shutdown(old)?;
+        let off = |w: &World| w.cloud.instance(old).is_some_and(|i| i.status == InstanceStatus::Offline);
+        self.until("the machine off", Duration::from_secs(60), off).await?;
+        if gone {
+            self.world.cloud.vanish(old)?;
+        }
+        let what = if gone { "deleted, and its volumes are still recorded on it" } else { "off" };
+        let text = format!("replaces {node}: instance {old} is {what}; a new one has the name");
+        self.tell(Who::Provider, "", text);
+        let path = format!("/api/v1/nodes/{node}");
+        self.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await?;
+        self.world.replace_node(node, instance).await?;
+        let ready = |w: &World| w.cluster.node_ready(node);
+        self.until(&format!("{node} Ready"), Duration::from_secs(60), ready).await?;
+        Ok(old)
     }
 
     /// Remembers how an app is now, for [`Expect::Untouched`].

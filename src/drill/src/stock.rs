@@ -5,7 +5,7 @@
 
 use crate::app::App;
 use crate::stage::{Expect, Sink, Stage};
-use crate::world::{World, WorldError};
+use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
 use reattach_cloud_simulator::{InstanceStatus, JobAction, VolumeNo};
 use reattach_core::fence::OUT_OF_SERVICE_TAINT;
@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const PERSON: &str = "sre@example.org";
 /// How long stock Kubernetes is watched alone.
 const ALONE: Duration = Duration::from_secs(1200);
 

@@ -25,6 +25,8 @@ use tokio::task::AbortHandle;
 
 /// The user that every agent is, as `deploy/` sets it up.
 pub const AGENT_USER: &str = "system:serviceaccount:reattach-system:reattach-agent";
+/// The user of the requests that a person sends.
+pub const PERSON: &str = "sre@example.org";
 /// The namespace of the drill's workloads.
 pub const APPS: &str = "default";
 /// Why the stage could not be set.

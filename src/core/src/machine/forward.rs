@@ -15,8 +15,6 @@ use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadFacts};
 use jiff::{SignedDuration, Timestamp};
 
-/// How long a pod must have been Ready before the run counts as recovered.
-const SETTLED: SignedDuration = SignedDuration::from_secs(3);
 /// A busy cloud is asked again after so long.
 pub(super) const BUSY: SignedDuration = SignedDuration::from_secs(5);
 
@@ -419,51 +417,6 @@ impl Look<'_> {
             }
             _ => self.poll("the workload must be read"),
         }
-    }
-
-    fn verify(&self) -> Next {
-        let (Some(pods), Some(cloud), Some(attachments)) = (
-            self.evidence.pods.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
-        ) else {
-            return self.poll("pods, cloud and VolumeAttachments must be read");
-        };
-        let pins = &self.plan.pins;
-        if cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
-            return self.failed("the cloud volume's identity or size is not the pinned one");
-        }
-        // A pod of before may be Ready on a dead mount, or where the volume was.
-        let counts = |p: &PodFacts| {
-            let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
-            let waited_elsewhere = || self.instance_of(p).is_some_and(|i| *i != pins.holder);
-            new || self.plan.side() == Side::Old && waited_elsewhere()
-        };
-        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
-            return self.poll("no pod of the claim is Ready");
-        };
-        let instance = self.instance_of(pod);
-        let attached = attachments
-            .iter()
-            .any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
-        if !attached || instance.is_none() || cloud.holders.iter().ne(instance) {
-            return self
-                .poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
-        }
-        let settled = later(pod.ready_since.unwrap_or(self.cx.now), SETTLED);
-        if self.cx.now < settled {
-            return wait(format!("pod {} is Ready", pod.name), settled);
-        }
-        self.completed(&format!(
-            "pod {} is Ready on {} with the volume",
-            pod.name,
-            pod.node.as_ref().map_or("", |n| n.as_str())
-        ))
-    }
-
-    fn instance_of(&self, pod: &PodFacts) -> Option<&crate::ids::InstanceId> {
-        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
-        node.and_then(|n| n.instance.as_ref())
     }
 
     pub(super) fn skipped(&self, why: &str) -> Next {

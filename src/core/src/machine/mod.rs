@@ -27,6 +27,7 @@ mod record;
 mod snapshot;
 mod state;
 mod unwind;
+mod verify;
 
 use crate::evidence::Evidence;
 use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};

@@ -2,7 +2,7 @@
 
 use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
-    phantom_without_policy, plan, without_policy,
+    orphan_of_the_same_name, phantom_without_policy, plan, without_policy,
 };
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
 use reattach_core::fact::Known;
@@ -107,6 +107,28 @@ fn an_abort_waits_for_a_closing_taint_that_nobody_heard_of() {
     let begun = |e: &&Entry| matches!(e.mark, Mark::Started { .. });
     let at: Vec<_> = walk.journal.iter().filter(begun).map(|e| e.at).collect();
     assert_eq!(at[1].duration_since(at[0]).as_secs(), 60, "{}", walk.story());
+}
+
+/// No attacher puts the new machine's attachment right: what is left is class C, and its order heals it.
+#[test]
+fn what_an_orphan_leaves_is_another_trouble() {
+    let mut walk = Walk::new(orphan_of_the_same_name(), QUIET);
+    let end = walk.run(|_, _| {});
+    let story = walk.story();
+    assert!(matches!(&end, End::Failed { why } if why.contains("class C")), "{end:?}\n{story}");
+    assert_eq!(walk.kinds(), ["Hold", "CloudDetach", "Lift"], "{story}");
+    assert!(walk.is_clean(), "{story}");
+    let lifted = walk.journal.iter().rfind(|e| matches!(e.mark, Mark::Completed { .. })).unwrap();
+    let ended = walk.journal.last().unwrap();
+    assert_eq!(ended.at.duration_since(lifted.at).as_secs(), 150, "{story}");
+
+    let mut left = walk.case.clone();
+    left.evidence.jobs = orphan().evidence.jobs;
+    left.evidence.jobs.at = left.now;
+    let mut next = Walk::new(left, QUIET);
+    let end = next.run(|_, _| {});
+    assert_eq!(end, End::Recovered, "{}", next.story());
+    assert_eq!(next.kinds(), ["Hold", "Release", "Lift"], "{}", next.story());
 }
 
 #[test]

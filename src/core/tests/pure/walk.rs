@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{
     CloudScope, CloudSnapshot, InstanceState, JobStatus, PowerChange, PowerJob, VolumeState,
 };
+use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::guest::Seen;
@@ -341,6 +342,10 @@ impl Walk {
             return;
         }
         let e = &mut self.case.evidence;
+        if let Trouble::Orphan { .. } = self.plan.trouble {
+            // No record speaks for the old holder.
+            return change(&mut e.cloud_volume, |c| c.holders.clear());
+        }
         for fact in e.nodes.values_mut().filter(|f| matches!(f.value, Known::Present(_))) {
             change(fact, |n| {
                 n.volumes_in_use.retain(|v| *v != volume_name());
@@ -356,7 +361,9 @@ impl Walk {
         let now = self.case.now;
         let (held, closed) = (self.held, self.is_closed());
         let waits_alone = closed && self.world.alone;
-        let released = self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= 1);
+        // The pods of an orphan's claim are on other machines.
+        let here_too = !matches!(self.plan.trouble, Trouble::Orphan { .. });
+        let released = here_too && self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= 1);
         change(&mut self.case.evidence.workload, |w| w.dry_run_held = Some(held));
         let free =
             self.case.evidence.attachments.shown().is_some_and(|a| a.iter().all(|a| a.node.as_str() != NODE));

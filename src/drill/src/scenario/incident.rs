@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::record::describe;
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
-use crate::world::WorldError;
+use crate::world::{PERSON, WorldError};
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::report::support_ticket;
@@ -25,7 +25,6 @@ const OURS: [&str; 5] = ["redis", "postgres", "bot", "hastebin", "wiki"];
 const LOCKED: &str = "prestashop";
 const LOCKED_VOLUME: u64 = 411_806;
 const NOT_OURS: [&str; 2] = ["site", "grafana"];
-const PERSON: &str = "sre@example.org";
 const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/default";
 
 pub(super) async fn play(seed: u64, pace: Pace, sink: Sink) -> Result<Stage, WorldError> {

@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::stage::{Sink, Stage};
 use crate::stock::{cordon, ready_elsewhere};
 use crate::timeline::Who;
-use crate::world::{APPS, World, WorldError};
+use crate::world::{APPS, PERSON, World, WorldError};
 use reattach_api::Escalation;
 use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, VolumeNo};
 use reattach_sim::kubelet::NodePluginFaults;
@@ -14,7 +14,6 @@ use std::time::Duration;
 
 /// Where the cloud simulator has its volumes.
 const REGION: &str = "eu-central";
-const PERSON: &str = "sre@example.org";
 
 fn redis() -> App {
     App::deployment("redis", 7_001, "pvcbb1d06139b334c1f", "the cache")
@@ -298,20 +297,7 @@ async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError
     let apps = apps();
     let mut s = set(seed, "Never", &apps, sink).await?;
     let node = NODES[0].0;
-    let old = s.world.instance(node)?;
-    s.world.cloud.shutdown(old)?;
-    let off = |w: &World| w.cloud.instance(old).is_some_and(|i| i.status == InstanceStatus::Offline);
-    s.until("the machine off", secs(60), off).await?;
-    if gone {
-        s.world.cloud.vanish(old)?;
-    }
-    let what = if gone { "deleted, and its volumes are still recorded on it" } else { "off" };
-    s.tell(Who::Provider, "", format!("replaces {node}: instance {old} is {what}; a new one has the name"));
-    s.world
-        .request(PERSON, "DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({}))
-        .await?;
-    s.world.replace_node(node, 5_901).await?;
-    s.until(&format!("{node} Ready"), secs(60), |w| w.cluster.node_ready(node)).await?;
+    s.replace(node, 5_901, gone).await?;
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(&a.name, a.replicas));
     s.until("the apps down", secs(120), down).await?;
     if gone {

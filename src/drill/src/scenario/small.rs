@@ -6,7 +6,7 @@ use crate::ledger::Target;
 use crate::replica::{CrashPoint, Side};
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
-use crate::world::{APPS, World, WorldError};
+use crate::world::{APPS, PERSON, World, WorldError};
 use kube::ResourceExt;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
@@ -18,7 +18,6 @@ use serde_json::json;
 use std::time::Duration;
 
 const NODES: [(&str, u64); 2] = [("lke-pool-node-1", 5_001), ("lke-pool-node-2", 5_002)];
-const PERSON: &str = "sre@example.org";
 /// A recovery whose cloud detach is needed may wait out the runbook's patience and external-attacher's back-off.
 const LONG: Duration = Duration::from_secs(900);
 

@@ -84,6 +84,13 @@ pub fn orphan() -> Case {
     })
 }
 
+/// Class E: a new machine has the old one's name, and with it the pod and a VolumeAttachment that calls the volume attached.
+pub fn orphan_of_the_same_name() -> Case {
+    orphan()
+        .pod(|p| p.node = Some(NODE.into()))
+        .attachments(|all| *all = vec![attachment("csi-redis-1", NODE)])
+}
+
 /// The pod is bound to the other node, whose VolumeAttachment waits.
 fn elsewhere(case: Case) -> Case {
     case.pod(|p| p.node = Some(OTHER_NODE.into())).attachments(|all| {

@@ -1,0 +1,75 @@
+//! The end of every order: whether the pod is Ready with its volume, or what is left.
+
+use super::Next;
+use super::forward::{Look, wait};
+use super::unwind::later;
+use crate::diagnosis::{Verdict, diagnose};
+use crate::evidence::{MAX_AGE, PodFacts};
+use crate::ids::InstanceId;
+use crate::journal::{End, Mark};
+use crate::plan::Side;
+use jiff::SignedDuration;
+
+/// How long a pod must have been Ready before the run counts as recovered.
+const SETTLED: SignedDuration = SignedDuration::from_secs(3);
+/// Two of external-attacher's reconciliations, which put an attachment right where the driver tells which nodes have the
+/// volume, and the device's time to appear. Source: external-attacher, flag `--reconcile-sync`, 1 min.
+const ATTACHER_SYNCS: SignedDuration = SignedDuration::from_secs(150);
+
+impl Look<'_> {
+    pub(super) fn verify(&self) -> Next {
+        let (Some(pods), Some(cloud), Some(attachments)) = (
+            self.evidence.pods.read(self.cx.now, MAX_AGE).present(),
+            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
+            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
+        ) else {
+            return self.poll("pods, cloud and VolumeAttachments must be read");
+        };
+        let pins = &self.plan.pins;
+        if cloud.identity != pins.identity || cloud.size_gib != pins.size_gib {
+            return self.failed("the cloud volume's identity or size is not the pinned one");
+        }
+        // A pod of before may be Ready on a dead mount, or where the volume was.
+        let counts = |p: &PodFacts| {
+            let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
+            let waited_elsewhere = || self.instance_of(p).is_some_and(|i| *i != pins.holder);
+            new || self.plan.side() == Side::Old && waited_elsewhere()
+        };
+        let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
+            return self.another_trouble().unwrap_or_else(|| self.poll("no pod of the claim is Ready"));
+        };
+        let instance = self.instance_of(pod);
+        let attached = attachments
+            .iter()
+            .any(|a| Some(&a.node) == pod.node.as_ref() && a.attached && a.deleting_since.is_none());
+        if !attached || instance.is_none() || cloud.holders.iter().ne(instance) {
+            return self
+                .poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
+        }
+        let settled = later(pod.ready_since.unwrap_or(self.cx.now), SETTLED);
+        if self.cx.now < settled {
+            return wait(format!("pod {} is Ready", pod.name), settled);
+        }
+        self.completed(&format!(
+            "pod {} is Ready on {} with the volume",
+            pod.name,
+            pod.node.as_ref().map_or("", |n| n.as_str())
+        ))
+    }
+
+    /// The old holder may have let go and the pod still not get the volume, such as where its own node has the old one's
+    /// name and a VolumeAttachment that calls the volume attached: trouble of another class, with an order of its own.
+    fn another_trouble(&self) -> Option<Next> {
+        let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict else { return None };
+        if self.cx.now < later(self.entered, ATTACHER_SYNCS) || trouble.class() == self.plan.class() {
+            return None;
+        }
+        let why = format!("what it was for is over, and what is left has an order of its own: {trouble}");
+        Some(Next::Record(Mark::Ended { end: End::Failed { why } }))
+    }
+
+    fn instance_of(&self, pod: &PodFacts) -> Option<&InstanceId> {
+        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
+        node.and_then(|n| n.instance.as_ref())
+    }
+}
