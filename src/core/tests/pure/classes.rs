@@ -4,11 +4,11 @@ use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
     orphan_of_the_same_name, phantom_without_policy, plan, without_policy,
 };
-use reattach_core::diagnosis::{StuckCause, Trouble, Verdict};
+use reattach_core::diagnosis::{Class, StuckCause, Trouble, Verdict, diagnose};
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
-use reattach_core::machine::Effect;
+use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::{Allowed, may_begin};
 use reattach_core::proof::{Declaration, ProofKind};
 use reattach_core::safety::Refusal;
@@ -121,6 +121,13 @@ fn what_an_orphan_leaves_is_another_trouble() {
     let lifted = walk.journal.iter().rfind(|e| matches!(e.mark, Mark::Completed { .. })).unwrap();
     let ended = walk.journal.last().unwrap();
     assert_eq!(ended.at.duration_since(lifted.at).as_secs(), 150, "{story}");
+
+    // The same class again has no other order: Verify waits on.
+    let mut again = walk.clone();
+    again.journal.pop();
+    again.case = again.case.cloud(|c| c.holders = vec!["26000009".into()]);
+    assert_eq!(diagnose(&again.case.evidence, again.case.now).class(), Some(Class::E));
+    assert!(matches!(again.ask(), Next::Wait { .. }), "{:?}", again.ask());
 
     let mut left = walk.case.clone();
     left.evidence.jobs = orphan().evidence.jobs;
