@@ -1,6 +1,7 @@
 //! Class B by the default runbook: new pods are held away, the stuck one is evicted, Kubernetes detaches.
 
 use crate::common::logs::{CONTROLLER, is_workload};
+use crate::common::measure::{Timeline, median, summary};
 use crate::common::workloads::{is_ready, prefer};
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use jiff::SignedDuration;
@@ -85,8 +86,12 @@ async fn alone_hold_and_release_touch_no_replica() {
     }
     println!("{effects} effects, each after the journal line that announces it");
     assert_eq!(effects, 3 * timelines.len(), "hold, release and lift for each volume");
-    let (whole, own) = crate::common::measure::summary(&timelines);
-    assert!(whole < SignedDuration::from_secs(15), "median {whole:?}");
+    let (whole, own) = summary(&timelines);
+    // Where between two of kubelet's ticks, 10 s apart, all five evictions fall is luck; `tests/node` goes over the phases.
+    let detach = median(timelines.iter().map(Timeline::detach).collect());
+    println!("{:.1} s of the median are Kubernetes' own detach", detach.as_secs_f64());
+    assert!(whole - detach < SignedDuration::from_secs(10), "median {whole:?}, {detach:?} of it the detach");
+    assert!(detach < SignedDuration::from_secs(15), "median of Kubernetes' own detach {detach:?}");
     // Five begin in the same second, on the cores that also run the whole control plane; `tests/node` measures one alone.
     assert!(own < SignedDuration::from_millis(2_500), "median of our own share {own:?}");
 

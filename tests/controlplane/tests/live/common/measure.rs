@@ -39,6 +39,11 @@ impl Timeline {
         self.ready.duration_since(self.fact) - self.cloud
     }
 
+    /// Kubernetes' own detach: from the eviction until the VolumeAttachment is gone, the cloud's time for it included.
+    pub fn detach(&self) -> SignedDuration {
+        self.gone.duration_since(self.begun)
+    }
+
     /// Our own share: until the stuck pod has to go, and from the moment at which nothing stands in the way until pods may
     /// come again.
     pub fn own(&self) -> SignedDuration {
@@ -56,7 +61,7 @@ pub fn median(mut all: Vec<SignedDuration>) -> SignedDuration {
 pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
     for t in timelines {
         let (whole, own) = (t.whole().as_secs_f64(), t.own().as_secs_f64());
-        let (down, detach) = (t.begun.duration_since(t.fact), t.gone.duration_since(t.begun));
+        let (down, detach) = (t.begun.duration_since(t.fact), t.detach());
         let back = t.restored.duration_since(t.gone);
         println!(
             "{:>16}: {whole:5.1} s without the cloud's {:.1} s; ours {own:.3} s (to the first effect on the pod {:.3}, detached after {:.1}, to letting pods come {:.3})",
