@@ -93,7 +93,7 @@ async fn alone_hold_and_release_touch_no_replica() {
     assert!(whole - detach < SignedDuration::from_secs(10), "median {whole:?}, {detach:?} of it the detach");
     assert!(detach < SignedDuration::from_secs(15), "median of Kubernetes' own detach {detach:?}");
     // Five begin in the same second, on the cores that also run the whole control plane; `tests/node` measures one alone.
-    assert!(own < SignedDuration::from_millis(2_500), "median of our own share {own:?}");
+    assert!(own < SignedDuration::from_secs(4), "median of our own share {own:?}");
 
     for before in &healthy {
         let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());

@@ -75,7 +75,8 @@ async fn alone_auto_heals_the_incident() {
     assert_eq!(effects, 2 * WORKLOADS.len(), "one scale and one restore each: Kubernetes detached by itself");
     let (whole, own) = crate::common::measure::summary(&timelines);
     assert!(whole < SignedDuration::from_secs(20), "median {whole:?}");
-    assert!(own < SignedDuration::from_secs(1), "median of our own share {own:?}");
+    // Five side by side, on cores that may compile meanwhile; below 1 s for one alone, see `tests/node`.
+    assert!(own < SignedDuration::from_secs(2), "median of our own share {own:?}");
 
     not_ours_are_named_and_untouched(&stage).await;
 
