@@ -231,7 +231,11 @@ impl Leader {
         if !worth_a_record(&diagnosis) {
             return Ok(());
         }
-        let (trouble, class) = (trouble_name(&evidence), diagnosis.class());
+        let trouble = trouble_name(&evidence);
+        let class = match &diagnosis.verdict {
+            Verdict::Ours { trouble } => Some(trouble.class()),
+            _ => None,
+        };
         let over =
             |r: &VolumeRecovery| Executor::claim_of(r) == nominee.claim && given_up(r, &trouble, class);
         if !self.cache.recoveries.filter(over).is_empty() {
@@ -389,12 +393,13 @@ fn trouble_name(evidence: &Evidence) -> String {
 }
 
 /// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until someone asks.
-/// One that failed may have left trouble of another class, which has another order.
+/// One that failed may have left trouble of another class, which has another order; `class` is of trouble that is ours to
+/// heal now, so that a look that could not tell, or a lock, begins nothing.
 fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {
     let over = match phase(recovery) {
         Phase::Failed => {
             let was = recovery.status.as_ref().and_then(|s| s.class.as_deref());
-            was.is_none_or(|was| class.is_some_and(|now| now.to_string() == was))
+            was.zip(class).is_none_or(|(was, now)| now.to_string() == was)
         }
         Phase::Aborted => recovery.spec.abort.is_some(),
         _ => false,
@@ -454,6 +459,7 @@ mod tests {
         let failed = over("Failed", false);
         assert!(given_up(&failed, trouble, Some(Class::E)));
         assert!(!given_up(&failed, trouble, Some(Class::C)), "what it left has another order");
+        assert!(given_up(&failed, trouble, None), "what cannot be told, or is locked, is no other trouble");
         assert!(!given_up(&failed, "redis-data-babe", Some(Class::E)));
         let ended = over("Aborted", true);
         assert!(given_up(&ended, trouble, Some(Class::E)) && given_up(&ended, trouble, Some(Class::C)));
