@@ -233,16 +233,25 @@ impl Stage {
         Ok(())
     }
 
+    /// A node's machine is shut down at the cloud and off; its instance.
+    ///
+    /// # Errors
+    /// The cloud refuses, or it does not go off within a minute.
+    pub async fn shut_down(&mut self, node: &str) -> Result<InstanceNo, WorldError> {
+        let instance = self.world.instance(node)?;
+        self.world.cloud.shutdown(instance)?;
+        let off = |w: &World| w.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline);
+        self.until("the machine off", Duration::from_secs(60), off).await?;
+        Ok(instance)
+    }
+
     /// A node pool replaces a node's machine and keeps the name. The old instance is off, or `gone` while the cloud still
-    /// records volumes on it; gives its number.
+    /// records volumes on it.
     ///
     /// # Errors
     /// The cloud or the API server refuses, or the new machine does not come up.
-    pub async fn replace(&mut self, node: &str, instance: u64, gone: bool) -> Result<InstanceNo, WorldError> {
-        let old = self.world.instance(node)?;
-        self.world.cloud.shutdown(old)?;
-        let off = |w: &World| w.cloud.instance(old).is_some_and(|i| i.status == InstanceStatus::Offline);
-        self.until("the machine off", Duration::from_secs(60), off).await?;
+    pub async fn replace(&mut self, node: &str, instance: u64, gone: bool) -> Result<(), WorldError> {
+        let old = self.shut_down(node).await?;
         if gone {
             self.world.cloud.vanish(old)?;
         }
@@ -254,7 +263,7 @@ impl Stage {
         self.world.replace_node(node, instance).await?;
         let ready = |w: &World| w.cluster.node_ready(node);
         self.until(&format!("{node} Ready"), Duration::from_secs(60), ready).await?;
-        Ok(old)
+        Ok(())
     }
 
     /// Remembers how an app is now, for [`Expect::Untouched`].

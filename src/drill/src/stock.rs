@@ -7,7 +7,7 @@ use crate::app::App;
 use crate::stage::{Expect, Sink, Stage};
 use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
-use reattach_cloud_simulator::{InstanceStatus, JobAction, VolumeNo};
+use reattach_cloud_simulator::{JobAction, VolumeNo};
 use reattach_core::fence::OUT_OF_SERVICE_TAINT;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -95,10 +95,7 @@ pub(crate) async fn with_a_taint(
     let (mut s, dead) = dead_node(seed, nodes, apps).await?;
     // The node is known to be dead, its pods are not yet evicted: as in the quicker of the measured runs.
     s.pass(Duration::from_secs(52)).await;
-    let instance = s.world.instance(&dead)?;
-    s.world.cloud.shutdown(instance)?;
-    let off = |w: &World| w.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline);
-    s.until("the machine off", Duration::from_secs(60), off).await?;
+    s.shut_down(&dead).await?;
     taint(&s.world, &dead).await?;
     let known = s.world.now();
     let ready = ready_elsewhere(&mut s, apps, &dead, Duration::from_secs(300)).await?;

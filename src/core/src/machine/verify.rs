@@ -60,8 +60,11 @@ impl Look<'_> {
     /// The old holder may have let go and the pod still not get the volume, such as where its own node has the old one's
     /// name and a VolumeAttachment that calls the volume attached: trouble of another class, with an order of its own.
     fn another_trouble(&self) -> Option<Next> {
+        if self.cx.now < later(self.entered, ATTACHER_SYNCS) {
+            return None;
+        }
         let Verdict::Ours { trouble } = diagnose(self.evidence, self.cx.now).verdict else { return None };
-        if self.cx.now < later(self.entered, ATTACHER_SYNCS) || trouble.class() == self.plan.class() {
+        if trouble.class() == self.plan.class() {
             return None;
         }
         let why = format!("what it was for is over, and what is left has an order of its own: {trouble}");

@@ -7,7 +7,7 @@ use crate::stock::{cordon, ready_elsewhere};
 use crate::timeline::Who;
 use crate::world::{APPS, PERSON, World, WorldError};
 use reattach_api::Escalation;
-use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, VolumeNo};
+use reattach_cloud_simulator::{DetachBehaviour, VolumeNo};
 use reattach_sim::kubelet::NodePluginFaults;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -81,8 +81,10 @@ async fn then_heals(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> {
     let took = s.running(&names(apps), LONG).await?;
     let quiet = |w: &World| !apps.iter().any(|a| called(w, a));
     s.until("nobody called any more", secs(120), quiet).await?;
-    for app in apps.iter().filter(|a| told(s, a).is_some()).collect::<Vec<_>>() {
-        s.broken.push(format!("{}: a person is still told what to do", app.name));
+    for app in apps {
+        if told(s, app).is_some() {
+            s.broken.push(format!("{}: a person is still told what to do", app.name));
+        }
     }
     s.tell(Who::Kubernetes, "", format!("all run {:.0} s after the cause was mended", took.as_secs_f64()));
     cordon(&s.world, NODES[0].0, false).await?;
@@ -142,9 +144,7 @@ pub(super) async fn node_deleted(seed: u64, sink: Sink) -> Result<Stage, WorldEr
         "",
         format!("shuts the machine down ({instance}) and deletes its Node: kubectl delete node {node}"),
     );
-    s.world.cloud.shutdown(instance)?;
-    let off = |w: &World| w.cloud.instance(instance).is_some_and(|i| i.status == InstanceStatus::Offline);
-    s.until("the machine off", secs(60), off).await?;
+    s.shut_down(node).await?;
     s.world
         .request(PERSON, "DELETE", &format!("/api/v1/nodes/{node}"), "application/json", &json!({}))
         .await?;
