@@ -10,11 +10,18 @@ mod common;
 
 use common::Tree;
 use common::api::Api;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+/// How long anything is waited for: this machine may have other things to do.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// What makes a storm, at least, however slow the machine.
+const CHANGES: u64 = 200;
 
 /// One at a time: each measures.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -60,7 +67,8 @@ impl Agent {
         let agent =
             std::env::var("REATTACH_COST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reattach-agent").to_owned());
         let script = format!(
-            "cd {dir}; KUBECONFIG={dir}/kubeconfig {agent} --host-root / --node-name n1 2>{dir}/log & {beside}\nwait"
+            "cd {dir}; RUST_LOG=info,kube=warn,reattach_agent=debug KUBECONFIG={dir}/kubeconfig \
+            {agent} --host-root / --node-name n1 2>log & {beside}\nwait"
         );
         let can = Command::new("unshare").args(["-m", "-p", "-f", "true"]).stderr(Stdio::null()).status();
         if !can.is_ok_and(|status| status.success()) {
@@ -80,15 +88,23 @@ impl Agent {
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Voluntary context switches of all threads.
-    fn wakeups(&self) -> u64 {
-        let mut sum = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap() {
-            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap_or_default();
-            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            sum += count.map_or(0, |count| count.trim().parse::<u64>().unwrap());
-        }
-        sum
+    /// Voluntary context switches of each thread.
+    fn switches(&self) -> BTreeMap<OsString, u64> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+        let threads = threads.filter_map(|thread| {
+            let thread = thread.unwrap();
+            // It may have ended since.
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            Some((thread.file_name(), count.trim().parse().unwrap()))
+        });
+        threads.collect()
+    }
+
+    /// Wake-ups since then. A thread that came and went in between is not counted, nor what one did that ended.
+    fn wakeups_since(&self, before: &BTreeMap<OsString, u64>) -> u64 {
+        let count = |(thread, now)| now - before.get(&thread).copied().unwrap_or_default();
+        self.switches().into_iter().map(count).sum()
     }
 
     /// Processor time so far, of threads that ended too.
@@ -100,9 +116,14 @@ impl Agent {
         Duration::from_millis(ticks * 10)
     }
 
-    /// Lines in a file that the script beside it writes.
+    /// A file that the script beside it writes.
+    fn text(&self, file: &str) -> String {
+        fs::read_to_string(self.folder.0.join(file)).unwrap_or_default()
+    }
+
+    /// Lines in such a file.
     fn count(&self, file: &str) -> u64 {
-        fs::read_to_string(self.folder.0.join(file)).unwrap_or_default().lines().count() as u64
+        self.text(file).lines().count() as u64
     }
 }
 
@@ -120,7 +141,7 @@ fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(started.elapsed() < Duration::from_secs(60), "not within 60 s: {what}");
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         sleep(Duration::from_millis(20));
     }
 }
@@ -143,9 +164,9 @@ fn idle() {
     let Some(agent) = Agent::start("") else { return skip("idle") };
     sleep(seconds("REATTACH_COST_SETTLE").unwrap_or_default());
     let span = window();
-    let (before, cpu) = (agent.wakeups(), agent.cpu());
+    let (before, cpu) = (agent.switches(), agent.cpu());
     sleep(span);
-    let wakeups = agent.wakeups() - before;
+    let wakeups = agent.wakeups_since(&before);
     let cpu = agent.cpu() - cpu;
     let (now, peak) = (agent.status("VmRSS"), agent.status("VmHWM"));
     let own = agent.status("RssAnon");
@@ -161,9 +182,9 @@ fn idle() {
     assert!(agent.api.writes() <= 3, "{} writes", agent.api.writes());
 }
 
-/// The next look unasked is 10 s away; a mount is told by the kernel.
+/// A mount is told by the kernel, and a look follows for that reason; how soon is in tests/pace.rs, under virtual time.
 #[test]
-fn a_mount_is_reported_without_waiting_for_the_next_look() {
+fn a_mount_is_reported_because_the_kernel_tells_of_it() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let point = "pods/u1/volumes/kubernetes.io~csi/pv1/mount";
     let script = format!(
@@ -176,7 +197,10 @@ fn a_mount_is_reported_without_waiting_for_the_next_look() {
     eventually("the mount is reported", || agent.api.says(point).then_some(()));
     let took = asked.elapsed();
     say(&format!("a mount was reported after {} ms", took.as_millis()));
-    assert!(took < Duration::from_secs(6), "{took:?}");
+    // The line follows the report.
+    eventually("the log says why it looked", || {
+        agent.text("log").contains(r#""news":true,"changed":true"#).then_some(())
+    });
 }
 
 /// Runs the agent beside a script that writes one line per change, and tells the share of one core that it takes.
@@ -185,17 +209,17 @@ fn storm(what: &str, script: &str) {
     let Some(agent) = Agent::start(script) else { return skip(what) };
     eventually("the storm begins", || (agent.count("changes") > 20).then_some(()));
     let (began, changes, cpu, wakeups) =
-        (Instant::now(), agent.count("changes"), agent.cpu(), agent.wakeups());
+        (Instant::now(), agent.count("changes"), agent.cpu(), agent.switches());
     sleep(window());
+    eventually("the storm goes on", || (agent.count("changes") > changes + CHANGES).then_some(()));
     let span = began.elapsed().as_secs_f64();
     let share = (agent.cpu() - cpu).as_secs_f64() / span * 100.0;
     let rate = (agent.count("changes") - changes) as f64 / span;
-    let wakeups = (agent.wakeups() - wakeups) as f64 / span;
+    let wakeups = agent.wakeups_since(&wakeups) as f64 / span;
     say(&format!(
         "cost of the agent, {what}: {share:.2} % of a core and {wakeups:.1} wake-ups/s at {rate:.0} changes/s, {} kB resident",
         agent.status("VmRSS")
     ));
-    assert!(rate > 10.0, "only {rate:.0} changes/s: no storm");
     assert!(share < 5.0, "{share:.2} % of a core");
 }
 
@@ -215,6 +239,6 @@ fn loop_devices_that_come_and_go() {
     }
     storm(
         "loop devices",
-        "truncate -s 1M image; while d=$(losetup -f --show image); do echo; losetup -d $d; echo; done >>changes",
+        "truncate -s 1M image; while :; do d=$(losetup -f --show image) && echo && losetup -d $d && echo; done >>changes",
     );
 }

@@ -17,8 +17,8 @@
 //! # Errors
 //! [`Outcome`] says what is known of the write.
 
-use crate::effects::outcome;
 use crate::gate::EffectPass;
+use crate::reply::outcome;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};

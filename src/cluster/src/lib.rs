@@ -12,6 +12,7 @@ pub mod hold;
 pub mod lease;
 pub mod node;
 pub mod node_lock;
+pub mod reply;
 pub mod reports;
 pub mod stamped;
 pub mod store;

@@ -19,8 +19,8 @@
 //! # Errors
 //! [`Outcome`] says what is known of the write.
 
-use crate::effects::{outcome, said};
 use crate::gate::EffectPass;
+use crate::reply::{outcome, said};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};

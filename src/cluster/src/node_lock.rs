@@ -19,8 +19,8 @@
 //! # Errors
 //! [`take`] says why the effect was not issued, as an [`Outcome`].
 
-use crate::effects::said;
 use crate::gate::EffectPass;
+use crate::reply::said;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;

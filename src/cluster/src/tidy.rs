@@ -2,6 +2,7 @@
 //! mark of ours, and ends within the pass's deadline.
 
 use crate::gate::{EffectPass, TidyPass};
+use crate::reply::outcome;
 use crate::{effects, hold, node, node_lock};
 use reattach_api::VolumeRecovery;
 use reattach_core::ids::{NodeName, ObjectName, ResourceVersion, Uid};
@@ -28,17 +29,15 @@ pub async fn open(pass: &TidyPass, name: &NodeName, uid: &Uid, recovery: &Uid) -
 /// Gives a node's lock back, if the recovery has it.
 pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
-        effects::outcome(node_lock::give_back(pass, node, recovery).await, "the lock is given back")
+        outcome(node_lock::give_back(pass, node, recovery).await, "the lock is given back")
     })
     .await
 }
 
 /// Takes our scheduling gate off a pod.
 pub async fn ungate(pass: &TidyPass, pod: &ObjectName, uid: &Uid) -> Outcome {
-    in_time(pass.as_effect(), async |pass| {
-        effects::outcome(hold::ungate(pass, pod, uid).await, "the gate is off")
-    })
-    .await
+    in_time(pass.as_effect(), async |pass| outcome(hold::ungate(pass, pod, uid).await, "the gate is off"))
+        .await
 }
 
 /// Takes the label of a hold off a VolumeRecovery.

@@ -5,7 +5,7 @@ use crate::recovery::Executor;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cluster::gate::EffectPass;
-use reattach_cluster::{effects, hold, node, node_lock, reports};
+use reattach_cluster::{effects, hold, node, node_lock, reply, reports};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, VolumeId};
@@ -188,7 +188,7 @@ impl Stage<'_> {
         };
         let _turn = self.executor.reservations.turn_to_ask().await;
         let records = &self.executor.collector.clients.records;
-        effects::outcome(reports::ask(records, node, &challenge).await, &format!("asked, epoch {epoch}"))
+        reply::outcome(reports::ask(records, node, &challenge).await, &format!("asked, epoch {epoch}"))
     }
 }
 

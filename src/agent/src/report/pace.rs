@@ -7,7 +7,7 @@ use tokio::time::Instant;
 const SETTLE: Duration = Duration::from_millis(250);
 /// The shortest time between the end of a look and the next one that news cause.
 const BREATH: Duration = Duration::from_secs(1);
-/// That time as a multiple of how long the look took: news cost one part in so many of one core.
+/// That time as a multiple of the processor time of the look: news cost one part in so many of one core.
 const SHARE: u32 = 200;
 /// When to look again after a change: what came without news (a process, a mount in a namespace of its own) goes without
 /// news. Doubles with each look that finds nothing new, up to the usual time.
@@ -46,11 +46,11 @@ impl Pace {
         self.next = self.next.min((now + SETTLE).max(self.rest_until));
     }
 
-    /// A look was made that took so long; `changed`: it brought something new.
-    pub(super) fn looked(&mut self, ended: Instant, took: Duration, changed: bool) {
+    /// A look was made that took so much processor time; `changed`: it brought something new.
+    pub(super) fn looked(&mut self, ended: Instant, cost: Duration, changed: bool) {
         self.current = if changed { AGAIN } else { self.current * 2 }.min(self.usual);
         self.next = ended + self.current;
-        self.rest_until = ended + (took * SHARE).max(BREATH).min(self.usual);
+        self.rest_until = ended + (cost * SHARE).max(BREATH).min(self.usual);
         self.hurried = false;
     }
 
