@@ -1,7 +1,7 @@
 //! What the agent costs a node: memory, wake-ups while nothing happens, and processor time while a lot does. Prints the
-//! figures; the bounds are those of a debug build on a busy machine. `REATTACH_COST_BIN` names another binary to measure,
-//! `REATTACH_COST_SECONDS` how long (10 each without it), `REATTACH_COST_SETTLE` how many seconds after the first
-//! report the idle time begins (0 without it: then the looks after 10 and 30 s may fall in).
+//! figures; the bounds are those of a busy machine. `REATTACH_COST_BIN` names the binary to measure, built with the profile
+//! `agent` (without it, the debug build), `REATTACH_COST_SECONDS` how long (10 each without it), `REATTACH_COST_SETTLE`
+//! how many seconds after the first report the idle time begins (0 without it: then the looks after 10 and 30 s may fall in).
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -22,6 +22,11 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(240);
 /// What makes a storm, at least, however slow the machine.
 const CHANGES: u64 = 200;
+
+/// Resident memory at most, in kB, as it is shipped and of a debug build. The goal is 8 MiB; how many pages around one that is used
+/// the kernel maps is its own choice.
+const SHIPPED: u64 = 9 << 10;
+const DEBUG: u64 = 64 << 10;
 
 /// One at a time: each measures.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -176,7 +181,8 @@ fn idle() {
         cpu.as_millis(),
         span.as_secs()
     ));
-    assert!(now < 64 << 10, "{now} kB");
+    let limit = if std::env::var_os("REATTACH_COST_BIN").is_some() { SHIPPED } else { DEBUG };
+    assert!(now <= limit, "{now} kB resident, more than {limit}");
     assert!(wakeups as f64 / span.as_secs_f64() < 5.0, "{wakeups} wake-ups in {span:?}");
     // What others do to this machine's disks meanwhile may be worth a line; a report per look is not.
     assert!(agent.api.writes() <= 3, "{} writes", agent.api.writes());

@@ -226,6 +226,16 @@ fn one_in<'a>(objects: &'a [Value], kind: &str, wanted: &str, binding: &Value) -
     found.unwrap_or_else(|| panic!("no {kind} {wanted}"))
 }
 
+/// The agent that the live tests run is built as the one in the image.
+#[test]
+fn the_agent_is_tested_as_it_is_shipped() {
+    let build = "cargo build --profile agent --locked --package reattach-agent --bin reattach-agent";
+    for file in ["Dockerfile", "../tests/run"] {
+        let text = std::fs::read_to_string(deploy().join(file)).expect("a file");
+        assert!(text.contains(build), "{file} builds the agent otherwise than by: {build}");
+    }
+}
+
 /// The images are those that the Dockerfile makes, and what it copies is there.
 #[test]
 fn images_and_dockerfile_agree() {
