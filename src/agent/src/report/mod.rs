@@ -75,7 +75,7 @@ struct Agent<C> {
     known: Known,
     /// Resource versions that a write of ours replaced. Their watch events may come late.
     superseded: VecDeque<String>,
-    /// How long the last look at the host took.
+    /// Processor time of the last look at the host.
     look_cost: Duration,
 }
 
