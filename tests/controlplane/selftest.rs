@@ -302,7 +302,7 @@ async fn a_volume_attachment_goes_through_the_attacher_and_the_csi_controller() 
     let attach_11 = "POST /v4/volumes/11/attach";
 
     // A detach that fails while the volume is attached …
-    plane.csi_faults(CsiFaults { unpublish: Unpublish::Fail }).await.expect("switched");
+    plane.csi_faults(Unpublish::Fail).await.expect("switched");
     attachments.delete("va-11", &DeleteParams::default()).await.expect("deletion asked for");
     let stuck = async || status("va-11").await?.detach_error?.message;
     let text = eventually("detachError", LIMIT, stuck).await.expect("a detachError");
@@ -326,7 +326,7 @@ async fn a_volume_attachment_goes_through_the_attacher_and_the_csi_controller() 
     assert_eq!(mutations(&cloud), [attach_11], "nothing of ours asked the cloud for it");
 
     // A hanging one ends with the switch, and then asks the cloud.
-    plane.csi_faults(CsiFaults { unpublish: Unpublish::Hang }).await.expect("switched");
+    plane.csi_faults(Unpublish::Hang).await.expect("switched");
     attachments.delete("va-13", &DeleteParams::default()).await.expect("deletion asked for");
     let hangs = async || {
         let calls = plane.csi_calls().await.ok()?;

@@ -132,6 +132,13 @@ impl CloudSim {
         self.with(|state, _| state.timings = timings);
     }
 
+    /// As [`CloudSim::set_timings`], for the boots, shutdowns and other power jobs of one instance.
+    pub fn set_power_timings(&self, instance: InstanceNo, timings: Timings) {
+        self.with(|state, _| {
+            state.power_timings.insert(instance, timings);
+        });
+    }
+
     /// Creates a running instance. Errors with [`OpError::Taken`] when the number is in use.
     pub fn create_instance(&self, new: NewInstance) -> Result<InstanceNo, OpError> {
         self.with(|state, now| {

@@ -53,6 +53,8 @@ pub(crate) struct State {
     pub(crate) in_use: BTreeSet<(InstanceNo, VolumeNo)>,
     pub(crate) pending: BTreeSet<(Timestamp, JobNo)>,
     pub(crate) timings: Timings,
+    /// How long the power jobs of single instances take, where it is not `timings`.
+    pub(crate) power_timings: BTreeMap<InstanceNo, Timings>,
     pub(crate) unattached_detach: UnattachedDetach,
     pub(crate) access: Access,
     pub(crate) faults: Faults,
@@ -313,8 +315,12 @@ impl State {
             return Err(OpError::WrongPower { instance, status: status.word().to_owned() });
         }
         self.set_status(instance, next, now);
-        let lasting = self.timings.of(action);
+        let lasting = self.power_timings(instance).of(action);
         Ok(self.start(action, None, Some(instance), now, Some(lasting)))
+    }
+
+    fn power_timings(&self, instance: InstanceNo) -> &Timings {
+        self.power_timings.get(&instance).unwrap_or(&self.timings)
     }
 
     /// The cloud power-cycles the instance uncleanly: it comes back under its number, the API still names it as the
@@ -324,7 +330,7 @@ impl State {
         self.cancel_power_job(instance, now);
         self.unplug_all(instance, now);
         self.set_status(instance, InstanceStatus::Rebooting, now);
-        let lasting = self.timings.of(JobAction::Recycle);
+        let lasting = self.power_timings(instance).of(JobAction::Recycle);
         Ok(self.start(JobAction::Recycle, None, Some(instance), now, Some(lasting)))
     }
 
@@ -340,7 +346,7 @@ impl State {
         self.unplug_all(instance, now);
         self.set_status(instance, InstanceStatus::Offline, now);
         if watchdog {
-            let lasting = self.timings.of(JobAction::WatchdogBoot);
+            let lasting = self.power_timings(instance).of(JobAction::WatchdogBoot);
             self.start(JobAction::WatchdogBoot, None, Some(instance), now, Some(lasting));
         }
         Ok(())

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"log"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,14 +25,27 @@ const (
 // switches is what a test can set, and what GET and PUT /faults carry.
 type switches struct {
 	Unpublish string `json:"unpublish"`
+	// Volumes for which it is otherwise, by their number.
+	Volumes map[int]string `json:"volumes"`
 }
 
 func (s switches) validate() error {
-	switch s.Unpublish {
-	case unpublishOK, unpublishFail, unpublishHang:
-		return nil
+	for _, word := range append(slices.Collect(maps.Values(s.Volumes)), s.Unpublish) {
+		switch word {
+		case unpublishOK, unpublishFail, unpublishHang:
+		default:
+			return fmt.Errorf("unpublish is %q, must be %q, %q or %q", word, unpublishOK, unpublishFail, unpublishHang)
+		}
 	}
-	return fmt.Errorf("unpublish is %q, must be %q, %q or %q", s.Unpublish, unpublishOK, unpublishFail, unpublishHang)
+	return nil
+}
+
+// unpublish is what ControllerUnpublishVolume does for a volume.
+func (s switches) unpublish(id int) string {
+	if own, ok := s.Volumes[id]; ok {
+		return own
+	}
+	return s.Unpublish
 }
 
 // faults holds the switches and wakes those who wait for a change.
@@ -56,13 +71,13 @@ func (f *faults) set(now switches) {
 	f.changed = make(chan struct{})
 }
 
-// hold waits while Unpublish is to hang; its error is the caller's own deadline.
-func (f *faults) hold(ctx context.Context) error {
+// hold waits while the volume's Unpublish is to hang; its error is the caller's own deadline.
+func (f *faults) hold(ctx context.Context, id int) error {
 	for {
 		f.mu.Lock()
 		now, changed := f.now, f.changed
 		f.mu.Unlock()
-		if now.Unpublish != unpublishHang {
+		if now.unpublish(id) != unpublishHang {
 			return nil
 		}
 		select {

@@ -105,7 +105,7 @@ func (c *controller) ControllerUnpublishVolume(ctx context.Context, request *csi
 	if err != nil {
 		return nil, err
 	}
-	if err := c.faults.hold(ctx); err != nil {
+	if err := c.faults.hold(ctx, id); err != nil {
 		return nil, failure(ctx, "detach volume %d: %v", id, err)
 	}
 	found, err := c.cloud.volume(ctx, id)
@@ -119,7 +119,7 @@ func (c *controller) ControllerUnpublishVolume(ctx context.Context, request *csi
 		// Attached to another instance than the one asked about: nothing to do, says Linode's driver.
 		return done, nil
 	}
-	if c.faults.get().Unpublish == unpublishFail {
+	if c.faults.get().unpublish(id) == unpublishFail {
 		if found.attachedTo(instance) {
 			return nil, status.Errorf(codes.Internal, "detach volume %d: [500] refused by the test's fault switch", id)
 		}

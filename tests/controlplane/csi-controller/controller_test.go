@@ -224,6 +224,17 @@ func TestHang(t *testing.T) {
 	}
 }
 
+// A fault of one volume is no fault of another.
+func TestFaultOfOneVolume(t *testing.T) {
+	c, fake := start(t, unpublishOK)
+	c.faults.set(switches{Unpublish: unpublishOK, Volumes: map[int]string{11: unpublishFail}})
+	expect(t, unpublish(context.Background(), c, "11-on-1", "1"), codes.Internal, "detach volume 11: ")
+	expect(t, unpublish(context.Background(), c, "10-free", "1"), codes.OK, "")
+	if len(fake.calls) != 1 {
+		t.Errorf("mutations: %v", fake.calls)
+	}
+}
+
 func TestListVolumesReadsEveryPageAndNamesTheHolders(t *testing.T) {
 	c, _ := start(t, unpublishOK)
 	answer, err := c.ListVolumes(context.Background(), &csi.ListVolumesRequest{})
@@ -260,10 +271,11 @@ func TestControlRefusesWhatItDoesNotKnow(t *testing.T) {
 	f := newFaults(switches{Unpublish: unpublishOK})
 	handler := control(f, &callLog{})
 	for body, code := range map[string]int{
-		`{"unpublish":"fail"}`:  http.StatusOK,
-		`{"unpublish":"maybe"}`: http.StatusBadRequest,
-		`{"unpublsh":"ok"}`:     http.StatusBadRequest,
-		`not json`:              http.StatusBadRequest,
+		`{"unpublish":"fail"}`:                        http.StatusOK,
+		`{"unpublish":"maybe"}`:                       http.StatusBadRequest,
+		`{"unpublish":"ok","volumes":{"11":"maybe"}}`: http.StatusBadRequest,
+		`{"unpublsh":"ok"}`:                           http.StatusBadRequest,
+		`not json`:                                    http.StatusBadRequest,
 	} {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest(http.MethodPut, "/faults", strings.NewReader(body)))

@@ -1,6 +1,10 @@
 //! The API server's audit log: who asked for what, and what came of it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -82,20 +86,34 @@ impl AuditEvent {
     }
 }
 
-/// Reads the log as far as it is written; a last line without its end is left for the next time.
-pub(crate) fn read(log: &Path) -> Result<Vec<AuditEvent>, HarnessError> {
-    let text = match fs::read_to_string(log) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(HarnessError::io(format!("cannot read {}", log.display()))(e)),
-    };
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let parse = |(at, line)| {
-        serde_json::from_str::<Raw>(line)
-            .map(AuditEvent::from)
-            .map_err(|source| HarnessError::AuditLine { line: at + 1, source })
-    };
-    whole.lines().enumerate().map(parse).collect()
+/// What has been read of the log so far. A control plane that carries many tests writes a long one, and tests look at it often.
+#[derive(Default)]
+pub(crate) struct Reader {
+    /// Bytes that were read.
+    at: u64,
+    events: Vec<AuditEvent>,
+}
+
+impl Reader {
+    /// Reads on as far as the log is written, and returns all events; a last line without its end is left for the next time.
+    pub fn read(&mut self, log: &Path) -> Result<&[AuditEvent], HarnessError> {
+        let cannot = |e| HarnessError::io(format!("cannot read {}", log.display()))(e);
+        let mut file = match File::open(log) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(&self.events),
+            Err(e) => return Err(cannot(e)),
+        };
+        file.seek(SeekFrom::Start(self.at)).map_err(cannot)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(cannot)?;
+        for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+            let raw: Raw = serde_json::from_slice(line)
+                .map_err(|source| HarnessError::AuditLine { line: self.events.len() + 1, source })?;
+            self.events.push(raw.into());
+            self.at += line.len() as u64;
+        }
+        Ok(&self.events)
+    }
 }
 
 /// The wire form, `audit.k8s.io/v1` Event.

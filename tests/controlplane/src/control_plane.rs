@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use kube::{
 };
 
 use crate::{
-    AuditEvent, Component, CsiCall, CsiFaults, HarnessError, Options, audit, binaries,
+    AuditEvent, Component, CsiCall, CsiFaults, HarnessError, Options, Unpublish, audit, binaries,
     credentials::{self, ADMIN, Tokens},
     processes::{Processes, eventually},
 };
@@ -31,6 +32,7 @@ pub struct ControlPlane {
     processes: Processes,
     tokens: Tokens,
     admin: Client,
+    audit: Mutex<audit::Reader>,
 }
 
 impl ControlPlane {
@@ -46,7 +48,7 @@ impl ControlPlane {
             .map_err(|e| HarnessError::Binaries { reason: e.to_string() })??;
         let processes = Processes::prepare(options, binaries)?;
         match Self::start_all(&processes).await {
-            Ok((tokens, admin)) => Ok(Self { processes, tokens, admin }),
+            Ok((tokens, admin)) => Ok(Self { processes, tokens, admin, audit: Mutex::default() }),
             Err(e) => {
                 processes.dir.keep();
                 Err(e)
@@ -186,7 +188,17 @@ impl ControlPlane {
     /// # Errors
     /// An unreadable log.
     pub fn audit_events(&self) -> Result<Vec<AuditEvent>, HarnessError> {
-        audit::read(&self.processes.dir.audit_log())
+        self.audit_events_of(|_| true)
+    }
+
+    /// As [`ControlPlane::audit_events`], the wanted ones alone.
+    pub fn audit_events_of(
+        &self,
+        wanted: impl FnMut(&&AuditEvent) -> bool,
+    ) -> Result<Vec<AuditEvent>, HarnessError> {
+        let mut reader = self.audit.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = reader.read(&self.processes.dir.audit_log())?;
+        Ok(all.iter().filter(wanted).cloned().collect())
     }
 
     /// Waits until the audit log holds an event like this, and returns the first.
@@ -236,8 +248,17 @@ impl ControlPlane {
     ///
     /// # Errors
     /// A control endpoint that does not answer.
-    pub async fn csi_faults(&self, faults: CsiFaults) -> Result<(), HarnessError> {
-        self.processes.set_csi_faults(faults).await
+    pub async fn csi_faults(&self, faults: impl Into<CsiFaults>) -> Result<(), HarnessError> {
+        let faults = faults.into();
+        self.processes.set_csi_faults(|now| *now = faults).await
+    }
+
+    /// Sets how the CSI controller unpublishes one volume, and changes nothing for the others.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::csi_faults`].
+    pub async fn csi_unpublish(&self, volume: u64, unpublish: Unpublish) -> Result<(), HarnessError> {
+        self.processes.set_csi_faults(|now| _ = now.volumes.insert(volume, unpublish)).await
     }
 
     /// The CSI calls since the CSI controller was last started, in the order in which they came.

@@ -1,6 +1,6 @@
 //! The side door of the CSI controller: its fault switches and its call log.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -8,10 +8,20 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::HarnessError;
 
 /// What the CSI controller gets wrong.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CsiFaults {
     /// How ControllerUnpublishVolume behaves.
     pub unpublish: Unpublish,
+    /// The same for volumes for which it behaves otherwise, by their number.
+    #[serde(default)]
+    pub volumes: BTreeMap<u64, Unpublish>,
+}
+
+impl From<Unpublish> for CsiFaults {
+    /// The same for all volumes.
+    fn from(unpublish: Unpublish) -> Self {
+        Self { unpublish, volumes: BTreeMap::new() }
+    }
 }
 
 /// How ControllerUnpublishVolume behaves.
@@ -75,9 +85,9 @@ impl Control {
         checked(self.http.get(format!("{}/healthz", self.base))).await.map(|_| ())
     }
 
-    pub async fn set_faults(&self, faults: CsiFaults) -> Result<(), HarnessError> {
-        let answer: CsiFaults = json(self.http.put(format!("{}/faults", self.base)).json(&faults)).await?;
-        if answer == faults {
+    pub async fn set_faults(&self, faults: &CsiFaults) -> Result<(), HarnessError> {
+        let answer: CsiFaults = json(self.http.put(format!("{}/faults", self.base)).json(faults)).await?;
+        if answer == *faults {
             return Ok(());
         }
         Err(HarnessError::Control { reason: format!("{faults:?} was asked for, it has {answer:?}") })

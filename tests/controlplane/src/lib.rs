@@ -29,6 +29,7 @@ mod options;
 mod ports;
 mod process;
 mod processes;
+pub mod scenarios;
 mod work_dir;
 
 pub use audit::AuditEvent;

@@ -59,6 +59,8 @@ pub(crate) struct Processes {
     pub options: Options,
     binaries: PathBuf,
     faults: Mutex<CsiFaults>,
+    /// Taken while the switches move: two who move them at once must not overtake each other.
+    moving: tokio::sync::Mutex<()>,
     http: reqwest::Client,
     /// Whether external-attacher was stopped with the CSI controller and is to start with it.
     attacher_follows: AtomicBool,
@@ -74,7 +76,7 @@ impl Processes {
             .timeout(Duration::from_secs(10))
             .build()
             .map_err(|e| HarnessError::Control { reason: e.to_string() })?;
-        let faults = options.csi.as_ref().map(|csi| csi.faults).unwrap_or_default();
+        let faults = options.csi.as_ref().map(|csi| csi.faults.clone()).unwrap_or_default();
         Ok(Self {
             running: Mutex::default(),
             reaper: Reaper::start()?,
@@ -83,6 +85,7 @@ impl Processes {
             options,
             binaries,
             faults: Mutex::new(faults),
+            moving: tokio::sync::Mutex::default(),
             http,
             attacher_follows: AtomicBool::new(false),
         })
@@ -114,7 +117,7 @@ impl Processes {
                     .map_err(HarnessError::io(format!("cannot remove {}", file.display())))?;
             }
         }
-        let faults = *self.faults();
+        let faults = self.faults().clone();
         let context = Context { options: &self.options, dir: &self.dir, ports: &self.ports, faults };
         let (arguments, environment) = command_line(component, &context);
         let process = Running::spawn(
@@ -221,10 +224,15 @@ impl Processes {
     }
 
     /// Moves the switches, and remembers them for the next start.
-    pub async fn set_csi_faults(&self, faults: CsiFaults) -> Result<(), HarnessError> {
-        *self.faults() = faults;
+    pub async fn set_csi_faults(&self, change: impl FnOnce(&mut CsiFaults)) -> Result<(), HarnessError> {
+        let _turn = self.moving.lock().await;
+        let faults = {
+            let mut faults = self.faults();
+            change(&mut faults);
+            faults.clone()
+        };
         if self.running().contains_key(&Component::CsiController) {
-            self.csi()?.set_faults(faults).await?;
+            self.csi()?.set_faults(&faults).await?;
         }
         Ok(())
     }

@@ -6,14 +6,14 @@ use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::{CsiFaults, Unpublish, eventually};
+use reattach_tests_controlplane::{CsiFaults, Unpublish, eventually, say};
 use std::collections::BTreeSet;
 
 const APP: &str = "redis";
 
 /// Breaks the volume, and stops the recovery where the workload is at zero and Kubernetes cannot detach.
 async fn in_the_middle(stage: &Stage) -> VolumeRecovery {
-    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Hang }).await.expect("the switch moves");
+    stage.plane.csi_faults(Unpublish::Hang).await.expect("the switch moves");
     stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
     let zero = eventually("a workload at zero", LIMIT, async || {
         (stage.count("shop", "Deployment", APP).await == (0, true)).then_some(())
@@ -41,46 +41,45 @@ fn writers(recovery: &VolumeRecovery) -> BTreeSet<String> {
     journal.iter().map(|e| format!("{} (term {})", e.by, e.term)).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_goes_on() {
-    let mut stage = Stage::set(StageOptions::default()).await;
+pub async fn another_goes_on() {
+    let stage = Stage::set(StageOptions::default()).await;
     stage.namespace("shop").await;
     let volume = stage.deployment("shop", APP, "node-1").await;
     stage.await_ready("shop", APP, 1).await;
 
     let begun = in_the_middle(&stage).await;
     let first = stage.leader().await;
-    stage.controllers[first].kill();
+    stage.kill_controller(first);
     let next = stage.leader().await;
     assert_ne!(first, next);
     let recovery = healed(&stage).await;
     let by = writers(&recovery);
-    println!("killed, and another went on: {by:?}");
+    say!("killed, and another went on: {by:?}");
     assert!(recovery.uid() == begun.uid() && by.len() == 2, "{by:?}");
 
     // SIGTERM: the turn under way ends, the Lease is given back, and the next one does not wait for it to run out.
     let begun = in_the_middle(&stage).await;
     stage.start_controller().await;
     let leader = stage.leader().await;
-    assert!(stage.controllers[leader].terminate(), "{}", stage.controllers[leader].output());
+    stage.stop_controller(leader);
     let next = stage.leader().await;
     let recovery = healed(&stage).await;
     let by = writers(&recovery);
-    println!("told to end, and another went on: {by:?}");
+    say!("told to end, and another went on: {by:?}");
     assert!(next != leader && recovery.uid() == begun.uid() && by.len() == 2, "{by:?}");
 
     let begun = in_the_middle(&stage).await;
     // No other recovery shall begin.
-    stage.policy("test", Mode::Observe).await;
+    stage.policy(Mode::Observe).await;
     let api: Api<VolumeRecovery> = Api::namespaced(stage.admin.clone(), "shop");
     api.delete(&begun.name_any(), &DeleteParams::default()).await.expect("marked");
     let gone = eventually("the deleted VolumeRecovery's end", LIMIT, async || {
         api.get_opt(&begun.name_any()).await.ok()?.is_none().then_some(())
     });
     gone.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
-    println!("deleted in the middle: {:?}", stage.count("shop", "Deployment", APP).await);
+    say!("deleted in the middle: {:?}", stage.count("shop", "Deployment", APP).await);
     assert_eq!(stage.count("shop", "Deployment", APP).await, (1, false));
-    stage.policy("test", Mode::Auto).await;
+    stage.policy(Mode::Auto).await;
     healed(&stage).await;
     stage.assert_one_holder(&[volume]);
 }

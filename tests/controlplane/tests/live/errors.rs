@@ -1,10 +1,10 @@
 //! Bad input and broken surroundings, against a real API server: one clear sentence each, and a non-zero exit code.
 
+use crate::common::cluster::TOKEN;
 use crate::common::command::{Ran, run};
-use crate::common::stage::TOKEN;
 use crate::common::{LIMIT, Process};
 use reattach_cloud_simulator::{CloudSim, clock, router};
-use reattach_tests_controlplane::{AuditEvent, ControlPlane, Options};
+use reattach_tests_controlplane::{AuditEvent, ControlPlane, Options, say};
 use serde_json::json;
 use std::process::{Command, Stdio};
 
@@ -82,7 +82,7 @@ impl Ground {
         for name in names {
             assert!(errors[0].contains(name), "{name:?} is not named in: {}", errors[0]);
         }
-        println!("  controller: {}", errors[0]);
+        say!("  controller: {}", errors[0]);
     }
 
     /// A kubeconfig for an address where nobody listens.
@@ -99,8 +99,7 @@ impl Ground {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_sentence_each() {
+pub async fn one_sentence_each() {
     let ground = Ground::bare().await;
     let nowhere = ground.unreachable();
     let nobody = ground.plane.kubeconfig_for("nobody").expect("a user").display().to_string();
@@ -210,7 +209,7 @@ fn nothing_was_written(ground: &Ground) {
     let question = |e: &AuditEvent| e.group == "authorization.k8s.io" || e.group == "authentication.k8s.io";
     let written: Vec<_> = hers.iter().filter(|e| e.is_write() && !e.dry_run && !question(e)).collect();
     assert!(hers.len() > 5 && written.is_empty(), "{} requests, of them {written:#?}", hers.len());
-    println!("  {} requests of the commands, nothing written", hers.len());
+    say!("  {} requests of the commands, nothing written", hers.len());
 }
 
 /// A cloud that is away is no reason to end: the controller says so and watches on.
@@ -227,7 +226,7 @@ async fn a_controller_outlives_its_cloud(ground: &Ground) {
             .find(|l| l.contains("WARN") && l.contains("the cloud does not answer"))
             .map(str::to_owned)
     });
-    println!("  controller: {}", said.await.expect("in time"));
+    say!("  controller: {}", said.await.expect("in time"));
     let watch = |e: &AuditEvent| e.resource == "volumerecoveries" && e.verb == "watch";
     ground.plane.await_audit("a watch of the recoveries", watch).await.expect("it goes on");
     controller.kill();
@@ -245,7 +244,7 @@ async fn a_controller_without_rights_says_so(ground: &Ground, nobody: &str) {
             let lacks = format!("cannot list resource \"{resource}\"");
             controller.output().lines().find(|l| l.contains("WARN") && l.contains(&lacks)).map(str::to_owned)
         });
-        println!("  controller: {}", said.await.expect("in time"));
+        say!("  controller: {}", said.await.expect("in time"));
     }
     controller.kill();
 }

@@ -1,7 +1,8 @@
 //! Class B by the default runbook: new pods are held away, the stuck one is evicted, Kubernetes detaches.
 
+use crate::STOCK;
 use crate::common::logs::{CONTROLLER, is_workload};
-use crate::common::measure::{Timeline, median, summary};
+use crate::common::measure::{Timeline, at_most, median, summary};
 use crate::common::workloads::{is_ready, prefer};
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use jiff::SignedDuration;
@@ -15,7 +16,7 @@ use reattach_core::journal::Mark;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::eventually;
+use reattach_tests_controlplane::{eventually, say};
 use serde_json::json;
 
 /// The sets of one replica that get stuck: kind and name.
@@ -34,11 +35,10 @@ fn life(pod: &Pod) -> String {
     )
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn alone_hold_and_release_touch_no_replica() {
-    let options = StageOptions { nodes: 3, alone: true, mode: None, ..StageOptions::default() };
+pub async fn measured_hold_and_release_touch_no_replica() {
+    let options = StageOptions { nodes: 3, mode: None, ..StageOptions::default() };
     let stage = Stage::set(options).await;
-    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.policy_by(Mode::Auto, DEFAULT_RUNBOOK).await;
     stage.namespace("shop").await;
     let mut volumes = Vec::new();
     for (kind, name) in STUCK {
@@ -84,16 +84,16 @@ async fn alone_hold_and_release_touch_no_replica() {
         timelines.push(stage.timeline(&recovery, volume, &pod));
         effects += stage.assert_journaled_first(&recovery, volume);
     }
-    println!("{effects} effects, each after the journal line that announces it");
+    say!("{effects} effects, each after the journal line that announces it");
     assert_eq!(effects, 3 * timelines.len(), "hold, release and lift for each volume");
     let (whole, own) = summary(&timelines);
     // Where between two of kubelet's ticks, 10 s apart, all five evictions fall is luck; `tests/node` goes over the phases.
     let detach = median(timelines.iter().map(Timeline::detach).collect());
-    println!("{:.1} s of the median are Kubernetes' own detach", detach.as_secs_f64());
-    assert!(whole - detach < SignedDuration::from_secs(10), "median {whole:?}, {detach:?} of it the detach");
-    assert!(detach < SignedDuration::from_secs(15), "median of Kubernetes' own detach {detach:?}");
+    say!("{:.1} s of the median are Kubernetes' own detach", detach.as_secs_f64());
+    at_most("median without Kubernetes' own detach", whole - detach, SignedDuration::from_secs(10));
+    at_most("median of Kubernetes' own detach", detach, SignedDuration::from_secs(15));
     // Five begin in the same second, on the cores that also run the whole control plane; `tests/node` measures one alone.
-    assert!(own < SignedDuration::from_secs(4), "median of our own share {own:?}");
+    at_most("median of our own share", own, SignedDuration::from_secs(4));
 
     for before in &healthy {
         let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());
@@ -108,15 +108,14 @@ async fn alone_hold_and_release_touch_no_replica() {
 
 /// Before Kubernetes 1.36: the node is closed by a taint of the recovery's own. A pod that may run elsewhere does; one that
 /// may not waits until the node is open again.
-#[tokio::test(flavor = "multi_thread")]
-async fn without_the_policy_the_node_is_closed() {
+pub async fn without_the_policy_the_node_is_closed() {
     let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
     for kind in ["MutatingAdmissionPolicyBinding", "MutatingAdmissionPolicy"] {
         let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
         let api: Api<DynamicObject> = Api::all_with(stage.admin.clone(), &ApiResource::from_gvk(&kind));
         api.delete("reattach-hold", &DeleteParams::default()).await.expect("deleted");
     }
-    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.policy_by(Mode::Auto, DEFAULT_RUNBOOK).await;
     stage.namespace("shop").await;
     let bound = stage.deployment("shop", "redis", "node-1").await;
     let free = stage.deployment_with("shop", "bot", "node-1", |set| prefer(set, &["node-1", "node-2"])).await;
@@ -138,7 +137,7 @@ async fn without_the_policy_the_node_is_closed() {
             of.next().expect("journaled").at
         };
         let (closed, opened) = (at(StepKind::Hold), at(StepKind::Lift));
-        println!("{name}: the node was closed for {:.1} s", opened.duration_since(closed).as_secs_f64());
+        say!("{name}: the node was closed for {:.1} s", opened.duration_since(closed).as_secs_f64());
         let key = hold_taint(&recovery.uid().expect("a UID").as_str().into());
         let written: Vec<bool> = stage
             .audit()
@@ -155,34 +154,34 @@ async fn without_the_policy_the_node_is_closed() {
     stage.await_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disruption_budget_is_shown_and_not_overridden() {
-    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
-    stage.policy_by("test", Mode::Auto, DEFAULT_RUNBOOK).await;
-    stage.namespace("shop").await;
-    let volume = stage.deployment("shop", "redis", "node-1").await;
-    stage.await_ready("shop", "redis", 1).await;
+pub async fn a_disruption_budget_is_shown_and_not_overridden() {
+    let stage =
+        Stage::share(&STOCK, "disruption", StageOptions { mode: None, ..StageOptions::default() }).await;
+    stage.policy_by(Mode::Auto, DEFAULT_RUNBOOK).await;
+    stage.namespace("disruption").await;
+    let volume = stage.deployment("disruption", "redis", "disruption-1").await;
+    stage.await_ready("disruption", "redis", 1).await;
     stage
         .create(json!({
             "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-            "metadata": {"name": "redis", "namespace": "shop"},
+            "metadata": {"name": "redis", "namespace": "disruption"},
             "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "redis"}}},
         }))
         .await;
-    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
+    stage.kubelet("disruption-1").recycle(DiskAfter::Kept, AWAY).await;
     let what = "a recovery that names the budget";
     let named = eventually(what, LIMIT, async || {
-        let all = stage.recoveries("shop").await;
+        let all = stage.recoveries("disruption").await;
         let message = all.last()?.status.as_ref()?.message.clone();
         message.contains("disruption budget").then_some(message)
     });
-    println!("{}", named.await.expect(what));
-    assert!(!stage.pods("shop", "redis").await.iter().any(is_ready));
+    say!("{}", named.await.expect(what));
+    assert!(!stage.pods("disruption", "redis").await.iter().any(is_ready));
 
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.admin.clone(), "shop");
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.admin.clone(), "disruption");
     budgets.delete("redis", &DeleteParams::default()).await.expect("deleted");
-    stage.await_phase("shop", "redis", &[Phase::Recovered]).await;
-    stage.await_ready("shop", "redis", 1).await;
+    stage.await_phase("disruption", "redis", &[Phase::Recovered]).await;
+    stage.await_ready("disruption", "redis", 1).await;
     stage.assert_one_holder(&[volume]);
     stage.await_nothing_left().await;
 }

@@ -13,7 +13,7 @@ use reattach_cloud_simulator::{ErrorBody, Fault, FaultNo, FaultRule, Operation, 
 use reattach_core::journal::{Entry, Mark};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::eventually;
+use reattach_tests_controlplane::{eventually, say};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -55,7 +55,7 @@ async fn await_status(
 async fn await_says(stage: &Stage, namespace: &str, claim: &str, phase: Phase, text: &str) -> VolumeRecovery {
     let wanted = |s: &VolumeRecoveryStatus| s.phase == phase && s.message.contains(text);
     let recovery = await_status(stage, namespace, claim, text, wanted).await;
-    println!("  {claim}: {:?}: {}", phase, recovery.status.as_ref().expect("a status").message);
+    say!("  {claim}: {:?}: {}", phase, recovery.status.as_ref().expect("a status").message);
     recovery
 }
 
@@ -85,8 +85,7 @@ async fn budget(stage: &Stage, namespace: &str, cluster: u32, node: u32) {
 
 /// Three claims are stuck; two of them on one node that may have one run at a time, the third under a policy that allows
 /// one run in the whole cluster. Each waits, says why, and goes on when it may.
-#[tokio::test(flavor = "multi_thread")]
-async fn budgets_are_kept() {
+pub async fn budgets_are_kept() {
     let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
     let mut volumes = Vec::new();
     for (namespace, name, node) in [(NS, "one", NODE), (NS, "two", NODE), ("lab", "three", "node-2")] {
@@ -136,7 +135,7 @@ async fn budgets_are_kept() {
         panic!("said only {waited:?}\n{}", stage.logs());
     }
     for (claim, message) in [waited.0, waited.1].into_iter().flatten() {
-        println!("  {claim}: Waiting: {message}");
+        say!("  {claim}: Waiting: {message}");
     }
     let mut runs = Vec::new();
     for (namespace, name) in [(NS, "one"), (NS, "two"), ("lab", "three")] {
@@ -153,7 +152,7 @@ async fn budgets_are_kept() {
         assert!(!under_way, "three began while {name} was under way: {runs:#?}");
     }
     runs.sort_by_key(|(_, (begun, _))| *begun);
-    println!("  began in this order: {}", runs.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "));
+    say!("  began in this order: {}", runs.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "));
     stage.await_nothing_left().await;
     stage.assert_one_holder(&volumes);
 }
@@ -224,9 +223,8 @@ async fn assert_untouched(stage: &Stage, kind: &str, name: &str) {
     assert!(claim.metadata.deletion_timestamp.is_none(), "{} is being deleted", claim.name_any());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_changes_after_the_plan_is_seen_before_the_effect() {
-    let users = vec![("olga", vec![])];
+pub async fn what_changes_after_the_plan_is_seen_before_the_effect() {
+    let users = vec![("olga".into(), vec![])];
     let options = StageOptions { mode: Some(Mode::Approve), users, ..StageOptions::default() };
     let stage = Stage::set(options).await;
     stage.namespace(NS).await;
@@ -258,7 +256,7 @@ async fn what_changes_after_the_plan_is_seen_before_the_effect() {
     pod_replaced_after_the_approval(&stage, &olga).await;
     let late: Vec<String> = workload_writes(&stage);
     assert!(late.len() == 1 && late[0].contains("Some(409)"), "one write, refused: {late:#?}");
-    println!("  the one write of a workload: {}", late[0]);
+    say!("  the one write of a workload: {}", late[0]);
     cloud_away_after_the_approval(&stage, &olga).await;
 }
 
@@ -319,7 +317,7 @@ async fn pod_replaced_after_the_approval(stage: &Stage, olga: &Path) {
         all.into_iter().filter(|r| r.spec.claim_name == "pinned").filter_map(|r| r.status).find(wanted)
     });
     match ended.await {
-        Ok(status) => println!("  pinned: {:?}: {}", status.phase, status.message),
+        Ok(status) => say!("  pinned: {:?}: {}", status.phase, status.message),
         Err(_) => panic!("{:#?}\n{}", stage.recoveries(NS).await, stage.logs()),
     }
     assert_untouched(stage, "Deployment", "pinned").await;

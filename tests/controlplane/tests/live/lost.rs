@@ -1,36 +1,38 @@
 //! Class C: the cloud has detached, and Kubernetes goes on saying attached.
 
+use crate::STOCK;
 use crate::common::fencing::{effects, told};
 use crate::common::{AWAY, Stage, StageOptions};
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::VolumeNo;
 use reattach_core::runbook::StepKind;
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::AuditEvent;
+use reattach_tests_controlplane::{AuditEvent, say};
 use serde_json::json;
 
 /// A machine that comes back without its volume, which the cloud has detached meanwhile.
-async fn strike(options: StageOptions) -> (Stage, reattach_cloud_simulator::VolumeNo) {
-    let stage = Stage::set(StageOptions { mode: None, ..options }).await;
-    stage.policy_saying("test", json!({})).await;
-    stage.namespace("shop").await;
-    let volume = stage.deployment("shop", "redis", "node-1").await;
-    stage.await_ready("shop", "redis", 1).await;
+async fn strike(stage: Stage, namespace: &str) -> (Stage, VolumeNo) {
+    stage.policy_saying(json!({})).await;
+    stage.namespace(namespace).await;
+    let node = stage.node_name(1);
+    let volume = stage.deployment(namespace, "redis", &node).await;
+    stage.await_ready(namespace, "redis", 1).await;
     stage.cloud.make_lost(volume).expect("a volume");
-    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
-    stage.await_down("shop", "redis").await;
+    stage.kubelet(&node).recycle(DiskAfter::Kept, AWAY).await;
+    stage.await_down(namespace, "redis").await;
     (stage, volume)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn where_the_driver_publishes_nodes_its_attacher_heals() {
-    let (stage, volume) = strike(StageOptions::default()).await;
-    stage.await_ready("shop", "redis", 1).await;
+pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
+    let stage = Stage::share(&STOCK, "lost", StageOptions { mode: None, ..StageOptions::default() }).await;
+    let (stage, volume) = strike(stage, "lost").await;
+    stage.await_ready("lost", "redis", 1).await;
     let over = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase.is_final());
-    stage.await_recovery("shop", "redis", "an end", over).await;
+    stage.await_recovery("lost", "redis", "an end", over).await;
     // None at all where the attacher was quicker than the first look.
-    for ended in stage.recoveries("shop").await {
+    for ended in stage.recoveries("lost").await {
         let status = ended.status.clone().expect("a status");
-        println!("class {:?}, {:?}: {}", status.class, status.phase, status.message);
+        say!("class {:?}, {:?}: {}", status.class, status.phase, status.message);
         assert!(matches!(status.phase, Phase::Resolved | Phase::Recovered), "{:?}", status.phase);
         assert!(status.journal.is_empty() || effects(&ended).is_empty(), "{}", told(&ended));
     }
@@ -39,17 +41,17 @@ async fn where_the_driver_publishes_nodes_its_attacher_heals() {
     stage.await_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn where_it_does_not_the_ladder_heals() {
+pub async fn where_it_does_not_the_ladder_heals() {
     // Without its minutely comparison external-attacher is that of a driver that does not publish nodes.
-    let options = StageOptions { attacher_flags: vec!["--reconcile-sync=24h"], ..StageOptions::default() };
-    let (stage, volume) = strike(options).await;
+    let attacher_flags = vec!["--reconcile-sync=24h"];
+    let options = StageOptions { mode: None, attacher_flags, ..StageOptions::default() };
+    let (stage, volume) = strike(Stage::set(options).await, "shop").await;
     let recovery = stage.await_recovered("shop", "redis").await;
-    println!("{}", told(&recovery));
+    say!("{}", told(&recovery));
     stage.await_ready("shop", "redis", 1).await;
     assert_eq!(effects(&recovery), [StepKind::Hold, StepKind::Release, StepKind::Lift]);
     let count = stage.assert_pinned_and_journaled(&[recovery]);
-    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     assert_eq!(stage.cloud_mutations(), []);
     let workloads: Vec<AuditEvent> =
         stage.foreign_writes(&[]).into_iter().filter(crate::common::logs::is_workload).collect();

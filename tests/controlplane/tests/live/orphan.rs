@@ -1,5 +1,6 @@
 //! Class E: the cloud's holder has no VolumeAttachment.
 
+use crate::STOCK;
 use crate::common::fencing::{effects, told};
 use crate::common::workloads::prefer;
 use crate::common::{Stage, StageOptions};
@@ -8,46 +9,47 @@ use kube::Api;
 use kube::api::DeleteParams;
 use reattach_cloud_simulator::{InstanceStatus, Timings};
 use reattach_core::runbook::StepKind;
+use reattach_tests_controlplane::say;
 use serde_json::json;
 use tokio::time::Instant;
 
 /// external-attacher takes the node's instance from CSINode first: after the name has passed to another instance, its
 /// detach is a no-op that succeeds.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_of_the_old_name_and_another_instance() {
-    let mut stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
-    stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
-    stage.policy_saying("test", json!({})).await;
-    stage.namespace("shop").await;
-    let nodes = ["node-1", "node-2"];
-    let redis = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &nodes)).await;
-    let sql = stage.stateful_set_with("shop", "sql", 1, "node-1", |o| prefer(o, &nodes)).await[0];
+pub async fn a_node_of_the_old_name_and_another_instance() {
+    let mut stage =
+        Stage::share(&STOCK, "orphan", StageOptions { mode: None, ..StageOptions::default() }).await;
+    stage.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
+    stage.policy_saying(json!({})).await;
+    stage.namespace("orphan").await;
+    let nodes = ["orphan-1", "orphan-2"];
+    let redis = stage.deployment_with("orphan", "redis", "orphan-1", |o| prefer(o, &nodes)).await;
+    let sql = stage.stateful_set_with("orphan", "sql", 1, "orphan-1", |o| prefer(o, &nodes)).await[0];
     for app in ["redis", "sql"] {
-        stage.await_ready("shop", app, 1).await;
+        stage.await_ready("orphan", app, 1).await;
     }
-    let old = stage.instance("node-1");
-    stage.hang("node-1");
+    let old = stage.instance("orphan-1");
+    stage.hang("orphan-1");
     stage.cloud.shutdown(old).expect("it runs, says the cloud");
-    stage.await_instance("node-1", &InstanceStatus::Offline).await;
+    stage.await_instance("orphan-1", &InstanceStatus::Offline).await;
     let api: Api<Node> = Api::all(stage.admin.clone());
-    api.delete("node-1", &DeleteParams::default()).await.expect("deleted");
-    stage.replace("node-1", 2001).await;
+    api.delete("orphan-1", &DeleteParams::default()).await.expect("deleted");
+    stage.replace("orphan-1", stage.instance_number(11)).await;
     let replaced = Instant::now();
 
     let mut recoveries = Vec::new();
     for (app, claim) in [("redis", "redis"), ("sql", "data-sql-0")] {
-        let recovery = stage.await_recovered("shop", claim).await;
-        println!("{claim}:\n{}", told(&recovery));
-        stage.await_ready("shop", app, 1).await;
+        let recovery = stage.await_recovered("orphan", claim).await;
+        say!("{claim}:\n{}", told(&recovery));
+        stage.await_ready("orphan", app, 1).await;
         assert_eq!(recovery.status.as_ref().and_then(|s| s.class.as_deref()), Some("E"));
         assert!(effects(&recovery).contains(&StepKind::CloudDetach), "{:?}", effects(&recovery));
         recoveries.push(recovery);
     }
-    println!("Ready {:.0} s after the name had passed on", replaced.elapsed().as_secs_f64());
+    say!("Ready {:.0} s after the name had passed on", replaced.elapsed().as_secs_f64());
     let detaches = stage.cloud_mutations();
     assert_eq!(detaches.len(), 2, "one for each volume: {detaches:#?}");
     let count = stage.assert_pinned_and_journaled(&recoveries);
-    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     for recovery in &recoveries {
         let pins = &crate::common::fencing::history(recovery).0.pins;
         assert_eq!(pins.holder.as_str(), old.to_string(), "freed from the old instance, by its number");

@@ -6,7 +6,7 @@ use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::{CsiFaults, Unpublish, eventually};
+use reattach_tests_controlplane::{CsiFaults, Unpublish, eventually, say};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -23,9 +23,8 @@ async fn healed(stage: &Stage) {
     stage.await_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn people_decide() {
-    let users = vec![("olga", vec![]), ("tina", vec![]), ("bella", vec![])];
+pub async fn people_decide() {
+    let users = vec![("olga".into(), vec![]), ("tina".into(), vec![]), ("bella".into(), vec![])];
     let options = StageOptions { mode: Some(Mode::Approve), users, ..StageOptions::default() };
     let mut stage = Stage::set(options).await;
     stage.namespace("shop").await;
@@ -42,7 +41,7 @@ async fn people_decide() {
     an_approval_is_for_one_plan(&stage, &olga, &waiting).await;
     healed(&stage).await;
 
-    stage.policy("test", Mode::Observe).await;
+    stage.policy(Mode::Observe).await;
     strike(&stage).await;
     let ran = stage
         .reattach(
@@ -51,7 +50,7 @@ async fn people_decide() {
         )
         .await
         .ended(0);
-    println!("recover: {}", ran.err.lines().last().unwrap_or_default());
+    say!("recover: {}", ran.err.lines().last().unwrap_or_default());
     healed(&stage).await;
     let by_olga =
         stage.recoveries("shop").await.into_iter().find(|r| r.spec.requester == "olga").expect("hers");
@@ -89,7 +88,7 @@ async fn a_tenant_stays_a_tenant(stage: &Stage, tina: &Path, waiting: &VolumeRec
     };
     let refused = |what: &str, answer: kube::Result<VolumeRecovery>| match answer {
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
-            println!("  tenant, {what}: {}", status.message)
+            say!("  tenant, {what}: {}", status.message)
         }
         other => panic!("{what}: {other:?}"),
     };
@@ -129,12 +128,12 @@ async fn an_approval_is_for_one_plan(stage: &Stage, olga: &Path, waiting: &Volum
     let status = done.status.expect("a status");
     assert_eq!((status.phase, status.plan_hash.as_deref()), (Phase::Recovered, Some(hash.as_str())));
     assert!(accepted.contains("the approval of olga") && accepted.contains(&hash), "{accepted}");
-    println!("approved: {accepted}");
+    say!("approved: {accepted}");
 }
 
 async fn aborted_in_the_middle(stage: &Stage, olga: &Path) {
-    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Hang }).await.expect("the switch moves");
-    stage.policy("test", Mode::Auto).await;
+    stage.plane.csi_faults(Unpublish::Hang).await.expect("the switch moves");
+    stage.policy(Mode::Auto).await;
     strike(stage).await;
     let zero = eventually("a workload at zero", LIMIT, async || {
         (stage.count("shop", "Deployment", APP).await == (0, true)
@@ -143,7 +142,7 @@ async fn aborted_in_the_middle(stage: &Stage, olga: &Path) {
     });
     zero.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
     let ran = stage.reattach(olga, &["abort", APP, "-n", "shop", "--reason", "by hand", "--wait"]).await;
-    println!("abort: {}", ran.err.lines().last().unwrap_or_default());
+    say!("abort: {}", ran.err.lines().last().unwrap_or_default());
     ran.ended(0);
     assert_eq!(stage.count("shop", "Deployment", APP).await, (1, false));
     assert!(stage.recoveries("shop").await.iter().any(|r| {
@@ -151,7 +150,7 @@ async fn aborted_in_the_middle(stage: &Stage, olga: &Path) {
             && r.status.as_ref().is_some_and(|s| s.phase == Phase::Aborted)
     }));
     stage.await_nothing_left().await;
-    stage.policy("test", Mode::Observe).await;
+    stage.policy(Mode::Observe).await;
     stage.plane.csi_faults(CsiFaults::default()).await.expect("the switch moves");
 }
 
@@ -173,11 +172,11 @@ async fn without_a_controller(stage: &mut Stage, bella: &Path) {
     let said = stage.reattach(bella, &arguments).await;
     let last = said.err.lines().last().unwrap_or_default().to_owned();
     assert!(said.code == 1 && last.contains("is alive and holds Lease"), "{said:#?}");
-    println!("break-glass beside a controller: {last}");
+    say!("break-glass beside a controller: {last}");
     assert_eq!(stage.count("shop", "Deployment", APP).await, (1, false));
     stage.stop_controllers();
     let ran = stage.reattach(bella, &arguments).await.ended(0);
-    println!("break-glass: {}", ran.err.lines().last().unwrap_or_default());
+    say!("break-glass: {}", ran.err.lines().last().unwrap_or_default());
     healed(stage).await;
     let all = stage.recoveries("shop").await;
     let hers = all.iter().find(|r| r.spec.requester == "bella").expect("hers");

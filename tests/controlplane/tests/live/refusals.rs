@@ -15,7 +15,7 @@ use reattach_cloud_simulator::{InstanceNo, VolumeNo};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests::{self, claim_volume};
-use reattach_tests_controlplane::eventually;
+use reattach_tests_controlplane::{eventually, say};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
@@ -276,7 +276,7 @@ async fn no_access_mode(stage: &Stage) {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(stage.admin.clone(), NS);
     let invalid = |what: &str, answer: kube::Result<PersistentVolumeClaim>, says: &str| match answer {
         Err(kube::Error::Api(status)) if status.code == 422 && status.message.contains(says) => {
-            println!("  not shown, because the API server refuses it: {what}: {}", status.message);
+            say!("  not shown, because the API server refuses it: {what}: {}", status.message);
         }
         other => panic!("{what}: {other:?}"),
     };
@@ -325,18 +325,17 @@ async fn await_says(stage: &Stage, mode: Mode, expected: &[Expected]) {
     let silent: Vec<_> = expected.iter().filter(|e| !said.contains_key(e)).collect();
     let instead: Vec<_> = silent.iter().map(|e| (e, last.get(*e))).collect();
     assert!(in_time, "{mode}: these should say something else: {instead:#?}\n{}", stage.logs());
-    println!("{mode}: {} refusals", said.len());
+    say!("{mode}: {} refusals", said.len());
     if mode == Mode::Auto {
         for ((_, claim, _), line) in said {
-            println!("  {claim}: {line}");
+            say!("  {claim}: {line}");
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_with_the_object_that_causes_it() {
+pub async fn each_with_the_object_that_causes_it() {
     let begun = Instant::now();
-    let took = |what: &str| println!("{:5.1} s: {what}", begun.elapsed().as_secs_f32());
+    let took = |what: &str| say!("{:5.1} s: {what}", begun.elapsed().as_secs_f32());
     let options = StageOptions {
         volumes_per_node: 60,
         feature_gates: vec!["HPAScaleToZero"],
@@ -381,13 +380,13 @@ async fn each_with_the_object_that_causes_it() {
     expected.push(("tight", "web".to_owned(), "exceeded quota"));
 
     // Nothing may act before every cause is there and seen.
-    stage.policy("test", Mode::DryRun).await;
+    stage.policy(Mode::DryRun).await;
     stage.kubelet(NODE).recycle(DiskAfter::Kept, AWAY).await;
     stage.await_down(NS, "rolling").await;
     afterwards(&stage, orphan).await;
     took("all are stuck, and every cause is there");
     for mode in [Mode::DryRun, Mode::Auto] {
-        stage.policy("test", mode).await;
+        stage.policy(mode).await;
         await_says(&stage, mode, &expected).await;
         took("all are refused");
     }

@@ -13,7 +13,7 @@ use kube::{Api, ResourceExt};
 use reattach_cloud_simulator::{Timings, VolumeNo};
 use reattach_core::fence::OUT_OF_SERVICE_TAINT;
 use reattach_core::runbook::StepKind;
-use reattach_tests_controlplane::{AuditEvent, Component, CsiFaults, Unpublish, eventually};
+use reattach_tests_controlplane::{AuditEvent, Component, Unpublish, eventually, say};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 async fn stage_restarted() -> (Stage, VolumeNo) {
     let mut stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
     stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
-    stage.policy_saying("test", json!({"powerOff": "Allowed"})).await;
+    stage.policy_saying(json!({"powerOff": "Allowed"})).await;
     stage.namespace("shop").await;
     let volume = stage.deployment_with("shop", "redis", "node-1", |o| prefer(o, &["node-1", "node-2"])).await;
     stage.await_ready("shop", "redis", 1).await;
@@ -48,7 +48,7 @@ async fn stage_restarted() -> (Stage, VolumeNo) {
     assert_eq!(stage.cloud_mutations(), [], "nobody has begun to heal it");
     let begun = Instant::now();
     stage.plane.restart_component(Component::ControllerManager).await.expect("it starts again");
-    println!("kube-controller-manager was away for {:.1} s", begun.elapsed().as_secs_f64());
+    say!("kube-controller-manager was away for {:.1} s", begun.elapsed().as_secs_f64());
     (stage, volume)
 }
 
@@ -90,14 +90,14 @@ fn records(stage: &Stage, old: &str) -> (Option<Timestamp>, Option<Timestamp>) {
 /// The end of both tests: healed, by a taint on an instance that is proven off, and everything put back.
 async fn heals(stage: &mut Stage, volume: VolumeNo, restarted: Instant) {
     let recovery = stage.await_recovered("shop", "redis").await;
-    println!("{}", told(&recovery));
+    say!("{}", told(&recovery));
     stage.await_ready_on("shop", "redis", "node-2").await;
-    println!("Ready {:.0} s after kube-controller-manager was back", restarted.elapsed().as_secs_f64());
+    say!("Ready {:.0} s after kube-controller-manager was back", restarted.elapsed().as_secs_f64());
     assert!(effects(&recovery).contains(&StepKind::TaintOutOfService), "{:?}", effects(&recovery));
     let proven = completed(&recovery, StepKind::Prove).expect("a proof");
     assert!(tainted(stage) > proven, "the taint rests on the proof");
     let count = stage.assert_pinned_and_journaled(&[recovery]);
-    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     stage.assert_one_holder(&[volume]);
     assert!(!stage.is_out_of_service("node-1").await, "the taint is off again");
     stage.boot("node-1").await;
@@ -105,15 +105,14 @@ async fn heals(stage: &mut Stage, volume: VolumeNo, restarted: Instant) {
     stage.await_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dead_nodes_volume_comes_back_after_a_restart_of_the_controller_manager() {
+pub async fn a_dead_nodes_volume_comes_back_after_a_restart_of_the_controller_manager() {
     let (mut stage, volume) = stage_restarted().await;
     let restarted = Instant::now();
     let old = stage.attachments("shop", "redis").await.remove(0).name_any();
     heals(&mut stage, volume, restarted).await;
     let (taint, (deleted, made)) = (tainted(&stage), records(&stage, &old));
     let deleted = deleted.expect("kube-controller-manager asks for the detach");
-    println!(
+    say!(
         "{:.1} s from the taint to the deletion of the VolumeAttachment, {:.1} s to the new node's",
         deleted.duration_since(taint).as_secs_f64(),
         made.expect("the new one").duration_since(taint).as_secs_f64()
@@ -124,10 +123,9 @@ async fn a_dead_nodes_volume_comes_back_after_a_restart_of_the_controller_manage
 
 /// A person deletes the VolumeAttachment, the driver cannot detach: once the cloud has let go and the record is gone,
 /// kube-controller-manager still believes the Node's list.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_by_hand_after_a_restart_is_finished_by_the_taint() {
+pub async fn a_deletion_by_hand_after_a_restart_is_finished_by_the_taint() {
     let (mut stage, volume) = stage_restarted().await;
-    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Fail }).await.expect("the switch moves");
+    stage.plane.csi_faults(Unpublish::Fail).await.expect("the switch moves");
     let restarted = Instant::now();
     let old = stage.attachments("shop", "redis").await.remove(0).name_any();
     let attachments: Api<VolumeAttachment> = Api::all(stage.admin.clone());
@@ -135,7 +133,7 @@ async fn a_deletion_by_hand_after_a_restart_is_finished_by_the_taint() {
     heals(&mut stage, volume, restarted).await;
     let (taint, (_, made)) = (tainted(&stage), records(&stage, &old));
     let made = made.expect("the new one");
-    println!(
+    say!(
         "{:.1} s from the taint to the new node's VolumeAttachment",
         made.duration_since(taint).as_secs_f64()
     );

@@ -7,6 +7,7 @@ use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, VolumeNo,
 use reattach_drill::in_virtual_time;
 use reattach_sim::cloud::SimulatedCloud;
 use reattach_sim::rows::{ROWS, Rig, RowError, Seen, all_in_memory, disagreements};
+use reattach_tests_controlplane::say;
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,28 +18,26 @@ type Rows = Vec<(&'static str, Result<Vec<Seen>, RowError>)>;
 /// The seeds of the cluster in memory: its ticks and syncs then have other phases.
 const SEEDS: [u64; 3] = [1, 2, 3];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn alone_the_cluster_in_memory_behaves_as_the_real_one() {
+pub async fn measured_the_cluster_in_memory_behaves_as_the_real_one() {
     let start = Instant::now();
     let memory = tokio::task::spawn_blocking(|| {
         SEEDS.map(|seed| (seed, in_virtual_time(move || all_in_memory(seed)).expect("virtual time")))
     });
     let memory: [(u64, Rows); SEEDS.len()] = memory.await.expect("the rows in memory end");
-    println!("{:>5.1} s: the rows in memory are done", start.elapsed().as_secs_f64());
+    say!("{:>5.1} s: the rows in memory are done", start.elapsed().as_secs_f64());
 
     // All rows side by side, each with two nodes and a volume of its own.
     let nodes = 2 * u64::try_from(ROWS.len()).expect("few rows");
-    let options =
-        StageOptions { nodes, mode: None, controllers: 0, agents: false, alone: true, ..Default::default() };
+    let options = StageOptions { nodes, mode: None, controllers: 0, agents: false, ..Default::default() };
     let stage = Stage::set(options).await;
     let mut rigs = Vec::new();
     for (at, row) in ROWS.into_iter().enumerate() {
         rigs.push((row, rig(&stage, at).await));
     }
-    println!("{:>5.1} s: the stage is set", start.elapsed().as_secs_f64());
+    say!("{:>5.1} s: the stage is set", start.elapsed().as_secs_f64());
     let real: Rows = join_all(rigs.iter().map(|(row, rig)| async move {
         let result = rig.row(row).await;
-        println!("{:>5.1} s: {row} is done", start.elapsed().as_secs_f64());
+        say!("{:>5.1} s: {row} is done", start.elapsed().as_secs_f64());
         (*row, result)
     }))
     .await;
@@ -50,7 +49,7 @@ async fn alone_the_cluster_in_memory_behaves_as_the_real_one() {
 /// Prints the table and answers what is wrong with it.
 fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
     let mut wrong = Vec::new();
-    println!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "row", "what", "measured real", "in memory");
+    say!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "row", "what", "measured real", "in memory");
     for (at, (row, result)) in real.iter().enumerate() {
         let figures = result.as_deref().unwrap_or_else(|error| {
             wrong.push(format!("{row} on the real one: {error}"));
@@ -78,7 +77,7 @@ fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
             let between =
                 if least < most { format!("{least:.1} to {most:.1}") } else { format!("{most:.1}") };
             let (from, to) = seen.bounds;
-            println!("{row:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
+            say!("{row:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
             if !seen.fits() {
                 wrong.push(format!("{row} on the real one: {seen:?}"));
             }

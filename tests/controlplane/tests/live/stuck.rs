@@ -1,7 +1,8 @@
 //! A CSI controller that does not detach, and one that is not there.
 
+use crate::STOCK;
 use crate::common::logs::{CONTROLLER, journal};
-use crate::common::{AWAY, Stage, StageOptions};
+use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
@@ -9,7 +10,7 @@ use reattach_cloud_simulator::{Operation, RequestRecord, VolumeNo};
 use reattach_core::journal::Mark;
 use reattach_core::proof::ProofKind;
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_controlplane::{Component, CsiFaults, Unpublish};
+use reattach_tests_controlplane::{AuditEvent, Component, Unpublish, eventually, say};
 
 /// Every detach of the volume that anybody asked the cloud for.
 fn detaches(stage: &Stage, volume: VolumeNo) -> Vec<RequestRecord> {
@@ -52,36 +53,38 @@ fn freed(stage: &Stage, node: &str, volume: VolumeNo, before: Timestamp) -> Time
     freed.expect("volumesInUse was empty of the volume")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn our_detach_with_proof_where_the_drivers_fails() {
+/// The CSI controller answers each detach with an error.
+pub async fn our_detach_with_proof_where_the_drivers_fails() {
+    let stage = Stage::share(&STOCK, "unpublish", StageOptions::default()).await;
+    stage.namespace("unpublish").await;
+    let volume = stage.deployment("unpublish", "redis", "unpublish-1").await;
+    stage.await_ready("unpublish", "redis", 1).await;
+    stage.unpublish(&[volume], Unpublish::Fail).await;
+    stage.kubelet("unpublish-1").recycle(DiskAfter::Kept, AWAY).await;
+    let recovery = stage.await_phase("unpublish", "redis", &[Phase::Recovered]).await;
+    stage.await_ready("unpublish", "redis", 1).await;
+    one_proven_detach(&stage, &recovery, volume, "unpublish-1");
+    stage.assert_one_holder(&[volume]);
+    stage.await_nothing_left().await;
+}
+
+/// The CSI controller is down: the cloud detach frees the volume, and the rest waits for the driver.
+pub async fn our_detach_with_proof_where_the_driver_is_down() {
     let stage = Stage::set(StageOptions::default()).await;
     stage.namespace("shop").await;
-    let failing = stage.deployment("shop", "redis", "node-1").await;
-    let absent = stage.stateful_set("shop", "sql", 1, "node-2").await[0];
-    for app in ["redis", "sql"] {
-        stage.await_ready("shop", app, 1).await;
-    }
-    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Fail }).await.expect("the switch moves");
-    stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
-    let recovery = stage.await_phase("shop", "redis", &[Phase::Recovered]).await;
-    stage.await_ready("shop", "redis", 1).await;
-    one_proven_detach(&stage, &recovery, failing, "node-1");
-    stage.plane.csi_faults(CsiFaults::default()).await.expect("the switch moves");
-
-    // Nobody publishes or unpublishes: the cloud detach frees the volume, and the rest waits for the driver.
+    let volume = stage.stateful_set("shop", "sql", 1, "node-2").await[0];
+    stage.await_ready("shop", "sql", 1).await;
     stage.plane.stop_component(Component::CsiController).expect("it ran");
     stage.kubelet("node-2").recycle(DiskAfter::Kept, AWAY).await;
-    let detached = |e: &reattach_tests_controlplane::AuditEvent| {
+    let detached = |e: &AuditEvent| {
         let last = journal(e).last().map(ToString::to_string).unwrap_or_default();
         e.user == CONTROLLER
             && e.name.as_deref().is_some_and(|n| n.starts_with("data-sql-0"))
             && last.contains("the cloud names no holder")
     };
     let what = "a journal line that says that the cloud has let go";
-    let seen = reattach_tests_controlplane::eventually(what, crate::common::LIMIT, async || {
-        stage.audit().iter().any(detached).then_some(())
-    });
-    if seen.await.is_err() {
+    let seen = eventually(what, LIMIT, async || stage.audit().iter().any(detached).then_some(())).await;
+    if seen.is_err() {
         stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
     }
     assert_eq!(
@@ -92,8 +95,8 @@ async fn our_detach_with_proof_where_the_drivers_fails() {
     stage.plane.start_component(Component::CsiController).await.expect("it starts");
     let recovery = stage.await_phase("shop", "data-sql-0", &[Phase::Recovered]).await;
     stage.await_ready("shop", "sql", 1).await;
-    one_proven_detach(&stage, &recovery, absent, "node-2");
-    stage.assert_one_holder(&[failing, absent]);
+    one_proven_detach(&stage, &recovery, volume, "node-2");
+    stage.assert_one_holder(&[volume]);
     stage.await_nothing_left().await;
 }
 
@@ -106,7 +109,7 @@ fn one_proven_detach(stage: &Stage, recovery: &VolumeRecovery, volume: VolumeNo,
     assert!(no_user < lease && lease < ours[0].at, "no user {no_user}, Lease {lease}, detach {}", ours[0].at);
     assert!(freed < ours[0].at, "volumesInUse let go at {freed}, the detach was asked for at {}", ours[0].at);
     let effects = stage.assert_journaled_first(recovery, volume);
-    println!(
+    say!(
         "{}: one detach of ours, {:.1} s after the last user, {:.1} s after volumesInUse, {:.1} s after the Lease; {effects} effects journaled first",
         recovery.name_any(),
         ours[0].at.duration_since(no_user).as_secs_f64(),

@@ -1,5 +1,6 @@
 //! Class D: a VolumeAttachment that does not finish.
 
+use crate::STOCK;
 use crate::common::fencing::{DEATH, effects, told};
 use crate::common::workloads::prefer;
 use crate::common::{LIMIT, Stage, StageOptions};
@@ -11,70 +12,83 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, Timings, VolumeNo};
 use reattach_core::runbook::StepKind;
 use reattach_sim::kubelet::NodePluginFaults;
-use reattach_tests_controlplane::{Component, CsiFaults, Unpublish, eventually};
-use serde_json::json;
+use reattach_tests_controlplane::{Component, Unpublish, eventually, say};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
+/// The nodes of a cluster of its own.
 const NODES: [&str; 2] = ["node-1", "node-2"];
 
-async fn stage_with(apps: &[&str]) -> (Stage, Vec<VolumeNo>) {
-    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
-    stage.cloud.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
-    stage.policy_saying("test", json!({})).await;
-    stage.namespace("shop").await;
+/// Workloads on the first node that may run on the second.
+async fn with_apps(stage: Stage, namespace: &str, apps: &[&str]) -> (Stage, Vec<VolumeNo>) {
+    stage.set_timings(Timings { shutdown_ms: 5_000, boot_ms: 5_000, ..Timings::default() });
+    stage.policy_saying(json!({})).await;
+    stage.namespace(namespace).await;
+    let (first, second) = (stage.node_name(1), stage.node_name(2));
     let mut volumes = Vec::new();
     for app in apps {
-        volumes.push(stage.deployment_with("shop", app, NODES[0], |o| prefer(o, &NODES)).await);
+        let shape = |object: &mut Value| prefer(object, &[&first, &second]);
+        volumes.push(stage.deployment_with(namespace, app, &first, shape).await);
     }
     for app in apps {
-        stage.await_ready("shop", app, 1).await;
-        assert_eq!(stage.node_of("shop", app).await, NODES[0]);
+        stage.await_ready(namespace, app, 1).await;
+        assert_eq!(stage.node_of(namespace, app).await, first);
     }
     (stage, volumes)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_detach_is_done_at_the_cloud() {
-    let (stage, volumes) = stage_with(&["redis"]).await;
-    stage.plane.csi_faults(CsiFaults { unpublish: Unpublish::Fail }).await.expect("the switch moves");
-    stage.move_away("shop", "redis", "node-1").await;
+/// The same with one workload on the shared cluster.
+async fn on_shared_cluster(name: &str) -> (Stage, Vec<VolumeNo>) {
+    let stage = Stage::share(&STOCK, name, StageOptions { mode: None, ..StageOptions::default() }).await;
+    with_apps(stage, name, &["redis"]).await
+}
+
+/// The same on a cluster of its own, in the namespace `shop`.
+async fn on_own_cluster(apps: &[&str]) -> (Stage, Vec<VolumeNo>) {
+    let stage = Stage::set(StageOptions { mode: None, ..StageOptions::default() }).await;
+    with_apps(stage, "shop", apps).await
+}
+
+pub async fn a_refused_detach_is_done_at_the_cloud() {
+    let (stage, volumes) = on_shared_cluster("refused").await;
+    stage.unpublish(&volumes, Unpublish::Fail).await;
+    stage.move_away("refused", "redis", "refused-1").await;
     let moved = Instant::now();
-    let recovery = stage.await_recovered("shop", "redis").await;
-    println!("{}", told(&recovery));
-    stage.await_ready_on("shop", "redis", "node-2").await;
-    println!("Ready {:.0} s after the pod was moved", moved.elapsed().as_secs_f64());
+    let recovery = stage.await_recovered("refused", "redis").await;
+    say!("{}", told(&recovery));
+    stage.await_ready_on("refused", "redis", "refused-2").await;
+    say!("Ready {:.0} s after the pod was moved", moved.elapsed().as_secs_f64());
     assert_eq!(effects(&recovery).iter().filter(|k| **k == StepKind::CloudDetach).count(), 1);
     assert_eq!(stage.cloud_mutations().len(), 1, "{:#?}", stage.cloud_mutations());
     let journal = told(&recovery);
     assert!(journal.contains("KubeletHandshake"), "{journal}");
     let count = stage.assert_pinned_and_journaled(&[recovery]);
-    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     stage.assert_one_holder(&volumes);
     stage.await_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_node_that_is_off_lets_go() {
-    let (mut stage, volumes) = stage_with(&["redis"]).await;
-    let attachment = stage.attachments("shop", "redis").await;
-    stage.hang("node-1");
-    stage.cloud.shutdown(stage.instance("node-1")).expect("it runs, says the cloud");
-    stage.await_instance("node-1", &InstanceStatus::Offline).await;
+pub async fn a_deleted_node_that_is_off_lets_go() {
+    let (mut stage, volumes) = on_shared_cluster("deleted").await;
+    let attachment = stage.attachments("deleted", "redis").await;
+    stage.hang("deleted-1");
+    stage.cloud.shutdown(stage.instance("deleted-1")).expect("it runs, says the cloud");
+    stage.await_instance("deleted-1", &InstanceStatus::Offline).await;
     let nodes: Api<Node> = Api::all(stage.admin.clone());
-    nodes.delete("node-1", &DeleteParams::default()).await.expect("deleted");
+    nodes.delete("deleted-1", &DeleteParams::default()).await.expect("deleted");
     let deleted = Instant::now();
-    let recovery = stage.await_recovered("shop", "redis").await;
-    println!("{}", told(&recovery));
-    stage.await_ready_on("shop", "redis", "node-2").await;
-    println!(
+    let recovery = stage.await_recovered("deleted", "redis").await;
+    say!("{}", told(&recovery));
+    stage.await_ready_on("deleted", "redis", "deleted-2").await;
+    say!(
         "Ready {:.0} s after the Node was deleted; stock Kubernetes: 412 to 427 s",
         deleted.elapsed().as_secs_f64()
     );
     assert!(effects(&recovery).contains(&StepKind::DeleteAttachment), "{:?}", effects(&recovery));
     let old = attachment.first().and_then(ResourceExt::uid);
-    assert!(stage.attachments("shop", "redis").await.iter().all(|va| va.uid() != old));
+    assert!(stage.attachments("deleted", "redis").await.iter().all(|va| va.uid() != old));
     let count = stage.assert_pinned_and_journaled(&[recovery]);
-    println!("{count} effects, each pinned by its plan and after the journal line that announces it");
+    say!("{count} effects, each pinned by its plan and after the journal line that announces it");
     assert_eq!(stage.cloud_mutations(), [], "the driver detached");
     stage.assert_one_holder(&volumes);
     stage.await_nothing_left().await;
@@ -90,15 +104,14 @@ async fn refused(stage: &Stage, claim: &str, sentence: &str) -> VolumeRecovery {
         })
         .await;
     let status = seen.status.clone().unwrap_or_default();
-    println!("{claim}: {:?}: {}", status.phase, status.message);
+    say!("{claim}: {:?}: {}", status.phase, status.message);
     assert!(status.journal.is_empty() && status.plan.is_none(), "{}", status.message);
     seen
 }
 
 /// Each is named, nothing is touched, and it heals once the cause is mended.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
-    let (stage, volumes) = stage_with(&["plain", "gone"]).await;
+pub async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
+    let (stage, volumes) = on_own_cluster(&["plain", "gone"]).await;
     let secrets: Api<Secret> = Api::namespaced(stage.admin.clone(), "shop");
     let secret = || {
         serde_json::from_value::<Secret>(json!({"metadata": {"name": "cloud"}, "stringData": {"a": "b"}}))
@@ -175,10 +188,9 @@ async fn what_only_people_can_mend_is_said_and_nothing_is_touched() {
 
 /// The PersistentVolume was deleted and its finalizers taken off: external-attacher cannot detach without it, and nor can we.
 /// A person is called, without a ticket for the provider, which has nothing to do with it; made again, it heals.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_persistent_volume_that_is_made_again_lets_go() {
-    let (stage, volumes) = stage_with(&["redis"]).await;
-    stage.policy_saying("test", json!({"escalateAfterSeconds": 60})).await;
+pub async fn a_persistent_volume_that_is_made_again_lets_go() {
+    let (stage, volumes) = on_own_cluster(&["redis"]).await;
+    stage.policy_saying(json!({"escalateAfterSeconds": 60})).await;
     let before = stage.attachments("shop", "redis").await;
     let [old] = before.as_slice() else { panic!("one VolumeAttachment: {before:#?}") };
     let api: Api<PersistentVolume> = Api::all(stage.admin.clone());
@@ -203,7 +215,7 @@ async fn a_persistent_volume_that_is_made_again_lets_go() {
         })
         .await;
     let told = called.status.and_then(|s| s.escalation).expect("it was seen");
-    println!("a person is told: {}", told.summary);
+    say!("a person is told: {}", told.summary);
     assert!(told.ticket.is_none() && told.summary.contains("restore PersistentVolume"), "{told:?}");
     let hangs = stage.attachments("shop", "redis").await;
     assert!(hangs.iter().any(|va| va.uid() == old.uid()), "it hangs: {hangs:#?}");
@@ -217,12 +229,12 @@ async fn a_persistent_volume_that_is_made_again_lets_go() {
     api.create(&PostParams::default(), &again).await.expect("created");
     let made = Instant::now();
     stage.await_ready_on("shop", "redis", "node-2").await;
-    println!("Ready {:.0} s after the PersistentVolume is there again", made.elapsed().as_secs_f64());
+    say!("Ready {:.0} s after the PersistentVolume is there again", made.elapsed().as_secs_f64());
     let over = stage
         .await_recovery("shop", "redis", "an end", |r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
         .await;
     let status = over.status.expect("a status");
-    println!("{:?}: {}", status.phase, status.message);
+    say!("{:?}: {}", status.phase, status.message);
     assert!(matches!(status.phase, Phase::Recovered | Phase::Resolved), "{}", stage.story("shop").await);
     assert_eq!(status.escalation, None, "nobody is called any more");
     assert_eq!(stage.cloud_mutations(), [], "the driver detached");

@@ -1,8 +1,8 @@
 //! The stage of the control plane tier with real nodes on it.
 
+use crate::common::cluster::{KUBELETS, SYSTEM, Shared};
 use crate::common::logs::AGENT;
 use crate::common::processes::binary_path;
-use crate::common::stage::SYSTEM;
 use crate::common::workloads::{pin, prefer};
 use crate::common::{LIMIT, Stage, StageOptions, measure};
 use jiff::Timestamp;
@@ -10,17 +10,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, VolumeNo};
-use reattach_core::policy::Mode;
 use reattach_sim::manifests;
-use reattach_tests_controlplane::{AuditEvent, eventually};
+use reattach_tests_controlplane::{AuditEvent, eventually, say};
 use reattach_tests_node::{Disk, Hypervisor, IMAGE, Machine, MachineConfig, Program, Stamps, Tools, sweep};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The namespace of the workloads.
-pub const SHOP: &str = "shop";
 /// The name of the one workload, of its claim and of its pods' label.
 pub const APP: &str = "redis";
 /// How long a recycled machine is off.
@@ -38,82 +35,61 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// `nodes` real nodes that are Ready, each with an agent, and the controller.
+    /// `nodes` real nodes that are Ready, each with an agent, and a controller, on a cluster of its own.
     pub async fn set(nodes: u64) -> Self {
-        Self::with_controller(nodes, false).await
-    }
-
-    /// The same while no other scene is up: its times are to be measured.
-    pub async fn set_alone(nodes: u64) -> Self {
-        Self::with_controller(nodes, true).await
-    }
-
-    async fn with_controller(nodes: u64, alone: bool) -> Self {
-        let mut scene = Self::with(nodes, "basic", alone).await;
+        let scene = Self::without_controller(nodes, "basic").await;
         scene.stage.start_controller().await;
         scene
     }
 
-    /// The same with agents that look this far (`--level`), and nobody to judge what they see.
+    /// The same with agents that look this far (`--level`), and no controller that judges what they see.
     pub async fn without_controller(nodes: u64, level: &'static str) -> Self {
-        Self::with(nodes, level, false).await
+        let users = (1..=nodes).map(|n| kubelet(&format!("node-{n}"))).collect();
+        let options = StageOptions { controllers: 0, users, ..options() };
+        Self::on(Stage::set(options).await, nodes, level).await
     }
 
-    async fn with(nodes: u64, level: &'static str, alone: bool) -> Self {
+    /// The same on the shared cluster of this kind, where no other scene has this name.
+    pub async fn share(shared: &'static Shared, name: &str, nodes: u64) -> Self {
+        Self::on(Stage::share(shared, name, options()).await, nodes, "basic").await
+    }
+
+    async fn on(stage: Stage, nodes: u64, level: &'static str) -> Self {
         let begun = Instant::now();
         sweep().expect("what others left is gone");
         let tools = tokio::task::spawn_blocking(Tools::find).await.expect("it ran").expect("tools");
         let tools = Arc::new(tools);
-        let users =
-            [("system:node:node-1", vec!["system:nodes"]), ("system:node:node-2", vec!["system:nodes"])];
-        let options = StageOptions {
-            nodes: 0,
-            alone,
-            agents: false,
-            controllers: 0,
-            mode: Some(Mode::Auto),
-            users: users.into(),
-            ..StageOptions::default()
-        };
-        let stage = Stage::set(options).await;
-        say(begun, "the control plane is up");
-        // Their images are nowhere, and nothing may be asked of a registry. The same binaries run as processes.
-        for (kind, name) in [("daemonset", "reattach-agent"), ("deployment", "reattach-controller")] {
-            kubectl(&stage, &["delete", kind, name, "--namespace", SYSTEM, "--cascade=foreground"]);
-        }
-        // The Node authorizer gives kubelets less; it is not part of the control plane tier.
-        stage
-            .create(json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-                "metadata": {"name": "kubelets"},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}],
-            }))
-            .await;
-        let hypervisor = Hypervisor::start(stage.cloud.clone(), tools.clone(), stage.folder.join("volumes"));
+        let volumes = stage.folder.join(format!("volumes-{}", stage.node_name(0)));
+        let hypervisor = Hypervisor::start(stage.cloud.clone(), tools.clone(), volumes);
         let hypervisor = hypervisor.expect("a hypervisor");
         let mut scene = Self { machines: Vec::new(), hypervisor, stage, level, begun };
         for n in 1..=nodes {
             scene.add_machine(n, tools.clone());
         }
         for n in 1..=nodes {
-            scene.await_node(&format!("node-{n}"), true).await;
-            scene.add_agent(&format!("node-{n}")).await;
+            let node = scene.stage.node_name(n);
+            scene.await_node(&node, true).await;
+            scene.add_agent(&node).await;
         }
-        scene.stage.namespace(SHOP).await;
+        scene.stage.namespace(scene.namespace()).await;
         scene.say("nodes are Ready, agents run");
         scene
     }
 
+    /// The namespace of the workload.
+    pub fn namespace(&self) -> &str {
+        self.stage.name.as_deref().unwrap_or("shop")
+    }
+
     fn add_machine(&mut self, n: u64, tools: Arc<Tools>) {
-        let name = format!("node-{n}");
-        let instance = NewInstance::new(name.as_str()).with_id(1000 + n);
-        self.stage.cloud.create_instance(instance).expect("an instance");
+        let (name, instance) = (self.stage.node_name(n), self.stage.instance_number(n));
+        let new = NewInstance::new(name.as_str()).with_id(instance);
+        self.stage.cloud.create_instance(new).expect("an instance");
         // 127.A.B.N: no other process and no other machine listens there.
         let process = std::process::id();
         let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, address_number());
-        let kubeconfig = self.stage.plane.kubeconfig_for(&format!("system:node:{name}")).expect("a user");
-        let config = MachineConfig { name: name.clone(), instance: 1000 + n, address, kubeconfig };
+        let kubeconfig = self.stage.plane.kubeconfig_for(&kubelet(&name).0).expect("a user");
+        let config = MachineConfig { name: name.clone(), instance, address, kubeconfig };
         let mut machine = Machine::new(config, tools, self.stage.folder.join(&name)).expect("a machine");
         machine.power_on(Disk::Kept).expect("it boots");
         for program in [Program::Containerd, Program::CsiNode, Program::Kubelet] {
@@ -134,7 +110,7 @@ impl Scene {
 
     /// Prints what happened, with the seconds since the scene began.
     pub fn say(&self, what: &str) {
-        say(self.begun, what);
+        say!("{:7.1} s: {what}", self.begun.elapsed().as_secs_f64());
     }
 
     /// Waits until a Node's condition Ready is True, or is not.
@@ -190,7 +166,9 @@ impl Scene {
     /// The same, and nobody looks whether it comes up.
     pub async fn canary_unawaited(&self, node: &str) -> VolumeNo {
         let console = self.machine(node).path("console").display().to_string();
-        self.stage.deployment_with(SHOP, APP, node, |object| canary(object, &console, "/data/stamps")).await
+        self.stage
+            .deployment_with(self.namespace(), APP, node, |object| canary(object, &console, "/data/stamps"))
+            .await
     }
 
     /// The same, and where that node cannot run it, another one may.
@@ -201,7 +179,7 @@ impl Scene {
             canary(object, &console, "/data/stamps");
             prefer(object, &nodes);
         };
-        let volume = self.stage.deployment_with(SHOP, APP, node, shape).await;
+        let volume = self.stage.deployment_with(self.namespace(), APP, node, shape).await;
         self.await_canary(node, 10).await;
         self.say("the canary writes");
         volume
@@ -210,14 +188,16 @@ impl Scene {
     /// The same over a raw block volume.
     pub async fn raw_canary(&self, node: &str) -> VolumeNo {
         let (volume, handle) = self.stage.volume("raw");
-        let pv = format!("pv-{SHOP}-{APP}");
-        for mut object in
-            [manifests::linode_volume(&pv, &handle, "", SHOP, APP), manifests::claim(SHOP, APP, &pv)]
-        {
+        let pv = format!("pv-{}-{APP}", self.namespace());
+        for mut object in [
+            manifests::linode_volume(&pv, &handle, "", self.namespace(), APP),
+            manifests::claim(self.namespace(), APP, &pv),
+        ] {
             object["spec"]["volumeMode"] = json!("Block");
             self.stage.create(object).await;
         }
-        let mut object = manifests::deployment(SHOP, APP, 1, &[manifests::claim_volume("data", APP)]);
+        let mut object =
+            manifests::deployment(self.namespace(), APP, 1, &[manifests::claim_volume("data", APP)]);
         pin(&mut object, node);
         let container = &mut object["spec"]["template"]["spec"]["containers"][0];
         container["volumeMounts"] = json!([]);
@@ -237,7 +217,7 @@ impl Scene {
             (self.console(node).acknowledged().count() >= before + more).then_some(())
         });
         if let Err(e) = found.await {
-            let pods = self.stage.pods(SHOP, APP).await;
+            let pods = self.stage.pods(self.namespace(), APP).await;
             let pods = serde_json::to_string_pretty(&pods).unwrap_or_default();
             panic!("{e}\n{pods}\n{}", self.logs(node));
         }
@@ -251,8 +231,10 @@ impl Scene {
     /// What is on the volume: read through the mount of the one pod that runs, or, of a raw one, from its device.
     async fn read_volume(&self, node: &str, volume: VolumeNo) -> Stamps {
         let pod = self.pod().await.uid().expect("a UID");
-        let file =
-            format!("/var/lib/kubelet/pods/{pod}/volumes/kubernetes.io~csi/pv-{SHOP}-{APP}/mount/stamps");
+        let file = format!(
+            "/var/lib/kubelet/pods/{pod}/volumes/kubernetes.io~csi/pv-{}-{APP}/mount/stamps",
+            self.namespace()
+        );
         let (path, instance) = {
             let machine = self.machine(node);
             (machine.inside(&file).expect("it is on"), machine.instance())
@@ -285,7 +267,7 @@ impl Scene {
 
     /// The one pod of the workload.
     pub async fn pod(&self) -> Pod {
-        let mut pods = self.stage.pods(SHOP, APP).await;
+        let mut pods = self.stage.pods(self.namespace(), APP).await;
         assert_eq!(pods.len(), 1, "{pods:#?}");
         pods.remove(0)
     }
@@ -321,7 +303,7 @@ impl Scene {
     pub async fn await_count(&self, replicas: i64, stamped: bool) {
         let what = format!("a workload at {replicas}, stamped: {stamped}");
         let there = eventually(&what, LIMIT, async || {
-            (self.stage.count(SHOP, "Deployment", APP).await == (replicas, stamped)).then_some(())
+            (self.stage.count(self.namespace(), "Deployment", APP).await == (replicas, stamped)).then_some(())
         });
         there.await.unwrap_or_else(|e| panic!("{e}\n{}", self.stage.logs()));
     }
@@ -358,15 +340,15 @@ impl Scene {
     /// Puts a runbook in force, in mode Auto.
     pub async fn runbook(&self, name: &str) {
         let policies: Api<RecoveryPolicy> = Api::all(self.stage.admin.clone());
-        self.stage.patch(&policies, "test", json!({"spec": {"runbook": name}})).await;
+        self.stage.patch(&policies, self.stage.policy_name(), json!({"spec": {"runbook": name}})).await;
     }
 
     /// Waits until a recovery of class B has healed the workload, prints what happened when after `trouble` and how long it
     /// took without the cloud's own time, and checks that writers never overlapped, that nothing acknowledged is missing, that
     /// one guest at a time had the volume, and that nothing of reattach is left.
     pub async fn await_healed(&self, volume: VolumeNo, trouble: Timestamp) -> VolumeRecovery {
-        let recovery = self.stage.await_phase(SHOP, APP, &[Phase::Recovered]).await;
-        self.stage.await_ready(SHOP, APP, 1).await;
+        let recovery = self.stage.await_phase(self.namespace(), APP, &[Phase::Recovered]).await;
+        self.stage.await_ready(self.namespace(), APP, 1).await;
         self.say("Ready");
         let node = self.pod().await.spec.and_then(|s| s.node_name).expect("a node");
         self.await_canary(&node, 10).await;
@@ -396,7 +378,7 @@ impl Scene {
         let ready = |e: &AuditEvent| {
             let conditions = list(e, "/status/conditions").unwrap_or_default();
             e.resource == "pods"
-                && e.namespace.as_deref() == Some(SHOP)
+                && e.namespace.as_deref() == Some(self.namespace())
                 && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
         };
         type Wanted<'a> = &'a dyn Fn(&AuditEvent) -> bool;
@@ -442,11 +424,14 @@ fn address_number() -> u32 {
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
-/// Tests run side by side: each line names its own.
-fn say(begun: Instant, what: &str) {
-    let thread = std::thread::current();
-    let test = thread.name().and_then(|n| n.rsplit("::").next()).unwrap_or_default();
-    println!("{:7.1} s  {test}: {what}", begun.elapsed().as_secs_f64());
+/// What a stage with real nodes has.
+pub fn options() -> StageOptions {
+    StageOptions { nodes: 0, agents: false, controllers: 1, real_nodes: true, ..StageOptions::default() }
+}
+
+/// The user that the kubelet of a node is.
+pub fn kubelet(node: &str) -> (String, Vec<&'static str>) {
+    (format!("system:node:{node}"), vec![KUBELETS])
 }
 
 /// Makes the one container of a workload a canary that writes to `stamps` and to a file of its own in `console`, a folder of
@@ -469,14 +454,4 @@ fn canary(object: &mut Value, console: &str, stamps: &str) {
     ]);
     let mounts = container["volumeMounts"].as_array_mut().expect("mounts");
     mounts.push(json!({"name": "console", "mountPath": "/console"}));
-}
-
-fn kubectl(stage: &Stage, arguments: &[&str]) {
-    let output = std::process::Command::new("kubectl")
-        .arg("--kubeconfig")
-        .arg(stage.plane.admin_kubeconfig())
-        .args(arguments)
-        .output()
-        .expect("kubectl");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -96,13 +96,11 @@ impl Bench {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whoever_uses_a_device_is_seen() {
+pub async fn whoever_uses_a_device_is_seen() {
     all_users_are_seen("basic", Seen::Idle).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whoever_uses_a_device_is_seen_at_the_full_level() {
+pub async fn whoever_uses_a_device_is_seen_at_the_full_level() {
     all_users_are_seen("full", Seen::Clean).await;
 }
 

@@ -2,6 +2,7 @@
 
 use super::Stage;
 use super::processes::binary_path;
+use reattach_tests_controlplane::say;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,7 +35,7 @@ impl Ran {
         for name in names {
             assert!(sentence.contains(name), "{name:?} is not named in: {sentence}");
         }
-        println!("  {code}: {sentence}");
+        say!("  {code}: {sentence}");
         sentence
     }
 }

@@ -9,19 +9,19 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
+use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, VolumeNo};
 use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
 use reattach_core::journal::{Entry, Mark};
 use reattach_core::plan::Plan;
-use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
-use reattach_tests_controlplane::{AuditEvent, eventually};
+use reattach_core::runbook::StepKind;
+use reattach_tests_controlplane::{AuditEvent, eventually, say};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A dead node takes its time: kube-controller-manager calls it NotReady after 50 s, the runbook waits another minute, the
 /// cloud shuts down, and pods are collected every 20 s.
-pub const DEATH: Duration = Duration::from_secs(420);
+pub const DEATH: Duration = Duration::from_secs(900);
 
 /// Plan and journal of a recovery.
 pub fn history(recovery: &VolumeRecovery) -> (&Plan, Vec<&Entry>) {
@@ -86,7 +86,7 @@ impl Return {
 /// Prints one line per volume; gives the medians with and without the wait for pod garbage collection.
 pub fn print_returns(what: &str, all: &[Return]) -> (SignedDuration, SignedDuration) {
     for one in all {
-        println!(
+        say!(
             "{what}: {:>12}: {:5.1} s without the cloud's {:.1} s; {:.1} s of it until the old pod was collected",
             one.claim,
             one.took.as_secs_f64(),
@@ -96,7 +96,7 @@ pub fn print_returns(what: &str, all: &[Return]) -> (SignedDuration, SignedDurat
     }
     let whole = super::measure::median(all.iter().map(|r| r.took).collect());
     let rest = super::measure::median(all.iter().map(Return::without_collection).collect());
-    println!(
+    say!(
         "{what}: median {:.1} s, {:.1} s without the wait for pod garbage collection ({} volumes)",
         whole.as_secs_f64(),
         rest.as_secs_f64(),
@@ -106,22 +106,9 @@ pub fn print_returns(what: &str, all: &[Return]) -> (SignedDuration, SignedDurat
 }
 
 impl Stage {
-    /// A policy by the default runbook, with whatever else it says.
-    pub async fn policy_saying(&self, name: &str, more: Value) {
-        let mut spec = json!({"mode": "Auto", "runbook": DEFAULT_RUNBOOK, "precedence": 10});
-        spec.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
-        let policy: RecoveryPolicy = serde_json::from_value(json!({
-            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name}, "spec": spec,
-        }))
-        .expect("a policy");
-        let api: Api<RecoveryPolicy> = Api::all(self.admin.clone());
-        let params = PatchParams::apply("test").force();
-        api.patch(name, &params, &Patch::Apply(&policy)).await.expect("accepted");
-    }
-
     /// The instance behind a node of the stage.
     pub fn instance(&self, node: &str) -> InstanceNo {
-        InstanceNo(self.kubelet(node).instance().parse().expect("a number"))
+        super::stage::instance_of(self.kubelet(node))
     }
 
     fn agent_of(&self, node: &str) -> usize {
@@ -277,9 +264,10 @@ impl Stage {
 
     /// The locks of nodes that somebody has.
     pub async fn node_locks(&self) -> Vec<String> {
-        let api: Api<Lease> = Api::namespaced(self.admin.clone(), super::stage::SYSTEM);
+        let api: Api<Lease> = Api::namespaced(self.admin.clone(), super::cluster::SYSTEM);
         let all = api.list(&ListParams::default()).await.expect("listed").items;
-        all.iter().map(ResourceExt::name_any).filter(|n| n.starts_with("node-")).collect()
+        let locks = all.iter().map(ResourceExt::name_any).filter(|n| n.starts_with("node-"));
+        locks.filter(|n| !self.is_name_of_another(n)).collect()
     }
 
     /// Waits until the newest recovery of a claim is as wanted, for as long as a node takes to die.
@@ -382,7 +370,11 @@ impl Stage {
         let of =
             |m: &ObjectMeta| format!("{:?} {:?}, deleted {}", m.name, m.uid, m.deletion_timestamp.is_some());
         let mut all: Vec<String> = pods.iter().map(|p| of(&p.metadata)).collect();
-        all.extend(attachments.iter().map(|va| of(&va.metadata)));
+        let own = |va: &&VolumeAttachment| {
+            let volume = va.spec.source.persistent_volume_name.as_ref();
+            !volume.is_some_and(|volume| self.is_name_of_another(volume))
+        };
+        all.extend(attachments.iter().filter(own).map(|va| of(&va.metadata)));
         all.extend(
             volumes.iter().map(|v| format!("{v} held by {:?}", self.cloud.volume(*v).and_then(|v| v.holder))),
         );
@@ -448,7 +440,7 @@ fn names<'a>(recovery: &VolumeRecovery, write: &AuditEvent) -> Option<&'a [StepK
             Some(&[StepKind::TaintOutOfService, StepKind::Untaint, StepKind::Quarantine])
         }
         // A lock is created without its name in the request's path.
-        ("leases", None) if write.namespace.as_deref() == Some(super::stage::SYSTEM) => {
+        ("leases", None) if write.namespace.as_deref() == Some(super::cluster::SYSTEM) => {
             let lock = format!("node-{}", pins.node);
             (name == lock || uid("/metadata/name") == lock).then_some(&[])
         }

@@ -8,7 +8,7 @@ use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{JobAction, VolumeNo};
 use reattach_core::plan::Plan;
 use reattach_core::runbook::Holding;
-use reattach_tests_controlplane::AuditEvent;
+use reattach_tests_controlplane::{AuditEvent, say};
 use serde_json::Value;
 
 /// Between the end of an answer and its line in the audit log some time may pass; a client may be quicker than that.
@@ -51,6 +51,18 @@ impl Timeline {
     }
 }
 
+/// Whether this run has the machine to itself (`tests/run --deep`): what is measured is then held against the goal.
+pub fn by_itself() -> bool {
+    std::env::var_os("REATTACH_DEEP").is_some()
+}
+
+/// Asserts that something took no longer than its goal; ten times as long where other tests compute meanwhile.
+pub fn at_most(what: &str, took: SignedDuration, goal: SignedDuration) {
+    let limit = if by_itself() { goal } else { goal * 10 };
+    say!("{what}: {:.2} s, the goal is {goal:#}, the limit of this run {limit:#}", took.as_secs_f64());
+    assert!(took < limit, "{what}: {took:#}");
+}
+
 /// The middle of some durations; of an even number the greater one.
 pub fn median(mut all: Vec<SignedDuration>) -> SignedDuration {
     all.sort();
@@ -63,7 +75,7 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
         let (whole, own) = (t.whole().as_secs_f64(), t.own().as_secs_f64());
         let (down, detach) = (t.begun.duration_since(t.fact), t.detach());
         let back = t.restored.duration_since(t.gone);
-        println!(
+        say!(
             "{:>16}: {whole:5.1} s without the cloud's {:.1} s; ours {own:.3} s (to the first effect on the pod {:.3}, detached after {:.1}, to letting pods come {:.3})",
             t.claim,
             t.cloud.as_secs_f64(),
@@ -77,7 +89,7 @@ pub fn summary(timelines: &[Timeline]) -> (SignedDuration, SignedDuration) {
     let max = |d: &[SignedDuration]| d.iter().max().map_or(0.0, SignedDuration::as_secs_f64);
     let (whole_max, own_max) = (max(&whole), max(&own));
     let (whole, own) = (median(whole), median(own));
-    println!(
+    say!(
         "deciding fact to Ready, less the cloud's time: median {:.1} s, max {whole_max:.1} s; our own share: median {:.3} s, max {own_max:.3} s ({} volumes)",
         whole.as_secs_f64(),
         own.as_secs_f64(),

@@ -1,46 +1,44 @@
 //! Setting the stage.
 
+use super::cluster::{Cluster, SYSTEM, Shared};
 use super::{LIMIT, Process};
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
-use reattach_cloud_simulator::{CloudSim, NewInstance, NewVolume, VolumeNo, clock, router};
+use reattach_cloud_simulator::{InstanceNo, NewInstance, NewVolume, RequestRecord, Timings, VolumeNo};
 use reattach_core::policy::Mode;
-use reattach_core::runbook::SCALE_TO_ZERO;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_sim::Clock;
 use reattach_sim::cloud::SimulatedCloud;
 use reattach_sim::kubelet::{KubeletConfig, SimKubelet};
-use reattach_tests_controlplane::{ControlPlane, Options, eventually};
+use reattach_tests_controlplane::{Unpublish, eventually};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a stage has.
+/// What a stage has. On a shared cluster only the first four count: the rest is the cluster's.
 pub struct StageOptions {
     /// How many nodes.
     pub nodes: u64,
     /// The policy's mode; none: no policy besides the shipped one.
     pub mode: Option<Mode>,
-    /// How many controller processes.
-    pub controllers: usize,
     /// How many volumes a node may have.
     pub volumes_per_node: u32,
     /// Whether every node has an agent.
     pub agents: bool,
-    /// Whether no other stage may be up meanwhile: for measurements. Such a test's name begins with `alone_`, by which
-    /// `tests/run` puts them last: among the others each would wait for those that are up, and hold up those to come.
-    pub alone: bool,
+    /// How many controller processes.
+    pub controllers: usize,
     /// Further users of the API server, with their groups.
-    pub users: Vec<(&'static str, Vec<&'static str>)>,
+    pub users: Vec<(String, Vec<&'static str>)>,
     /// Feature gates to turn on in kube-apiserver, beyond those that are on by default.
     pub feature_gates: Vec<&'static str>,
     /// More flags for external-attacher.
     pub attacher_flags: Vec<&'static str>,
+    /// Whether the nodes are real ones; they are not the stage's to start.
+    pub real_nodes: bool,
 }
 
 impl Default for StageOptions {
@@ -48,153 +46,135 @@ impl Default for StageOptions {
         Self {
             nodes: 2,
             mode: Some(Mode::Auto),
-            controllers: 2,
             volumes_per_node: 8,
             agents: true,
-            alone: false,
+            controllers: 2,
             users: Vec::new(),
             feature_gates: Vec::new(),
             attacher_flags: Vec::new(),
+            real_nodes: false,
         }
     }
 }
 
-/// Stages are up side by side, or one is up alone.
-static GROUND: RwLock<()> = RwLock::const_new(());
+/// Numbers of instances and volumes begin here, and each stage has so many of them.
+const INSTANCES: u64 = 1_000;
+const INSTANCES_EACH: u64 = 20;
+const VOLUMES: u64 = 50_000;
+const VOLUMES_EACH: u64 = 1_000;
 
-/// The right to be on it: held, never read.
-#[allow(dead_code)]
-enum Turn {
-    Shared(RwLockReadGuard<'static, ()>),
-    Alone(RwLockWriteGuard<'static, ()>),
+/// The instance behind a node.
+pub fn instance_of(kubelet: &SimKubelet) -> InstanceNo {
+    InstanceNo(kubelet.instance().parse().expect("a number"))
 }
 
-/// A stage with everything on it.
+/// What a scenario has of a cluster: the whole of its own, or a part of a shared one.
+///
+/// On a shared cluster each name begins with the stage's: its namespace has the very name, its nodes are `NAME-1` and so on,
+/// its policy has the name and selects the namespace. What the helpers of this folder assert is filtered to that: requests by
+/// object ([`Stage::audit`]), requests to the cloud by volume and instance ([`Stage::cloud_mutations`]).
 pub struct Stage {
-    /// The control plane.
-    pub plane: ControlPlane,
-    /// The cloud.
-    pub cloud: CloudSim,
-    /// The cloud's URL.
-    pub cloud_url: String,
+    /// Where it is; also by deref.
+    pub cluster: Arc<Cluster>,
+    /// The name of its nodes and its policy; none on a cluster of its own, where nodes are `node-1` and so on.
+    pub name: Option<String>,
+    /// Its number in the cluster, which decides the numbers of its instances and volumes.
+    number: u64,
     /// The nodes.
     pub kubelets: Vec<SimKubelet>,
     /// The agents, one per node.
     pub agents: Vec<Process>,
-    /// The controllers.
-    pub controllers: Vec<Process>,
-    /// Where host trees and logs are.
-    pub folder: PathBuf,
-    /// An administrator.
-    pub admin: Client,
-    volumes: std::sync::atomic::AtomicU64,
-    /// Dropped last.
-    _turn: Turn,
+    volumes: AtomicU64,
 }
 
-/// The token that the simulated cloud accepts.
-pub const TOKEN: &str = "a-token-for-the-simulated-cloud";
-/// The namespace of reattach itself.
-pub const SYSTEM: &str = "reattach-system";
+impl Deref for Stage {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+/// The nodes of a stage go on after it: a node that vanished would be trouble of class A, which the controllers of a shared
+/// cluster would try to heal.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.cluster.plane.keep_folder();
+        }
+        self.cluster.retire(std::mem::take(&mut self.kubelets), std::mem::take(&mut self.agents));
+    }
+}
 
 impl Stage {
-    /// Sets the stage; nothing is wrong yet.
+    /// Sets the stage on a cluster of its own; nothing is wrong yet.
     pub async fn set(options: StageOptions) -> Self {
-        // The thread has the test's name, but where tests run one after another.
-        if let Some((_, test)) = std::thread::current().name().and_then(|name| name.rsplit_once("::")) {
-            assert_eq!(test.starts_with("alone_"), options.alone, "{test}: by its name it is put last");
-        }
-        let turn =
-            if options.alone { Turn::Alone(GROUND.write().await) } else { Turn::Shared(GROUND.read().await) };
-        let cloud = CloudSim::new(clock::system());
-        cloud.add_token(TOKEN, &["volumes:read_write", "linodes:read_write", "events:read_only"]);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let cloud_url = format!("http://{}", listener.local_addr().expect("an address"));
-        let app = router(cloud.clone());
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        let mut plane_options = Options::with_csi(&cloud_url, TOKEN);
-        for (user, groups) in &options.users {
-            plane_options = plane_options.user(*user, groups);
-        }
-        for gate in &options.feature_gates {
-            plane_options = plane_options.feature_gate(gate);
-        }
-        if let Some(csi) = &mut plane_options.csi {
-            csi.attacher_flags.extend(options.attacher_flags.iter().map(|f| (*f).to_owned()));
-        }
-        let plane = ControlPlane::start(plane_options).await.expect("a control plane");
-        let admin = plane.admin_client();
-        let folder = plane.folder().join("reattach");
-        std::fs::create_dir_all(&folder).expect("a folder");
+        let cluster = Cluster::start(&options).await;
+        Self::on(Arc::new(cluster), None, options).await
+    }
+
+    /// Sets the stage on the shared cluster of this kind; nothing is wrong yet. No other stage on it has this name.
+    pub async fn share(shared: &'static Shared, name: &str, options: StageOptions) -> Self {
+        let cluster = shared.cluster().await;
+        Self::on(cluster, Some(name.to_owned()), options).await
+    }
+
+    async fn on(cluster: Arc<Cluster>, name: Option<String>, options: StageOptions) -> Self {
+        let number = cluster.number_of(name.as_deref());
         let mut stage = Self {
-            plane,
-            cloud,
-            cloud_url,
+            cluster,
+            name,
+            number,
             kubelets: Vec::new(),
             agents: Vec::new(),
-            controllers: Vec::new(),
-            folder,
-            admin,
-            volumes: 1.into(),
-            _turn: turn,
+            volumes: AtomicU64::new(1),
         };
-        stage.install();
-        stage.add_nodes(options.nodes, options.volumes_per_node).await;
+        for n in 1..=options.nodes {
+            let kubelet =
+                stage.machine(&stage.node_name(n), stage.instance_number(n), options.volumes_per_node).await;
+            stage.kubelets.push(kubelet);
+        }
         if let Some(mode) = options.mode {
-            stage.policy("test", mode).await;
+            stage.policy(mode).await;
         }
         if options.agents {
             stage.start_agents().await;
         }
-        for _ in 0..options.controllers {
-            stage.start_controller().await;
-        }
         stage
     }
 
-    /// Applies the Linode overlay of `deploy/`, strictly.
-    fn install(&self) {
-        let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-        let rendered = Command::new("kubectl")
-            .args(["kustomize", &format!("{repository}/deploy/overlays/linode")])
-            .output()
-            .expect("kubectl");
-        assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
-        // Twice: custom resources need their definitions to be established first.
-        let mut result = self.apply(&rendered.stdout);
-        for _ in 0..20 {
-            if result.is_ok() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            result = self.apply(&rendered.stdout);
-        }
-        result.expect("the manifests are accepted");
+    /// The name of the n-th node, from 1.
+    pub fn node_name(&self, n: u64) -> String {
+        format!("{}-{n}", self.name.as_deref().unwrap_or("node"))
     }
 
-    fn apply(&self, manifests: &[u8]) -> Result<(), String> {
-        let mut child = Command::new("kubectl")
-            .args(["apply", "--server-side", "--validate=strict", "-f", "-", "--kubeconfig"])
-            .arg(self.plane.admin_kubeconfig())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl");
-        child.stdin.take().expect("a pipe").write_all(manifests).expect("kubectl reads");
-        let output = child.wait_with_output().expect("kubectl ends");
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+    /// The number of the n-th node's instance.
+    pub fn instance_number(&self, n: u64) -> u64 {
+        INSTANCES + self.number * INSTANCES_EACH + n
     }
 
-    async fn add_nodes(&mut self, count: u64, volumes: u32) {
-        for n in 1..=count {
-            let kubelet = self.machine(&format!("node-{n}"), 1000 + n, volumes).await;
-            self.kubelets.push(kubelet);
-        }
+    /// Whether a volume or an instance of this number is another stage's.
+    fn is_of_another(&self, id: u64, first: u64, each: u64) -> bool {
+        self.name.is_some() && id.checked_sub(first).is_some_and(|id| id / each != self.number)
+    }
+
+    /// Whether a volume is another stage's.
+    pub fn is_volume_of_another(&self, volume: VolumeNo) -> bool {
+        self.is_of_another(volume.0, VOLUMES, VOLUMES_EACH)
+    }
+
+    /// Whether a request to the cloud is about a volume or an instance of another stage.
+    pub fn is_request_of_another(&self, request: &RequestRecord) -> bool {
+        let id =
+            |part: &str| -> Option<u64> { request.path.split_once(part)?.1.split('/').next()?.parse().ok() };
+        id("/volumes/").is_some_and(|id| self.is_of_another(id, VOLUMES, VOLUMES_EACH))
+            || id("/linode/instances/").is_some_and(|id| self.is_of_another(id, INSTANCES, INSTANCES_EACH))
+    }
+
+    /// Whether an object of this name, or in a namespace of this name, is another stage's.
+    pub fn is_name_of_another(&self, name: &str) -> bool {
+        let Some(own) = &self.name else { return false };
+        self.cluster.stage_of(name).is_some_and(|stage| stage != *own)
     }
 
     /// A new instance with a kubelet that calls its Node `name`.
@@ -211,21 +191,68 @@ impl Stage {
         kubelet
     }
 
-    /// Puts a policy in force that beats the shipped one.
-    pub async fn policy(&self, name: &str, mode: Mode) {
-        self.policy_by(name, mode, SCALE_TO_ZERO).await;
+    /// Puts the stage's policy in force, which beats the shipped one, with the founding runbook.
+    pub async fn policy(&self, mode: Mode) {
+        self.policy_by(mode, SCALE_TO_ZERO).await;
     }
 
     /// The same with any runbook.
-    pub async fn policy_by(&self, name: &str, mode: Mode, runbook: &str) {
+    pub async fn policy_by(&self, mode: Mode, runbook: &str) {
+        self.policy_of(json!({"mode": mode, "runbook": runbook})).await;
+    }
+
+    /// The same by the default runbook in mode Auto, with whatever else it says.
+    pub async fn policy_saying(&self, more: Value) {
+        let mut spec = json!({"mode": Mode::Auto, "runbook": DEFAULT_RUNBOOK});
+        spec.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        self.policy_of(spec).await;
+    }
+
+    async fn policy_of(&self, mut spec: Value) {
+        spec["precedence"] = json!(10);
+        if let Some(name) = &self.name {
+            spec["selector"] = json!({"namespaces": [name]});
+            // Those of other stages count too.
+            spec["budgets"] = json!({"cluster": 100});
+        }
+        let name = self.policy_name();
         let policy: RecoveryPolicy = serde_json::from_value(json!({
-            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name},
-            "spec": {"mode": mode, "runbook": runbook, "precedence": 10},
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": name}, "spec": spec,
         }))
         .expect("a policy");
         let api: Api<RecoveryPolicy> = Api::all(self.admin.clone());
         let params = kube::api::PatchParams::apply("test").force();
         api.patch(name, &params, &kube::api::Patch::Apply(&policy)).await.expect("accepted");
+    }
+
+    /// Sets how long the cloud's work on the stage's instances takes.
+    pub fn set_timings(&self, timings: Timings) {
+        if self.name.is_none() {
+            return self.cloud.set_timings(timings);
+        }
+        for kubelet in &self.kubelets {
+            self.cloud.set_power_timings(instance_of(kubelet), timings.clone());
+        }
+    }
+
+    /// Sets how the CSI controller detaches these volumes from now on.
+    pub async fn unpublish(&self, volumes: &[VolumeNo], how: Unpublish) {
+        for volume in volumes {
+            self.plane.csi_unpublish(volume.0, how).await.expect("the switch moves");
+        }
+    }
+
+    /// The name of the stage's policy.
+    pub fn policy_name(&self) -> &str {
+        self.name.as_deref().unwrap_or("test")
+    }
+
+    /// The stage's own of the users that [`super::cluster::people`] gives a shared cluster, e.g. `olga`.
+    pub fn user(&self, name: &str) -> String {
+        match self.number {
+            0 => name.to_owned(),
+            number => format!("{name}-{number}"),
+        }
     }
 
     /// One agent per node, each with the token of its own pod of the DaemonSet.
@@ -266,67 +293,11 @@ impl Stage {
         found.await.expect("the DaemonSet makes one")
     }
 
-    /// The environment of a controller or of the command line.
-    pub fn cloud_environment(&self) -> Vec<(&'static str, String)> {
-        vec![("LINODE_TOKEN", TOKEN.to_owned()), ("LINODE_URL", self.cloud_url.clone())]
-    }
-
-    /// Starts one more controller process, with the controller's service account.
-    pub async fn start_controller(&mut self) {
-        let config = self.plane.kubeconfig_for_service_account(SYSTEM, "reattach-controller", None).await;
-        let config = config.expect("a kubeconfig").display().to_string();
-        let n = self.controllers.len();
-        let log = self.folder.join(format!("controller-{n}.log"));
-        let name = format!("controller-{n}");
-        let arguments =
-            ["--provider", "linode", "--listen", "127.0.0.1:0", "--pod-name", &name, "--pod-uid", "test"];
-        let mut environment = self.cloud_environment();
-        environment.push(("KUBECONFIG", config));
-        environment.push(("RUST_LOG", "info,reattach_controller=debug".to_owned()));
-        self.controllers.push(Process::start("reattach-controller", &log, &arguments, &environment));
-    }
-
-    /// Waits until one of the controllers holds the leader Lease; answers its number.
-    pub async fn leader(&self) -> usize {
-        let api: Api<Lease> = Api::namespaced(self.admin.clone(), SYSTEM);
-        let found = eventually("a leader", LIMIT, async || {
-            let lease = api.get_opt("reattach-controller").await.ok()??.spec?;
-            let holder = lease.holder_identity.filter(|h| !h.is_empty())?;
-            let number: usize = holder.strip_prefix("controller-")?.split('/').next()?.parse().ok()?;
-            self.controllers.get(number)?.runs().then_some(number)
-        });
-        found.await.expect("a controller that leads")
-    }
-
-    /// Stops every controller as the kubelet does.
-    pub fn stop_controllers(&mut self) {
-        for controller in &mut self.controllers {
-            if controller.runs() {
-                assert!(controller.terminate(), "a controller did not end well: {}", controller.output());
-            }
-        }
-    }
-
     /// Creates a cloud volume and gives its number and CSI handle.
     pub fn volume(&self, label: &str) -> (VolumeNo, String) {
-        let no = 50_000 + self.volumes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let no = VOLUMES + self.number * VOLUMES_EACH + self.volumes.fetch_add(1, Ordering::Relaxed);
         let volume = self.cloud.create_volume(NewVolume::new(label).with_id(no)).expect("a volume");
         (volume, format!("{no}-{label}"))
-    }
-
-    /// Creates any object from JSON, status included.
-    pub async fn create(&self, object: Value) {
-        let mut child = Command::new("kubectl")
-            .args(["create", "-f", "-", "--kubeconfig"])
-            .arg(self.plane.admin_kubeconfig())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl");
-        child.stdin.take().expect("a pipe").write_all(object.to_string().as_bytes()).expect("kubectl reads");
-        let output = child.wait_with_output().expect("kubectl ends");
-        assert!(output.status.success(), "{}\n{object}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The recoveries of a namespace, the newest last. Of two of the same second the one that was given up is the older.
@@ -343,14 +314,18 @@ impl Stage {
         self.kubelets.iter().find(|k| k.node() == node).expect("a node of the stage")
     }
 
-    /// The end of what each process printed, for a failing test.
+    /// The end of what each process printed, for a failing test. Of controllers that serve other stages too, what names this
+    /// one.
     pub fn logs(&self) -> String {
-        let all = self.controllers.iter().chain(&self.agents);
-        all.map(|p| {
-            let output = p.output();
+        let agents = self.agents.iter().map(|a| (a.log.clone(), a.output()));
+        let end = |(log, output): (PathBuf, String)| {
             let lines: Vec<&str> = output.lines().collect();
-            format!("--- {}\n{}\n", p.log.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
-        })
-        .collect()
+            format!("--- {}\n{}\n", log.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
+        };
+        let of_this = |(log, output): (PathBuf, String)| {
+            let names = |line: &&str| self.name.as_ref().is_none_or(|name| line.contains(name.as_str()));
+            (log, output.lines().filter(names).collect::<Vec<_>>().join("\n"))
+        };
+        self.controller_output().into_iter().map(of_this).chain(agents).map(end).collect()
     }
 }

@@ -2,7 +2,9 @@
 
 use super::{LIMIT, Stage};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+};
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, Phase, VolumeRecovery};
 use reattach_cloud_simulator::VolumeNo;
@@ -128,18 +130,26 @@ impl Stage {
     /// Everything of ours that is still somewhere: stamps, finalizers, questions to agents. Empty when all is well.
     pub async fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
+        let own = |m: &ObjectMeta| {
+            let of_another =
+                |name: &Option<String>| name.as_ref().is_some_and(|n| self.is_name_of_another(n));
+            !of_another(if m.namespace.is_some() { &m.namespace } else { &m.name })
+        };
         for kind in ["Deployment", "StatefulSet", "ReplicaSet"] {
             let api: Api<DynamicObject> = Api::all_with(self.admin.clone(), &apps(kind));
             let list = api.list(&ListParams::default()).await.expect("listed");
             let marked = list.items.iter().filter(|o| o.annotations().contains_key(STAMP_ANNOTATION));
+            let marked = marked.filter(|o| own(&o.metadata));
             found.extend(marked.map(|o| format!("a stamp on {kind} {}", o.name_any())));
         }
         let recoveries: Api<VolumeRecovery> = Api::all(self.admin.clone());
-        let list = recoveries.list(&ListParams::default()).await.expect("listed").items;
+        let all = recoveries.list(&ListParams::default()).await.expect("listed").items;
+        let list: Vec<_> = all.iter().filter(|r| own(&r.metadata)).collect();
         let labelled = list.iter().filter(|r| r.labels().contains_key(HOLD_LABEL));
         found.extend(labelled.map(|r| format!("the label of a hold on VolumeRecovery {}", r.name_any())));
         let pods: Api<Pod> = Api::all(self.admin.clone());
-        for pod in pods.list(&ListParams::default()).await.expect("listed") {
+        let pods = pods.list(&ListParams::default()).await.expect("listed").items;
+        for pod in pods.iter().filter(|p| own(&p.metadata)) {
             let mut gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
             found.extend(
                 gates.any(|g| g.name == HOLD_GATE).then(|| format!("a gate on pod {}", pod.name_any())),
@@ -147,18 +157,21 @@ impl Stage {
         }
         let held = list.iter().filter(|r| !r.finalizers().is_empty());
         found.extend(held.map(|r| format!("a finalizer on VolumeRecovery {}", r.name_any())));
+        // A shared cluster's other stages may ask about this stage's nodes as little as this one may about theirs.
         let over = |uid: &str| {
             let of = list.iter().find(|r| r.uid().as_deref() == Some(uid));
             of.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_final()))
         };
         let reports: Api<NodeVolumeReport> = Api::all(self.admin.clone());
-        for report in reports.list(&ListParams::default()).await.expect("listed") {
+        let reports = reports.list(&ListParams::default()).await.expect("listed").items;
+        for report in reports.iter().filter(|r| own(&r.metadata)) {
             let asked = report.spec.challenges.iter().map(|c| c.get().expect("it can be read"));
             let old = asked.filter(|c| over(c.recovery.as_str()));
             found.extend(old.map(|c| format!("a question of {} to {}", c.recovery, report.name_any())));
         }
         let nodes: Api<Node> = Api::all(self.admin.clone());
-        for node in nodes.list(&ListParams::default()).await.expect("listed") {
+        let nodes = nodes.list(&ListParams::default()).await.expect("listed").items;
+        for node in nodes.iter().filter(|n| own(&n.metadata)) {
             let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
             let ours = taints.iter().filter(|t| t.key.contains("reattach.dev/"));
             found.extend(ours.map(|t| format!("taint {} on {}", t.key, node.name_any())));
