@@ -53,7 +53,8 @@ pub enum Place {
 /// One scenario; made by [`scenarios!`](crate::scenarios).
 #[derive(Clone, Copy)]
 pub struct Scenario {
-    /// `module::function`, as libtest would name the test.
+    /// `shared::module::function` or `own::module::function`: .config/nextest.toml limits the second kind, each of which has a
+    /// control plane.
     pub name: &'static str,
     /// Where it runs.
     pub place: Place,
@@ -66,11 +67,13 @@ pub struct Scenario {
 macro_rules! scenarios {
     ($($place:ident: $($module:ident :: $function:ident),+ $(,)?;)+) => {
         &[$($($crate::scenarios::Scenario {
-            name: concat!(stringify!($module), "::", stringify!($function)),
+            name: concat!($crate::scenarios!(@ $place), "::", stringify!($module), "::", stringify!($function)),
             place: $crate::scenarios::Place::$place,
             run: || Box::pin($module::$function()),
         },)+)+]
     };
+    (@ Shared) => { "shared" };
+    (@ Own) => { "own" };
 }
 
 /// Prints a line as the output of the scenario that runs.
