@@ -12,6 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 const LEVELS: [Level; 2] = [Level::Basic, Level::Full];
+/// How long a disk may take to become free: some milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The inventory and the answers of both levels name exactly these users.
 fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
@@ -24,7 +26,7 @@ fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
 /// Nothing uses the disk (any more). The kernel unmounts some moments after the last process of a namespace has ended.
 fn is_free(disk: &Disk) {
     let began = Instant::now();
-    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < Duration::from_secs(10) {
+    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < PATIENCE {
         std::thread::yield_now();
     }
     assert_eq!(disk.users(), DeviceUsers::default());

@@ -10,43 +10,64 @@ use common::Tree;
 use common::world::World;
 use futures::{StreamExt, stream};
 use reattach_core::guest::Level;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, remove_file};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-/// What each look waits for. Two hundred times that is a minute.
-const SLOW: Duration = Duration::from_millis(300);
-/// Below the 10 s after which it looks again unasked, and well above the second that it rests at least.
-const SOON: Duration = Duration::from_secs(8);
+/// What each look waits for. Were that its cost, the rest after it would be two hundred times that: a minute and a half.
+const SLOW: Duration = Duration::from_millis(450);
+/// The report comes 1.5 s after the news on an idle machine: the shortest rest, and a look. Above ten times that, and well
+/// below the minute and a half.
+const SOON: Duration = Duration::from_secs(45);
+/// Longer than the test: nothing but news causes a look.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn mounts(world: &World) -> Option<Vec<String>> {
+    let report = world.server.read("reattach.dev", "nodevolumereports", "", "n1")?;
+    report["status"]["inventory"].is_object().then(|| world.inventory().devices[0].users.mounts.clone())
+}
 
 #[tokio::test]
 async fn news_are_reported_soon_after_a_look_that_only_waited() {
     let tree = Tree::with_volume();
+    tree.file("proc/swaps", "");
     let swaps = tree.0.join("proc/swaps");
+    let mut world = World::new(tree);
+    // The report of an earlier agent: the first look of the next one finds nothing new, so that no look follows by itself.
+    world.start_with(NEVER, Level::Basic, stream::pending());
+    while mounts(&world).is_none() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    world.stop.take().unwrap().send(()).unwrap();
+    world.agent.take().unwrap().await.unwrap();
+    world.writes();
+
+    remove_file(&swaps).unwrap();
     assert!(Command::new("mkfifo").arg(&swaps).status().unwrap().success());
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&looks);
     // Opening a FIFO waits for the other side: one turn for each look, which waits until this side is closed.
     thread::spawn(move || {
         while let Ok(held) = OpenOptions::new().write(true).open(&swaps) {
             thread::sleep(SLOW);
             drop(held);
+            counter.fetch_add(1, Ordering::SeqCst);
             // So that this look finds the end before the FIFO is opened for the next.
             thread::sleep(SLOW / 3);
         }
     });
     let (send, news) = mpsc::unbounded_channel();
     let news = stream::unfold(news, async |mut news| news.recv().await.map(|()| ((), news)));
-    let mut world = World::new(tree);
-    world.start_with(Duration::from_secs(3600), Level::Basic, news.boxed());
-    let mounts = |world: &World| {
-        let report = world.server.read("reattach.dev", "nodevolumereports", "", "n1")?;
-        report["status"]["inventory"].is_object().then(|| world.inventory().devices[0].users.mounts.clone())
-    };
-    while mounts(&world).is_none() {
+    world.start_with(NEVER, Level::Basic, news.boxed());
+    while looks.load(Ordering::SeqCst) == 0 {
         sleep(Duration::from_millis(10)).await;
     }
+    assert_eq!(world.writes().len(), 0, "there was something new");
     world.tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     let told = Instant::now();
     send.send(()).unwrap();
@@ -54,4 +75,5 @@ async fn news_are_reported_soon_after_a_look_that_only_waited() {
         assert!(told.elapsed() < SOON, "not within {SOON:?}");
         sleep(Duration::from_millis(10)).await;
     }
+    println!("a mount was reported {:.1} s after the news", told.elapsed().as_secs_f32());
 }

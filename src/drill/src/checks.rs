@@ -14,7 +14,7 @@ use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
 use reattach_sim::cloud::volume_no;
 use reattach_sim::names::attachment_name;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -277,7 +277,7 @@ fn journals(entries: &[Entry], now: &[VolumeRecovery]) -> Vec<(u64, VolumeRecove
     let writes =
         entries.iter().filter(|e| e.resource().1 == "volumerecoveries" && e.path.ends_with("/status"));
     let parsed: Vec<(&Entry, VolumeRecovery)> =
-        writes.filter_map(|e| Some((e, serde_json::from_value(e.body.clone()).ok()?))).collect();
+        writes.filter_map(|e| Some((e, VolumeRecovery::deserialize(&e.body).ok()?))).collect();
     let last = |r: &VolumeRecovery| Some((r.uid()?, r.status.as_ref()?.journal.last()?.get().ok()?.clone()));
     let replied = |line: &(String, reattach_core::journal::Entry)| {
         parsed.iter().any(|(e, r)| e.accepted() && last(r).as_ref() == Some(line))

@@ -11,6 +11,7 @@ use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::report::proof_in_words;
 use reattach_core::runbook::StepKind;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -153,7 +154,7 @@ impl Observer {
                 continue;
             }
             seen.version = version;
-            let Ok(recovery) = serde_json::from_value::<VolumeRecovery>(Value::clone(&raw)) else { continue };
+            let Ok(recovery) = VolumeRecovery::deserialize(&*raw) else { continue };
             let mut seen = std::mem::take(seen);
             lines.extend(self.recovery(&recovery, &mut seen, world.now()));
             self.recoveries.insert(recovery.name_any(), seen);

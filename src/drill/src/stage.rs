@@ -10,9 +10,11 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
 use reattach_core::report::TimelineNote;
 use reattach_sim::kubelet::DiskAfter;
+use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -193,6 +195,24 @@ impl Stage {
         }
     }
 
+    /// The same for a condition that depends on nothing but stored objects: it is asked again only when one has changed.
+    ///
+    /// # Errors
+    /// [`WorldError::TooLate`].
+    pub async fn until_stored(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        condition: impl Fn(&World) -> bool,
+    ) -> Result<Duration, WorldError> {
+        let asked_at = AtomicU64::new(0);
+        let changed = move |w: &World| {
+            let version = w.server().resource_version();
+            asked_at.swap(version, Ordering::Relaxed) != version
+        };
+        self.until(what, limit, move |w| changed(w) && condition(w)).await
+    }
+
     /// Adds an app and follows it; waits for nothing.
     ///
     /// # Errors
@@ -215,7 +235,7 @@ impl Stage {
             .map(|c| (c.app.name.clone(), c.app.replicas))
             .collect();
         let what = format!("{} running", apps.join(", "));
-        self.until(&what, limit, move |w| want.iter().all(|(name, n)| w.app_ready(name, *n))).await
+        self.until_stored(&what, limit, move |w| want.iter().all(|(name, n)| w.app_ready(name, *n))).await
     }
 
     /// A person boots a node's machine if it is off, and waits until its quarantine has ended by itself.
@@ -355,7 +375,7 @@ impl Stage {
         let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
         let what = format!("recoveries of {} in phase {phases:?}", names.join(", "));
         let is = |r: VolumeRecovery| r.status.is_some_and(|s| phases.contains(&s.phase));
-        self.until(&what, limit, |w| apps.iter().all(|a| recovery_of(w, a).is_some_and(is))).await
+        self.until_stored(&what, limit, |w| apps.iter().all(|a| recovery_of(w, a).is_some_and(is))).await
     }
 }
 
@@ -368,14 +388,14 @@ pub fn recovery_of(world: &World, app: &App) -> Option<VolumeRecovery> {
     let named =
         |r: &serde_json::Value| app.volumes.iter().any(|v| r["spec"]["claimName"] == v.claim.as_str());
     let all = world.server().list("reattach.dev", "volumerecoveries", None);
-    let mine = all.iter().filter(|r| named(r)).filter_map(|r| serde_json::from_value((**r).clone()).ok());
+    let mine = all.iter().filter(|r| named(r)).filter_map(|r| VolumeRecovery::deserialize(&**r).ok());
     mine.filter(own).max_by_key(|r| (born(r), last(r), r.metadata.name.clone()))
 }
 
 /// The phase of every recovery.
 pub fn phases_of(world: &World) -> Vec<Phase> {
     let all = world.server().list("reattach.dev", "volumerecoveries", None);
-    all.iter().map(|r| serde_json::from_value(r["status"]["phase"].clone()).unwrap_or_default()).collect()
+    all.iter().map(|r| Phase::deserialize(&r["status"]["phase"]).unwrap_or_default()).collect()
 }
 
 /// UIDs of the pods and generation of the workload.

@@ -18,6 +18,7 @@ use reattach_sim::cloud::{Ground, LinodeCsi, Power, SimulatedCloud, instance_no}
 use reattach_sim::cluster::BuildError;
 use reattach_sim::kubelet::{DiskAfter, KubeletConfig, SimKubelet};
 use reattach_sim::{ApiServer, SimCluster, machines};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -374,7 +375,7 @@ impl World {
     /// Every VolumeRecovery, by namespace and name.
     pub fn recoveries(&self) -> Vec<VolumeRecovery> {
         let all = self.server().list("reattach.dev", "volumerecoveries", None);
-        all.iter().filter_map(|v| serde_json::from_value(Value::clone(v)).ok()).collect()
+        all.iter().filter_map(|v| VolumeRecovery::deserialize(&**v).ok()).collect()
     }
 
     /// Waits until `condition` holds, looking every 50 ms of virtual time; how long it took.

@@ -88,7 +88,7 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     s.hang(dead)?;
     (night.then)(&s, seed);
     let down = |w: &World| APPS.iter().all(|a| !w.app_ready(a, 1));
-    s.until("both apps down", Duration::from_secs(120), down).await?;
+    s.until_stored("both apps down", Duration::from_secs(120), down).await?;
     let late = match night.heals {
         true => s.running(&APPS, Duration::from_secs(1200)).await.err(),
         false => {
@@ -99,7 +99,9 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     };
     let over = |w: &World| phases_of(w).iter().all(|p| p.is_final());
     let late = match late {
-        None if night.heals => s.until("every recovery over", Duration::from_secs(900), over).await.err(),
+        None if night.heals => {
+            s.until_stored("every recovery over", Duration::from_secs(900), over).await.err()
+        }
         other => other,
     };
     s.world.cloud.clear_faults();

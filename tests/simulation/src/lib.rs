@@ -27,6 +27,43 @@ pub fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
+/// A share of the cases of a long test. Each share is a test of its own, so that they run beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Part {
+    /// The cases of this part: every `count`th, so that long cases are shared out, too.
+    pub fn of<T>(self, all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+        all.into_iter().skip(self.index).step_by(self.count)
+    }
+}
+
+/// Makes one test of each part of a long test: `parts!(name { part_1, part_2 } |part| …)`.
+#[macro_export]
+macro_rules! parts {
+    ($name:ident { $($part:ident),+ } $run:expr) => {
+        mod $name {
+            use super::*;
+
+            const PARTS: &[&str] = &[$(stringify!($part)),+];
+
+            $(
+                #[test]
+                fn $part() {
+                    let index = PARTS.iter().position(|part| *part == stringify!($part));
+                    let run: fn($crate::Part) = $run;
+                    run($crate::Part { index: index.expect("it is one of them"), count: PARTS.len() });
+                }
+            )+
+        }
+    };
+}
+
 /// The first replica is cut off from the API server after a while; it is not dead, and comes back as one that believes.
 pub fn cut_off_the_leader(s: &Stage, seed: u64, after: Duration) {
     let cut = FaultRule {
@@ -117,7 +154,7 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
     (night.then)(&s, seed);
     // A node that has just come back still shows its pods as they were.
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(a, 1));
-    s.until("both apps down", Duration::from_secs(60), down).await?;
+    s.until_stored("both apps down", Duration::from_secs(60), down).await?;
     let late = match s.running(&apps, night.within).await {
         Ok(_) => settle(&mut s).await.err(),
         Err(error) => Some(error),
@@ -146,7 +183,7 @@ async fn settle(s: &mut Stage) -> Result<(), WorldError> {
     let over = move |w: &World| {
         apps.iter().all(|a| recovery_of(w, a).and_then(|r| r.status).is_none_or(|st| st.phase.is_final()))
     };
-    s.until("every recovery over", Duration::from_secs(300), over).await.map(|_| ())
+    s.until_stored("every recovery over", Duration::from_secs(300), over).await.map(|_| ())
 }
 
 /// Plays one night per seed and fails with everything needed to replay the first that went wrong.

@@ -13,7 +13,7 @@ use reattach_drill::ledger::Entry;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, seeds};
+use reattach_tests_simulation::{NODES, Part, parts, seeds};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -69,7 +69,7 @@ async fn play(
     s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     let over = |r: VolumeRecovery| r.status.is_some_and(|st| st.phase.is_final());
     let watched = app.clone();
-    s.until("the recovery over", Duration::from_secs(900), move |w| {
+    s.until_stored("the recovery over", Duration::from_secs(900), move |w| {
         recovery_of(w, &watched).is_some_and(over)
     })
     .await?;
@@ -111,23 +111,25 @@ fn started(entry: &Entry) -> Option<&str> {
     last.pointer("/mark/intent").or_else(|| last.get("intent"))?.as_str()
 }
 
-#[test]
-fn what_is_aborted_begins_nothing_any_more_and_is_put_back() {
-    aborts(SCALE_TO_ZERO);
-}
+parts!(
+    what_is_aborted_begins_nothing_any_more_and_is_put_back { part_1, part_2, part_3, part_4 } | part | {
+        aborts(SCALE_TO_ZERO, part)
+    }
+);
 
-#[test]
-fn what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go() {
-    aborts(DEFAULT_RUNBOOK);
-}
+parts!(
+    what_is_aborted_under_a_hold_begins_nothing_any_more_and_is_let_go { part_1, part_2, part_3, part_4 }
+        | part
+        | { aborts(DEFAULT_RUNBOOK, part) }
+);
 
-fn aborts(runbook: &'static str) {
+fn aborts(runbook: &'static str, part: Part) {
     let mut aborted = 0;
     for seed in seeds(1) {
         for unpublish_fails in [false, true] {
             let calm = night(runbook, seed, unpublish_fails, None);
             assert_eq!(calm.phases, [(false, Phase::Recovered)]);
-            for number in 1..=calm.requests {
+            for number in part.of(1..=calm.requests) {
                 let morning = night(runbook, seed, unpublish_fails, Some(number));
                 let case = format!(
                     "{runbook}, seed {seed}, Unpublish fails {unpublish_fails}, abort before request {number}"
@@ -149,5 +151,5 @@ fn aborts(runbook: &'static str) {
             }
         }
     }
-    assert!(aborted > 20, "only {aborted} aborts found something to abort");
+    assert!(aborted * part.count > 20, "only {aborted} aborts found something to abort in {part:?}");
 }

@@ -7,7 +7,7 @@ use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
 use reattach_drill::world::APPS as NAMESPACE;
 use reattach_tests_simulation::dead::{DeadNight, dead_night};
-use reattach_tests_simulation::{Morning, cut_off_the_leader, seeds};
+use reattach_tests_simulation::{Morning, Part, cut_off_the_leader, parts, seeds};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,34 +23,36 @@ fn good(case: &str, morning: &Morning) {
 }
 
 /// Every changing request of an undisturbed night is a crash point, on both sides.
-fn crash_everywhere(unpublish_fails: bool, stride: usize) {
+fn crash_everywhere(unpublish_fails: bool, stride: usize, part: Part) {
     for seed in seeds(1) {
         let calm = DeadNight { unpublish_fails, ..DeadNight::default() };
         let undisturbed = dead_night(seed, calm.clone());
         good(&format!("seed {seed}, undisturbed"), &undisturbed);
         assert!(undisturbed.requests > 20, "an undisturbed night makes {} requests", undisturbed.requests);
         let mut died = 0;
-        for number in (1..=undisturbed.requests).step_by(stride) {
+        for number in part.of((1..=undisturbed.requests).step_by(stride)) {
             for side in [Side::Before, Side::After] {
                 let crash = Some(CrashPoint { number, side });
                 let morning = dead_night(seed, DeadNight { crash, ..calm.clone() });
-                died += u64::from(morning.died.is_some());
+                died += usize::from(morning.died.is_some());
                 good(&format!("seed {seed}, dead {side:?} request {number}"), &morning);
             }
         }
-        assert!(died > 10, "only {died} crash points were reached");
+        assert!(died * part.count > 10, "only {died} crash points were reached in {part:?}");
     }
 }
 
-#[test]
-fn the_leader_dies_at_every_request_of_a_fencing() {
-    crash_everywhere(false, 1);
-}
+parts!(
+    the_leader_dies_at_every_request_of_a_fencing { part_1, part_2, part_3, part_4 } | part | {
+        crash_everywhere(false, 1, part)
+    }
+);
 
-#[test]
-fn the_leader_dies_at_every_request_of_a_fencing_with_a_cloud_detach() {
-    crash_everywhere(true, 3);
-}
+parts!(
+    the_leader_dies_at_every_request_of_a_fencing_with_a_cloud_detach { part_1, part_2 } | part | {
+        crash_everywhere(true, 3, part)
+    }
+);
 
 fn partition(s: &Stage, seed: u64) {
     // The node is NotReady after 50 s; powering off, proof and taint are in the minutes after.
@@ -99,12 +101,13 @@ fn left(s: &Stage) -> Vec<String> {
     found
 }
 
-#[test]
-fn what_is_aborted_while_a_node_is_fenced_leaves_no_taint() {
+parts!(what_is_aborted_while_a_node_is_fenced_leaves_no_taint { part_1, part_2 } aborts);
+
+fn aborts(part: Part) {
     let mut aborted = 0;
     for seed in seeds(1) {
         let requests = dead_night(seed, DeadNight::default()).requests;
-        for number in (1..=requests).step_by(2) {
+        for number in part.of((1..=requests).step_by(2)) {
             let night = DeadNight {
                 then: Arc::new(move |s, _| abort_before(s, number)),
                 at_the_end: left,
@@ -112,7 +115,7 @@ fn what_is_aborted_while_a_node_is_fenced_leaves_no_taint() {
                 ..DeadNight::default()
             };
             let morning = dead_night(seed, night);
-            aborted += u64::from(morning.timeline.contains("ABORTED"));
+            aborted += usize::from(morning.timeline.contains("ABORTED"));
             // What the checks say of a quarantine on a machine that stays off is as it should be.
             let broken: Vec<&String> = morning
                 .broken
@@ -126,7 +129,7 @@ fn what_is_aborted_while_a_node_is_fenced_leaves_no_taint() {
             );
         }
     }
-    assert!(aborted > 5, "only {aborted} aborts found something to abort");
+    assert!(aborted * part.count > 5, "only {aborted} aborts found something to abort in {part:?}");
 }
 
 #[test]

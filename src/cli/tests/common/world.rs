@@ -15,17 +15,35 @@ use tokio::task::JoinHandle;
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// When the world stops turning.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Aborted,
+    ScaledToZero,
+}
+
 /// Keeps the world turning until the stage's test ends.
 pub fn turn(stage: &Arc<Stage>) -> JoinHandle<()> {
-    let stage = stage.clone();
-    tokio::spawn(async move {
-        loop {
-            stage.renew_node_lease();
-            answer(&stage);
-            workload(&stage).await;
-            tokio::time::sleep(TICK).await;
+    tokio::spawn(turn_until(stage.clone(), Until::Aborted))
+}
+
+/// Keeps the world turning until the workload is to have no replica, and leaves its pod alone: a run cannot get past its first
+/// step, however late the test notices.
+pub fn turn_until_scaled_to_zero(stage: &Arc<Stage>) -> JoinHandle<()> {
+    tokio::spawn(turn_until(stage.clone(), Until::ScaledToZero))
+}
+
+async fn turn_until(stage: Arc<Stage>, until: Until) {
+    loop {
+        stage.renew_node_lease();
+        answer(&stage);
+        let Some(set) = stage.server.read("apps", "statefulsets", NS, "redis") else { return };
+        if until == Until::ScaledToZero && set["spec"]["replicas"] == 0 {
+            return;
         }
-    })
+        workload(&stage, &set).await;
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// The agent: one answer per challenge.
@@ -53,9 +71,8 @@ fn answer(stage: &Stage) {
     }
 }
 
-async fn workload(stage: &Stage) {
+async fn workload(stage: &Stage, set: &Value) {
     let server = &stage.server;
-    let Some(set) = server.read("apps", "statefulsets", NS, "redis") else { return };
     let wanted = set["spec"]["replicas"].as_i64() == Some(1);
     let pod = server.read("", "pods", NS, POD);
     let attached =
@@ -64,7 +81,7 @@ async fn workload(stage: &Stage) {
     status["observedGeneration"] = set["metadata"]["generation"].clone();
     status["replicas"] = set["spec"]["replicas"].clone();
     if status != set["status"] {
-        let mut seen = (*set).clone();
+        let mut seen = set.clone();
         seen["status"] = status;
         server.insert(&seen);
         return;

@@ -16,7 +16,7 @@ use std::rc::Rc;
 const STRIDE: i64 = 61;
 
 /// Where an executor is. Each remembers the length of the journal that it acted on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Executor {
     Idle,
     Decided { length: usize, next: Next },
@@ -24,15 +24,37 @@ enum Executor {
     Replying { length: usize, action: Action, outcome: Outcome },
 }
 
+/// A value with its `Debug` text and the text's digest. Every state that contains the value is compared by them, so they are
+/// made once.
+struct Printed<T> {
+    value: T,
+    text: String,
+    digest: u64,
+}
+
+impl<T: std::fmt::Debug> Printed<T> {
+    fn new(value: T) -> Rc<Self> {
+        let text = format!("{value:?}");
+        Rc::new(Self { digest: digest(&text), value, text })
+    }
+}
+
+/// The last line of a journal. Longer journals share the lines before it.
+struct Line {
+    mark: Mark,
+    before: Option<Rc<Line>>,
+}
+
 #[derive(Clone)]
 struct Global {
     world: World,
-    journal: Rc<Vec<Entry>>,
+    journal: Option<Rc<Line>>,
+    length: usize,
     digest: u64,
     state: Rc<State>,
-    executors: [Executor; 2],
+    executors: [Rc<Printed<Executor>>; 2],
     /// A request that left a crashed or impatient executor and has not arrived.
-    delayed: Option<(Effect, bool, usize)>,
+    delayed: Option<Rc<Printed<(Effect, bool, usize)>>>,
     aborted: bool,
     crashes: u32,
     losses: u32,
@@ -61,9 +83,10 @@ impl Global {
         let start = Self {
             state: Rc::new(State::new(plan)),
             world,
-            journal: Rc::new(Vec::new()),
+            journal: None,
+            length: 0,
             digest: 0,
-            executors: [Executor::Idle, Executor::Idle],
+            executors: [Printed::new(Executor::Idle), Printed::new(Executor::Idle)],
             delayed: None,
             aborted: false,
             crashes: budget[0],
@@ -77,28 +100,34 @@ impl Global {
 
     fn append(&self, mark: Mark) -> Result<Self, String> {
         let mut after = self.clone();
-        let seq = u32::try_from(self.journal.len()).unwrap();
+        let seq = u32::try_from(self.length).unwrap();
         let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), mark };
         let mut state = (*self.state).clone();
         state.apply(self.world.plan(), &entry).map_err(|e| e.to_string())?;
         after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.mark));
-        let mut journal = (*self.journal).clone();
-        journal.push(entry);
-        (after.journal, after.state) = (Rc::new(journal), Rc::new(state));
+        after.journal = Some(Rc::new(Line { mark: entry.mark, before: self.journal.clone() }));
+        (after.length, after.state) = (self.length + 1, Rc::new(state));
         Ok(after)
+    }
+
+    /// The journal's lines, oldest first.
+    fn marks(&self) -> Vec<&Mark> {
+        let lines = std::iter::successors(self.journal.as_deref(), |line| line.before.as_deref());
+        let mut marks: Vec<_> = lines.map(|line| &line.mark).collect();
+        marks.reverse();
+        marks
     }
 
     /// Decisions and replies on an old journal cannot be stored any more: their executors look again.
     fn normal(mut self) -> Self {
-        let now = self.journal.len();
         for executor in &mut self.executors {
-            if let Executor::Decided { length, .. } | Executor::Replying { length, .. } = executor
-                && *length != now
+            if let Executor::Decided { length, .. } | Executor::Replying { length, .. } = &executor.value
+                && *length != self.length
             {
-                *executor = Executor::Idle;
+                *executor = Printed::new(Executor::Idle);
             }
         }
-        if format!("{:?}", self.executors[0]) > format!("{:?}", self.executors[1]) {
+        if self.executors[0].text > self.executors[1].text {
             self.executors.swap(0, 1);
         }
         self
@@ -108,7 +137,12 @@ impl Global {
         let mut hasher = DefaultHasher::new();
         self.world.hash(&mut hasher);
         (self.aborted, self.crashes, self.losses, self.aborts, self.meddles, self.strides).hash(&mut hasher);
-        (hasher.finish(), digest(&format!("{} {:?} {:?}", self.digest, self.executors, self.delayed)))
+        let world = hasher.finish();
+        let delayed = self.delayed.as_ref().map(|request| request.digest);
+        let [first, second] = &self.executors;
+        let mut hasher = DefaultHasher::new();
+        (self.digest, first.digest, second.digest, delayed).hash(&mut hasher);
+        (world, hasher.finish())
     }
 
     fn decide(&self) -> Next {
@@ -128,10 +162,10 @@ impl Global {
         // The label is on the object that carries the journal: each line makes another version of it.
         let labels =
             matches!(effect, Effect::Hold) || matches!(effect, Effect::Lift { .. }) && self.world.hold;
-        if labels && length != self.journal.len() {
+        if labels && length != self.length {
             return Ok(Outcome::NotApplied { why: "409".into(), retry: true });
         }
-        let other_detach = self.delayed.as_ref().is_some_and(|(e, ..)| is_detach(e));
+        let other_detach = self.delayed.as_ref().is_some_and(|request| is_detach(&request.value.0));
         if is_detach(effect) && other_detach {
             return Err("two cloud detaches in flight".into());
         }
@@ -140,7 +174,7 @@ impl Global {
         let issuing = self
             .executors
             .iter()
-            .any(|e| matches!(e, Executor::Issuing { action, .. } if is_detach(&action.effect)));
+            .any(|e| matches!(&e.value, Executor::Issuing { action, .. } if is_detach(&action.effect)));
         let lifted = before.1 && !self.world.hold;
         if (self.world.replicas > before.0 || lifted) && (other_detach || issuing) {
             return Err("restored while a cloud detach is outstanding".into());
@@ -150,13 +184,13 @@ impl Global {
 
     fn with(&self, which: usize, executor: Executor) -> Self {
         let mut after = self.clone();
-        after.executors[which] = executor;
+        after.executors[which] = Printed::new(executor);
         after
     }
 
     fn executor_moves(&self, which: usize, decision: &mut Option<Next>, moves: &mut Moves) {
-        let length = self.journal.len();
-        match &self.executors[which] {
+        let length = self.length;
+        match &self.executors[which].value {
             Executor::Idle => {
                 let next = decision.get_or_insert_with(|| self.decide()).clone();
                 if matches!(next, Next::Record(_) | Next::Act(_)) {
@@ -198,7 +232,7 @@ impl Global {
             Err(broken) => return moves.push(("issue", Err(broken))),
         };
         let with = |mut global: Self, executor: Executor| {
-            global.executors[which] = executor;
+            global.executors[which] = Printed::new(executor);
             global
         };
         if self.crashes > 0 {
@@ -206,7 +240,7 @@ impl Global {
             silent.crashes -= 1;
             moves.push(("crash before issuing", Ok(silent.clone())));
             if silent.delayed.is_none() {
-                silent.delayed = Some((action.effect.clone(), turned, length));
+                silent.delayed = Some(Printed::new((action.effect.clone(), turned, length)));
                 moves.push(("crash with the request on its way", Ok(silent)));
             }
         }
@@ -215,7 +249,7 @@ impl Global {
             lost.losses -= 1;
             moves.push(("request lost", Ok(lost.clone())));
             if lost.delayed.is_none() {
-                lost.delayed = Some((action.effect.clone(), turned, length));
+                lost.delayed = Some(Printed::new((action.effect.clone(), turned, length)));
                 moves.push(("request delayed", Ok(lost)));
             }
             let mut deaf = with(arrived.clone(), replying(unknown()));
@@ -231,7 +265,8 @@ impl Global {
         for which in 0..2 {
             self.executor_moves(which, &mut decision, &mut moves);
         }
-        if let Some((effect, turned, length)) = &self.delayed {
+        if let Some(request) = &self.delayed {
+            let (effect, turned, length) = &request.value;
             let mut after = self.clone();
             after.delayed = None;
             let landed = after.arrive(effect, *turned, *length);
@@ -267,10 +302,10 @@ impl Global {
                 moves.push((name, Ok(after)));
             }
         }
-        let in_flight =
-            self.delayed.is_some() || self.executors.iter().any(|e| matches!(e, Executor::Issuing { .. }));
+        let in_flight = self.delayed.is_some()
+            || self.executors.iter().any(|e| matches!(e.value, Executor::Issuing { .. }));
         // Executors act at once; only one that waits lets time pass.
-        let idle = self.executors.iter().all(|e| matches!(e, Executor::Idle));
+        let idle = self.executors.iter().all(|e| matches!(e.value, Executor::Idle));
         let waits = idle && matches!(decision.get_or_insert_with(|| self.decide()), Next::Wait { .. });
         if self.strides > 0 && !in_flight && waits {
             let mut after = self.clone();
@@ -284,12 +319,12 @@ impl Global {
             moves.push(("abort", Ok(after)));
         }
         // Between the last look and the arrival of a cloud detach nothing can see a person: the cloud cannot compare.
-        let detaching = self.executors.iter().any(|e| match e {
+        let detaching = self.executors.iter().any(|e| match &e.value {
             Executor::Decided { next: Next::Act(action), .. } | Executor::Issuing { action, .. } => {
                 is_detach(&action.effect)
             }
             _ => false,
-        }) || self.delayed.as_ref().is_some_and(|(e, ..)| is_detach(e));
+        }) || self.delayed.as_ref().is_some_and(|request| is_detach(&request.value.0));
         if self.meddles > 0 && self.world.stamp == Stamped::Ours && !detaching {
             let mut after = self.clone();
             after.meddles -= 1;
@@ -344,11 +379,7 @@ fn explore(start: Global, limit: usize) -> Found {
         }
         found.most_detaches = found.most_detaches.max(global.world.detaches);
         if let Some(broken) = global.objection() {
-            panic!(
-                "{broken}\n{way:?}\n{:#?}\n{:?}",
-                global.journal.iter().map(|e| &e.mark).collect::<Vec<_>>(),
-                global.world
-            );
+            panic!("{broken}\n{way:?}\n{:#?}\n{:?}", global.marks(), global.world);
         }
         if let Some(end) = global.state.ended() {
             let text = format!("{end:?}");
@@ -358,7 +389,7 @@ fn explore(start: Global, limit: usize) -> Found {
             match after {
                 Ok(after) => stack.push((depth + 1, name, after.normal())),
                 Err(broken) => {
-                    let marks: Vec<_> = global.journal.iter().map(|e| &e.mark).collect();
+                    let marks = global.marks();
                     panic!("{broken} at {name:?}\n{way:?}\n{marks:#?}\n{:?}", global.world)
                 }
             }

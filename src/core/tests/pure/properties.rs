@@ -1,4 +1,4 @@
-//! Properties over random evidence. `REATTACH_CASES` raises the number of cases; `PROPTEST_RNG_SEED` repeats a run.
+//! Properties over random evidence. `REATTACH_CASES` raises the number of cases; `REATTACH_SEED` repeats a run.
 
 use jiff::SignedDuration;
 use proptest::prelude::*;
@@ -15,19 +15,20 @@ use reattach_core::testkit::{
 };
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 
-/// The number of cases of a property.
+/// The number of cases of a property: at least what it normally has.
 pub fn cases(normally: u32) -> u32 {
-    std::env::var("REATTACH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(normally)
+    let wanted = std::env::var("REATTACH_CASES").ok().and_then(|n| n.parse().ok());
+    wanted.map_or(normally, |wanted: u32| wanted.max(normally))
 }
 
-/// A runner whose seed is printed, and given by `PROPTEST_RNG_SEED` (a number).
+/// A runner with the seed `REATTACH_SEED`, otherwise a new one. Prints the seed.
 pub fn runner(name: &str, cases: u32) -> TestRunner {
-    let seed: u64 =
-        std::env::var("PROPTEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            since.as_secs() ^ u64::from(since.subsec_nanos())
-        });
-    println!("{name}: {cases} cases, PROPTEST_RNG_SEED={seed}");
+    let given = std::env::var("REATTACH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = given.unwrap_or_else(|| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        since.as_secs() ^ u64::from(since.subsec_nanos())
+    });
+    println!("{name}: {cases} cases; replay: REATTACH_SEED={seed}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config { cases, failure_persistence: None, max_global_rejects: 10, ..Config::default() };

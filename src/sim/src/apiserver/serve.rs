@@ -8,6 +8,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tower::{BoxError, Service};
 
@@ -16,7 +18,7 @@ use super::request::{ApiRequest, Target, Verb, parse_path, verb_of};
 use super::selector::Selector;
 use super::state::State;
 use super::status::ApiStatus;
-use super::store::{metadata_only, outward};
+use super::store::{metadata_only, shown};
 use super::{ApiServer, discovery, lock, watch};
 
 /// Body of a response.
@@ -59,7 +61,44 @@ where
     }
 }
 
-fn reply(code: u16, body: &Value) -> Result<http::Response<ReplyBody>, BoxError> {
+/// What a request is answered with. Stored objects are not copied for it.
+enum Answer {
+    Made(Value),
+    Object(Arc<Value>),
+    List { kind: String, version: String, metadata: Value, items: Vec<Arc<Value>> },
+}
+
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Made(object) => object.serialize(serializer),
+            Self::Object(object) => object.as_ref().serialize(serializer),
+            Self::List { kind, version, metadata, items } => {
+                let items: Vec<&Value> = items.iter().map(AsRef::as_ref).collect();
+                let mut list = serializer.serialize_struct("List", 4)?;
+                list.serialize_field("kind", kind)?;
+                list.serialize_field("apiVersion", version)?;
+                list.serialize_field("metadata", metadata)?;
+                list.serialize_field("items", &items)?;
+                list.end()
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// `metadata.name` of an object; empty for anything else.
+    fn name(&self) -> &str {
+        let object = match self {
+            Self::Made(object) => object,
+            Self::Object(object) => object,
+            Self::List { .. } => return "",
+        };
+        object["metadata"]["name"].as_str().unwrap_or_default()
+    }
+}
+
+fn reply(code: u16, body: &impl Serialize) -> Result<http::Response<ReplyBody>, BoxError> {
     let bytes = Bytes::from(serde_json::to_vec(body)?);
     let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
     Ok(http::Response::builder().status(code).header("content-type", "application/json").body(body)?)
@@ -153,13 +192,13 @@ impl ApiServer {
             }
             match result {
                 Ok((code, answer)) => (code, answer),
-                Err(e) => (e.code, e.body()),
+                Err(e) => (e.code, Answer::Made(e.body())),
             }
         };
         if let Some(fault) = after {
             return self.fail(&req, &parsed, &fault);
         }
-        self.record(&req, &parsed, code, answer["metadata"]["name"].as_str().unwrap_or_default());
+        self.record(&req, &parsed, code, answer.name());
         reply(code, &answer)
     }
 
@@ -260,60 +299,58 @@ fn dispatch(
     req: &ApiRequest,
     body: &Value,
     now: jiff::Timestamp,
-) -> Result<(u16, Value), ApiStatus> {
-    let shown = |object: &Value| {
-        let out = outward(&req.rt, object);
-        if req.metadata_only { metadata_only(&out) } else { out }
+) -> Result<(u16, Answer), ApiStatus> {
+    let part = |object: &Arc<Value>| {
+        let out = shown(&req.rt, object);
+        if req.metadata_only { Arc::new(metadata_only(&out)) } else { out }
+    };
+    let made = |code: u16, answer: Value| Ok((code, Answer::Made(answer)));
+    let object = |code: u16, object: &Arc<Value>| Ok((code, Answer::Object(part(object))));
+    let list = |kind: String, version: String, metadata: Value, items: Vec<Arc<Value>>| {
+        Ok((200, Answer::List { kind, version, metadata, items }))
     };
     match (req.verb, req.subresource.as_deref()) {
-        (Verb::Create, Some("eviction")) if req.rt.is_pod() => Ok((201, state.evict(req, body, now)?)),
-        (Verb::Create, Some("binding")) if req.rt.is_pod() => Ok((201, state.bind(req, body, now)?)),
-        (_, Some("scale")) => Ok((200, state.scale(req, body, now)?)),
-        (Verb::Get, None | Some("status")) => Ok((200, shown(&*state.existing(req)?))),
+        (Verb::Create, Some("eviction")) if req.rt.is_pod() => made(201, state.evict(req, body, now)?),
+        (Verb::Create, Some("binding")) if req.rt.is_pod() => made(201, state.bind(req, body, now)?),
+        (_, Some("scale")) => made(200, state.scale(req, body, now)?),
+        (Verb::Get, None | Some("status")) => object(200, &state.existing(req)?),
         (Verb::List, None) => {
             let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
             let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
-            let items: Vec<Value> =
-                objects.iter().filter(|o| selector.matches(o)).map(|o| shown(o)).collect();
+            let items = objects.iter().filter(|o| selector.matches(o)).map(part).collect();
             let (kind, version) = if req.metadata_only {
                 ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
             } else {
                 (format!("{}List", req.rt.kind), req.rt.api_version())
             };
             let rv = state.store.rv().to_string();
-            Ok((
-                200,
-                json!({"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": rv}, "items": items}),
-            ))
+            list(kind, version, json!({"resourceVersion": rv}), items)
         }
         (Verb::Create, None) => {
             if let Some(answer) = state.review(req, body) {
-                return Ok((201, answer));
+                return made(201, answer);
             }
-            Ok((201, shown(&*state.create(req, body.clone(), now)?)))
+            object(201, &state.create(req, body.clone(), now)?)
         }
-        (Verb::Update, None | Some("status")) => Ok((200, shown(&*state.update(req, body.clone(), now)?))),
+        (Verb::Update, None | Some("status")) => object(200, &state.update(req, body.clone(), now)?),
         (Verb::Patch, None | Some("status")) => {
-            let (code, object) = state.patch(req, body, now)?;
-            Ok((code, shown(&object)))
+            let (code, patched) = state.patch(req, body, now)?;
+            object(code, &patched)
         }
-        (Verb::Delete, None) => Ok((200, state.delete_request(req, body, now)?)),
+        (Verb::Delete, None) => made(200, state.delete_request(req, body, now)?),
         (Verb::DeleteCollection, None) => {
             let selector = Selector::parse(req.query("labelSelector"), req.query("fieldSelector"))?;
             let objects = state.store.list(&req.rt.store(), req.namespace.as_deref());
             let mut items = Vec::new();
-            for object in objects.iter().filter(|o| selector.matches(o)) {
+            for gone in objects.iter().filter(|o| selector.matches(o)) {
                 let mut one = req.clone();
                 one.verb = Verb::Delete;
-                one.name = object["metadata"]["name"].as_str().map(Into::into);
-                one.namespace = object["metadata"]["namespace"].as_str().map(Into::into);
+                one.name = gone["metadata"]["name"].as_str().map(Into::into);
+                one.namespace = gone["metadata"]["namespace"].as_str().map(Into::into);
                 state.delete_request(&one, body, now)?;
-                items.push(shown(object));
+                items.push(part(gone));
             }
-            Ok((
-                200,
-                json!({"kind": format!("{}List", req.rt.kind), "apiVersion": req.rt.api_version(), "metadata": {}, "items": items}),
-            ))
+            list(format!("{}List", req.rt.kind), req.rt.api_version(), json!({}), items)
         }
         _ => Err(ApiStatus::no_such_path()),
     }

@@ -143,6 +143,15 @@ impl Store {
     }
 }
 
+/// [`outward`] of a stored object, without a copy where it is stored as it is shown: objects are read far more often than
+/// they are written.
+pub(super) fn shown(rt: &ResourceType, object: &Arc<Value>) -> Arc<Value> {
+    let as_stored = !rt.is_new_event()
+        && object["apiVersion"] == rt.api_version().as_str()
+        && object["kind"] == rt.kind.as_str();
+    if as_stored { object.clone() } else { Arc::new(outward(rt, object)) }
+}
+
 /// An object as this version of its resource shows it.
 pub(super) fn outward(rt: &ResourceType, object: &Value) -> Value {
     let mut out = object.clone();

@@ -16,7 +16,7 @@ use super::request::ApiRequest;
 use super::selector::Selector;
 use super::state::OpenWatch;
 use super::status::ApiStatus;
-use super::store::{Change, LogEntry, metadata_only, outward};
+use super::store::{Change, LogEntry, metadata_only, shown};
 use super::{ApiServer, lock};
 
 /// How often a watch that asked for bookmarks gets one.
@@ -44,16 +44,23 @@ impl Drop for Watcher {
     }
 }
 
+/// A line of a watch: an object that is encoded already, with what happened to it.
+fn encoded_line(kind: &str, object: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(object.len() + 40);
+    out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
+    out.extend_from_slice(object);
+    out.extend_from_slice(b"}\n");
+    Bytes::from(out)
+}
+
 fn line(kind: &str, object: &Value) -> Bytes {
-    let mut text = json!({"type": kind, "object": object}).to_string();
-    text.push('\n');
-    Bytes::from(text)
+    encoded_line(kind, object.to_string().as_bytes())
 }
 
 impl Watcher {
-    fn shown(&self, object: &Value) -> Value {
-        let out = outward(&self.req.rt, object);
-        if self.req.metadata_only { metadata_only(&out) } else { out }
+    fn shown(&self, object: &Arc<Value>) -> Arc<Value> {
+        let out = shown(&self.req.rt, object);
+        if self.req.metadata_only { Arc::new(metadata_only(&out)) } else { out }
     }
 
     fn bookmark(&self, rv: u64, initial_end: bool) -> Bytes {
@@ -80,13 +87,8 @@ impl Watcher {
         if self.req.metadata_only || self.req.rt.is_new_event() {
             return Some(line(kind, &self.shown(&entry.object)));
         }
-        let object =
-            entry.encoded.get_or_init(|| Bytes::from(outward(&self.req.rt, &entry.object).to_string()));
-        let mut out = Vec::with_capacity(object.len() + 40);
-        out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
-        out.extend_from_slice(object);
-        out.extend_from_slice(b"}\n");
-        Some(Bytes::from(out))
+        let encode = || Bytes::from(shown(&self.req.rt, &entry.object).to_string());
+        Some(encoded_line(kind, entry.encoded.get_or_init(encode)))
     }
 
     /// Takes over new changes; an error ends the stream.
