@@ -5,7 +5,9 @@ use super::stage::StageOptions;
 use super::{LIMIT, Process};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::DeleteParams;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams, ValidationDirective,
+};
 use kube::{Api, Client};
 use reattach_cloud_simulator::{CloudSim, clock, router};
 use reattach_sim::kubelet::SimKubelet;
@@ -217,9 +219,32 @@ impl Cluster {
         }
     }
 
-    /// Creates any object from JSON, status included.
+    /// Creates an object, or the objects of a List, from JSON.
     pub async fn create(&self, object: Value) {
-        let created = self.kubectl(&["create"], object.to_string()).await;
+        match object.get("items").and_then(Value::as_array) {
+            Some(items) => {
+                for item in items {
+                    self.create_one(item).await;
+                }
+            }
+            None => self.create_one(&object).await,
+        }
+    }
+
+    async fn create_one(&self, object: &Value) {
+        let text = |at: &str| object.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (api_version, kind, namespace) =
+            (text("/apiVersion"), text("/kind"), text("/metadata/namespace"));
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+        let api: Api<DynamicObject> = match namespace.as_str() {
+            "" => Api::all_with(self.admin.clone(), &resource),
+            namespace => Api::namespaced_with(self.admin.clone(), namespace, &resource),
+        };
+        let parsed = serde_json::from_value(object.clone()).expect("an object");
+        let params =
+            PostParams { field_validation: Some(ValidationDirective::Strict), ..PostParams::default() };
+        let created = api.create(&params, &parsed).await;
         created.unwrap_or_else(|e| panic!("{e}\n{object}"));
     }
 

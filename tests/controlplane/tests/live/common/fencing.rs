@@ -393,10 +393,11 @@ impl Stage {
             })
             .collect();
         let mut count = 0;
-        for write in writes {
+        for (at, write) in writes.iter().enumerate() {
             // The lock of a node belongs to the effect that it is taken for; what only takes our marks off a Node may be the
             // janitor's, which keeps no journal.
-            let lock = write.resource == "leases" || (write.resource == "nodes" && !marks(write));
+            let lock =
+                write.resource == "leases" || (write.resource == "nodes" && !marks(write, &writes[..at]));
             let by = recoveries.iter().find(|r| {
                 names(r, write).is_some_and(|kinds| lock || begun(&events, r, write.received, kinds))
             });
@@ -422,10 +423,20 @@ impl Stage {
     }
 }
 
-/// Whether a write leaves a taint of ours on a Node.
-fn marks(write: &AuditEvent) -> bool {
+/// Whether a write puts a taint of ours on a Node that the last write of ours there did not have. Such a write carries all taints
+/// of the Node, so one that takes a mark off may name others.
+fn marks(write: &AuditEvent, earlier: &[&AuditEvent]) -> bool {
+    let on_same_node = |e: &&&AuditEvent| e.resource == "nodes" && e.name == write.name && e.took_effect();
+    let before = earlier.iter().rev().find(on_same_node).map(|e| our_taints(e)).unwrap_or_default();
+    our_taints(write).iter().any(|taint| !before.contains(taint))
+}
+
+/// The keys of our taints in a write of a Node.
+fn our_taints(write: &AuditEvent) -> Vec<String> {
     let taints = write.body.as_ref().and_then(|b| b.pointer("/spec/taints")).and_then(Value::as_array);
-    taints.is_none_or(|all| all.iter().any(|t| t["value"] == TAINT_VALUE || t["key"] == QUARANTINE_TAINT))
+    let ours =
+        taints.into_iter().flatten().filter(|t| t["value"] == TAINT_VALUE || t["key"] == QUARANTINE_TAINT);
+    ours.map(|taint| taint["key"].to_string()).collect()
 }
 
 /// The steps of a recovery that may make this write; none: the recovery pins nothing of it.
