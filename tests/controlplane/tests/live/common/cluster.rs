@@ -3,12 +3,11 @@
 
 use super::stage::StageOptions;
 use super::{LIMIT, Process};
+use axum::http::Request;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams, ValidationDirective,
-};
-use kube::{Api, Client};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
+use kube::{Api, Client, Resource};
 use reattach_cloud_simulator::{CloudSim, clock, router};
 use reattach_sim::kubelet::SimKubelet;
 use reattach_tests_controlplane::{ControlPlane, Options, eventually};
@@ -237,14 +236,12 @@ impl Cluster {
             (text("/apiVersion"), text("/kind"), text("/metadata/namespace"));
         let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
-        let api: Api<DynamicObject> = match namespace.as_str() {
-            "" => Api::all_with(self.admin.clone(), &resource),
-            namespace => Api::namespaced_with(self.admin.clone(), namespace, &resource),
-        };
-        let parsed = serde_json::from_value(object.clone()).expect("an object");
-        let params =
-            PostParams { field_validation: Some(ValidationDirective::Strict), ..PostParams::default() };
-        let created = api.create(&params, &parsed).await;
+        let namespace = Some(namespace.as_str()).filter(|n| !n.is_empty());
+        // `Api::create` cannot ask for strict validation (kube 5.0), and a misspelt field must not be dropped.
+        let url = format!("{}?fieldValidation=Strict", DynamicObject::url_path(&resource, namespace));
+        let request = Request::post(url).header("content-type", "application/json");
+        let request = request.body(object.to_string().into_bytes()).expect("a request");
+        let created: kube::Result<DynamicObject> = self.admin.request(request).await;
         created.unwrap_or_else(|e| panic!("{e}\n{object}"));
     }
 
