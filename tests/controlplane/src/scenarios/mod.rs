@@ -8,7 +8,7 @@
 //! 1. Without `REATTACH_SCENARIOS` (plain `cargo test`) everything runs in the one process that was started.
 //! 2. With it, a process that is asked for a [`Place::Shared`] scenario connects to the host, starts it if there is none,
 //!    prints what the scenario prints, and ends as the scenario ended. A [`Place::Own`] scenario runs where it was asked for.
-//! 3. The host stops its control planes and ends when it has had no scenario for [`host::LINGER`], or at once when the file
+//! 3. The host stops its control planes and ends when it has had no scenario for 15 s, or at once when the file
 //!    `stop` appears in the folder that `REATTACH_SCENARIOS` names.
 //!
 //! # Guarantees
@@ -50,7 +50,7 @@ pub enum Place {
     Own,
 }
 
-/// One scenario; made by [`scenarios!`](crate::scenarios).
+/// One scenario; made by [`scenarios!`](macro@crate::scenarios).
 #[derive(Clone, Copy)]
 pub struct Scenario {
     /// `shared::module::function` or `own::module::function`: .config/nextest.toml limits the second kind, each of which has a
