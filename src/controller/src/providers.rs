@@ -392,3 +392,15 @@ pub fn from_env(name: &str) -> Result<Arc<dyn Provider>, SetupError> {
         _ => Err(SetupError::Unknown { name: name.to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_was_left_out_says_how_to_get_it() {
+        let sentence = |name: &str| SetupError::Unknown { name: name.to_owned() }.to_string();
+        assert!(sentence("aws").ends_with("; build with --features aws"), "{}", sentence("aws"));
+        assert!(sentence("azure").ends_with(&format!("which has: {}", BUILT_IN.join(", "))), "{}", sentence("azure"));
+    }
+}

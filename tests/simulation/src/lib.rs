@@ -202,3 +202,18 @@ pub fn all_good(test: &str, usual: u64, night: impl Fn(u64) -> Night) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_together_are_every_case_once() {
+        for count in 1..6 {
+            let parts = (0..count).map(|index| Part { index, count });
+            let mut all: Vec<u64> = parts.flat_map(|part| part.of(1..=23)).collect();
+            all.sort_unstable();
+            assert_eq!(all, (1..=23).collect::<Vec<_>>(), "{count} parts");
+        }
+    }
+}

@@ -150,7 +150,8 @@ impl Moto {
             }
             panic!("moto ended without saying where it listens")
         };
-        let url = tokio::time::timeout(Duration::from_secs(60), wait).await.expect("moto starts in a minute");
+        // Starting takes seconds, most of them for Python to read its modules from the disk.
+        let url = tokio::time::timeout(Duration::from_secs(300), wait).await.expect("moto starts");
         // Its log must be read, or it blocks.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let python = Command::new(folder.join("bin/python"))

@@ -3,7 +3,7 @@
 use crate::STOCK;
 use crate::common::fencing::{effects, told};
 use crate::common::{AWAY, Stage, StageOptions};
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::runbook::StepKind;
 use reattach_sim::kubelet::DiskAfter;
@@ -27,9 +27,8 @@ pub async fn where_the_driver_publishes_nodes_its_attacher_heals() {
     let stage = Stage::share(&STOCK, "lost", StageOptions { mode: None, ..StageOptions::default() }).await;
     let (stage, volume) = strike(stage, "lost").await;
     stage.await_ready("lost", "redis", 1).await;
-    let over = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase.is_final());
-    stage.await_recovery("lost", "redis", "an end", over).await;
     // None at all where the attacher was quicker than the first look.
+    stage.await_all_over("lost").await;
     for ended in stage.recoveries("lost").await {
         let status = ended.status.clone().expect("a status");
         say!("class {:?}, {:?}: {}", status.class, status.phase, status.message);

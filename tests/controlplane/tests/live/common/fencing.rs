@@ -290,6 +290,18 @@ impl Stage {
         }
     }
 
+    /// Waits until every recovery of a namespace is over.
+    pub async fn await_all_over(&self, namespace: &str) {
+        let over = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|s| s.phase.is_final());
+        let what = format!("an end of all recoveries in {namespace}");
+        let found = eventually(&what, DEATH, async || {
+            self.recoveries(namespace).await.iter().all(over).then_some(())
+        });
+        if let Err(error) = found.await {
+            panic!("{error}\n{}\n{}", self.story(namespace).await, self.logs());
+        }
+    }
+
     /// Waits until the newest recovery of a claim that had something to do is over, and well.
     pub async fn await_recovered(&self, namespace: &str, claim: &str) -> VolumeRecovery {
         let ended = self
