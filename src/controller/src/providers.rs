@@ -400,7 +400,9 @@ mod tests {
     #[test]
     fn a_provider_that_was_left_out_says_how_to_get_it() {
         let sentence = |name: &str| SetupError::Unknown { name: name.to_owned() }.to_string();
-        assert!(sentence("aws").ends_with("; build with --features aws"), "{}", sentence("aws"));
-        assert!(sentence("azure").ends_with(&format!("which has: {}", BUILT_IN.join(", "))), "{}", sentence("azure"));
+        let aws = sentence("aws");
+        assert!(aws.ends_with("; build with --features aws"), "{aws}");
+        let azure = sentence("azure");
+        assert!(azure.ends_with(&format!("which has: {}", BUILT_IN.join(", "))), "{azure}");
     }
 }
