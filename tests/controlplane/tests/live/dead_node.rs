@@ -3,7 +3,7 @@
 use crate::STOCK;
 use crate::common::fencing::{DEATH, completed, effects, history, print_returns, told};
 use crate::common::logs::CONTROLLER;
-use crate::common::measure::at_most;
+use crate::common::measure::Pace;
 use crate::common::workloads::prefer;
 use crate::common::{LIMIT, Stage, StageOptions};
 use jiff::{SignedDuration, Timestamp};
@@ -76,6 +76,7 @@ pub async fn measured_a_dead_node_is_powered_off_and_its_volumes_come_back() {
     // The same beside it, healed by Kubernetes alone after a human's taint.
     let stock = cast(&stage, "stock", &["node-2", "node-4"], json!({"reattach.dev/opt-out": "true"})).await;
 
+    let pace = Pace::start(&stage);
     stage.hang("node-1");
     stage.hang("node-2");
     let tainted = a_human_taints(&stage, "node-2").await;
@@ -126,8 +127,8 @@ pub async fn measured_a_dead_node_is_powered_off_and_its_volumes_come_back() {
     let all: Vec<VolumeNo> = ours.iter().chain(&stock).copied().collect();
     stage.assert_one_holder(&all);
     // Pod garbage collection comes at any time within its 20 s, once for all volumes of the node.
-    at_most("median without the wait for pod garbage collection", rest, SignedDuration::from_secs(15));
-    at_most("median of the whole", whole, SignedDuration::from_secs(35));
+    pace.at_most("median without the wait for pod garbage collection", rest, SignedDuration::from_secs(15));
+    pace.at_most("median of the whole", whole, SignedDuration::from_secs(35));
 
     stage.boot("node-1").await;
     stage.await_node("node-1", true).await;
@@ -289,6 +290,7 @@ pub async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
         stage.deployment_with("fenced", "redis", "fenced-1", |o| prefer(o, &["fenced-1", "fenced-2"])).await;
     stage.await_ready("fenced", "redis", 1).await;
 
+    let pace = Pace::start(&stage);
     // So that the taint stays.
     stage.unpublish(&[redis], Unpublish::Hang).await;
     stage.hang("fenced-1");
@@ -306,7 +308,7 @@ pub async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
     gone.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
     let late = ready_and_tainted(&stage, "fenced-1");
     say!("the taint is off {:.2} s after the Node is Ready", late.as_secs_f64());
-    at_most("a Ready node with the taint", late, SignedDuration::from_secs(2));
+    pace.at_most("a Ready node with the taint", late, SignedDuration::from_secs(2));
 
     stage.unpublish(&[redis], Unpublish::Ok).await;
     let what = "a Ready pod and no recovery under way";

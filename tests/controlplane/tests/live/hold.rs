@@ -2,7 +2,7 @@
 
 use crate::STOCK;
 use crate::common::logs::{CONTROLLER, is_workload};
-use crate::common::measure::{Timeline, at_most, median, summary};
+use crate::common::measure::{Pace, Timeline, median, summary};
 use crate::common::workloads::{is_ready, prefer};
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
 use jiff::SignedDuration;
@@ -66,6 +66,7 @@ pub async fn measured_hold_and_release_touch_no_replica() {
         stage.pods("shop", "sql").await.into_iter().partition(|p| on_node(p) == "node-1");
     assert_eq!((stuck.len(), healthy.len()), (1, 2), "one of three per node");
 
+    let pace = Pace::start(&stage);
     stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
     let mut timelines = Vec::new();
     let mut effects = 0;
@@ -90,10 +91,10 @@ pub async fn measured_hold_and_release_touch_no_replica() {
     // Where between two of kubelet's ticks, 10 s apart, all five evictions fall is luck; `tests/node` goes over the phases.
     let detach = median(timelines.iter().map(Timeline::detach).collect());
     say!("{:.1} s of the median are Kubernetes' own detach", detach.as_secs_f64());
-    at_most("median without Kubernetes' own detach", whole - detach, SignedDuration::from_secs(10));
-    at_most("median of Kubernetes' own detach", detach, SignedDuration::from_secs(15));
+    pace.at_most("median without Kubernetes' own detach", whole - detach, SignedDuration::from_secs(10));
+    pace.at_most("median of Kubernetes' own detach", detach, SignedDuration::from_secs(15));
     // Five begin in the same second, on the cores that also run the whole control plane; `tests/node` measures one alone.
-    at_most("median of our own share", own, SignedDuration::from_secs(4));
+    pace.at_most("median of our own share", own, SignedDuration::from_secs(4));
 
     for before in &healthy {
         let now = stage.pods("shop", "sql").await.into_iter().find(|p| p.name_any() == before.name_any());

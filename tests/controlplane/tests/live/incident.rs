@@ -2,7 +2,7 @@
 //! the provider has locked, and two pods whose trouble is not ours.
 
 use crate::common::logs::{is_workload, line};
-use crate::common::measure::{at_most, summary};
+use crate::common::measure::{Pace, summary};
 use crate::common::{AWAY, Stage, StageOptions};
 use jiff::SignedDuration;
 use kube::ResourceExt;
@@ -41,6 +41,7 @@ pub async fn measured_auto_heals_the_incident() {
     }
     stage.await_ready("shop", "forms", 1).await;
 
+    let pace = Pace::start(&stage);
     stage.cloud.lock_volume(locked, "Contact support", true).expect("a volume");
     stage.kubelet("node-1").recycle(DiskAfter::Kept, AWAY).await;
     // These come to a node that works again.
@@ -75,9 +76,9 @@ pub async fn measured_auto_heals_the_incident() {
     say!("{effects} effects, each after the journal line that announces it");
     assert_eq!(effects, 2 * WORKLOADS.len(), "one scale and one restore each: Kubernetes detached by itself");
     let (whole, own) = summary(&timelines);
-    at_most("median of the whole", whole, SignedDuration::from_secs(20));
+    pace.at_most("median of the whole", whole, SignedDuration::from_secs(20));
     // Five side by side; below 1 s for one alone, see `tests/node`.
-    at_most("median of our own share", own, SignedDuration::from_secs(2));
+    pace.at_most("median of our own share", own, SignedDuration::from_secs(2));
 
     not_ours_are_named_and_untouched(&stage).await;
 

@@ -3,13 +3,17 @@
 use super::Stage;
 use super::logs::{AGENT, CONTROLLER, hold_label, is_workload, journal, line, replicas};
 use jiff::{SignedDuration, Timestamp};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{JobAction, VolumeNo};
 use reattach_core::plan::Plan;
 use reattach_core::runbook::Holding;
 use reattach_tests_controlplane::{AuditEvent, say};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Between the end of an answer and its line in the audit log some time may pass; a client may be quicker than that.
 const AUDIT_LAG: SignedDuration = SignedDuration::from_millis(5);
@@ -56,11 +60,62 @@ pub fn by_itself() -> bool {
     std::env::var_os("REATTACH_DEEP").is_some()
 }
 
-/// Asserts that something took no longer than its goal; ten times as long where other tests compute meanwhile.
-pub fn at_most(what: &str, took: SignedDuration, goal: SignedDuration) {
-    let limit = if by_itself() { goal } else { goal * 10 };
-    say!("{what}: {:.2} s, the goal is {goal:#}, the limit of this run {limit:#}", took.as_secs_f64());
-    assert!(took < limit, "{what}: {took:#}");
+/// What a small write takes at the API server, sampled all the time: tests that compute meanwhile slow everything down, and this
+/// says how much.
+pub struct Pace {
+    samples: Arc<Mutex<Vec<SignedDuration>>>,
+    task: tokio::task::AbortHandle,
+}
+
+impl Pace {
+    /// What the same write takes where nothing else computes, on two processors.
+    const IDLE: SignedDuration = SignedDuration::from_millis(10);
+
+    /// Begins to sample, with writes on an object of the stage's own.
+    pub fn start(stage: &Stage) -> Self {
+        let api: Api<ConfigMap> = Api::namespaced(stage.admin.clone(), "default");
+        let name = format!("pace-{}", stage.name.as_deref().unwrap_or("own"));
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let kept = samples.clone();
+        let sampling = async move {
+            let apply = PatchParams::apply("pace").force();
+            for count in 0_u64.. {
+                let object =
+                    json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"count": count.to_string()}});
+                let began = Instant::now();
+                if api.patch(&name, &apply, &Patch::Apply(&object)).await.is_ok() {
+                    let took = SignedDuration::try_from(began.elapsed()).expect("a short time");
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        Self { samples, task: tokio::spawn(sampling).abort_handle() }
+    }
+
+    /// How many times as long as on an idle machine a write took.
+    fn slower(&self) -> i32 {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert!(!samples.is_empty(), "no write of the pace came through");
+        let (count, middle) = (samples.len(), median(samples));
+        let times = (middle.as_secs_f64() / Self::IDLE.as_secs_f64()).ceil().max(1.0);
+        say!("a write took {:.3} s, the median of {count}", middle.as_secs_f64());
+        times as i32
+    }
+
+    /// Asserts that something took no longer than its goal. Where other tests compute meanwhile it may take ten times as long
+    /// for each time that a write is slower than on an idle machine.
+    pub fn at_most(&self, what: &str, took: SignedDuration, goal: SignedDuration) {
+        let limit = if by_itself() { goal } else { goal * 10 * self.slower() };
+        say!("{what}: {:.2} s, the goal is {goal:#}, the limit of this run {limit:#}", took.as_secs_f64());
+        assert!(took < limit, "{what}: {took:#}");
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// The middle of some durations; of an even number the greater one.
