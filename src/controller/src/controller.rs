@@ -241,7 +241,12 @@ impl Leader {
         if !self.cache.recoveries.filter(over).is_empty() {
             return Ok(());
         }
-        let name = format!("{trouble}-{}", occasion(&evidence, class, policy));
+        let ended = self
+            .cache
+            .recoveries
+            .filter(|r| Executor::claim_of(r) == nominee.claim && came_right(r, &trouble));
+        let last = ended.iter().max_by_key(|r| r.creation_timestamp());
+        let name = format!("{trouble}-{}", occasion(&evidence, class, policy, last.map(|r| &**r)));
         let recovery = VolumeRecovery {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -407,20 +412,34 @@ fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> b
     over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
 }
 
+/// Whether this recovery of this very trouble ended well. What goes wrong after it is a new occasion, also where pods, machine
+/// and VolumeAttachment are still the same: a slow attach that came right, and later a device that is lost.
+fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
+    matches!(phase(recovery), Phase::Recovered | Phase::Resolved)
+        && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+}
+
 /// Tells apart recoveries of the same trouble under another policy, of what one of them left, or of trouble that went away
-/// and came back with other pods. The same occasion has the same name, so two sweeps never make two recoveries of it.
-fn occasion(evidence: &Evidence, class: Option<Class>, policy: &RecoveryPolicy) -> String {
+/// and came back: with other pods, or after `last`, the newest one that came right. The same occasion has the same name, so
+/// two sweeps never make two recoveries of it. Only the newest counts, since older ones are pruned.
+fn occasion(
+    evidence: &Evidence,
+    class: Option<Class>,
+    policy: &RecoveryPolicy,
+    last: Option<&VolumeRecovery>,
+) -> String {
     let mut parts =
         vec![policy.uid().unwrap_or_default(), policy.metadata.generation.unwrap_or(0).to_string()];
     parts.extend(class.map(|c| c.to_string()));
     parts.extend(evidence.pods.shown().into_iter().flatten().map(|p| p.uid.to_string()));
+    parts.extend(last.and_then(|r| r.uid()));
     reattach_core::plan::short_hash(&parts)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{given_up, trouble_name};
-    use reattach_api::VolumeRecovery;
+    use super::{came_right, given_up, occasion, trouble_name};
+    use reattach_api::{RecoveryPolicy, VolumeRecovery};
     use reattach_core::diagnosis::Class;
     use reattach_core::evidence::AttachmentFacts;
     use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
@@ -441,6 +460,37 @@ mod tests {
         assert_ne!(trouble_name(&booted.evidence), name, "another boot of {NODE} is another trouble");
         let another = dead.attachments(|all| all[0].uid = "another".into());
         assert_ne!(trouble_name(&another.evidence), name);
+    }
+
+    /// A slow attach had a look and came right; then the device is lost under the same pod, which the first look cannot class.
+    #[test]
+    fn what_goes_wrong_after_a_good_end_is_a_new_occasion() {
+        let evidence = Case::deployment().evidence;
+        let policy: RecoveryPolicy =
+            serde_json::from_value(serde_json::json!({"metadata": {"uid": "p"}, "spec": {}}))
+                .unwrap_or_else(|e| panic!("{e}"));
+        let trouble = trouble_name(&evidence);
+        let record = |phase: &str, of: &str| -> VolumeRecovery {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": format!("{of}-1"), "uid": format!("uid of {phase}")},
+                "spec": {"claimName": "redis-data", "mode": "Auto", "runbook": "lightest-first", "requester": "reattach"},
+                "status": {"phase": phase},
+            }))
+            .unwrap_or_else(|e| panic!("{e}"))
+        };
+        let first = occasion(&evidence, None, &policy, None);
+        assert_eq!(occasion(&evidence, None, &policy, None), first);
+        for phase in ["Resolved", "Recovered"] {
+            let ended = record(phase, &trouble);
+            assert!(came_right(&ended, &trouble), "{phase}");
+            let next = occasion(&evidence, None, &policy, Some(&ended));
+            assert_ne!(next, first, "{phase}");
+            assert_eq!(occasion(&evidence, None, &policy, Some(&ended)), next);
+        }
+        for phase in ["Failed", "Aborted", "Waiting", "Running"] {
+            assert!(!came_right(&record(phase, &trouble), &trouble), "{phase}");
+        }
+        assert!(!came_right(&record("Resolved", "another-trouble"), &trouble));
     }
 
     #[test]

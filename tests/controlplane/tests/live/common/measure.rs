@@ -13,7 +13,8 @@ use reattach_core::runbook::Holding;
 use reattach_tests_controlplane::{AuditEvent, say};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between the end of an answer and its line in the audit log some time may pass; a client may be quicker than that.
 const AUDIT_LAG: SignedDuration = SignedDuration::from_millis(5);
@@ -80,12 +81,16 @@ impl Pace {
         let sampling = async move {
             let apply = PatchParams::apply("pace").force();
             for count in 0_u64.. {
-                let object =
-                    json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"count": count.to_string()}});
+                let data = json!({"count": count.to_string()});
+                let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
                 let began = Instant::now();
-                if api.patch(&name, &apply, &Patch::Apply(&object)).await.is_ok() {
-                    let took = SignedDuration::try_from(began.elapsed()).expect("a short time");
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                match api.patch(&name, &apply, &Patch::Apply(&object)).await {
+                    Ok(_) => {
+                        let took = SignedDuration::try_from(began.elapsed()).expect("a short time");
+                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                    }
+                    // A cluster that was taken down answers nothing more.
+                    Err(error) => say!("the pace of writes: {error}"),
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
