@@ -2,6 +2,7 @@
 
 use super::{Room, is_final};
 use crate::recovery::Executor;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
@@ -9,9 +10,13 @@ use reattach_cluster::node::{closed_by, is_out_of_service_by_us, is_ready, quara
 use reattach_cluster::node_lock::{self, Lock};
 use reattach_cluster::{reports, store, tidy};
 use reattach_core::evidence::CsiSource;
-use reattach_core::guest::Challenge;
+use reattach_core::guest::{Answer, Challenge};
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use std::sync::Arc;
+
+/// An agent answers each question once. Where it saw a device or a mount it is asked again after this time: the device may have
+/// been on its way out.
+const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(60);
 
 impl Room<'_> {
     /// The out-of-service taint goes at once from a Node that is Ready: the attach/detach controller pulls volumes that are
@@ -106,7 +111,9 @@ impl Room<'_> {
             // Only the question that is open counts, and it has a number of its own.
             let open = report.as_ref().and_then(|r| question_of(r, &by));
             let question = own.as_ref().filter(|r| over && !r.spec.claim_name.is_empty());
-            let unaskable = match question.filter(|_| open.is_none()) {
+            let now = self.executor.collector.clock.now();
+            let again = |open| report.as_ref().is_some_and(|r| answered_long_ago(r, &node, open, now));
+            let unaskable = match question.filter(|_| open.is_none_or(again)) {
                 Some(recovery) => !self.ask(&node, recovery).await,
                 None => own.is_none(),
             };
@@ -194,16 +201,26 @@ fn boot_of(node: &Node) -> Option<&str> {
     node.status.as_ref()?.node_info.as_ref().map(|i| i.boot_id.as_str())
 }
 
-/// Whether the agent of the Node's boot answered this question with nothing that can write.
-fn answered_clean(report: &NodeVolumeReport, node: &Node, open: &Challenge) -> bool {
-    let Ok(said) = report.said() else { return false };
-    said.answers.iter().any(|a| {
+/// What the agent of the Node's boot answered to this question.
+fn answer_to<'a>(report: &'a NodeVolumeReport, node: &Node, open: &Challenge) -> Option<&'a Answer> {
+    let said = report.said().ok()?;
+    said.answers.into_iter().find(|a| {
         a.recovery == open.recovery
             && a.epoch == open.epoch
             && a.identity == open.identity
             && Some(a.boot_id.as_str()) == boot_of(node)
-            && a.is_clean()
     })
+}
+
+/// Whether the agent of the Node's boot answered this question with nothing that can write.
+fn answered_clean(report: &NodeVolumeReport, node: &Node, open: &Challenge) -> bool {
+    answer_to(report, node, open).is_some_and(|a| a.is_clean())
+}
+
+/// Whether it answered something else some time ago. The time is the node's own: a clock that is wrong makes it late or early.
+fn answered_long_ago(report: &NodeVolumeReport, node: &Node, open: &Challenge, now: Timestamp) -> bool {
+    let old = |a: &Answer| now.duration_since(a.scanned_at).abs() >= ASKED_AGAIN_AFTER;
+    answer_to(report, node, open).is_some_and(|a| !a.is_clean() && old(a))
 }
 
 /// Whether the agent of the Node's boot reported, could read everything, and saw no dead mount.

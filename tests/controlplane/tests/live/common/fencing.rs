@@ -305,11 +305,11 @@ impl Stage {
     /// Waits until the newest recovery of a claim that had something to do is over, and well.
     pub async fn await_recovered(&self, namespace: &str, claim: &str) -> VolumeRecovery {
         let ended = self
-            .await_recovery(namespace, claim, "an end", |r| {
-                let status = r.status.as_ref();
-                // A slow attach at the beginning may have been looked at, and have come right by itself.
-                let over = |p: Phase| (p.is_final() && p != Phase::Resolved) || p == Phase::Stuck;
-                status.is_some_and(|s| over(s.phase))
+            .await_recovery(namespace, claim, "an end", |r| match r.status.as_ref().map(|s| s.phase) {
+                // A slow attach, or a pod that is not called unready yet, may have been looked at and have come right by itself.
+                Some(Phase::Recovered) => !effects(r).is_empty(),
+                Some(phase) => (phase.is_final() && phase != Phase::Resolved) || phase == Phase::Stuck,
+                None => false,
             })
             .await;
         let phase = ended.status.as_ref().map(|s| s.phase);
