@@ -8,7 +8,7 @@ use crate::nominate::{Nominee, nominees};
 use crate::policies::{Subject, ruling};
 use crate::providers::Providers;
 use crate::recovery::{Executor, Limits};
-use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Opaque, Phase, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
@@ -247,6 +247,18 @@ impl Leader {
             .filter(|r| Executor::claim_of(r) == nominee.claim && came_right(r, &trouble));
         let last = ended.iter().max_by_key(|r| r.creation_timestamp());
         let name = format!("{trouble}-{}", occasion(&evidence, class, policy, last.map(|r| &**r)));
+        let records = self.executor.collector.clients.records.clone();
+        let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
+        // The watch may lag behind: what it does not know of yet may be under way already, on another occasion.
+        if self.cache.recoveries.get(&nominee.claim.namespace, &name).is_some()
+            || api
+                .list(&ListParams::default())
+                .await?
+                .iter()
+                .any(|r| Executor::claim_of(r) == nominee.claim && !phase(r).is_final())
+        {
+            return Ok(());
+        }
         let recovery = VolumeRecovery {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -269,8 +281,6 @@ impl Leader {
             },
             status: None,
         };
-        let records = self.executor.collector.clients.records.clone();
-        let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
         match api.create(&PostParams::default(), &recovery).await {
             Ok(_) => Ok(()),
             // The same trouble has a record already: the cache has not seen it yet, or it is over.

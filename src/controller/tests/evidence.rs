@@ -16,6 +16,7 @@ use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plan::Snapshots;
 use reattach_provider_api::Capabilities;
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,6 +185,38 @@ async fn a_policy_for_a_driver_that_no_provider_knows_is_told_so() {
         told[0].contains("knows driver ebs.csi.aws.com; asked: none") && told[0].ends_with(built),
         "{told:?}"
     );
+}
+
+/// One recovery of a claim at a time, also where the watch has not told of the first one yet when the pod is replaced.
+#[tokio::test(start_paused = true)]
+async fn a_recovery_that_the_watch_does_not_know_of_is_under_way_all_the_same() {
+    let mut s = Stage::new();
+    let cloud = TestCloud::held_by("100");
+    s.node("Unknown", &json!([]));
+    s.server.insert(
+        &json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "RecoveryPolicy", "metadata": {"name": "p"},
+        "spec": {"mode": "DryRun"}}),
+    );
+    s.start(providers(&cloud)).await;
+    let watches = RequestMatch {
+        verb: Some(Verb::Watch),
+        resource: Some("volumerecoveries".into()),
+        ..RequestMatch::default()
+    };
+    s.server.break_watches(&watches, WatchBreak::End);
+    s.server.add_fault(FaultRule::always(watches, Fault::Hang));
+    attachment(&s, NODE, |_| {});
+    let names = || -> Vec<String> {
+        let all = s.server.list("reattach.dev", "volumerecoveries", Some(NS));
+        all.iter().map(|r| r["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    pod(&s, "redis-0", NS, NODE, Some(CLAIM));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let first = names();
+    assert_eq!(first.len(), 1, "{first:?}");
+    pod(&s, "redis-1", NS, NODE, Some(CLAIM));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(names(), first);
 }
 
 fn stalled(stage: &Stage) -> Option<Value> {
