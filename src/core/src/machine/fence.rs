@@ -6,8 +6,9 @@ use super::unwind::{RETRY, backoff, later};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::InstanceState;
 use crate::diagnosis::{Trouble, Verdict, diagnose};
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Reading;
+use crate::ids::ObjectName;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general};
 use crate::proof::{
@@ -16,7 +17,9 @@ use crate::proof::{
 use crate::runbook::{Holding, StepKind};
 use jiff::{SignedDuration, Timestamp};
 
-/// The taint stays for so long after the volume is free, if something else of the node is still attached.
+/// The taint stays for so long after the volume is free, if something else of the node is still attached or a pod of the claim
+/// is still there. Kubernetes deletes pods from a tainted node every 20 s (`gcCheckPeriod` in
+/// `pkg/controller/podgc/gc_controller.go`).
 const OTHERS_HAVE: SignedDuration = SignedDuration::from_secs(60);
 
 impl Look<'_> {
@@ -272,14 +275,17 @@ impl Look<'_> {
             return self.skipped("nothing was tainted");
         }
         let node = self.evidence.node(&self.plan.pins.node, self.cx.now);
-        let others = node.is_some_and(|n| !n.volumes_attached.is_empty());
         let until = later(self.entered, OTHERS_HAVE);
         let back = back_again(self.plan, self.evidence, self.cx.now).is_some();
-        if others && !back && self.state.attempts(self.ix) == 0 && self.cx.now < until {
-            return wait(
-                "other volumes of the node are still attached".to_owned(),
-                until.min(later(self.cx.now, CLOUD_POLL)),
-            );
+        if !back && self.state.attempts(self.ix) == 0 && self.cx.now < until {
+            let why = if node.is_some_and(|n| !n.volumes_attached.is_empty()) {
+                Some("other volumes of the node are still attached".to_owned())
+            } else {
+                self.left_on_the_node().map(|pod| format!("pod {pod} is not deleted from the node yet"))
+            };
+            if let Some(why) = why {
+                return wait(why, until.min(later(self.cx.now, CLOUD_POLL)));
+            }
         }
         if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
             self.state.step(self.ix)
@@ -288,6 +294,15 @@ impl Look<'_> {
         }
         take_off(self.ix, self.plan, self.state, self.evidence, self.cx)
             .unwrap_or_else(|| self.completed("our taint is gone"))
+    }
+
+    /// A pod of the claim that is being deleted and is still bound to the tainted node. The volume may be free before it is gone:
+    /// the attach/detach controller drops a pod of which no container was ever reported running, and without the taint nobody
+    /// would delete it.
+    fn left_on_the_node(&self) -> Option<&ObjectName> {
+        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present()?;
+        let here = |p: &&PodFacts| p.node.as_ref() == Some(&self.plan.pins.node);
+        pods.iter().filter(here).find(|p| p.deleting_since.is_some()).map(|p| &p.name)
     }
 
     pub(super) fn power_on(&self) -> Next {

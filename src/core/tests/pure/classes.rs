@@ -245,6 +245,25 @@ fn what_the_plan_does_not_list_stops_an_effect_on_the_node() {
     assert!(refusals.iter().any(|r| r.to_string().contains("the pods on lke-1")), "{refusals:?}");
 }
 
+/// The volume of a pod of which no container was ever reported running is free before Kubernetes has deleted the pod. Without
+/// the taint it would never do so.
+#[test]
+fn the_taint_stays_until_the_old_pod_is_deleted() {
+    let mut walk = Walk::new(dead_node_off(), World { deletes_after: Some(25), ..QUIET });
+    let mut left = None;
+    let end = walk.run(|walk, action| {
+        if let Effect::Untaint { .. } = action.effect {
+            let pods = walk.case.evidence.pods.shown().into_iter().flatten();
+            left = Some(pods.filter(|p| p.deleting_since.is_some()).count());
+        }
+    });
+    assert_eq!((end, left), (End::Recovered, Some(0)), "{}", walk.story());
+    // A pod that cannot be deleted, such as by a finalizer, keeps the taint for a minute and no longer.
+    let mut walk = Walk::new(dead_node_off(), World { deletes_after: Some(3600), ..QUIET });
+    assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
+    assert!(walk.kinds().contains(&"Untaint".to_owned()), "{}", walk.story());
+}
+
 /// A dead node is fenced even where the cluster cannot hold pods away; only the cloud's own detach is left out.
 #[test]
 fn without_admission_a_dead_node_is_fenced_all_the_same() {

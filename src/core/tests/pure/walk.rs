@@ -41,6 +41,8 @@ pub struct World {
     pub alone: bool,
     /// The cloud takes a detach and does not end it for five minutes; only one by force works.
     pub hangs: Option<By>,
+    /// Kubernetes deletes the old pod only so many seconds after the taint, when its replacement is there.
+    pub deletes_after: Option<i64>,
     /// Snapshots fail.
     pub no_snapshot: bool,
     /// They cannot be read.
@@ -65,6 +67,7 @@ pub const QUIET: World = World {
     abort_at: None,
     alone: false,
     hangs: None,
+    deletes_after: None,
     no_snapshot: false,
     blind: false,
 };
@@ -371,10 +374,16 @@ impl Walk {
             p.uid = "pod-2".into();
             (p.node, p.held, p.deleting_since) = (None, held, None);
         };
+        let deleted = self.world.deletes_after.is_none_or(|seconds| {
+            self.set_free.is_some_and(|at| now.duration_since(at).as_secs() >= seconds)
+        });
         self.case = self.case.clone().pods(|pods| {
+            pods.retain(|p| !deleted || p.uid.as_str() != "old");
+            let mut old = None;
             for pod in pods.iter_mut() {
                 let here = pod.node.as_ref().is_some_and(|n| n.as_str() == NODE);
                 if here && released && pod.uid.as_str() == "pod-1" {
+                    old = Some(PodFacts { uid: "old".into(), deleting_since: Some(now), ..pod.clone() });
                     replacement(pod);
                 }
                 if pod.held && !held {
@@ -384,6 +393,7 @@ impl Walk {
                     pod.node = Some(OTHER_NODE.into());
                 }
             }
+            pods.extend(old.filter(|_| !deleted));
         });
         let e = &mut self.case.evidence;
         let there = |n: &NodeName| n.as_str() == OTHER_NODE;

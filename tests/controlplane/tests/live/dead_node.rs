@@ -364,6 +364,8 @@ pub async fn a_node_that_the_watchdog_boots_again_is_left_alone() {
     let mut stage =
         Stage::share(&STOCK, "watchdog", StageOptions { nodes: 2, mode: None, ..StageOptions::default() })
             .await;
+    // Before the recovery has waited long enough to power it off: by default it takes as long as that.
+    stage.set_timings(Timings { watchdog_ms: 60_000, ..Timings::default() });
     stage.policy_saying(json!({"powerOff": "Allowed"})).await;
     stage.namespace("watchdog").await;
     let redis = stage
@@ -375,6 +377,7 @@ pub async fn a_node_that_the_watchdog_boots_again_is_left_alone() {
 
     stage.lose_power("watchdog-1").await;
     stage.await_instance("watchdog-1", &InstanceStatus::Running).await;
+    stage.await_node("watchdog-1", false).await;
     assert_eq!(stage.untouched("watchdog", &[]).await, before, "nothing was freed while it was off");
     stage.boot("watchdog-1").await;
     stage.await_ready("watchdog", "redis", 1).await;
