@@ -4,6 +4,7 @@ use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
     orphan_of_the_same_name, phantom_without_policy, plan, without_policy,
 };
+use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::{Class, StuckCause, Trouble, Verdict, diagnose};
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
@@ -189,6 +190,29 @@ fn what_another_recovery_tainted_is_left_to_it() {
     let mine = walk.kinds();
     assert!(!mine.contains(&"Untaint".to_owned()), "{mine:?}\n{}", walk.story());
     assert!(walk.story().contains("by another recovery"), "{}", walk.story());
+}
+
+/// S8: a pod that is Ready with a volume of another identity, or of another size, is no recovery.
+#[test]
+fn another_volume_under_the_same_name_is_no_recovery() {
+    let edits: [fn(&mut CloudVolume); 2] = [|v| v.identity.serial = "another".into(), |v| v.size_gib += 1];
+    for edit in edits {
+        let mut walk = Walk::new(dead_node_off(), QUIET);
+        walk.answer(
+            |e| matches!(e, Effect::Untaint { .. }).then(|| Outcome::Applied { detail: "200".into() }),
+            |walk| {
+                let node = walk.case.evidence.nodes.get_mut(&NodeName::from(NODE)).unwrap();
+                change(node, |n| n.out_of_service_by_us = false);
+                change(&mut walk.case.evidence.cloud_volume, edit);
+            },
+        );
+        let end = walk.run(|_, _| {});
+        assert!(
+            matches!(&end, End::Failed { why } if why.contains("identity or size")),
+            "{end:?}\n{}",
+            walk.story()
+        );
+    }
 }
 
 /// Without a permission the run waits for a proof that others bring about: none is made from time alone.
