@@ -16,7 +16,6 @@ use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plan::Snapshots;
 use reattach_provider_api::Capabilities;
-use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,13 +197,7 @@ async fn a_recovery_that_the_watch_does_not_know_of_is_under_way_all_the_same() 
         "spec": {"mode": "DryRun"}}),
     );
     s.start(providers(&cloud)).await;
-    let watches = RequestMatch {
-        verb: Some(Verb::Watch),
-        resource: Some("volumerecoveries".into()),
-        ..RequestMatch::default()
-    };
-    s.server.break_watches(&watches, WatchBreak::End);
-    s.server.add_fault(FaultRule::always(watches, Fault::Hang));
+    s.the_watch_of_recoveries_lags();
     attachment(&s, NODE, |_| {});
     let names = || -> Vec<String> {
         let all = s.server.list("reattach.dev", "volumerecoveries", Some(NS));

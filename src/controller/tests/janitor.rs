@@ -7,7 +7,6 @@ mod common;
 use common::{BOOT, CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage, a_while};
 use reattach_controller::Providers;
 use reattach_core::testkit::Case;
-use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::manifests;
 use serde_json::{Value, json};
 
@@ -162,13 +161,7 @@ async fn a_closing_taint_stays_while_the_watch_of_the_recoveries_lags_behind() {
     let mut s = Stage::new();
     s.start(Providers::default()).await;
     a_while().await;
-    let watches = RequestMatch {
-        verb: Some(Verb::Watch),
-        resource: Some("volumerecoveries".into()),
-        ..RequestMatch::default()
-    };
-    s.server.break_watches(&watches, WatchBreak::End);
-    s.server.add_fault(FaultRule::always(watches, Fault::Hang));
+    s.the_watch_of_recoveries_lags();
     let uid = s.recovery("r", "Stuck", |_| {});
     let closing = |recovery: &str| format!("hold.reattach.dev/{recovery}");
     let taint = |key: String| json!({"key": key, "effect": "NoSchedule"});

@@ -7,6 +7,7 @@ use prometheus_client::registry::Registry;
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::{Controller, Providers, Settings};
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::{ApiServer, manifests};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -130,6 +131,17 @@ impl Stage {
                 "devices": [], "csiVolumes": volumes, "unreadable": []}},
         });
         self.put(report, "reattach.dev", "nodevolumereports");
+    }
+
+    /// From now on no watch of the recoveries tells of anything new.
+    pub fn the_watch_of_recoveries_lags(&self) {
+        let watches = RequestMatch {
+            verb: Some(Verb::Watch),
+            resource: Some("volumerecoveries".into()),
+            ..RequestMatch::default()
+        };
+        self.server.break_watches(&watches, WatchBreak::End);
+        self.server.add_fault(FaultRule::always(watches, Fault::Hang));
     }
 
     pub fn challenges(&self) -> Vec<Value> {
