@@ -306,7 +306,9 @@ pub async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
     let gone =
         eventually("no taint", LIMIT, async || (!stage.is_out_of_service("fenced-1").await).then_some(()));
     gone.await.unwrap_or_else(|e| panic!("{e}\n{}", stage.logs()));
-    let late = ready_and_tainted(&stage, "fenced-1");
+    // A write is there to see an instant before the audit log has it.
+    let what = "the audit log's word of the report and of the end of the taint";
+    let late = eventually(what, LIMIT, async || ready_and_tainted(&stage, "fenced-1")).await.expect(what);
     say!("the taint is off {:.2} s after the Node is Ready", late.as_secs_f64());
     pace.at_most("a Ready node with the taint", late, SignedDuration::from_secs(2));
 
@@ -337,25 +339,25 @@ pub async fn a_fenced_node_that_comes_back_loses_the_taint_at_once() {
     stage.await_nothing_left().await;
 }
 
-/// How long a Node was Ready and had the taint, by the audit log: from kubelet's report to the write that takes it off.
-fn ready_and_tainted(stage: &Stage, node: &str) -> SignedDuration {
+/// How long a Node was Ready and had the taint, by the audit log: from kubelet's report to the write that takes it off. None
+/// while the log lacks one of them.
+fn ready_and_tainted(stage: &Stage, node: &str) -> Option<SignedDuration> {
     let events = stage.audit();
     let of_node =
         |e: &&AuditEvent| e.resource == "nodes" && e.name.as_deref() == Some(node) && e.took_effect();
     let with_taint = |e: &&AuditEvent| {
         e.user == CONTROLLER && e.body.as_ref().is_some_and(|b| b.to_string().contains(OUT_OF_SERVICE_TAINT))
     };
-    let tainted = events.iter().filter(of_node).find(with_taint).expect("it was tainted").reached;
+    let tainted = events.iter().filter(of_node).find(with_taint)?.reached;
     let says_ready = |e: &&AuditEvent| {
         let conditions = e.body.as_ref().and_then(|b| b.pointer("/status/conditions")?.as_array());
         e.received > tainted
             && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
     };
-    let ready = events.iter().filter(of_node).find(says_ready).expect("kubelet's report").reached;
+    let ready = events.iter().filter(of_node).find(says_ready)?.reached;
     let off = |e: &&AuditEvent| e.user == CONTROLLER && e.received > tainted && e.subresource.is_none();
-    let off =
-        events.iter().filter(of_node).filter(off).find(|e| !with_taint(e)).expect("it was taken off").reached;
-    off.duration_since(ready)
+    let off = events.iter().filter(of_node).filter(off).find(|e| !with_taint(e))?.reached;
+    Some(off.duration_since(ready))
 }
 
 /// Off without a shutdown job, and booted again by the cloud: there is never a proof, and the run must not wait for one
