@@ -88,11 +88,18 @@ impl Bench {
         self.scene.say(&format!("{when}: {:?}", self.free));
     }
 
-    /// Asserts that the device is in use, and that this is among the reasons.
+    /// Asks until the reasons are these, and asserts that every answer on the way says *in use*: a container that starts at that
+    /// moment holds a copy of the machine's mounts until it has a root of its own.
     async fn in_use(&self, what: &str, why: impl Fn(&DeviceUsers) -> bool) {
-        let seen = self.ask().await;
-        self.scene.say(&format!("{what}: {seen:?}"));
-        assert!(matches!(&seen, Seen::InUse { users } if why(users)), "{what}: {seen:?}");
+        let asked = async || {
+            let seen = self.ask().await;
+            let Seen::InUse { users } = &seen else { panic!("{what}: {seen:?}") };
+            why(users).then_some(seen)
+        };
+        match eventually("these reasons", LIMIT, asked).await {
+            Ok(seen) => self.scene.say(&format!("{what}: {seen:?}")),
+            Err(_) => panic!("{what}: {:?}", self.ask().await),
+        }
     }
 }
 
