@@ -62,6 +62,15 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
     }
     drop(turn);
     if recovery.finalizers().iter().any(|f| f == FINALIZER) {
+        if let Some(record) = exported(&recovery) {
+            let (name, namespace) = (recovery.name_any(), recovery.namespace().unwrap_or_default());
+            tracing::warn!(
+                recovery = name,
+                namespace,
+                record,
+                "this VolumeRecovery is being deleted; this line keeps its record"
+            );
+        }
         let rest: Vec<&String> = recovery.finalizers().iter().filter(|f| *f != FINALIZER).collect();
         let body =
             json!({ "metadata": { "resourceVersion": recovery.resource_version(), "finalizers": rest } });
@@ -76,6 +85,14 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
         }
     }
     Ok(Turn::Final(status.phase))
+}
+
+/// Returns the record of a recovery that was deleted after it had begun to act, as one line of JSON. The object goes with its
+/// finalizer, whoever had it deleted: a person, the namespace's end, or Kubernetes' garbage collector.
+fn exported(recovery: &VolumeRecovery) -> Option<String> {
+    let acted = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    recovery.metadata.deletion_timestamp.as_ref().filter(|_| acted)?;
+    serde_json::to_string(recovery).ok()
 }
 
 /// Gives the lock of the plan's node back, if this run can have taken it.
@@ -172,4 +189,33 @@ async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad
 
 fn api(executor: &Executor, recovery: &VolumeRecovery) -> Api<VolumeRecovery> {
     Api::namespaced(executor.collector.clients.records.clone(), &recovery.namespace().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recovery(deleted: bool, journal: serde_json::Value) -> VolumeRecovery {
+        let mut object = json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+            "metadata": { "name": "data-b", "namespace": "shop" },
+            "spec": { "claimName": "data", "mode": "Auto", "runbook": "lightest-first", "requester": "controller" },
+            "status": { "phase": "Recovered", "message": "done", "journal": journal },
+        });
+        if deleted {
+            object["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_deleted_record_that_acted_is_exported_on_one_line() {
+        let line = json!([{ "anything": "a line\nof two" }]);
+        let exported_line = exported(&recovery(true, line.clone())).unwrap();
+        assert!(!exported_line.contains('\n'), "{exported_line}");
+        let read: VolumeRecovery = serde_json::from_str(&exported_line).unwrap();
+        assert_eq!(read.status.unwrap().journal.len(), 1);
+        assert_eq!(exported(&recovery(false, line)), None);
+        assert_eq!(exported(&recovery(true, json!([]))), None);
+    }
 }

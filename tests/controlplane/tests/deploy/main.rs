@@ -59,6 +59,7 @@ async fn installed_on_a_real_control_plane() {
     tenants::claims_of_other_namespaces(&installed).await;
     tenants::reports_of_other_nodes(&installed).await;
     tenants::rights_that_they_lack(&installed).await;
+    tenants::records_that_they_may_not_delete(&installed).await;
 
     hold::gates_new_pods_of_the_claim_and_only_those(&installed).await;
     hold::the_gate_keeps_the_scheduler_away(&installed).await;

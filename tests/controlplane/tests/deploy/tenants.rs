@@ -354,3 +354,30 @@ pub async fn rights_that_they_lack(installed: &Installed<'_>) {
     let untouched: VolumeRecovery = recoveries.get("by-policy").await.expect("there");
     assert!(untouched.spec.abort.is_none() && untouched.spec.declaration.is_none(), "{:?}", untouched.spec);
 }
+
+/// An editor cannot have a record deleted that only its own people may delete.
+pub async fn records_that_they_may_not_delete(installed: &Installed<'_>) {
+    let adam = installed.as_user("adam").await;
+    let owner = json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "mine", "uid": "11111111-2222-3333-4444-555555555555" }]);
+    let says = "a VolumeRecovery takes no ownerReferences";
+    let mut owned = recovery("owned", "adam", json!({}));
+    owned["metadata"]["ownerReferences"] = owner.clone();
+    let recoveries = Api::<VolumeRecovery>::namespaced(adam.clone(), "team-a");
+    let owned = serde_json::from_value(owned).expect("a recovery");
+    let made = recoveries.create(&PostParams::default(), &owned).await;
+    refused("an owner at creation", made, 403, says);
+    let merge = |body: Value| Patch::Merge(json!({ "metadata": body }));
+    let params = PatchParams::default();
+    let owned = recoveries.patch("borrowed", &params, &merge(json!({ "ownerReferences": owner }))).await;
+    refused("an owner later", owned, 403, says);
+
+    let finalizer = merge(json!({ "finalizers": ["reattach.dev/restore"] }));
+    let controllers = Api::<VolumeRecovery>::namespaced(installed.controller.clone(), "team-a");
+    controllers.patch("borrowed", &params, &finalizer).await.expect("the controller's finalizer");
+    let stripped = merge(json!({ "finalizers": [] }));
+    let says = "removing the finalizer reattach.dev/restore needs the verb delete on volumerecoveries in namespace team-a";
+    refused("a finalizer", recoveries.patch("borrowed", &params, &stripped).await, 403, says);
+    let theirs = merge(json!({ "finalizers": ["reattach.dev/restore", "adam.example.com/own"] }));
+    recoveries.patch("borrowed", &params, &theirs).await.expect("a finalizer of their own is their affair");
+    controllers.patch("borrowed", &params, &stripped).await.expect("the controller removes its finalizer");
+}
