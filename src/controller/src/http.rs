@@ -1,8 +1,11 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez`, `/readyz` and `/metrics`. Each connection serves one request, see [`crate::listener`].
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -25,6 +28,13 @@ pub fn router(endpoints: Endpoints) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(endpoints)
+        .layer(map_response(one_request))
+}
+
+/// Ends the connection after its reply: connections that wait for a next request would fill the listener's places.
+async fn one_request(mut reply: Response) -> Response {
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 async fn ready(State(e): State<Endpoints>) -> (StatusCode, &'static str) {

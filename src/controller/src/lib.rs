@@ -8,6 +8,7 @@ pub mod controller;
 mod finish;
 pub mod http;
 mod janitor;
+pub mod listener;
 pub mod metrics;
 mod nominate;
 mod perform;

@@ -5,6 +5,7 @@ use clap::{Parser, ValueEnum};
 use prometheus_client::registry::Registry;
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::http::{Endpoints, router};
+use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::{Controller, Providers, Settings};
@@ -165,6 +166,7 @@ async fn run(args: Args) -> Result<()> {
         let stopped = async move {
             let _ = serving.wait_for(|s| *s).await;
         };
+        let listener = BoundedListener::new(listener, Limits::default());
         axum::serve(listener, app).with_graceful_shutdown(stopped).await
     });
     tokio::spawn(async move {
