@@ -71,6 +71,20 @@ pub enum ProviderError {
         /// Rights that the call needs and the credential lacks, where the provider names them.
         missing: Vec<String>,
     },
+    /// The answer is about another object than the one asked for, as from a proxy or a cache that mixes up answers. It says
+    /// nothing about either, so nothing in it is used; this call had no effect.
+    #[error(
+        "could not {operation}: the answer is about {answered}, not about {asked}, and is not used; see what lies \
+        between reattach and the provider, such as a proxy"
+    )]
+    OtherObject {
+        /// What was tried.
+        operation: String,
+        /// What was asked for, as "volume 17".
+        asked: String,
+        /// What the answer is about.
+        answered: String,
+    },
     /// The provider knows no such object under this credential. By itself no proof that it is gone.
     #[error("could not {operation}: {reason}")]
     NotFound {
@@ -97,6 +111,7 @@ impl ProviderError {
             Self::NotApplied { .. }
             | Self::Throttled { .. }
             | Self::Denied { .. }
+            | Self::OtherObject { .. }
             | Self::NotFound { .. } => EffectKnowledge::NotApplied,
         }
     }

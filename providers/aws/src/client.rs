@@ -16,9 +16,6 @@ use reattach_provider_api::{HttpTransport, ProviderError};
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 use tokio::{sync::OnceCell, time::Instant};
 
-/// How this program names itself to the API.
-const APP_NAME: &str = concat!("reattach-", env!("CARGO_PKG_VERSION"));
-
 /// The waits before the second and third try of a read.
 const READ_WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(400)];
 
@@ -78,7 +75,8 @@ impl Client {
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
-        builder.set_app_name(AppName::new(APP_NAME).ok());
+        // An app name has no slash.
+        builder.set_app_name(AppName::new(config.user_agent.replace('/', "-")).ok());
         Ec2::from_conf(
             builder
                 .http_client(Connector::reading(transport.clone()))

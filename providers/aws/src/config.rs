@@ -3,6 +3,7 @@
 
 use aws_sdk_ec2::config::Credentials;
 use http::Uri;
+use reattach_core::product::Product;
 use reattach_provider_api::socket::{loopback_of, redacted};
 use std::{fmt, time::Duration};
 
@@ -11,6 +12,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time allowed for one read, fetching credentials included.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How requests name this library where the program did not give its own name.
+const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +59,7 @@ pub struct AwsConfig {
     pub(crate) source: Source,
     pub(crate) connect_timeout: Duration,
     pub(crate) read_timeout: Duration,
+    pub(crate) user_agent: &'static str,
 }
 
 impl fmt::Debug for AwsConfig {
@@ -118,7 +123,13 @@ impl AwsConfig {
             return Err(ConfigError::BadRegion(region));
         }
         let (connect_timeout, read_timeout) = (CONNECT_TIMEOUT, READ_TIMEOUT);
-        Ok(Self { region, endpoint, loopback, source, connect_timeout, read_timeout })
+        Ok(Self { region, endpoint, loopback, source, connect_timeout, read_timeout, user_agent: USER_AGENT })
+    }
+
+    /// The same for the requests of this program: they carry its name and version.
+    pub fn for_product(mut self, product: Product) -> Self {
+        self.user_agent = product.user_agent();
+        self
     }
 
     /// The same with another time limit for one read.

@@ -105,6 +105,29 @@ async fn raw_instances(
     Ok(reservations.into_iter().flat_map(|r| r.instances.unwrap_or_default()).collect())
 }
 
+/// Refuses an answer with a row that was not asked for: a filter by identifier lets none through, so such an answer is
+/// to another request, and what it leaves out is not "not found".
+fn asked_for<R>(
+    operation: &str,
+    rows: Vec<R>,
+    id_of: impl Fn(&R) -> Option<&str>,
+    ids: &[impl Display],
+) -> Result<Vec<R>, ProviderError> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let other = |row: &&R| !id_of(row).is_some_and(|found| ids.iter().any(|id| id == found));
+    match rows.iter().find(other) {
+        None => Ok(rows),
+        Some(row) => Err(ProviderError::OtherObject {
+            operation: operation.to_owned(),
+            asked: match &ids[..] {
+                [one] => one.clone(),
+                many => format!("any of {} objects", many.len()),
+            },
+            answered: id_of(row).map_or_else(|| "an object without an identifier".to_owned(), quote),
+        }),
+    }
+}
+
 /// One volume as EC2 shows it. `None`: this account has none of that identifier.
 pub(crate) async fn one_volume(
     client: &Client,
@@ -112,6 +135,7 @@ pub(crate) async fn one_volume(
     id: &VolumeId,
 ) -> Result<Option<Volume>, ProviderError> {
     let rows = raw_volumes(client, operation, vec![filter("volume-id", [id.as_str()])]).await?;
+    let rows = asked_for(operation, rows, Volume::volume_id, std::slice::from_ref(id))?;
     Ok(rows.into_iter().find(|v| v.volume_id() == Some(id.as_str())))
 }
 
@@ -136,6 +160,7 @@ pub(crate) async fn raw_instance(
     id: &InstanceId,
 ) -> Result<Option<Instance>, ProviderError> {
     let rows = raw_instances(client, operation, vec![filter("instance-id", [id.as_str()])]).await?;
+    let rows = asked_for(operation, rows, Instance::instance_id, std::slice::from_ref(id))?;
     Ok(rows.into_iter().find(|i| i.instance_id() == Some(id.as_str())))
 }
 
@@ -239,6 +264,7 @@ pub(crate) async fn volumes(client: &Client, ids: &[VolumeId]) -> BTreeMap<Volum
         };
         let by = filter("volume-id", part.iter().map(VolumeId::as_str));
         let rows = raw_volumes(client, &operation, vec![by]).await;
+        let rows = rows.and_then(|rows| asked_for(&operation, rows, Volume::volume_id, part));
         all.extend(sort(part, rows, Volume::volume_id, "volume", wire::volume));
     }
     all
@@ -257,6 +283,7 @@ pub(crate) async fn instances(
         };
         let by = filter("instance-id", part.iter().map(InstanceId::as_str));
         let rows = raw_instances(client, &operation, vec![by]).await;
+        let rows = rows.and_then(|rows| asked_for(&operation, rows, Instance::instance_id, part));
         all.extend(sort(part, rows, Instance::instance_id, "instance", wire::instance));
     }
     all
@@ -281,6 +308,7 @@ pub(crate) async fn snapshots(
             answer.snapshots.take()
         }
     )?;
+    let rows = asked_for(&operation, rows, aws_sdk_ec2::types::Snapshot::volume_id, &[volume])?;
     let mut found = Vec::new();
     for row in &rows {
         let snapshot = wire::snapshot(row)

@@ -9,6 +9,7 @@ use reattach_cloud_simulator::{
     DetachBehaviour, ErrorBody, Fault, FaultRule, When, ec2::volume_id, in_memory,
 };
 use reattach_core::cloud::{JobStatus, VolumeState};
+use reattach_core::product::Product;
 use reattach_provider_api::{
     DetachOutcome, EffectKnowledge, Grant, HttpTransport, Lookup, Provider, ProviderError, RightUse,
     TransportError,
@@ -36,7 +37,8 @@ async fn the_holder_is_read_right_before_the_one_detach_which_names_it() {
         ]
     );
     let agent = aws.sim.requests()[1].user_agent.clone().expect("a user agent");
-    assert!(agent.contains("app/reattach-"), "{agent}");
+    let name = Product::Controller.user_agent().replace('/', "-");
+    assert!(agent.contains(&format!("app/{name}")), "{agent}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use crate::{
     classify::{self, Kind},
     config::LinodeConfig,
+    wire::Numbered,
 };
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -12,9 +13,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{fmt, time::Duration};
 use tower::ServiceExt;
-
-/// How this program names itself to the API.
-const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 
 /// Reads are tried at most this many times.
 const READ_ATTEMPTS: usize = 3;
@@ -121,14 +119,23 @@ impl Client {
         }
     }
 
-    /// Reads one object.
-    pub(crate) async fn get_object<T: DeserializeOwned>(
+    /// Reads the object with this number. An answer about another one is refused.
+    pub(crate) async fn get_object<T: DeserializeOwned + Numbered>(
         &self,
         operation: &str,
         path: &str,
+        number: u64,
     ) -> Result<T, ProviderError> {
-        let answer = self.get(operation, path, None).await?;
-        parse(operation, &answer)
+        let answer = self.get(operation, &format!("{path}/{number}"), None).await?;
+        let object: T = parse(operation, &answer)?;
+        if object.number() == number {
+            return Ok(object);
+        }
+        Err(ProviderError::OtherObject {
+            operation: operation.to_owned(),
+            asked: format!("{} {number}", T::KIND),
+            answered: format!("{} {}", T::KIND, object.number()),
+        })
     }
 
     /// Reads a list page by page. `more` sees each page's objects and how many pages are left, and says whether to go on.
@@ -174,7 +181,7 @@ impl Client {
             .uri(format!("{}{path}", self.config.base))
             .header(header::AUTHORIZATION, self.config.token.header())
             .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, USER_AGENT);
+            .header(header::USER_AGENT, self.config.user_agent);
         if let Some(filter) = filter {
             let value = HeaderValue::from_str(&filter.to_string()).map_err(|e| unsendable(e.to_string()))?;
             request = request.header("x-filter", value);

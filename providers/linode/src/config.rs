@@ -1,6 +1,7 @@
 //! Settings, under the names that Linode's own CSI driver uses: `LINODE_TOKEN` and `LINODE_URL`.
 
 use http::{HeaderValue, Uri};
+use reattach_core::product::Product;
 use reattach_provider_api::socket::{loopback_of, redacted};
 use std::{fmt, time::Duration};
 
@@ -12,6 +13,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time allowed for one read. Recorded answers come within a second or two.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How requests name this library where the program did not give its own name.
+const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +85,7 @@ pub struct LinodeConfig {
     pub(crate) token: Token,
     pub(crate) connect_timeout: Duration,
     pub(crate) read_timeout: Duration,
+    pub(crate) user_agent: &'static str,
 }
 
 impl LinodeConfig {
@@ -92,7 +97,8 @@ impl LinodeConfig {
     /// machine (the token would travel in the clear).
     pub fn new(token: Token, url: Option<&str>) -> Result<Self, ConfigError> {
         let (base, loopback) = base_url(url.unwrap_or(DEFAULT_URL))?;
-        Ok(Self { base, loopback, token, connect_timeout: CONNECT_TIMEOUT, read_timeout: READ_TIMEOUT })
+        let (connect_timeout, read_timeout) = (CONNECT_TIMEOUT, READ_TIMEOUT);
+        Ok(Self { base, loopback, token, connect_timeout, read_timeout, user_agent: USER_AGENT })
     }
 
     /// Settings from variables as an environment gives them: `LINODE_TOKEN`, and `LINODE_URL` if set and not empty.
@@ -103,6 +109,12 @@ impl LinodeConfig {
         let token = Token::new(&var("LINODE_TOKEN").ok_or(ConfigError::NoToken)?)?;
         let url = var("LINODE_URL").filter(|url| !url.trim().is_empty());
         Self::new(token, url.as_deref())
+    }
+
+    /// The same for the requests of this program: they carry its name and version.
+    pub fn for_product(mut self, product: Product) -> Self {
+        self.user_agent = product.user_agent();
+        self
     }
 
     /// The same with another time limit for one read.

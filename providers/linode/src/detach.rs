@@ -3,6 +3,7 @@
 use crate::{
     classify,
     client::Client,
+    handle,
     history::volume_jobs,
     order::{Order, Sent},
     wire::Volume,
@@ -16,17 +17,20 @@ use reattach_core::{
 };
 use reattach_provider_api::{DetachOutcome, DetachRequest, ProviderError};
 
+/// Where volumes are.
+const VOLUMES: &str = "/volumes";
+
 /// Reads the holder and, if it is exactly the proven one and nothing is in the way, sends one detach.
 pub(crate) async fn run(client: &Client, request: &DetachRequest) -> Result<DetachOutcome, ProviderError> {
     let (volume, holder) = (request.volume(), request.holder());
     let operation = format!("detach volume {volume} from instance {holder}");
     let order = Order::new(client, &operation, request.timeout());
-    let path = format!("/volumes/{volume}");
-    let found = order.read::<Volume>("the volume", &path).await?.into_cloud();
+    let number = number(&operation, volume)?;
+    let found = order.read::<Volume>("the volume", VOLUMES, number).await?.into_cloud();
     if let Some(outcome) = obstacle(order, &found, holder)? {
         return Ok(outcome);
     }
-    match order.send("the volume", &format!("{path}/detach")).await? {
+    match order.send("the volume", &format!("{VOLUMES}/{number}/detach")).await? {
         Sent::Accepted => Ok(DetachOutcome::Accepted),
         Sent::Refused(refusal) => {
             let explaining = explain(client, volume, holder, &refusal.answer);
@@ -38,7 +42,15 @@ pub(crate) async fn run(client: &Client, request: &DetachRequest) -> Result<Deta
 }
 
 async fn read(client: &Client, operation: &str, volume: &VolumeId) -> Result<CloudVolume, ProviderError> {
-    client.get_object::<Volume>(operation, &format!("/volumes/{volume}")).await.map(Volume::into_cloud)
+    let number = number(operation, volume)?;
+    client.get_object::<Volume>(operation, VOLUMES, number).await.map(Volume::into_cloud)
+}
+
+fn number(operation: &str, volume: &VolumeId) -> Result<u64, ProviderError> {
+    handle::number(volume.as_str()).ok_or_else(|| ProviderError::NotApplied {
+        operation: operation.to_owned(),
+        reason: "it is not a number of Linode's".to_owned(),
+    })
 }
 
 /// What makes a detach pointless or forbidden, if anything does.

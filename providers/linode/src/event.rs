@@ -55,6 +55,15 @@ impl Event {
         self.about(kind).is_some_and(|found| found == number.to_string())
     }
 
+    /// What the event is about in the first place, as "volume 17".
+    pub(crate) fn entity(&self) -> String {
+        let named = |entity: &Entity| {
+            let kind = entity.kind.as_deref()?;
+            Some(crate::classify::quote(&format!("{kind} {}", entity.number(kind)?)))
+        };
+        self.entity.as_ref().and_then(named).unwrap_or_else(|| "an event without an object".to_owned())
+    }
+
     /// Its number, by which events of one second are in order.
     pub(crate) fn number(&self) -> u64 {
         self.id

@@ -61,7 +61,8 @@ fn unusable(operation: &str, reason: String) -> ProviderError {
 /// oldest first.
 ///
 /// The filter is the one that Linode's own Go client uses. What it lets through is checked again here, since the API
-/// description promises less than that for events.
+/// description promises less than that for events. Events of which none is about this object are the answer to another
+/// question, and not an empty history: a shutdown or a boot would be missed.
 async fn read(
     client: &Client,
     operation: &str,
@@ -78,6 +79,7 @@ async fn read(
     let since = since_of(since);
     let mut events = Vec::new();
     let mut seen = 0;
+    let mut other = None;
     client
         .get_pages(operation, "/account/events", PAGE, Some(&filter), |rows, _| {
             let mut older = false;
@@ -87,12 +89,18 @@ async fn read(
                 older |= created < since;
                 if event.concerns(kind, number) {
                     events.push((created, event));
+                } else {
+                    other.get_or_insert_with(|| event.entity());
                 }
             }
             seen += 1;
             Ok(!older && seen < pages)
         })
         .await?;
+    if let (true, Some(answered)) = (events.is_empty(), other) {
+        let (operation, asked) = (operation.to_owned(), format!("{kind} {number}"));
+        return Err(ProviderError::OtherObject { operation, asked, answered });
+    }
     events.sort_by_key(|(created, event)| (*created, event.number()));
     Ok(events)
 }

@@ -3,6 +3,7 @@
 use crate::{
     classify::{self, Kind},
     client::Client,
+    wire::Numbered,
 };
 use bytes::Bytes;
 use http::Response;
@@ -47,8 +48,13 @@ impl<'a> Order<'a> {
     }
 
     /// Reads the object that the order is about, which `what` names.
-    pub(crate) async fn read<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T, ProviderError> {
-        let reading = self.client.get_object(self.operation, path);
+    pub(crate) async fn read<T: DeserializeOwned + Numbered>(
+        &self,
+        what: &str,
+        path: &str,
+        number: u64,
+    ) -> Result<T, ProviderError> {
+        let reading = self.client.get_object(self.operation, path, number);
         match tokio::time::timeout_at(self.deadline, reading).await {
             Ok(found) => found,
             Err(_) => Err(self.not_applied(&format!("reading {what} first took all the time allowed"))),

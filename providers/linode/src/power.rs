@@ -12,6 +12,9 @@ use reattach_core::{cloud::InstanceState, ids::InstanceId};
 use reattach_provider_api::{EffectError, PowerOffRequest, PowerOutcome};
 use std::time::Duration;
 
+/// Where instances are.
+const INSTANCES: &str = "/linode/instances";
+
 /// Orders a shutdown. Linode has one kind: it asks the guest, and cuts the power of one that does not follow. An
 /// instance that is off without such a job is left as it is: there is nothing that could be shut down.
 pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
@@ -38,11 +41,10 @@ async fn change(
     from: &InstanceState,
     wanted: &InstanceState,
 ) -> Result<PowerOutcome, EffectError> {
-    if handle::number(instance.as_str()).is_none() {
+    let Some(number) = handle::number(instance.as_str()) else {
         return Err(order.not_applied("it is not a number of Linode's").into());
-    }
-    let path = format!("/linode/instances/{instance}");
-    let found = order.read::<Instance>("the instance", &path).await?.into_cloud().state;
+    };
+    let found = order.read::<Instance>("the instance", INSTANCES, number).await?.into_cloud().state;
     match &found {
         state if state == wanted => return Ok(PowerOutcome::AlreadyThere),
         state if state == from => {}
@@ -52,7 +54,7 @@ async fn change(
         InstanceState::Transitional(word) => return Ok(busy(&format!("the instance's status is {word}"))),
         _ => return Ok(busy("the instance is shutting down or being deleted")),
     }
-    match order.send("the instance", &format!("{path}/{verb}")).await? {
+    match order.send("the instance", &format!("{INSTANCES}/{number}/{verb}")).await? {
         Sent::Accepted => Ok(PowerOutcome::Accepted),
         Sent::Refused(refusal) => match classify::own_reasons(&refusal.answer) {
             Some(reasons)

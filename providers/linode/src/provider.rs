@@ -5,7 +5,7 @@ use crate::{
     config::{ConfigError, LinodeConfig},
     detach, handle, history, power, preflight, scope,
     socket::http_transport,
-    wire::{Instance, Volume},
+    wire::{Instance, Numbered, Volume},
 };
 use futures::future::{BoxFuture, FutureExt, join_all};
 use jiff::Timestamp;
@@ -94,8 +94,8 @@ impl LinodeProvider {
         Ok(found)
     }
 
-    async fn look_up<T: DeserializeOwned>(&self, what: &str, path: &str, id: u64) -> Lookup<T> {
-        match self.client.get_object(&format!("read {what} {id}"), &format!("{path}/{id}")).await {
+    async fn look_up<T: DeserializeOwned + Numbered>(&self, what: &str, path: &str, id: u64) -> Lookup<T> {
+        match self.client.get_object(&format!("read {what} {id}"), path, id).await {
             Ok(found) => Lookup::Found(found),
             Err(ProviderError::NotFound { .. }) => Lookup::NotFound,
             Err(error) => Lookup::Failed(error),
@@ -103,7 +103,7 @@ impl LinodeProvider {
     }
 
     /// Puts together what a list showed and single reads of the rest.
-    async fn complete<T: DeserializeOwned>(
+    async fn complete<T: DeserializeOwned + Numbered>(
         &self,
         what: &str,
         path: &str,

@@ -8,6 +8,31 @@ use reattach_core::{
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+/// An object that the API shows with its number.
+pub(crate) trait Numbered {
+    /// The kind, as in "volume 17".
+    const KIND: &'static str;
+
+    /// The number.
+    fn number(&self) -> u64;
+}
+
+impl Numbered for Volume {
+    const KIND: &'static str = "volume";
+
+    fn number(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Numbered for Instance {
+    const KIND: &'static str = "instance";
+
+    fn number(&self) -> u64 {
+        self.id
+    }
+}
+
 /// A volume. `linode_id` must be there, be it null: an answer without it does not say "detached".
 #[derive(Debug, Deserialize)]
 pub(crate) struct Volume {

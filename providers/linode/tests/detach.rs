@@ -6,6 +6,7 @@ use reattach_cloud_simulator::{
     DetachBehaviour, ErrorBody, Fault, FaultRule, Operation, UnattachedDetach, When,
 };
 use reattach_core::ids::{InstanceId, VolumeId};
+use reattach_core::product::Product;
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, EffectKnowledge, Grant, Provider, ProviderError, RightUse,
     conformance::{Harness, Trouble},
@@ -27,7 +28,8 @@ async fn the_holder_is_read_right_before_the_one_detach() {
     assert_eq!(sent, ["GET /v4/volumes/17", "POST /v4/volumes/17/detach"]);
     let last = &linode.sim.requests()[1];
     assert_eq!(last.body, "", "the API description knows no body");
-    assert!(last.user_agent.as_deref().is_some_and(|agent| agent.starts_with("reattach/")));
+    let agents: Vec<_> = linode.sim.requests().iter().map(|r| r.user_agent.clone()).collect();
+    assert_eq!(agents, vec![Some(Product::Controller.user_agent().to_owned()); 2]);
     linode.contract.assert_kept();
 }
 

@@ -134,6 +134,35 @@ async fn errors_of_an_order_by_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn answers_about_another_instance_are_no_history_and_no_state() {
+    let linode = Linode::new();
+    // The holder was shut down; of the other instance, a boot is told.
+    assert_eq!(off(&linode, holder()).await, Ok(PowerOutcome::Accepted));
+    linode.sim.shutdown(OTHER).expect("a job");
+    pass(60).await;
+    assert_eq!(facts(&linode).await.jobs.len(), 1);
+    let mutations = linode.mutations();
+    linode.trouble(Trouble::MixedUp);
+    let other = |error: &ProviderError| {
+        matches!(error, ProviderError::OtherObject { asked, answered, .. }
+            if asked.ends_with(" 42") && answered.ends_with(" 43"))
+    };
+    let refused = |e: &EffectError| matches!(e, EffectError::Failed(error) if other(error));
+    let told = linode.provider.power_facts(&holder(), start()).await;
+    assert!(told.as_ref().is_err_and(refused), "{told:?}");
+    for answer in [off(&linode, holder()).await, linode.provider.power_on(&holder(), TIMEOUT).await] {
+        assert!(answer.as_ref().is_err_and(refused), "{answer:?}");
+    }
+    assert_eq!(linode.mutations(), mutations, "nothing is ordered on another instance's state");
+    let error = told.expect_err("refused").to_string();
+    assert_eq!(
+        error,
+        "could not read the power history of instance 42: the answer is about linode 43, not about linode 42, and is \
+         not used; see what lies between reattach and the provider, such as a proxy"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_names_who_asked_and_when_it_ended() {
     let linode = Linode::new();
     pass(10).await;

@@ -106,6 +106,14 @@ pub enum Fault {
         /// The body's form ([`ErrorBody::Json`] serves an empty object).
         body: ErrorBody,
     },
+    /// A read of a volume or of an instance, or of its history, is answered about this other one: a proxy or a cache mixes
+    /// up answers. Reads of whole lists and requests to change something are answered as they should be.
+    OtherObject {
+        /// The volume of the answer.
+        volume: VolumeNo,
+        /// The instance of the answer.
+        instance: InstanceNo,
+    },
     /// The connection ends without an answer.
     Cut {
         /// Before or after the effect.

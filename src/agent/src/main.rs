@@ -7,8 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 use reattach_agent::{AgentConfig, HostRoot, News, Scan, ScanOn};
 use reattach_core::guest::Level;
 use reattach_core::ids::NodeName;
+use reattach_core::product::Product;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -154,6 +156,7 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
     // The library would repeat writes on 429, 503 and 504 by itself.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
+    config.headers.push(named()?);
     let client = kube::Client::try_from(config).context("cannot use the cluster's configuration")?;
     let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -177,6 +180,15 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
     tracing::info!(node = %config.node, ?level, rescan_seconds, "agent started");
     reattach_agent::run_with_news(client, config, Timestamp::now, news, shutdown).await;
     Ok(())
+}
+
+/// The header that names the agent and its version.
+fn named<N, V>() -> anyhow::Result<(N, V)>
+where
+    N: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+    V: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    Ok(("user-agent".parse()?, Product::Agent.user_agent().parse()?))
 }
 
 /// Only the host's own process ID namespace shows kernel threads; process 2 is their parent.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use kube::CustomResourceExt;
 use reattach_api::NodeVolumeReport;
 use reattach_core::guest::Seen;
+use reattach_core::product::Product;
 use reattach_sim::apiserver::{Fault, FaultRule, Verb, WatchBreak};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -25,7 +26,9 @@ async fn unasked_reports_are_written_on_change_only() {
     assert_eq!((owner["kind"].as_str(), &owner["uid"]), (Some("Node"), &node["metadata"]["uid"]));
     let inventory = world.inventory();
     assert_eq!((inventory.boot_id.as_str(), inventory.devices[0].identity.serial.as_str()), (BOOT, LABEL));
-    let writes: Vec<_> = world.writes().iter().map(|entry| (entry.verb, entry.subresource.clone())).collect();
+    let entries = world.writes();
+    assert!(entries.iter().all(|entry| entry.field_manager == Product::Agent.user_agent()), "{entries:?}");
+    let writes: Vec<_> = entries.iter().map(|entry| (entry.verb, entry.subresource.clone())).collect();
     assert_eq!(writes, [(Verb::Create, None), (Verb::Patch, Some("status".to_owned()))]);
 
     sleep(LONG).await;

@@ -13,6 +13,7 @@ use reattach_controller::Providers;
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::ids::ObjectName;
+use reattach_core::product::Product;
 use reattach_provider_api::{ProviderError, RightUse};
 use std::future::Future;
 use std::path::PathBuf;
@@ -68,7 +69,8 @@ impl Session {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let server = config.cluster_url.to_string();
-        let clients = Clients::from_config(&config).map_err(|e| Fail::Other(one_line(&e.to_string())))?;
+        let clients =
+            Clients::from_config(&config, Product::Cli).map_err(|e| Fail::Other(one_line(&e.to_string())))?;
         let session = Self { clients, clock: Clock::system(), namespace, server };
         session.require_resources().await?;
         Ok(session)
@@ -188,7 +190,7 @@ fn claim_name(name: &str) -> Result<&str, Fail> {
 pub fn providers(global: &Global) -> Result<Providers, Fail> {
     let mut providers = Providers::default();
     for name in global.provider.split(',').map(str::trim) {
-        match from_env(name) {
+        match from_env(name, Product::Cli) {
             Ok(provider) => providers.register(provider),
             Err(error @ SetupError::Unknown { .. }) => {
                 return Err(Fail::Usage(format!("--provider: {error}")));

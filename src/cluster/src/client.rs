@@ -1,8 +1,10 @@
 //! Three views of one API server: reading, writing our own records, and effects.
 
-use http::{Method, Request};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, header};
 use kube::client::Body;
 use kube::{Client, Config};
+use reattach_core::product::Product;
 
 /// The clients. Library retries are on for reading only: a repeated DELETE or PATCH is never ours to risk.
 #[derive(Clone)]
@@ -35,22 +37,28 @@ pub enum ConnectError {
 }
 
 impl Clients {
-    /// From a loaded configuration.
+    /// From a loaded configuration, for the requests of `product`.
     ///
     /// # Errors
     /// [`ConnectError::Client`] when certificates or credentials in it cannot be used.
-    pub fn from_config(config: &Config) -> Result<Self, ConnectError> {
+    pub fn from_config(config: &Config, product: Product) -> Result<Self, ConnectError> {
         let make = |retry: bool| {
             let mut config = config.clone();
             config.default_retry = retry;
             let server = config.cluster_url.to_string();
             Client::try_from(config).map_err(|e| ConnectError::Client { server, why: e.to_string() })
         };
-        Ok(Self::over(make(true)?, make(false)?))
+        Ok(Self::named(product, make(true)?, make(false)?))
     }
 
-    /// From two clients; `writing` must not retry. The simulation passes the same one twice.
+    /// From two clients, for the controller's requests; `writing` must not retry. The simulation passes the same one twice.
     pub fn over(read: Client, writing: Client) -> Self {
+        Self::named(Product::Controller, read, writing)
+    }
+
+    /// From two clients, for the requests of `product`; `writing` must not retry.
+    pub fn named(product: Product, read: Client, writing: Client) -> Self {
+        let (read, writing) = (signed(read, product), signed(writing, product));
         Self { read, records: restricted(writing.clone()), effects: writing }
     }
 
@@ -58,6 +66,43 @@ impl Clients {
     pub(crate) fn effects(&self) -> &Client {
         &self.effects
     }
+}
+
+/// Wraps a client so that each request carries name and version of the program: in `User-Agent`, and as the field manager
+/// where it creates or changes an object.
+fn signed(client: Client, product: Product) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |mut request: Request<Body>| {
+        let client = client.clone();
+        async move {
+            let agent = HeaderValue::from_static(product.user_agent());
+            request.headers_mut().insert(header::USER_AGENT, agent);
+            if let Some(target) = with_field_manager(&request, product) {
+                let mut uri = std::mem::take(request.uri_mut()).into_parts();
+                uri.path_and_query = Some(target.map_err(|e| kube::Error::Service(e.into()))?);
+                *request.uri_mut() =
+                    http::Uri::from_parts(uri).map_err(|e| kube::Error::Service(e.into()))?;
+            }
+            client.send(request).await
+        }
+    });
+    Client::new(service, namespace)
+}
+
+/// Returns path and query with the field manager, for a request that takes one and has none. A DELETE takes none.
+fn with_field_manager(
+    request: &Request<Body>,
+    product: Product,
+) -> Option<Result<PathAndQuery, http::uri::InvalidUri>> {
+    let query = request.uri().query().unwrap_or("");
+    let writes = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if !writes || query.split('&').any(|parameter| parameter.starts_with("fieldManager=")) {
+        return None;
+    }
+    let (path, manager) = (request.uri().path(), product.user_agent());
+    let query = query.trim_end_matches('&');
+    let and = if query.is_empty() { "" } else { "&" };
+    Some(format!("{path}?{query}{and}fieldManager={manager}").parse())
 }
 
 /// Wraps a client so that only requests on the S6 list pass.
@@ -193,6 +238,7 @@ pub async fn terminated() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn only_our_own_records_pass() {
@@ -230,6 +276,49 @@ mod tests {
         }
         for (method, path, query) in no {
             assert!(!changes_only_records(&method, path, query), "{method} {path}?{query} should be refused");
+        }
+    }
+
+    type Sent = (Option<String>, String, String);
+
+    /// A client that writes down user agent, method and target of each request, and answers "not found".
+    fn listening(seen: Arc<Mutex<Vec<Sent>>>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let agent = request.headers().get(header::USER_AGENT).and_then(|v| v.to_str().ok());
+            let target = request.uri().to_string();
+            seen.lock().unwrap().push((agent.map(str::to_owned), request.method().to_string(), target));
+            let reply = http::Response::builder().status(404).body(Body::empty()).unwrap();
+            std::future::ready(Ok::<_, std::convert::Infallible>(reply))
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn each_request_names_the_program_and_its_version() {
+        for product in [Product::Controller, Product::Cli] {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let raw = listening(seen.clone());
+            let clients = Clients::named(product, raw.clone(), raw);
+            let leases = |client: &Client| -> kube::Api<k8s_openapi::api::coordination::v1::Lease> {
+                kube::Api::namespaced(client.clone(), "ns")
+            };
+            let empty = kube::api::Patch::Merge(serde_json::json!({}));
+            let _ = leases(&clients.read).get("reattach-a").await;
+            let _ = leases(&clients.records).patch("reattach-a", &Default::default(), &empty).await;
+            let _ = leases(&clients.records).create(&Default::default(), &Default::default()).await;
+            let _ = leases(clients.effects()).delete("reattach-a", &Default::default()).await;
+            let dry = kube::api::PatchParams { dry_run: true, ..Default::default() };
+            let _ = leases(clients.effects()).patch("reattach-a", &dry, &empty).await;
+            let (me, path) =
+                (product.user_agent(), "/apis/coordination.k8s.io/v1/namespaces/ns/leases/reattach-a");
+            let seen = seen.lock().unwrap();
+            assert_eq!(seen.len(), 5);
+            for (agent, method, target) in seen.iter() {
+                assert_eq!(agent.as_deref(), Some(me), "{method} {target}");
+                let managed = target.ends_with(&format!("fieldManager={me}"));
+                assert_eq!(managed, matches!(method.as_str(), "POST" | "PATCH"), "{method} {target}");
+            }
+            assert_eq!(seen[4].2, format!("{path}?dryRun=All&fieldManager={me}"));
         }
     }
 }

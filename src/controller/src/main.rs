@@ -9,6 +9,7 @@ use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::{Controller, Providers, Settings};
+use reattach_core::product::Product;
 use reattach_provider_api::{ProviderError, RightUse};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -110,10 +111,10 @@ fn lease(text: &str) -> Result<String, String> {
 async fn run(args: Args) -> Result<()> {
     let mut providers = Providers::default();
     for name in &args.providers {
-        providers.register(from_env(name)?);
+        providers.register(from_env(name, Product::Controller)?);
     }
     let config = reattach_cluster::client::load(args.kubeconfig.as_deref(), None).await?;
-    let clients = Clients::from_config(&config)?;
+    let clients = Clients::from_config(&config, Product::Controller)?;
     let version = clients.read.apiserver_version().await;
     let version =
         version.with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;

@@ -213,9 +213,11 @@ fn failed(error: EffectError) -> Outcome {
         EffectError::Failed(ProviderError::Unknown { .. }) => Outcome::Unknown { why },
         // A call that never left, or an answer that could not be used, may go better the next time; the step's deadline
         // bounds it. Missing rights, a missing object and a missing ability stay.
-        EffectError::Failed(ProviderError::Throttled { .. } | ProviderError::NotApplied { .. }) => {
-            Outcome::NotApplied { why, retry: true }
-        }
+        EffectError::Failed(
+            ProviderError::Throttled { .. }
+            | ProviderError::NotApplied { .. }
+            | ProviderError::OtherObject { .. },
+        ) => Outcome::NotApplied { why, retry: true },
         EffectError::Failed(ProviderError::Denied { .. } | ProviderError::NotFound { .. })
         | EffectError::Unsupported(_) => Outcome::NotApplied { why, retry: false },
     }

@@ -8,6 +8,7 @@ use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_core::plan::{Allowed, Commands, Snapshots};
+use reattach_core::product::Product;
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
@@ -371,22 +372,22 @@ pub enum SetupError {
     },
 }
 
-/// Sets a provider up from its environment variables.
+/// Sets a provider up from its environment variables, for the requests of `product`.
 ///
 /// # Errors
 /// [`SetupError`].
-pub fn from_env(name: &str) -> Result<Arc<dyn Provider>, SetupError> {
+pub fn from_env(name: &str, product: Product) -> Result<Arc<dyn Provider>, SetupError> {
     let bad = |why: String| SetupError::Settings { name: name.to_owned(), why };
     match name {
         "linode" => {
             let config = reattach_linode::LinodeConfig::from_vars(|key| std::env::var(key).ok());
-            let config = config.map_err(|e| bad(e.to_string()))?;
+            let config = config.map_err(|e| bad(e.to_string()))?.for_product(product);
             Ok(Arc::new(reattach_linode::LinodeProvider::connect(config).map_err(|e| bad(e.to_string()))?))
         }
         #[cfg(feature = "aws")]
         "aws" => {
             let config = reattach_aws::AwsConfig::from_vars(|key| std::env::var(key).ok());
-            let config = config.map_err(|e| bad(e.to_string()))?;
+            let config = config.map_err(|e| bad(e.to_string()))?.for_product(product);
             Ok(Arc::new(reattach_aws::AwsProvider::connect(config).map_err(|e| bad(e.to_string()))?))
         }
         _ => Err(SetupError::Unknown { name: name.to_owned() }),

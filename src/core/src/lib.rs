@@ -17,6 +17,7 @@ pub mod journal;
 pub mod machine;
 pub mod plan;
 pub mod policy;
+pub mod product;
 pub mod proof;
 pub mod recognise;
 pub mod report;

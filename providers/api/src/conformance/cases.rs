@@ -242,6 +242,23 @@ pub(super) async fn wrong_account<H: Harness>(harness: &H) -> Checked {
     still_held(harness).await
 }
 
+/// An answer about another object is refused: the other volume has no holder, so its answer would read as "detached".
+pub(super) async fn mixed_up<H: Harness>(harness: &H) -> Checked {
+    harness.trouble(Trouble::MixedUp);
+    let scene = harness.scene();
+    let refused = |e: &ProviderError| matches!(e, ProviderError::OtherObject { .. });
+    let found = harness.provider().describe_volumes(std::slice::from_ref(&scene.volume)).await;
+    let look = found.get(&scene.volume);
+    that(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || format!("{look:?} of another volume"))?;
+    let found = harness.provider().describe_instances(std::slice::from_ref(&scene.holder)).await;
+    let look = found.get(&scene.holder);
+    that(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || format!("{look:?} of another instance"))?;
+    let outcome = detach(harness).await;
+    that(outcome.as_ref().is_err_and(refused), || format!("{outcome:?} after another volume's answer"))?;
+    same("the number of mutating requests", harness.mutations(), 0)?;
+    still_held(harness).await
+}
+
 pub(super) async fn no_rights<H: Harness>(harness: &H) -> Checked {
     harness.trouble(Trouble::NoRights);
     let report = harness.provider().preflight().await;

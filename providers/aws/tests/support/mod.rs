@@ -12,6 +12,7 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::{
     ids::{InstanceId, VolumeId},
+    product::Product,
     proof::FenceProof,
 };
 use reattach_provider_api::{
@@ -23,6 +24,8 @@ use std::time::Duration;
 pub const VOLUME: VolumeNo = VolumeNo(0x17);
 pub const HOLDER: InstanceNo = InstanceNo(0x42);
 pub const OTHER: InstanceNo = InstanceNo(0x43);
+/// The volume of mixed-up answers.
+pub const NOBODYS: VolumeNo = VolumeNo(0x18);
 
 /// The access key's identifier, which is the simulated cloud's token.
 pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -35,7 +38,9 @@ pub fn start() -> Timestamp {
 }
 
 pub fn config(url: &str) -> AwsConfig {
-    AwsConfig::fixed("eu-central-1", url, KEY, SECRET).expect("a configuration")
+    AwsConfig::fixed("eu-central-1", url, KEY, SECRET)
+        .expect("a configuration")
+        .for_product(Product::Controller)
 }
 
 pub fn volume() -> VolumeId {
@@ -169,6 +174,11 @@ impl Harness for Aws {
                 sim.delete_volume(VOLUME).expect("deleted");
             }
             Trouble::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
+            Trouble::MixedUp => {
+                sim.create_volume(NewVolume::new("another").with_id(NOBODYS.0)).expect("a volume");
+                let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
+                sim.add_fault(FaultRule::new([], fault));
+            }
             Trouble::WrongAccount => sim.add_foreign_token(KEY),
             Trouble::NoRights => {
                 sim.add_token(KEY, &["ec2:DescribeVolumes", "ec2:DescribeInstances", "ec2:DescribeSnapshots"])

@@ -12,6 +12,7 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::{
     ids::{InstanceId, VolumeId},
+    product::Product,
     proof::FenceProof,
 };
 use reattach_linode::{LinodeConfig, LinodeProvider, Token};
@@ -24,6 +25,8 @@ use std::time::Duration;
 pub const VOLUME: VolumeNo = VolumeNo(17);
 pub const HOLDER: InstanceNo = InstanceNo(42);
 pub const OTHER: InstanceNo = InstanceNo(43);
+/// The volume of mixed-up answers.
+pub const NOBODYS: VolumeNo = VolumeNo(18);
 
 /// The moment at which every simulated cloud of these tests starts.
 pub fn start() -> Timestamp {
@@ -31,7 +34,9 @@ pub fn start() -> Timestamp {
 }
 
 pub fn config(url: &str) -> LinodeConfig {
-    LinodeConfig::new(Token::new("a-token").expect("a token"), Some(url)).expect("a configuration")
+    LinodeConfig::new(Token::new("a-token").expect("a token"), Some(url))
+        .expect("a configuration")
+        .for_product(Product::Controller)
 }
 
 /// A cloud with one volume attached to one of two instances, on tokio's clock. The attachment outlives boots, so that a
@@ -152,6 +157,11 @@ impl Harness for Linode {
                 sim.freeze_reads(Duration::from_secs(1));
                 sim.make_orphan(VOLUME, OTHER).expect("moved");
                 self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
+            }
+            Trouble::MixedUp => {
+                sim.create_volume(NewVolume::new("another").with_id(NOBODYS.0)).expect("a volume");
+                let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
+                sim.add_fault(FaultRule::new([], fault));
             }
             Trouble::WrongAccount => sim.add_foreign_token("a-token"),
             Trouble::VolumeGone => {

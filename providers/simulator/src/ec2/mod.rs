@@ -72,7 +72,13 @@ fn serve(
         let why = "AWS was not able to validate the provided access credentials";
         return Reply::refused(&Refusal::new(401, "AuthFailure", why));
     };
-    let reply = match request.clone().and_then(|request| perform(state, now, &caller, request)) {
+    let request = request.clone().map(|request| {
+        faults.iter().fold(request, |mut request, fault| {
+            mix_up(fault, &mut request.call);
+            request
+        })
+    });
+    let reply = match request.and_then(|request| perform(state, now, &caller, request)) {
         Ok((reply, effect)) => {
             face::note_effect(state, number, effect);
             reply
@@ -126,6 +132,21 @@ fn fault_before(fault: &Fault) -> Option<Reply> {
         }
         Fault::Cut { when: When::BeforeEffect } => Some(Reply::cut()),
         _ => None,
+    }
+}
+
+/// Makes a read by identifier one of another object.
+fn mix_up(fault: &Fault, call: &mut Call) {
+    let Fault::OtherObject { volume, instance } = fault else { return };
+    let (filters, name, other) = match call {
+        Call::DescribeVolumes { filters, .. } | Call::DescribeSnapshots { filters, .. } => {
+            (filters, "volume-id", volume_id(*volume))
+        }
+        Call::DescribeInstances { filters, .. } => (filters, "instance-id", instance_id(*instance)),
+        _ => return,
+    };
+    if let Some(values) = filters.get_mut(name) {
+        *values = vec![other];
     }
 }
 

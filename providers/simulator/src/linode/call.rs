@@ -52,7 +52,7 @@ impl Scope {
 }
 
 /// Which part of a list is asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Page {
     page: usize,
     size: usize,

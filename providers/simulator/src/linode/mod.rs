@@ -94,7 +94,12 @@ fn serve(
     if call.operation().is_mutation() && state.access.read_only_user {
         return scoped(Reply::error(403, "Unauthorized", None));
     }
-    let reply = match perform(state, now, incoming, call) {
+    let mixed_up = faults.iter().find_map(|fault| mixed_up(fault, call, incoming.filter.as_deref()));
+    let (call, filter) = match &mixed_up {
+        Some((call, filter)) => (call, filter.as_deref()),
+        None => (call, incoming.filter.as_deref()),
+    };
+    let reply = match perform(state, now, incoming, call, filter) {
         Ok((reply, job)) => {
             if let Some(job) = job {
                 let effect =
@@ -145,6 +150,26 @@ fn fault_before(fault: &Fault) -> Option<Reply> {
     }
 }
 
+/// The read that is answered instead of this one, with its filter.
+fn mixed_up(fault: &Fault, call: &Call, filter: Option<&str>) -> Option<(Call, Option<String>)> {
+    let Fault::OtherObject { volume, instance } = fault else { return None };
+    match call {
+        Call::GetVolume(_) => Some((Call::GetVolume(*volume), None)),
+        Call::GetInstance(_) => Some((Call::GetInstance(*instance), None)),
+        Call::ListEvents(page) => {
+            let mut filter: serde_json::Value = serde_json::from_str(filter?).ok()?;
+            let other = match filter["entity.type"].as_str()? {
+                "volume" => volume.0,
+                "linode" => instance.0,
+                _ => return None,
+            };
+            filter["entity.id"] = other.into();
+            Some((Call::ListEvents(page.clone()), Some(filter.to_string())))
+        }
+        _ => None,
+    }
+}
+
 fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
     match fault {
         Fault::Error { status, reason, when: When::AfterEffect, body } => {
@@ -165,6 +190,7 @@ fn perform(
     now: Timestamp,
     incoming: &Incoming,
     call: &Call,
+    filter: Option<&str>,
 ) -> Result<(Reply, Option<Job>), Reply> {
     let read = |reply| Ok((reply, None));
     let nothing = View::default();
@@ -176,12 +202,12 @@ fn perform(
     match call {
         Call::ListVolumes(page) => {
             let rows = view.volumes.values().map(|v| shape::volume(view, v)).collect();
-            read(page.of(filter::apply(rows, incoming.filter.as_deref(), filter::VOLUMES)?))
+            read(page.of(filter::apply(rows, filter, filter::VOLUMES)?))
         }
         Call::GetVolume(id) => read(Reply::ok(shape::volume(view, found(view.volumes.get(id))?))),
         Call::ListInstances(page) => {
             let rows = view.instances.values().map(shape::instance).collect();
-            read(page.of(filter::apply(rows, incoming.filter.as_deref(), filter::INSTANCES)?))
+            read(page.of(filter::apply(rows, filter, filter::INSTANCES)?))
         }
         Call::GetInstance(id) => read(Reply::ok(shape::instance(found(view.instances.get(id))?))),
         Call::ListInstanceVolumes(id, page) => {
@@ -196,7 +222,7 @@ fn perform(
         }
         Call::ListEvents(page) => {
             let rows = view.jobs.values().rev().map(|j| shape::event(view, j)).collect();
-            read(page.of(filter::apply(rows, incoming.filter.as_deref(), filter::EVENTS)?))
+            read(page.of(filter::apply(rows, filter, filter::EVENTS)?))
         }
         Call::Attach { volume, instance, persist } => {
             let job = state.attach(*volume, *instance, *persist, now).map_err(|e| refusal(&e))?;

@@ -20,6 +20,7 @@ use pauses::{BACKOFF, Pauses};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
 use reattach_core::guest::{Challenge, Level};
 use reattach_core::ids::NodeName;
+use reattach_core::product::Product;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -294,7 +295,8 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         let mut object = DynamicObject::new(&name, &self.resource)
             .data(serde_json::json!({ "spec": { "challenges": spec.challenges } }));
         object.metadata.owner_references = self.owner().await.map(|owner| vec![owner]);
-        match within(self.reports.create(&PostParams::default(), &object)).await {
+        let params = PostParams { field_manager: Some(manager()), ..PostParams::default() };
+        match within(self.reports.create(&params, &object)).await {
             Ok(created) => {
                 tracing::info!(node = %self.config.node, "report created");
                 self.known = Known::Object(Box::new(created.clone()));
@@ -334,7 +336,8 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         let version = object.resource_version().unwrap_or_default();
         let patch = serde_json::json!({ "metadata": { "resourceVersion": version }, "status": status });
         let name = self.config.node.as_str();
-        match within(self.reports.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))).await {
+        let params = PatchParams { field_manager: Some(manager()), ..PatchParams::default() };
+        match within(self.reports.patch_status(name, &params, &Patch::Merge(patch))).await {
             Ok(written) => {
                 let inventory = status.inventory.as_ref().and_then(|inventory| inventory.get().ok());
                 tracing::info!(
@@ -368,6 +371,11 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         };
         Ok(())
     }
+}
+
+/// The field manager of what the agent writes.
+fn manager() -> String {
+    Product::Agent.user_agent().to_owned()
 }
 
 /// Processor time that this process has used, all of its threads together (`clock_gettime(2)`).

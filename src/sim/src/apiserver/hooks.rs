@@ -31,6 +31,8 @@ pub struct AuditEntry {
     pub user: String,
     /// The `User-Agent` header; the user where there is none.
     pub user_agent: String,
+    /// The query parameter `fieldManager`; empty where there is none.
+    pub field_manager: String,
     /// Whether `dryRun=All` was set.
     pub dry_run: bool,
     /// HTTP status code; 0 when the connection was cut.

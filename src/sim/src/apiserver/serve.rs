@@ -282,6 +282,7 @@ impl ApiServer {
             name: named.to_owned(),
             user: req.user.clone(),
             user_agent: req.user_agent.clone(),
+            field_manager: req.query("fieldManager").unwrap_or_default().to_owned(),
             dry_run: req.dry_run
                 || (req.verb.mutates()
                     && [&body["dryRun"], &body["deleteOptions"]["dryRun"]]

@@ -4,6 +4,7 @@ use super::Stage;
 use super::cluster::SYSTEM;
 use reattach_cloud_simulator::{RequestRecord, VolumeNo};
 use reattach_core::hold::HOLD_LABEL;
+use reattach_core::product::Product;
 use reattach_tests_controlplane::{AuditEvent, say};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -65,6 +66,12 @@ pub fn is_workload(event: &AuditEvent) -> bool {
     matches!(event.resource.as_str(), "deployments" | "statefulsets" | "replicasets")
 }
 
+/// Whether a program of ours sent this request to the cloud.
+fn is_ours(request: &RequestRecord) -> bool {
+    let agents = [Product::Controller, Product::Cli].map(Product::user_agent);
+    request.user_agent.as_deref().is_some_and(|agent| agents.contains(&agent))
+}
+
 impl Stage {
     /// The audit log without the requests that are about another stage's objects. What is nobody's is everybody's: a stray
     /// write fails each scenario that asserts what was written.
@@ -101,9 +108,8 @@ impl Stage {
 
     /// Every request to change something that reattach sent to the cloud.
     pub fn cloud_mutations(&self) -> Vec<RequestRecord> {
-        let ours = |r: &RequestRecord| r.user_agent.as_deref().is_some_and(|a| a.starts_with("reattach/"));
         let all = self.cloud.requests().into_iter();
-        all.filter(|r| ours(r) && r.is_mutation() && !self.is_request_of_another(r)).collect()
+        all.filter(|r| is_ours(r) && r.is_mutation() && !self.is_request_of_another(r)).collect()
     }
 
     /// Asserts that nothing but records was written and nothing was asked of the cloud; prints how many requests were
@@ -117,8 +123,7 @@ impl Stage {
             |e: &AuditEvent| e.user == CONTROLLER || e.user == AGENT || people.contains(&e.user.as_str());
         let requests: Vec<AuditEvent> = self.audit().into_iter().filter(ours).collect();
         let writes = requests.iter().filter(|e| e.is_write()).count();
-        let read = |r: &RequestRecord| r.user_agent.as_deref().is_some_and(|a| a.starts_with("reattach/"));
-        let reads = self.cloud.requests().iter().filter(|r| read(r)).count();
+        let reads = self.cloud.requests().iter().filter(|r| is_ours(r)).count();
         assert!(writes > 0 && reads > 0, "nothing was watched: {writes} writes, {reads} reads of the cloud");
         say!("{} requests ({writes} writes) and {reads} reads of the cloud, none outside S6", requests.len());
     }
