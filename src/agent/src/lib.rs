@@ -7,6 +7,7 @@
 pub mod guest;
 pub mod news;
 pub mod report;
+pub mod rights;
 
 pub use guest::{HostRoot, Scan, ScanError, answer, scan};
 pub use news::News;

@@ -96,6 +96,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
         ))
         .into());
     }
+    // Before any other thread exists.
+    let reduced = reattach_agent::rights::reduce();
     let level = match args.level {
         LookLevel::Basic => Level::Basic,
         LookLevel::Full => Level::Full,
@@ -127,6 +129,13 @@ fn start(args: &Args) -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
+    match reduced {
+        Ok(rights) => tracing::info!(?rights, "reads with"),
+        Err(e) => tracing::warn!(
+            error = %e,
+            "running with all the rights of its container: they could not be reduced; it needs CAP_SETUID and CAP_SETGID at its start"
+        ),
+    }
     // Once before anything else, so that a wrong host root ends the start instead of filling a log.
     Scan::new(&root)?;
     if !is_host_proc(&root) {

@@ -347,7 +347,7 @@ impl<'a> Installed<'a> {
             "the agent in a restricted namespace",
             agent,
             403,
-            "must not include \"DAC_READ_SEARCH\", \"SYS_PTRACE\"",
+            "must not include \"DAC_READ_SEARCH\", \"SETGID\", \"SETUID\", \"SYS_PTRACE\"",
         );
     }
 }
