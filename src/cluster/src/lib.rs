@@ -1,6 +1,7 @@
 //! Everything that talks to a Kubernetes API server: reading (live or from watches), the two writing clients, the leader
 //! Lease, the journal's store, and the effects.
 
+pub mod bounds;
 pub mod cache;
 pub mod client;
 pub mod clock;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use prometheus_client::registry::Registry;
-use reattach_cluster::{Clients, Clock};
+use reattach_cluster::{Clients, Clock, bounds};
 use reattach_controller::http::{Endpoints, router};
 use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::Metrics;
@@ -50,6 +50,10 @@ struct Args {
     /// The pod's UID: a restarted container must not be taken for its predecessor.
     #[arg(long, env = "POD_UID", default_value = "")]
     pod_uid: String,
+    /// Run although the admission policies do not bound this process's account: nothing but RBAC keeps it from creating pods
+    /// or changing Nodes then.
+    #[arg(long)]
+    unbounded: bool,
     /// Log lines as JSON or as text.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -108,6 +112,23 @@ fn lease(text: &str) -> Result<String, String> {
     named(text)
 }
 
+/// Makes sure that the admission policies bound this process's account, or that a person said that they need not.
+async fn check_bounds(clients: &Clients, username: &str, unbounded: bool) -> Result<()> {
+    let gaps = match bounds::unbound(&clients.records, username).await {
+        Ok(gaps) if gaps.is_empty() => return Ok(()),
+        Ok(gaps) => gaps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Err(error) => format!("they cannot be read: {error}"),
+    };
+    if unbounded {
+        tracing::warn!(username, gaps, "admission policies do not bound this account; --unbounded allows it");
+        return Ok(());
+    }
+    bail!(
+        "the admission policies that bound the controller do not bound {username} ({gaps}); reattach does not start. \
+         Install all of deploy/ for this account (docs/install.md has how to rename it), or pass --unbounded"
+    )
+}
+
 async fn run(args: Args) -> Result<()> {
     let mut providers = Providers::default();
     for name in &args.providers {
@@ -152,6 +173,7 @@ async fn run(args: Args) -> Result<()> {
     }
     let username =
         reattach_cluster::client::whoami(&clients.records).await.context("cannot ask who this process is")?;
+    check_bounds(&clients, &username, args.unbounded).await?;
     // The process is part of the identity: a container that restarts in its pod is a new contender.
     let identity = format!("{}/{}/{}", args.pod_name, args.pod_uid, std::process::id());
     let mut registry = Registry::default();

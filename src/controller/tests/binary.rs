@@ -58,6 +58,7 @@ fn the_help_names_every_flag_variable_and_exit_code() {
         "--kubeconfig",
         "--pod-name",
         "--pod-uid",
+        "--unbounded",
         "--log-format",
         "POD_NAMESPACE",
         "KUBECONFIG",

@@ -1,5 +1,6 @@
 //! `kubectl kustomize`, and what its output says without a cluster.
 
+use reattach_cluster::bounds::{ALWAYS, SCALING};
 use reattach_core::hold::{HOLD_LABEL, HOLD_POLICY};
 use serde_json::Value;
 use std::{
@@ -87,6 +88,8 @@ fn the_overlay_adds_the_cloud_and_the_scaler_and_takes_nothing() {
         [
             "ClusterRole /reattach-scaler",
             "ClusterRoleBinding /reattach-scaler",
+            "NetworkPolicy reattach-system/reattach-agent",
+            "NetworkPolicy reattach-system/reattach-controller",
             "ValidatingAdmissionPolicy /reattach-controller-claim-retention",
             "ValidatingAdmissionPolicy /reattach-controller-workloads",
             "ValidatingAdmissionPolicyBinding /reattach-controller-claim-retention",
@@ -214,6 +217,120 @@ fn every_reference_has_its_object() {
     assert_eq!(text(binding, "/spec/paramRef/parameterNotFoundAction"), "Allow");
     let held = serde_json::json!({ HOLD_LABEL: "true" });
     assert_eq!(binding["spec"]["paramRef"]["selector"]["matchLabels"], held);
+}
+
+/// The controller reads these policies at its start, and does not start for an account that they do not name.
+#[test]
+fn the_controller_knows_each_policy_that_bounds_it() {
+    bounded("reattach-system", &render("overlays/linode"));
+}
+
+/// Another namespace, as docs/install.md has it: accounts, bindings and policies move together.
+#[test]
+fn policies_follow_the_namespace_of_the_installation() {
+    let moved: Vec<Value> = render("overlays/linode")
+        .into_iter()
+        .map(|object| {
+            let text = object.to_string().replace("reattach-system", "storage-rescue");
+            serde_json::from_str(&text).expect("JSON")
+        })
+        .collect();
+    bounded("storage-rescue", &moved);
+    let leases = one_of(&moved, "Role", "kube-node-lease", "reattach-controller");
+    assert!(!list(leases, "/rules").is_empty(), "kubelet's Leases stay where they are");
+    let account = one_of(&moved, "ServiceAccount", "storage-rescue", "reattach-agent");
+    let agent = format!("system:serviceaccount:storage-rescue:{}", name(account));
+    for policy in ["reattach-report-status", "reattach-report-create"] {
+        let mut said = Vec::new();
+        strings(one(&moved, "ValidatingAdmissionPolicy", policy), &mut said);
+        assert!(said.iter().any(|text| text.contains(&format!("'{agent}'"))), "{policy}");
+    }
+    for binding in moved.iter().filter(|o| text(o, "/kind").ends_with("RoleBinding")) {
+        for subject in list(binding, "/subjects") {
+            assert_eq!(text(subject, "/namespace"), "storage-rescue", "{}", name(binding));
+        }
+    }
+}
+
+/// kustomize itself refuses `namespace:` over these manifests: the Role for kubelet's Leases would move, too.
+#[test]
+fn an_overlay_with_a_namespace_is_refused() {
+    let folder = std::env::temp_dir().join(format!("reattach-namespace-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let up = "../".repeat(folder.components().count());
+    let base = deploy().canonicalize().expect("deploy/").join("overlays/linode");
+    let overlay = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [\"{up}{}\"]\nnamespace: x\n",
+        base.strip_prefix("/").expect("absolute").display()
+    );
+    std::fs::write(folder.join("kustomization.yaml"), overlay).expect("written");
+    let out = Command::new("kubectl").arg("kustomize").arg(&folder).output().expect("kubectl");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        !out.status.success() && said.contains("namespace transformation produces ID conflict"),
+        "{said}"
+    );
+}
+
+/// The account of the controller's pods is the one that the policies name, and each policy that names it is known to the
+/// controller, which may read it and its binding.
+fn bounded(namespace: &str, objects: &[Value]) {
+    let pods = one(objects, "Deployment", "reattach-controller");
+    let account = text(pods, "/spec/template/spec/serviceAccountName");
+    one_of(objects, "ServiceAccount", namespace, account);
+    assert_eq!(text(pods, "/metadata/namespace"), namespace);
+    let condition = format!("request.userInfo.username == 'system:serviceaccount:{namespace}:{account}'");
+    let by_the_controller: BTreeSet<&str> = of_kind(objects, "ValidatingAdmissionPolicy")
+        .into_iter()
+        .filter(|policy| {
+            list(policy, "/spec/matchConditions").iter().any(|c| text(c, "/expression").trim() == condition)
+        })
+        .map(name)
+        .collect();
+    let known: BTreeSet<&str> = ALWAYS.into_iter().chain(SCALING).collect();
+    assert_eq!(by_the_controller, known);
+    for policy in &known {
+        let conditions = list(one(objects, "ValidatingAdmissionPolicy", policy), "/spec/matchConditions");
+        assert_eq!(conditions.len(), 1, "{policy}: the controller takes it for weakened otherwise");
+    }
+    let rules = list(one(objects, "ClusterRole", "reattach-controller"), "/rules");
+    for resource in ["validatingadmissionpolicies", "validatingadmissionpolicybindings"] {
+        let rule = rules.iter().find(|rule| list(rule, "/resources").iter().any(|r| r == resource));
+        let rule = rule.unwrap_or_else(|| panic!("it may not read {resource}"));
+        let names: BTreeSet<&str> = list(rule, "/resourceNames").iter().filter_map(Value::as_str).collect();
+        assert_eq!(names, known, "{resource}");
+    }
+}
+
+fn one_of<'a>(objects: &'a [Value], kind: &str, namespace: &str, wanted: &str) -> &'a Value {
+    let found = objects
+        .iter()
+        .find(|o| o["kind"] == kind && name(o) == wanted && text(o, "/metadata/namespace") == namespace);
+    found.unwrap_or_else(|| panic!("no {kind} {namespace}/{wanted}"))
+}
+
+/// Each pod's policy selects it, and lets in what the pod serves.
+#[test]
+fn network_policies_let_in_the_metrics_port_only() {
+    let linode = render("overlays/linode");
+    for (kind, app) in [("Deployment", "reattach-controller"), ("DaemonSet", "reattach-agent")] {
+        let policy = one(&linode, "NetworkPolicy", app);
+        let template = &one(&linode, kind, app)["spec"]["template"];
+        // A NetworkPolicy does not bind pods in the node's network.
+        assert_ne!(template["spec"]["hostNetwork"], true, "{app}");
+        let selected = policy["spec"]["podSelector"]["matchLabels"].as_object().expect("labels");
+        for (label, value) in selected {
+            assert_eq!(&template["metadata"]["labels"][label], value, "{app}");
+        }
+        assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]), "{app}");
+        let served = list(container(&linode, kind, app), "/ports").iter().map(|port| &port["name"]);
+        let let_in = list(policy, "/spec/ingress").iter().flat_map(|rule| list(rule, "/ports"));
+        assert_eq!(let_in.map(|port| &port["port"]).collect::<Vec<_>>(), served.collect::<Vec<_>>(), "{app}");
+        for rule in list(policy, "/spec/egress") {
+            assert!(!list(rule, "/ports").is_empty(), "{app} may open any port");
+        }
+    }
 }
 
 /// As [`one`], for a role: a Role is looked for in the binding's namespace.

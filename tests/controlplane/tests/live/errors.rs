@@ -11,6 +11,10 @@ use std::process::{Command, Stdio};
 /// Somebody who may do everything, at the command line only: what this user wrote, a command wrote.
 const PERSON: &str = "petra";
 
+/// The arguments of a controller where no admission policies are installed.
+const UNBOUNDED: [&str; 7] =
+    ["--provider", "linode", "--listen", "127.0.0.1:0", "--log-format", "text", "--unbounded"];
+
 struct Ground {
     plane: ControlPlane,
     cloud: String,
@@ -154,6 +158,15 @@ pub async fn one_sentence_each() {
 
     ground.controller(None, Some("wrong"), None, &["linode", "token"]).await;
     ground.controller(Some(&nowhere), None, None, &["127.0.0.1:1", "does not answer"]).await;
+    // The policies that would bound it are not installed here.
+    ground
+        .controller(
+            None,
+            None,
+            None,
+            &["do not bound", "reattach-controller-pods is not installed", "--unbounded"],
+        )
+        .await;
     a_controller_outlives_its_cloud(&ground).await;
     a_controller_without_rights_says_so(&ground, &nobody).await;
 }
@@ -216,7 +229,7 @@ fn nothing_was_written(ground: &Ground) {
 async fn a_controller_outlives_its_cloud(ground: &Ground) {
     let admin = ground.plane.admin_kubeconfig().display().to_string();
     let environment = ground.environment(&admin, TOKEN, "http://127.0.0.1:1");
-    let arguments = ["--provider", "linode", "--listen", "127.0.0.1:0", "--log-format", "text"];
+    let arguments = UNBOUNDED;
     let log = ground.plane.folder().join("without-a-cloud.log");
     let mut controller = Process::start("reattach-controller", &log, &arguments, &environment);
     let said = reattach_tests_controlplane::eventually("a word about the cloud", LIMIT, async || {
@@ -235,7 +248,7 @@ async fn a_controller_outlives_its_cloud(ground: &Ground) {
 /// Rights may be given while it runs: a controller without them says which it lacks, and tries again.
 async fn a_controller_without_rights_says_so(ground: &Ground, nobody: &str) {
     let environment = ground.environment(nobody, TOKEN, &ground.cloud);
-    let arguments = ["--provider", "linode", "--listen", "127.0.0.1:0", "--log-format", "text"];
+    let arguments = UNBOUNDED;
     let log = ground.plane.folder().join("without-rights.log");
     let mut controller = Process::start("reattach-controller", &log, &arguments, &environment);
     for resource in ["volumerecoveries", "pods", "volumeattachments"] {
