@@ -4,6 +4,7 @@ use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
+use reattach_agent::rights::Rights;
 use reattach_agent::{AgentConfig, HostRoot, News, Scan, ScanOn};
 use reattach_core::guest::Level;
 use reattach_core::ids::NodeName;
@@ -130,7 +131,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match reduced {
-        Ok(rights) => tracing::info!(?rights, "reads with"),
+        Ok(Rights::Reduced) => tracing::info!("gave up user 0 and all capabilities but two"),
+        Ok(Rights::Unchanged) => {}
         Err(e) => tracing::warn!(
             error = %e,
             "running with all the rights of its container: they could not be reduced; it needs CAP_SETUID and CAP_SETGID at its start"
