@@ -8,7 +8,7 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::Diagnosis;
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
-use reattach_core::plan::Plan;
+use reattach_core::plan::{Plan, SoundPlan};
 use reattach_core::policy::Mode;
 use reattach_core::proof::Sighting;
 use reattach_core::report::{self, Record};
@@ -122,6 +122,11 @@ impl VolumeRecovery {
         let plan = UnreadableField::none_in(&status.plan, "status.plan")?;
         let journal = UnreadableField::none_of(&status.journal, "status.journal")?;
         Ok((plan, journal))
+    }
+
+    /// The plan, if a run may go by it. `None`: there is none, it cannot be read, or its version or hash is wrong.
+    pub fn sound_plan(&self) -> Option<SoundPlan> {
+        self.status.as_ref()?.plan.as_ref()?.get().ok()?.clone().sound().ok()
     }
 
     /// Everything in it that reports need, free of Kubernetes types. `cloud_volume` is the cloud's view of the volume,

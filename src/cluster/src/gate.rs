@@ -3,7 +3,7 @@
 use crate::client::Clients;
 use crate::lease::Leadership;
 use kube::Client;
-use reattach_core::plan::Plan;
+use reattach_core::plan::SoundPlan;
 use reattach_core::policy::Mode;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -119,7 +119,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Shut`]: nothing may be issued.
-    pub fn pass(&self, plan: &Plan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
+    pub fn pass(&self, plan: &SoundPlan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
         let (pass, leadership) = self.leading()?;
         if leadership.term != term {
             return Err(Shut::Term { expected: term, now: leadership.term });

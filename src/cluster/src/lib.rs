@@ -11,6 +11,7 @@ pub mod facts;
 pub mod gate;
 pub mod hold;
 pub mod lease;
+pub mod losses;
 pub mod node;
 pub mod node_lock;
 pub mod reply;

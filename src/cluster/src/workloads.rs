@@ -1,7 +1,7 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
-use crate::facts;
 use crate::view::{View, claims_of};
+use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
@@ -261,6 +261,10 @@ async fn describe(
         pod_dry_run: None,
         dry_run_held: None,
         emptydirs_expendable: annotations.get(EXPENDABLE_EMPTYDIRS_ANNOTATION).is_some_and(|v| v == "true"),
+        not_remade: (workload.kind == "Job")
+            .then(|| parse(&object))
+            .flatten()
+            .and_then(|j| losses::spent(&j)),
         workload,
     })
 }
@@ -335,7 +339,12 @@ fn template_facts(spec: &PodSpec) -> TemplateFacts {
     let volumes = spec.volumes.iter().flatten();
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     TemplateFacts {
-        empty_dirs: volumes.clone().filter(|v| v.empty_dir.is_some()).map(|v| v.name.clone()).collect(),
+        // Memory is lost with the machine anyway.
+        empty_dirs: volumes
+            .clone()
+            .filter(|v| v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref() != Some("Memory")))
+            .map(|v| v.name.clone())
+            .collect(),
         ephemeral_volumes: volumes.filter(|v| v.ephemeral.is_some()).map(|v| v.name.clone()).collect(),
         pre_stop: containers
             .filter(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()))

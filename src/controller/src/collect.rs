@@ -18,6 +18,7 @@ use reattach_core::plan::Plan;
 use reattach_core::proof::{Declaration, Sighting};
 use reattach_core::runbook::{Holding, StepKind};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// How far back the provider's job history is read before a run's own beginning.
 const JOBS_BEFORE: SignedDuration = SignedDuration::from_mins(10);
@@ -244,21 +245,23 @@ impl Collector {
         names.retain(down);
         for node in names {
             let source = Source::Kubernetes(format!("Pods on {node}"));
-            let fact = match &self.cache {
+            let (pods, at) = match &self.cache {
                 Some(cache) if !is_live(depth) => {
                     let bound =
                         |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
-                    let pods = cache.pods.filter(bound);
-                    Fact::present(facts::names(pods.iter().map(AsRef::as_ref)), source, cache.as_of())
+                    (cache.pods.filter(bound), cache.as_of())
                 }
                 _ => {
                     let at = self.clock.now();
                     let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
                     let pods = Api::<Pod>::all(self.clients.read.clone()).list(&bound).await?.items;
-                    Fact::present(facts::names(&pods), source, at)
+                    (pods.into_iter().map(Arc::new).collect(), at)
                 }
             };
-            e.node_pods.insert(node, fact);
+            let names = facts::names(pods.iter().map(AsRef::as_ref));
+            e.node_pods.insert(node.clone(), Fact::present(names, source.clone(), at));
+            let lost = self.losses_of(&pods, is_live(depth)).await?;
+            e.node_losses.insert(node, Fact::present(lost, source, at));
         }
         Ok(())
     }

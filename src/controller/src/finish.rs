@@ -13,7 +13,7 @@ use reattach_cluster::store::SaveError;
 use reattach_cluster::{node, reports, tidy};
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
-use reattach_core::plan::Plan;
+use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
 use serde_json::json;
 
@@ -42,10 +42,10 @@ pub(crate) async fn hold(executor: &Executor, recovery: VolumeRecovery) -> Resul
 /// is still in quarantine by it keeps its question, which a late agent has to answer.
 pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Result<Turn, TurnError> {
     let status = recovery.status.clone().unwrap_or_default();
-    let plan = status.plan.as_ref().and_then(|p| p.get().ok());
-    let node = plan.map(|p| p.pins.node.clone());
+    let plan = recovery.sound_plan();
+    let node = plan.as_ref().map(|p| p.pins.node.clone());
     let uid = Executor::uid_of(&recovery);
-    if let Some(plan) = plan.filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
+    if let Some(plan) = plan.as_ref().filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
         give_lock_back(executor, &recovery, plan).await?;
     }
     let turn = executor.reservations.turn_to_ask().await;
@@ -99,7 +99,7 @@ fn exported(recovery: &VolumeRecovery) -> Option<String> {
 async fn give_lock_back(
     executor: &Executor,
     recovery: &VolumeRecovery,
-    plan: &Plan,
+    plan: &SoundPlan,
 ) -> Result<(), TurnError> {
     let locks = [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn];
     if !locks.iter().any(|kind| plan.find(*kind).is_some()) {

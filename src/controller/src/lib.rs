@@ -9,6 +9,7 @@ mod finish;
 pub mod http;
 mod janitor;
 pub mod listener;
+mod losses;
 pub mod metrics;
 mod nominate;
 mod perform;

@@ -4,7 +4,8 @@
 use crate::diagnosis::Trouble;
 use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
-use crate::ids::PlanHash;
+use crate::ids::{ObjectName, PlanHash};
+use crate::loss::PodsGo;
 use crate::plan::{EffectClass, PLAN_VERSION, Plan};
 use crate::runbook::StepKind;
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
@@ -269,11 +270,35 @@ fn losses(
         w.workload == p.workload && w.replicas == p.replicas,
         "the workload is not the pinned one, or its count changed",
     );
-    // What a pod on a dead or a fenced node had is lost with the node.
     if plan.steps.iter().any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release)) {
+        say("S2", w.rollout.is_none(), "the workload is being changed");
+    }
+    let goes = |kind| plan.steps.iter().any(|s| s.kind.pods_go() == kind);
+    if goes(PodsGo::WithTheCount) || goes(PodsGo::OfTheClaim) || goes(PodsGo::OfTheNode) {
         say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
         say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
-        say("S2", w.rollout.is_none(), "the workload is being changed");
+        let survives = |c: &ClaimFacts| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid);
+        say(
+            "S2",
+            w.claims.iter().all(|(_, c)| c.as_ref().is_none_or(survives)),
+            "a claim of the workload would not survive",
+        );
+        let number = |x: &PodFacts| x.name.name.rsplit('-').next().and_then(|n| n.parse().ok());
+        say(
+            "S2",
+            !w.deletes_claims_when_scaled || w.pods.iter().filter_map(number).all(|n: i32| n < w.replicas),
+            "a pod that its workload is taking away takes its claims with it",
+        );
+        say("S2", w.not_remade.is_none(), "no pod would come in the place of the one that goes");
+    }
+    if goes(PodsGo::OfTheNode) {
+        let lost = e.node_losses.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
+        let others = |pod: &ObjectName| w.pods.iter().all(|own| own.name != *pod);
+        say(
+            "S2",
+            lost.is_some_and(|all| !all.iter().any(|l| others(&l.pod))),
+            "another pod on the node would lose something",
+        );
     }
     say("S2", !w.deleting, "the workload is being changed");
     say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
@@ -331,13 +356,7 @@ fn whole_workload(w: &WorkloadFacts, confirmed: Option<&str>, say: &mut impl FnM
         "someone else owns the count",
     );
     say("S2", w.scaling != ScalePath::None, "the workload cannot be scaled back");
-    say(
-        "S2",
-        w.claims.iter().all(|(_, c)| {
-            c.as_ref().is_some_and(|c| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid))
-        }),
-        "a claim of the workload would not survive",
-    );
+    say("S2", w.claims.iter().all(|(_, c)| c.is_some()), "a claim of the workload would not survive");
     let named = confirmed
         .is_some_and(|c| c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name)));
     say(

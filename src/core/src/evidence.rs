@@ -11,6 +11,7 @@ use crate::ids::{
     BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
     VolumeId,
 };
+use crate::loss::PodLoss;
 use crate::proof::{Declaration, Sighting};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
@@ -71,6 +72,9 @@ pub struct Evidence {
     /// Every pod that is bound to a node of which a holder is fenced, by name and UID: what a node-wide effect reaches.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_pods: BTreeMap<NodeName, Fact<Vec<(ObjectName, Uid)>>>,
+    /// What pods on such a node would lose for good if they went away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_losses: BTreeMap<NodeName, Fact<Vec<PodLoss>>>,
     /// What this recovery saw of instances before, as its record keeps it, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sightings: Vec<Sighting>,

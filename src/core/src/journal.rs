@@ -12,7 +12,7 @@
 //! One object holds the whole journal, and its store refuses a write against an old `resourceVersion`.
 //!
 //! # Caveats
-//! Times are the writer's clock; order comes from the sequence alone.
+//! Times are the writer's clock; order comes from the sequence alone, and intervals are measured within one term.
 
 use crate::plan::StepIx;
 use crate::proof::{NoUser, ProofKind};

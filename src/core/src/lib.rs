@@ -14,6 +14,7 @@ pub mod guest;
 pub mod hold;
 pub mod ids;
 pub mod journal;
+pub mod loss;
 pub mod machine;
 pub mod plan;
 pub mod policy;

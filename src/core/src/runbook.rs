@@ -4,6 +4,7 @@
 mod order;
 
 use crate::diagnosis::Class;
+use crate::loss::PodsGo;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -127,6 +128,35 @@ pub enum StepKind {
     CloudForce,
     /// Wait until the pod is Ready with its volume and exactly one holder.
     Verify,
+}
+
+impl StepKind {
+    /// Which pods go away by its effect. What is lost with them is asked for by this alone ([`crate::loss::losses`]), so
+    /// that a new way to make a pod go meets the same refusals.
+    pub fn pods_go(self) -> PodsGo {
+        match self {
+            Self::ScaleToZero => PodsGo::WithTheCount,
+            Self::Release => PodsGo::OfTheClaim,
+            // A machine is powered off so that the taint may follow: it is not begun where the taint would be refused.
+            Self::PowerOff | Self::TaintOutOfService => PodsGo::OfTheNode,
+            Self::Hold
+            | Self::AwaitDetached
+            | Self::CloudDetach
+            | Self::Requeue
+            | Self::Restore
+            | Self::Lift
+            | Self::Await
+            | Self::Prove
+            | Self::Untaint
+            | Self::PowerOn
+            | Self::Quarantine
+            | Self::Challenge
+            | Self::DeleteAttachment
+            | Self::Snapshot
+            | Self::CloudForce
+            | Self::Verify => PodsGo::None,
+        }
+    }
 }
 
 /// Why a runbook was not accepted.

@@ -3,6 +3,7 @@
 use crate::diagnosis::Class;
 use crate::evidence::AccessMode;
 use crate::ids::InstanceId;
+use crate::loss::Loss;
 use serde::{Deserialize, Serialize};
 
 /// Why reattach will not act. The fields are what the sentences name. Each variant carries what the sentence needs.
@@ -139,6 +140,16 @@ pub enum Refusal {
     /// S9: someone else is at work on the node.
     #[error("node {node} carries the taint {taint}: another remediator or a person is at work there")]
     OthersAtWork { node: String, taint: String },
+    /// S2: no pod would come in the place of the one that goes.
+    #[error(
+        "no new pod of {workload} would be made in the place of one that goes away ({why}); raise the limit, or wait until its pod has ended"
+    )]
+    NotRemade { workload: String, why: String },
+    /// S2: another pod on the node would lose something.
+    #[error(
+        "pod {pod} is on node {node} and would go away with the fence, and {loss}; move the pod away or delete it yourself, and reattach goes on"
+    )]
+    LostOnNode { node: String, pod: String, loss: Loss },
 }
 
 impl Refusal {
@@ -156,6 +167,6 @@ impl Refusal {
                 | Self::PodWouldBeRefused { .. }
                 | Self::NeedsPeople { .. }
                 | Self::NoProofYet { .. }
-        )
+        ) || matches!(self, Self::LostOnNode { loss, .. } if loss.may_pass())
     }
 }

@@ -145,6 +145,7 @@ impl Case {
                     pod_dry_run: Some(Ok(())),
                     dry_run_held: None,
                     emptydirs_expendable: false,
+                    not_remade: None,
                 },
                 kubernetes(&format!("{kind} default/redis")),
                 at,
@@ -162,6 +163,7 @@ impl Case {
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
             hold_policy: None,
             node_pods: BTreeMap::new(),
+            node_losses: BTreeMap::new(),
             sightings: Vec::new(),
             declaration: None,
             events: vec![EventFacts {

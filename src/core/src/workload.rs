@@ -70,6 +70,9 @@ pub struct WorkloadFacts {
     pub dry_run_held: Option<bool>,
     /// The owner declared that its emptyDirs may be lost (annotation `reattach.dev/expendable-emptydirs`).
     pub emptydirs_expendable: bool,
+    /// Why no pod would be made in the place of one that goes away, in words: a Job at its limit of failures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_remade: Option<String>,
 }
 
 /// How a workload's count can be changed.

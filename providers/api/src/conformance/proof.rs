@@ -83,6 +83,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         power: BTreeMap::new(),
         hold_policy: None,
         node_pods: BTreeMap::new(),
+        node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
     }
@@ -116,5 +117,6 @@ fn workload(now: Timestamp) -> WorkloadFacts {
         pod_dry_run: None,
         dry_run_held: None,
         emptydirs_expendable: false,
+        not_remade: None,
     }
 }

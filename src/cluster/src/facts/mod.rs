@@ -73,6 +73,7 @@ pub fn evidence(
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         hold_policy: None,
         node_pods: BTreeMap::new(),
+        node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
         events,

@@ -36,9 +36,11 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::cache::Cache;
-use reattach_core::ids::Uid;
+use reattach_core::guest::Answer;
+use reattach_core::ids::{NodeName, Uid};
 use reattach_core::journal::Outcome;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -48,6 +50,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_secs(5);
 /// Stamps and questions without a recovery are looked for so often: it costs lists.
 const SELDOM: Duration = Duration::from_secs(60);
+/// What was seen so long ago is forgotten: the same question is asked once a minute under another number.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// The leader's janitor, with the moments at which it looks again.
 #[derive(Debug, Default)]
@@ -55,12 +59,13 @@ pub(crate) struct Janitor {
     next_urgent: Option<Instant>,
     next: Option<Instant>,
     next_seldom: Option<Instant>,
+    answers: Answers,
 }
 
 impl Janitor {
     /// Looks once.
     pub(crate) async fn sweep(&mut self, executor: &Executor, cache: &Cache) {
-        let room = Room { executor, cache };
+        let room = Room { executor, cache, answers: &self.answers };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
         }
@@ -87,10 +92,26 @@ fn due(next: &mut Option<Instant>, every: Duration) -> bool {
     due
 }
 
+/// When this process first saw an answer of an agent that was not clean, by node, recovery and number of the question. The
+/// time in an answer is the node's own, and tells this process nothing.
+#[derive(Debug, Default)]
+struct Answers(Mutex<BTreeMap<(NodeName, Uid, u64), Instant>>);
+
+impl Answers {
+    /// How long ago this answer was first seen: now, if it was not seen before.
+    fn seen_for(&self, node: &NodeName, answer: &Answer) -> Duration {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, first| first.elapsed() < FORGOTTEN);
+        let key = (node.clone(), answer.recovery.clone(), answer.epoch);
+        seen.entry(key).or_insert_with(Instant::now).elapsed()
+    }
+}
+
 /// Where it tidies.
 struct Room<'a> {
     executor: &'a Executor,
     cache: &'a Cache,
+    answers: &'a Answers,
 }
 
 impl Room<'_> {

@@ -2,7 +2,6 @@
 
 use super::{Room, is_final};
 use crate::recovery::Executor;
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
@@ -13,10 +12,11 @@ use reattach_core::evidence::CsiSource;
 use reattach_core::guest::{Answer, Challenge};
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An agent answers each question once. Where it saw a device or a mount it is asked again after this time: the device may have
 /// been on its way out.
-const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(60);
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 impl Room<'_> {
     /// The out-of-service taint goes at once from a Node that is Ready: the attach/detach controller pulls volumes that are
@@ -111,8 +111,7 @@ impl Room<'_> {
             // Only the question that is open counts, and it has a number of its own.
             let open = report.as_ref().and_then(|r| question_of(r, &by));
             let question = own.as_ref().filter(|r| over && !r.spec.claim_name.is_empty());
-            let now = self.executor.collector.clock.now();
-            let again = |open| report.as_ref().is_some_and(|r| answered_long_ago(r, &node, open, now));
+            let again = |open| report.as_ref().is_some_and(|r| self.answered_long_ago(r, &node, open));
             let unaskable = match question.filter(|_| open.is_none_or(again)) {
                 Some(recovery) => !self.ask(&node, recovery).await,
                 None => own.is_none(),
@@ -152,6 +151,13 @@ impl Room<'_> {
         }
     }
 
+    /// Whether the agent answered something else than "clean" some time ago.
+    fn answered_long_ago(&self, report: &NodeVolumeReport, node: &Node, open: &Challenge) -> bool {
+        let name = NodeName::from(node.name_any());
+        let old = |a: &Answer| self.answers.seen_for(&name, a) >= ASKED_AGAIN_AFTER;
+        answer_to(report, node, open).is_some_and(|a| !a.is_clean() && old(a))
+    }
+
     async fn unquarantine(&self, node: &Node, by: &Uid, over: bool) {
         let name = NodeName::from(node.name_any());
         // The question first: after a crash in between the quarantine is there, and asks again.
@@ -166,8 +172,7 @@ impl Room<'_> {
 
     /// Asks for a recovery that is over, under a new number. Returns whether it can be asked at all.
     async fn ask(&self, node: &Node, recovery: &Arc<VolumeRecovery>) -> bool {
-        let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
-        let Some(plan) = plan else { return false };
+        let Some(plan) = recovery.sound_plan() else { return false };
         let csi = self.cache.volumes.filter(|v| v.uid().as_deref() == Some(plan.pins.pv.as_str()));
         let csi = csi.first().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| CsiSource {
             driver: DriverName::from(c.driver.as_str()),
@@ -215,12 +220,6 @@ fn answer_to<'a>(report: &'a NodeVolumeReport, node: &Node, open: &Challenge) ->
 /// Whether the agent of the Node's boot answered this question with nothing that can write.
 fn answered_clean(report: &NodeVolumeReport, node: &Node, open: &Challenge) -> bool {
     answer_to(report, node, open).is_some_and(|a| a.is_clean())
-}
-
-/// Whether it answered something else some time ago. The time is the node's own: a clock that is wrong makes it late or early.
-fn answered_long_ago(report: &NodeVolumeReport, node: &Node, open: &Challenge, now: Timestamp) -> bool {
-    let old = |a: &Answer| now.duration_since(a.scanned_at).abs() >= ASKED_AGAIN_AFTER;
-    answer_to(report, node, open).is_some_and(|a| !a.is_clean() && old(a))
 }
 
 /// Whether the agent of the Node's boot reported, could read everything, and saw no dead mount.

@@ -77,7 +77,7 @@ impl Scene {
     }
 
     async fn perform(&self, effect: &Effect) -> Outcome {
-        let plan = Case::deployment().plan().unwrap();
+        let plan = Case::deployment().plan().unwrap().sound().unwrap();
         let authority = Authority { mode: Mode::Auto, approved: None };
         let pass = self.executor.gate.pass(&plan, &authority, 1).unwrap();
         let csi = self.evidence.csi(self.clock.now()).unwrap();

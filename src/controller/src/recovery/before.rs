@@ -13,7 +13,7 @@ use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make, may_begin};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -155,7 +155,7 @@ impl Executor {
         evidence: &Evidence,
         diagnosis: &Diagnosis,
         limits: &Limits,
-    ) -> Result<Plan, Vec<Refusal>> {
+    ) -> Result<SoundPlan, Vec<Refusal>> {
         let runbook = Runbook::built_in(&recovery.spec.runbook)
             .map_err(|e| vec![Refusal::Missing { what: "the runbook".to_owned(), why: e.to_string() }])?;
         let by_hand = self.collector.providers.by_hand(evidence);
@@ -169,16 +169,12 @@ impl Executor {
         let now = self.collector.clock.now();
         let plan = make(evidence, diagnosis, &request, now)?;
         let objections = check(&plan, evidence, recovery.spec.confirm_workload.as_deref(), now);
+        let consent =
+            |why: String| Refusal::Missing { what: "the independent checker's consent".to_owned(), why };
         if objections.is_empty() {
-            return Ok(plan);
+            return plan.sound().map_err(|unsound| vec![consent(unsound.to_string())]);
         }
-        Err(objections
-            .into_iter()
-            .map(|v| Refusal::Missing {
-                what: "the independent checker's consent".to_owned(),
-                why: v.to_string(),
-            })
-            .collect())
+        Err(objections.into_iter().map(|v| consent(v.to_string())).collect())
     }
 
     /// What the cloud can do and the policy or a person allows.
@@ -208,7 +204,7 @@ impl Executor {
     async fn offer(
         &self,
         mut recovery: VolumeRecovery,
-        plan: Plan,
+        plan: SoundPlan,
         evidence: &Evidence,
         limits: &Limits,
         memory: &mut Memory,
@@ -218,7 +214,7 @@ impl Executor {
         let node = plan.pins.node.to_string();
         let summary = format!("{}; plan {}", plan.trouble, plan.hash);
         status.plan_hash = Some(plan.hash.to_string());
-        status.plan = (recovery.spec.mode != Mode::Observe).then(|| plan.clone().into());
+        status.plan = (recovery.spec.mode != Mode::Observe).then(|| Plan::clone(&plan).into());
         let pause = Turn::Pause { until: self.later(LOOK_AGAIN) };
         let authority = match recovery.spec.mode {
             Mode::Observe | Mode::DryRun => {

@@ -8,7 +8,7 @@ use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
 use reattach_core::journal::{End, Entry, Mark};
 use reattach_core::machine::State;
-use reattach_core::plan::{Plan, StepIx};
+use reattach_core::plan::{Plan, SoundPlan, StepIx};
 use reattach_core::report;
 use reattach_core::runbook::StepKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
@@ -25,7 +25,7 @@ impl Executor {
     pub(super) async fn append(
         &self,
         mut recovery: VolumeRecovery,
-        plan: &Plan,
+        plan: &SoundPlan,
         mark: Mark,
         memory: &mut Memory,
     ) -> Result<VolumeRecovery, TurnError> {
@@ -93,9 +93,9 @@ impl Executor {
         Ok(Turn::Pause { until: self.later(HELD) })
     }
 
-    fn put(&self, recovery: &mut VolumeRecovery, plan: &Plan, entry: &Entry) {
+    fn put(&self, recovery: &mut VolumeRecovery, plan: &SoundPlan, entry: &Entry) {
         let status = recovery.status.get_or_insert_default();
-        status.plan = Some(plan.clone().into());
+        status.plan = Some(Plan::clone(plan).into());
         status.plan_hash = Some(plan.hash.to_string());
         status.class = Some(plan.class().to_string());
         status.journal.push(entry.clone().into());
@@ -142,9 +142,11 @@ fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool)
     )
 }
 
-/// Whether people want something else of the recovery than they did.
+/// Whether people want something else of the recovery than they did, or changed its plan.
 fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
+    let plan = |r: &VolumeRecovery| r.status.as_ref().and_then(|s| s.plan.clone());
     before.spec != now.spec
+        || plan(before) != plan(now)
         || before.metadata.deletion_timestamp.is_some() != now.metadata.deletion_timestamp.is_some()
 }
 
@@ -183,14 +185,16 @@ mod tests {
     use reattach_core::fact::{Fact, Source};
     use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
     use reattach_core::machine::State;
-    use reattach_core::plan::{Allowed, Commands, Plan, Request, make};
+    use reattach_core::plan::{Allowed, Commands, Request, SoundPlan, make};
     use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
     use reattach_core::testkit::{Case, NODE};
 
-    fn plan() -> Plan {
+    fn plan() -> SoundPlan {
         let mut case = Case::deployment().holdable().node(|n| n.ready = false);
         let pods = Fact::present(Vec::new(), Source::Kubernetes("Pods".into()), case.now);
         case.evidence.node_pods.insert(NODE.into(), pods);
+        let lost = Fact::present(Vec::new(), Source::Kubernetes("Pods".into()), case.now);
+        case.evidence.node_losses.insert(NODE.into(), lost);
         let runbook = Runbook::built_in(DEFAULT_RUNBOOK).unwrap();
         let request = Request {
             runbook: &runbook,
@@ -199,11 +203,11 @@ mod tests {
             for_show: false,
             allowed: Allowed { power_off: true, ..Allowed::default() },
         };
-        make(&case.evidence, &case.diagnosis(), &request, case.now).unwrap()
+        make(&case.evidence, &case.diagnosis(), &request, case.now).unwrap().sound().unwrap()
     }
 
     /// The last words about an aborted run of which these lines were written.
-    fn aborted_after(plan: &Plan, lines: Vec<Mark>) -> String {
+    fn aborted_after(plan: &SoundPlan, lines: Vec<Mark>) -> String {
         let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
         let back = Mark::TurnedBack { why: TurnBack::Aborted { by: "jane".into() } };
         let marks = [vec![accepted], lines, vec![back, Mark::Ended { end: End::Aborted }]].concat();

@@ -23,6 +23,7 @@ mod journal;
 mod reserve;
 mod run;
 mod sightings;
+mod unsound;
 
 pub use reserve::Reservations;
 
@@ -230,6 +231,7 @@ impl Executor {
         let Some(cache) = &self.collector.cache else { return Vec::new() };
         let Some(recovery) = cache.recoveries.get(&name.namespace, &name.name) else { return Vec::new() };
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
+        // Unchecked: it tells only what wakes the driver.
         let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
         let view = View::cached(cache, &claim, plan.map(|p| p.pins.node.as_str()));
         let version = |m: Option<String>| m.unwrap_or_default();

@@ -12,7 +12,7 @@ use reattach_cluster::store;
 use reattach_core::evidence::Evidence;
 use reattach_core::journal::{Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next};
-use reattach_core::plan::Plan;
+use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
 use std::mem::discriminant;
 
@@ -42,6 +42,10 @@ impl Executor {
         };
         let Some(plan) = plan else {
             return self.page(recovery, "the journal has no plan to go with it".to_owned(), memory).await;
+        };
+        let plan = match plan.sound() {
+            Ok(plan) => plan,
+            Err(unsound) => return self.hold_unsound(recovery, &unsound, memory).await,
         };
         let Some(mut state) = self.replayed(&recovery, &plan, memory).await? else {
             return Ok(Turn::Pause { until: self.later(PAGED) });
@@ -85,7 +89,7 @@ impl Executor {
     async fn replayed(
         &self,
         recovery: &VolumeRecovery,
-        plan: &Plan,
+        plan: &SoundPlan,
         memory: &mut Memory,
     ) -> Result<Option<State>, TurnError> {
         let journal: Vec<Entry> = match recovery.history() {
@@ -138,7 +142,7 @@ impl Executor {
     async fn confirm(
         &self,
         recovery: VolumeRecovery,
-        plan: &Plan,
+        plan: &SoundPlan,
         state: &State,
         proposed: Action,
         memory: &mut Memory,
@@ -161,7 +165,7 @@ impl Executor {
     async fn act(
         &self,
         recovery: VolumeRecovery,
-        plan: &Plan,
+        plan: &SoundPlan,
         action: Action,
         evidence: &Evidence,
         memory: &mut Memory,
@@ -212,7 +216,7 @@ impl Executor {
     async fn look(
         &self,
         recovery: &VolumeRecovery,
-        plan: &Plan,
+        plan: &SoundPlan,
         state: &State,
         memory: &Memory,
         live: bool,
@@ -232,13 +236,16 @@ impl Executor {
         Ok(self.collector.collect(&Self::claim_of(recovery), Some(Own::of(recovery)), depth).await?)
     }
 
-    fn ask(&self, recovery: &VolumeRecovery, plan: &Plan, state: &State, evidence: &Evidence) -> Next {
+    fn ask(&self, recovery: &VolumeRecovery, plan: &SoundPlan, state: &State, evidence: &Evidence) -> Next {
         let uid = Self::uid_of(recovery);
         let deleted =
             recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
         let aborted_by = recovery.spec.abort.as_ref().map(|a| a.by.as_str()).or(deleted);
         let confirm_workload = recovery.spec.confirm_workload.as_deref();
-        let cx = Context { recovery: &uid, aborted_by, confirm_workload, now: self.collector.clock.now() };
+        let now = self.collector.clock.now();
+        // Without leadership nothing is journaled or issued, whatever the answer.
+        let term = self.gate.leadership().map_or(0, |l| l.term);
+        let cx = Context { recovery: &uid, aborted_by, confirm_workload, term, now };
         next(plan, state, evidence, &cx)
     }
 

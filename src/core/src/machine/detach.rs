@@ -216,7 +216,7 @@ impl Look<'_> {
                 ),
                 effect: if force { Effect::CloudForce { proof } } else { Effect::CloudDetach { proof } },
             }),
-            Err(missing) => self.poll(&missing),
+            Err(missing) => self.asks_again().unwrap_or_else(|| self.poll(&missing)),
         }
     }
 

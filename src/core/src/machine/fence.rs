@@ -38,12 +38,13 @@ impl Look<'_> {
         let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
         let mut lacks = Vec::new();
         let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
-        if let Some(no_user) = self.state.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
+        let asked = self.state.challenged_in(self.cx.term, self.plan);
+        if let Some(no_user) = self.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
             match kubelet_handshake(e, &pins.node, &pins.holder, no_user, self.cx.recovery, now) {
                 Ok(proof) => return Ok(proof),
                 Err(why) => lacks.push(why.to_string()),
             }
-            if let Some(asked) = self.state.challenged_at(self.plan) {
+            if let Some(asked) = asked {
                 match answered_clean(e, &pins.node, &pins.holder, no_user, asked, self.cx.recovery, now) {
                     Ok(proof) => return Ok(proof),
                     Err(why) => lacks.push(why.to_string()),
@@ -58,11 +59,8 @@ impl Look<'_> {
             Err(_) => {}
         }
         // What the agent answered before the last mount attempt was over says nothing about that attempt.
-        let asked = self.state.challenged_at(self.plan);
-        if node.is_some() && self.state.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
-            let attached = e.attachments.read(now, MAX_AGE).present();
-            let va = attached.and_then(|all| all.iter().find(|a| pins.is_attachment(&a.uid)));
-            let before = Before { boot: pins.boot_id.clone(), attached_at: va.map(|a| a.created) };
+        if node.is_some() && self.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
+            let before = Before { boot: pins.boot_id.clone(), asked_at: asked };
             if let Ok(proof) = rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
             {
                 return Ok(proof);

@@ -7,6 +7,7 @@ use crate::diagnosis::{Trouble, Verdict, diagnose};
 use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::journal::{End, Mark, Outcome, TurnBack};
+use crate::loss::{PodsGo, losses};
 use crate::plan::{Plan, PlannedStep, Scope, Side, StepIx, before_scaling, general};
 use crate::proof::NoUser;
 use crate::runbook::{Holding, StepKind};
@@ -60,10 +61,26 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         StepKind::Snapshot => look.snapshot(),
         StepKind::CloudForce => look.cloud_force(),
     });
+    let proposal = match proposal {
+        Next::Act(action) => look.unless_lost(action),
+        other => other,
+    };
     look.within_deadline(proposal)
 }
 
 impl Look<'_> {
+    /// S2: an effect by which pods go away is not issued while something would be lost with them. Asked for by the effect,
+    /// and so for each step that has one, from the evidence that was read for it.
+    fn unless_lost(&self, action: Action) -> Next {
+        let going = self.plan.steps.get(action.step.index()).map_or(PodsGo::None, |s| s.kind.pods_go());
+        let lost = losses(self.evidence, &self.plan.pins.node, going, self.cx.now);
+        match lost.iter().find(|r| !r.may_pass()).or(lost.first()) {
+            None => Next::Act(action),
+            Some(refusal) if refusal.may_pass() => self.poll(&refusal.to_string()),
+            Some(refusal) => self.refused(&refusal.to_string()),
+        }
+    }
+
     /// S5: a step that can only wait, past its deadline, turns the run back.
     fn within_deadline(&self, proposal: Next) -> Next {
         let deadline = later(self.entered, SignedDuration::from_secs(self.step.deadline_seconds.into()));
@@ -339,11 +356,17 @@ impl Look<'_> {
             .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
     }
 
-    /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read.
+    /// The start of the handshake, if this leader journaled it.
+    pub(super) fn no_user(&self) -> Option<&NoUser> {
+        self.state.no_user_in(self.cx.term)
+    }
+
+    /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read, and so it
+    /// does under another leader.
     pub(super) fn handshake_begins(&self) -> Option<Next> {
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present()?;
         let lease = self.evidence.node(&self.plan.pins.node, self.cx.now).and_then(|n| n.lease_renewed);
-        let due = match self.state.no_user() {
+        let due = match self.no_user() {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };

@@ -32,7 +32,7 @@ mod verify;
 use crate::evidence::Evidence;
 use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};
 use crate::journal::{End, Mark};
-use crate::plan::{Plan, StepIx};
+use crate::plan::{SoundPlan, StepIx};
 use crate::proof::FenceProof;
 use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadRef};
@@ -208,12 +208,14 @@ pub struct Context<'a> {
     pub aborted_by: Option<&'a str>,
     /// The workload that a person named, as `Kind/name`.
     pub confirm_workload: Option<&'a str>,
+    /// The leader's term. Intervals are measured only between lines of one term: another leader has another clock.
+    pub term: u64,
     /// Now.
     pub now: Timestamp,
 }
 
 /// The one next thing to do for a recovery in this state.
-pub fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
     if let Some(end) = state.ended() {
         return Next::Done(end.clone());
     }

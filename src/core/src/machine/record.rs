@@ -2,13 +2,17 @@
 
 use super::forward::{Look, wait};
 use super::unwind::later;
-use super::{Action, Effect, Next, StepState};
+use super::{Action, Effect, Next};
 use crate::evidence::MAX_AGE;
+use crate::plan::StepIx;
 use crate::proof::ATTEMPT;
+use crate::runbook::StepKind;
 use jiff::SignedDuration;
 
 /// An answer that is not clean is asked for again after so long.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+/// Maximum number of questions to an agent in one run: the journal has to fit into one object.
+const MOST_QUESTIONS: u32 = 60;
 
 impl Look<'_> {
     /// Only for a kubelet that keeps the volume in `volumesInUse` though no pod is left: the attach/detach controller waits
@@ -32,7 +36,7 @@ impl Look<'_> {
         if let Some(not_held) = self.no_pod_may_come() {
             return not_held;
         }
-        let Some(no_user) = self.state.no_user().filter(|n| n.lease.is_some()) else {
+        let Some(no_user) = self.no_user().filter(|n| n.lease.is_some()) else {
             return self.poll("the pods' end must be seen first");
         };
         let from = later(no_user.at, ATTEMPT);
@@ -43,16 +47,44 @@ impl Look<'_> {
             Ok(_) => return self.completed("the agent's answer shows that nothing uses the volume"),
             Err(lacks) => lacks,
         };
-        if let StepState::Issued { at, .. } = self.state.step(self.ix)
-            && self.cx.now < later(*at, ASK_AGAIN)
-        {
+        if self.asked_just_now() {
             return self.poll(&lacks);
         }
+        self.question(self.ix)
+    }
+
+    /// Whether this leader asked so recently that the answer is still waited for.
+    fn asked_just_now(&self) -> bool {
+        let asked = self.state.challenged_in(self.cx.term, self.plan);
+        asked.is_some_and(|at| self.cx.now < later(at, ASK_AGAIN))
+    }
+
+    fn question(&self, step: StepIx) -> Next {
+        let node = self.plan.pins.node.clone();
         Next::Act(Action {
-            step: self.ix,
-            intent: format!("ask the agent on {} to look at the machine anew", pins.node),
-            effect: Effect::Challenge { node: pins.node.clone() },
+            step,
+            intent: format!("ask the agent on {node} to look at the machine anew"),
+            effect: Effect::Challenge { node },
         })
+    }
+
+    /// Where only an agent's answer can tell, and the one that is there has become too old, it is asked for again.
+    pub(super) fn asks_again(&self) -> Option<Next> {
+        let question = self.plan.find(StepKind::Challenge).filter(|ix| *ix < self.ix)?;
+        let csi = self.evidence.csi(self.cx.now)?;
+        let node = self.evidence.node(&self.plan.pins.node, self.cx.now)?;
+        let no_user = self.no_user().filter(|n| n.lease.is_some())?;
+        let from = later(no_user.at, ATTEMPT);
+        if !node.volumes_in_use.contains(&csi.unique_name())
+            || self.state.attempts(question) >= MOST_QUESTIONS
+            || self.asked_just_now()
+        {
+            return None;
+        }
+        if self.cx.now < from {
+            return Some(wait("a mount attempt may still be under way".to_owned(), from));
+        }
+        Some(self.question(question))
     }
 
     pub(super) fn delete_attachment(&self) -> Next {
@@ -95,7 +127,7 @@ impl Look<'_> {
                 intent: format!("delete VolumeAttachment {} (UID {})", va.name, va.uid),
                 effect: Effect::DeleteAttachment { proof, name: va.name.clone(), uid: va.uid.clone() },
             }),
-            Err(lacks) => self.poll(&format!("no proof yet: {lacks}")),
+            Err(lacks) => self.asks_again().unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The state that a journal adds up to: a total transition function over its lines.
 
 use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
-use crate::plan::{Plan, StepIx};
+use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::proof::NoUser;
 use crate::runbook::{Holding, StepKind};
 use jiff::Timestamp;
@@ -76,9 +76,10 @@ pub struct State {
     doubts: Vec<Option<Timestamp>>,
     /// When the current step could begin: the time of the line that closed the step before it.
     entered_at: Option<Timestamp>,
-    no_user: Option<NoUser>,
-    /// When the last question to the holder's agent was journaled.
-    challenged: Option<Timestamp>,
+    /// The start of the kubelet handshake, and its line's term.
+    no_user: Option<(NoUser, u64)>,
+    /// When the last question to the holder's agent was journaled, and in which term.
+    challenged: Option<(Timestamp, u64)>,
     turned_back: Option<(TurnBack, Timestamp)>,
     ended: Option<End>,
     next_seq: u32,
@@ -87,7 +88,11 @@ pub struct State {
 
 impl State {
     /// The state before the first line.
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &SoundPlan) -> Self {
+        Self::before(plan)
+    }
+
+    fn before(plan: &Plan) -> Self {
         Self {
             accepted: false,
             steps: vec![StepState::Pending; plan.steps.len()],
@@ -107,10 +112,21 @@ impl State {
     ///
     /// # Errors
     /// The first line that no executor could have written.
-    pub fn replay<'a>(plan: &Plan, journal: impl IntoIterator<Item = &'a Entry>) -> Result<Self, Illegal> {
-        let mut state = Self::new(plan);
+    pub fn replay<'a>(
+        plan: &SoundPlan,
+        journal: impl IntoIterator<Item = &'a Entry>,
+    ) -> Result<Self, Illegal> {
+        Self::shown(plan, journal)
+    }
+
+    /// The same for showing a record whose plan no run may go by any more, such as one of an earlier version.
+    pub(crate) fn shown<'a>(
+        plan: &Plan,
+        journal: impl IntoIterator<Item = &'a Entry>,
+    ) -> Result<Self, Illegal> {
+        let mut state = Self::before(plan);
         for entry in journal {
-            state.apply(plan, entry)?;
+            state.add(plan, entry)?;
         }
         Ok(state)
     }
@@ -119,7 +135,11 @@ impl State {
     ///
     /// # Errors
     /// When the line does not fit; the state is then unchanged.
-    pub fn apply(&mut self, plan: &Plan, entry: &Entry) -> Result<(), Illegal> {
+    pub fn apply(&mut self, plan: &SoundPlan, entry: &Entry) -> Result<(), Illegal> {
+        self.add(plan, entry)
+    }
+
+    fn add(&mut self, plan: &Plan, entry: &Entry) -> Result<(), Illegal> {
         if entry.seq != self.next_seq {
             return Err(Illegal::Sequence { expected: self.next_seq, found: entry.seq });
         }
@@ -159,7 +179,11 @@ impl State {
                     return Err("an effect is outstanding");
                 }
                 let kind = plan.steps.get(step.index()).map(|s| s.kind).ok_or("the plan has no such step")?;
-                if self.turned_back.is_none() && self.current() != Some(*step) {
+                // An answer that has become too old is asked for again, from a later step.
+                let asks_again = kind == StepKind::Challenge
+                    && matches!(self.step(*step), StepState::Closed { .. })
+                    && self.current().is_some_and(|now| *step < now);
+                if self.turned_back.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
                 let restores = matches!(kind, StepKind::Restore | StepKind::Lift | StepKind::Untaint);
@@ -175,7 +199,10 @@ impl State {
                 }
                 *slot = StepState::Started { at: entry.at };
                 if kind == StepKind::Challenge {
-                    self.challenged = Some(entry.at);
+                    self.challenged = Some((entry.at, entry.term));
+                }
+                if asks_again {
+                    self.entered_at = Some(entry.at);
                 }
                 if let Some(attempts) = self.attempts.get_mut(step.index()) {
                     *attempts += 1;
@@ -196,7 +223,10 @@ impl State {
             }
             Mark::Completed { step, .. } => self.close(*step, false, entry.at)?,
             Mark::Skipped { step, .. } => self.close(*step, true, entry.at)?,
-            Mark::NoUser { seen } => self.no_user = Some(seen.clone()),
+            Mark::NoUser { seen } => {
+                self.no_user = Some((seen.clone(), entry.term));
+                self.reopen_question(plan, seen, entry.at);
+            }
             Mark::TurnedBack { why } => {
                 if self.turned_back.is_some() {
                     return Err("it turned back already");
@@ -220,6 +250,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A handshake that begins anew makes nothing of what an agent was asked before it: the question comes again.
+    fn reopen_question(&mut self, plan: &Plan, seen: &NoUser, at: Timestamp) {
+        let Some(ix) = plan.find(StepKind::Challenge).filter(|_| self.turned_back.is_none()) else { return };
+        let passed = matches!(self.step(ix), StepState::Closed { .. }) && self.current() > Some(ix);
+        if passed
+            && seen.lease.is_some()
+            && let Ok(slot) = self.slot(ix)
+        {
+            *slot = StepState::Pending;
+            self.entered_at = Some(at);
+        }
     }
 
     fn slot(&mut self, step: StepIx) -> Result<&mut StepState, &'static str> {
@@ -298,7 +341,12 @@ impl State {
     /// When the question that is open was journaled.
     pub fn challenged_at(&self, plan: &Plan) -> Option<Timestamp> {
         let ix = plan.find(StepKind::Challenge)?;
-        self.challenged.filter(|_| self.attempts(ix) > 0)
+        self.challenged.filter(|_| self.attempts(ix) > 0).map(|(at, _)| at)
+    }
+
+    /// The same, if it was journaled in this term, so that the time since then can be measured.
+    pub fn challenged_in(&self, term: u64, plan: &Plan) -> Option<Timestamp> {
+        self.challenged_at(plan).filter(|_| self.challenged.is_some_and(|(_, of)| of == term))
     }
 
     /// Whether what comes next turns on the provider's job history: a cloud detach is due, or one was asked for.
@@ -359,7 +407,12 @@ impl State {
 
     /// The start of the kubelet handshake.
     pub fn no_user(&self) -> Option<&NoUser> {
-        self.no_user.as_ref()
+        self.no_user.as_ref().map(|(seen, _)| seen)
+    }
+
+    /// The same, if it was journaled in this term: one leader's clock tells nothing of an interval on another's.
+    pub fn no_user_in(&self, term: u64) -> Option<&NoUser> {
+        self.no_user.as_ref().filter(|(_, of)| *of == term).map(|(seen, _)| seen)
     }
 
     /// Why the run turned back, if it did.

@@ -9,6 +9,7 @@ use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::ids::PlanHash;
+use crate::loss::losses;
 use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
 use crate::safety::Refusal;
 use jiff::Timestamp;
@@ -101,6 +102,7 @@ pub fn make(
         (holding, Side::Whole) => before_holding(evidence, &aim.node, holding, now),
         (holding, Side::Old) => before_fencing(evidence, holding, now),
     });
+    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &aim.node, s.step.pods_go(), now)));
     if let Trouble::Phantom { at, confirmed: false, .. } = trouble
         && !request.for_show
     {

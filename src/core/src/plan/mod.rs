@@ -4,6 +4,7 @@ mod aim;
 mod begin;
 mod build;
 mod refusals;
+mod sound;
 mod words;
 
 use crate::cloud::DeviceIdentity;
@@ -18,8 +19,9 @@ pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
 pub use build::{Allowed, Commands, Request, Snapshots, make};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
+pub use sound::{SoundPlan, Unsound, may_have_freed};
 
-/// The version of the plan's shape. An executor runs plans of its own version only.
+/// The version of the plan's shape. An executor runs plans of its own version only ([`SoundPlan`]).
 pub const PLAN_VERSION: u32 = 2;
 
 /// The number of a step in a plan, from 0.

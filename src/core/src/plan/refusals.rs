@@ -92,13 +92,13 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
     out
 }
 
-/// Every refusal of scaling the workload to zero (S2). `confirmed` is the workload that a person named, as `Kind/name`.
+/// Every refusal of scaling the workload to zero (S2), besides what would be lost ([`crate::loss::losses`]). `confirmed` is the workload that a person named, as `Kind/name`.
 pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Refusal> {
     with_workload(evidence, now, |w, out| {
         identity(w, out);
         shape(w, confirmed, out);
         claims(w, out);
-        template(w, out);
+        accepted(w, out);
         pre_stop(w, w.pods.iter(), out);
         owners_of_the_count(w, out);
         foreign_pods(evidence, w, now, out);
@@ -106,7 +106,7 @@ pub fn before_scaling(evidence: &Evidence, confirmed: Option<&str>, now: Timesta
 }
 
 /// Every refusal of holding the claim in this way and releasing its stuck pods on `node`. The count is not touched, so
-/// nothing that owns it matters; what a released pod would lose does, and that its owner can make a new one.
+/// nothing that owns it matters; that its owner can make a new pod does, and what is lost ([`crate::loss::losses`]).
 pub fn before_holding(
     evidence: &Evidence,
     node: &NodeName,
@@ -122,7 +122,7 @@ pub fn before_holding(
         if let Some(what) = own.and_then(|(_, claim)| claim.as_ref()?.opted_out.as_ref()) {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
-        template(w, out);
+        accepted(w, out);
         let released = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
         pre_stop(w, released.iter().filter(|p| p.node.as_ref() == Some(node)), out);
         foreign_pods(evidence, w, now, out);
@@ -136,8 +136,8 @@ pub fn before_holding(
     out
 }
 
-/// Every refusal of ending the hold of a node that does not use the volume any more. Its pods are lost with the node; what
-/// matters is that the workload wants a pod and that the pod would be accepted.
+/// Every refusal of ending the hold of a node that does not use the volume any more: the workload must want a pod and the
+/// pod must be accepted. What a fence would lose is asked for besides ([`crate::loss::losses`]).
 pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> Vec<Refusal> {
     let mut out = with_workload(evidence, now, |w, out| {
         unchanged(w, out);
@@ -227,9 +227,6 @@ fn unchanged(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
 
 fn shape(w: &WorkloadFacts, confirmed: Option<&str>, out: &mut Vec<Refusal>) {
     let workload = w.workload.to_string();
-    if w.deletes_claims_when_scaled {
-        out.push(Refusal::ScaleDeletesClaims { workload: workload.clone() });
-    }
     let short = format!("{}/{}", w.workload.kind, w.workload.name.name);
     if w.replicas > 1 && !confirmed.is_some_and(|c| c.eq_ignore_ascii_case(&short)) {
         out.push(Refusal::ManyReplicas { workload: workload.clone(), short, replicas: w.replicas });
@@ -255,33 +252,10 @@ fn claims(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
             out.push(Refusal::ClaimMissing { workload: w.workload.to_string(), claim: name.clone() });
             continue;
         };
-        if claim.deleting {
-            out.push(Refusal::ClaimDeleting { claim: name.clone() });
-        }
-        let own = |o: &&crate::evidence::OwnerFacts| o.kind == "StatefulSet" && o.uid == w.workload.uid;
-        if let Some(owner) = claim.owners.iter().find(|o| !own(o)) {
-            out.push(Refusal::ClaimForeignOwner {
-                claim: name.clone(),
-                owner: format!("{} {}", owner.kind, owner.name),
-            });
-        }
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
     }
-}
-
-fn template(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
-    let workload = w.workload.to_string();
-    for volume in &w.template.ephemeral_volumes {
-        out.push(Refusal::EphemeralVolume { workload: workload.clone(), volume: volume.clone() });
-    }
-    if !w.emptydirs_expendable {
-        for volume in &w.template.empty_dirs {
-            out.push(Refusal::EmptyDir { workload: workload.clone(), volume: volume.clone() });
-        }
-    }
-    accepted(w, out);
 }
 
 /// A pod made now would be accepted.

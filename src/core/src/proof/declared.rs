@@ -1,7 +1,9 @@
 //! *Declared*: a named human says that the holder cannot write. Their word is taken as long as no fact contradicts it.
 
-use super::{FenceProof, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume};
+use super::handshake::veto_by_answer;
+use super::{FenceProof, Ground, NoProof, ProofKind, for_a_while, held_by, nothing_lives, the_volume};
 use crate::evidence::Evidence;
+use crate::fact::Source;
 use crate::ids::InstanceId;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -27,7 +29,7 @@ pub struct Declaration {
 ///
 /// # Errors
 /// One [`NoProof`]: a declaration about another instance, without a name or a reason, too old or of the future, or
-/// contradicted by a Ready Node of that instance or by the cloud's holder.
+/// contradicted by a Ready Node of that instance, by its agent's answer to this recovery, or by the cloud's holder.
 pub fn declared(
     evidence: &Evidence,
     holder: &InstanceId,
@@ -47,7 +49,18 @@ pub fn declared(
     }
     let volume = the_volume(evidence, holder, now)?;
     let mut grounds = nothing_lives(evidence, holder, now)?;
+    // What it reported unasked may be from before its end; an answer to this recovery's question is a sign of life.
+    for (name, node) in &evidence.nodes {
+        if node.shown().is_some_and(|n| n.instance.as_ref() == Some(holder)) {
+            veto_by_answer(evidence, name, now)?;
+        }
+    }
     grounds.push(held_by(evidence, holder));
+    grounds.push(Ground {
+        says: format!("{} says so: {}", declaration.by, declaration.reason),
+        source: Source::Kubernetes("VolumeRecovery".to_owned()),
+        at: declaration.at,
+    });
     let Declaration { by, reason, at, .. } = declaration.clone();
     Ok(FenceProof::new(
         volume,

@@ -1,6 +1,6 @@
 //! The *kubelet handshake*: the holder's own live kubelet says that it does not use the volume (DESIGN 6, P1–P3).
 
-use super::reboot::{Clean, clean};
+use super::reboot::{Asked, Clean, clean};
 use super::{
     FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
     the_volume,
@@ -87,7 +87,8 @@ pub const ATTEMPT: SignedDuration = SignedDuration::from_mins(2);
 /// attempt that was under way is over, and the agent, asked after that, sees nothing of the volume.
 ///
 /// # Assumptions
-/// `asked_at` is when the open challenge of this recovery was journaled. Otherwise as [`kubelet_handshake`].
+/// `asked_at` is when the open challenge of this recovery was journaled, by the same leader as `no_user` and on the same
+/// clock as `now`. Otherwise as [`kubelet_handshake`].
 ///
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order P1, P2, node, time, answer, holder, veto.
@@ -113,14 +114,14 @@ pub fn answered_clean(
         let why = "it was asked while a mount attempt could be under way".to_owned();
         return Err(NoProof::NotClean { node: node.clone(), why });
     }
-    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, recovery, now)?;
-    veto(evidence, node, now)?;
+    let asked = Asked { at: asked_at, recovery };
+    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, asked, now)?;
     let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: no_user.at, epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
 
-/// An agent that sees a user of the device, or a live mount of the volume, vetoes.
-fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+/// An agent whose answer to the open question shows a user of the device vetoes: its machine lived when it was asked.
+pub(super) fn veto_by_answer(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
     if let Some(answer) = evidence.answers.get(node)
         && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
         && evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id)
@@ -128,6 +129,12 @@ fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoPr
     {
         return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
     }
+    Ok(())
+}
+
+/// An agent that sees a user of the device, or a live mount of the volume, vetoes.
+pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
+    veto_by_answer(evidence, node, now)?;
     let (Reading::Present(guest), Some(csi)) = (evidence.guest(node, now), evidence.csi(now)) else {
         // No agent is no veto: the handshake itself is the proof (DESIGN 6, P5).
         return Ok(());

@@ -12,6 +12,8 @@
 //!
 //! # Guarantees
 //! Unknown, stale and missing facts make no proof. A proof says what it rests on, how old that is, and how long it holds.
+//! Every age is measured on the clock of the process that makes the proof: from the read of a fact, and from the question
+//! on for an agent's answer, whose scan began after it. Times of a node are compared only with times of that node.
 //!
 //! # Assumptions
 //! The caller makes a new proof right before each freeing effect, from evidence that was read for it.
@@ -24,13 +26,14 @@
 
 mod declared;
 mod handshake;
+mod names;
 mod power;
 mod reboot;
 
 pub use declared::{Declaration, declared};
 pub use handshake::{ATTEMPT, NoUser, answered_clean, kubelet_handshake};
 pub use power::{Sighting, gone, off};
-pub use reboot::{Before, rebooted_and_clean};
+pub use reboot::{ANSWER_GOOD_FOR, Before, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
@@ -63,7 +66,7 @@ pub struct Ground {
     pub says: String,
     /// Who said so.
     pub source: Source,
-    /// When it was read.
+    /// When it was read, or earlier; of an agent's answer when it was asked for. The scan was not made before.
     pub at: Timestamp,
 }
 

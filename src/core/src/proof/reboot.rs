@@ -1,31 +1,48 @@
 //! *Rebooted and clean*: whatever the old boot had under way is gone with it, and the new one has nothing.
 
+use super::handshake::veto;
+use super::names::under_another_name;
 use super::{
     FenceProof, Ground, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing,
     no_pod, the_volume,
 };
 use crate::cloud::CloudVolume;
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
-use crate::fact::{Fact, Reading};
-use crate::guest::Seen;
+use crate::fact::{Fact, Reading, Source};
+use crate::guest::{Answer, Seen};
 use crate::ids::{BootId, InstanceId, NodeName, Uid};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-/// What a reboot is told by. One of the two must show it.
+/// How long an agent's answer counts, from the question on. Longer than an agent takes at its full level on a busy machine,
+/// and than the runbooks wait (90 s) between the deletion of a record and the cloud's detach.
+pub const ANSWER_GOOD_FOR: SignedDuration = SignedDuration::from_mins(2);
+
+/// What a reboot and the answer after it are told by.
+///
+/// A boot is told by its ID alone. The time at which a machine says it booted is of the machine's own clock, and there is
+/// nothing of that clock to compare it with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Before {
     /// The boot that was pinned earlier in this recovery.
     pub boot: Option<BootId>,
-    /// When the VolumeAttachment was attached.
-    pub attached_at: Option<Timestamp>,
+    /// When the open challenge was journaled, on the clock of this process. None: it was not asked, or by another leader.
+    pub asked_at: Option<Timestamp>,
 }
 
-/// Makes the *rebooted and clean* proof: the boot is not the pinned one, or began after the attach; in this boot the
+/// The open question.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// When it was journaled, on the clock of this process.
+    pub(super) at: Timestamp,
+    pub(super) recovery: &'a Uid,
+}
+
+/// Makes the *rebooted and clean* proof: the boot is not the pinned one; in this boot the
 /// agent answered this recovery's open challenge with "no device" or, at the full level, "clean"; and nobody can begin
 /// to use the volume there, because the workload is at zero by this recovery's stamp and no pod of the claim is left.
 ///
 /// # Errors
-/// One [`NoProof`]: the first missing piece, in the order hold, pods, node, reboot, answer, volume.
+/// One [`NoProof`]: the first missing piece, in the order hold, pods, node, reboot, answer, its age, volume, report, veto.
 pub fn rebooted_and_clean(
     evidence: &Evidence,
     node: &NodeName,
@@ -40,19 +57,15 @@ pub fn rebooted_and_clean(
     let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
     let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;
     is_holder(facts, holder)?;
-    let guest = match evidence.guest(node, now) {
-        Reading::Present(guest) => guest,
-        other => {
-            let why = other.gap().unwrap_or_else(|| "it has reported nothing".to_owned());
-            return Err(missing(format!("the report of the agent on {node}"), why));
-        }
-    };
-    let other_boot = before.boot.as_ref().is_some_and(|boot| *boot != facts.boot_id);
-    let later_boot = before.attached_at.is_some_and(|at| guest.booted_at > at);
-    if !(other_boot || later_boot) {
+    if before.boot.as_ref().is_none_or(|boot| *boot == facts.boot_id) {
         return Err(NoProof::NotRebooted { node: node.clone(), boot: facts.boot_id.clone() });
     }
-    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, recovery, now)?;
+    let Some(at) = before.asked_at else {
+        let why = "this leader has asked no question yet".to_owned();
+        return Err(NoProof::NotClean { node: node.clone(), why });
+    };
+    let asked = Asked { at, recovery };
+    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, asked, now)?;
     let kind = ProofKind::RebootedAndClean { node: node.clone(), boot: facts.boot_id.clone(), epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
@@ -64,37 +77,76 @@ pub(super) struct Clean<'a> {
     pub(super) grounds: Vec<Ground>,
 }
 
-/// That the agent of the Node's boot answered this recovery's open challenge clean, about the volume that the holder has.
+/// That the agent of the Node's boot answered this recovery's open challenge clean, not long ago, about the volume that the
+/// holder has, and that nothing it reported besides contradicts that.
 pub(super) fn clean<'a>(
     evidence: &'a Evidence,
     node: &NodeName,
     fact: &Fact<NodeFacts>,
     facts: &NodeFacts,
     holder: &InstanceId,
-    recovery: &Uid,
+    asked: Asked<'_>,
     now: Timestamp,
 ) -> Result<Clean<'a>, NoProof> {
     let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
-    let epoch = epoch_answered(evidence, node, recovery, &facts.boot_id).map_err(not_clean)?;
+    let answer = answer_to(evidence, node, asked.recovery, &facts.boot_id).map_err(not_clean)?;
+    if let Some(why) = too_old(answer, asked.at, facts, now) {
+        return Err(not_clean(why));
+    }
     let volume = the_volume(evidence, holder, now)?;
-    if evidence.answers.get(node).map(|a| &a.identity) != Some(&volume.identity) {
+    if answer.identity != volume.identity {
         return Err(not_clean("it was asked about another device".into()));
     }
+    let guest = match evidence.guest(node, now) {
+        Reading::Present(guest) => guest,
+        other => {
+            let why = other.gap().unwrap_or_else(|| "it has reported nothing".to_owned());
+            return Err(missing(format!("the report of the agent on {node}"), why));
+        }
+    };
+    let csi = evidence.csi(now).ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
+    if answer.seen == Seen::NoDevice
+        && let Some(device) = under_another_name(guest, facts, csi, volume)
+    {
+        return Err(not_clean(format!(
+            "it saw no device {}, and device {} ({}) may be the volume under an earlier name",
+            volume.identity, device.kernel_name, device.identity
+        )));
+    }
+    veto(evidence, node, now)?;
+    let says = if answer.seen == Seen::NoDevice { "no such device" } else { "nothing uses the device" };
     let grounds = vec![
+        Ground {
+            says: format!("the agent on {node} answered: {says}"),
+            source: Source::Agent(node.to_string()),
+            at: asked.at,
+        },
         ground(&evidence.pods, "no pod with the claim is left"),
         ground(fact, format!("{node} runs boot {}", facts.boot_id)),
         held_by(evidence, holder),
     ];
-    Ok(Clean { epoch, volume, grounds })
+    Ok(Clean { epoch: answer.epoch, volume, grounds })
 }
 
-/// The epoch that the agent of this boot answered with "no device" or "clean".
-fn epoch_answered(
-    evidence: &Evidence,
+/// Why an answer does not count any more. Its scan began after the question was journaled, so the time since then is the
+/// most that it can be old. By the machine's own clock it must not be older either than the machine's last sign of life.
+fn too_old(answer: &Answer, asked_at: Timestamp, node: &NodeFacts, now: Timestamp) -> Option<String> {
+    let ago = now.duration_since(asked_at);
+    if ago < SignedDuration::ZERO || ago > ANSWER_GOOD_FOR {
+        return Some(format!("it was asked {} s ago, which is too long", ago.as_secs()));
+    }
+    let before = node.lease_renewed.map(|renewed| renewed.duration_since(answer.scanned_at));
+    let before = before.filter(|before| *before > ANSWER_GOOD_FOR)?;
+    Some(format!("it looked {} s before its kubelet's last sign of life", before.as_secs()))
+}
+
+/// What the agent of this boot answered to the open question, if that is "no device" or "clean".
+fn answer_to<'a>(
+    evidence: &'a Evidence,
     node: &NodeName,
     recovery: &Uid,
     boot: &BootId,
-) -> Result<u64, String> {
+) -> Result<&'a Answer, String> {
     let Some((asked, epoch)) = evidence.asked.as_ref().filter(|(asked, _)| asked == recovery) else {
         return Err("no challenge of this recovery is open".to_owned());
     };
@@ -106,7 +158,7 @@ fn epoch_answered(
         return Err(format!("its answer is from boot {}", answer.boot_id));
     }
     match &answer.seen {
-        Seen::NoDevice | Seen::Clean if answer.is_clean() => Ok(*epoch),
+        Seen::NoDevice | Seen::Clean if answer.is_clean() => Ok(answer),
         Seen::NoDevice | Seen::Clean => {
             Err(format!("a {:?} agent cannot say that a device is clean", answer.level))
         }

@@ -178,7 +178,7 @@ fn going(record: &Record) -> Option<Fate> {
     }
     let accepted = record.journal.iter().any(|e| matches!(e.mark, Mark::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
-    let current = State::replay(plan, &record.journal).ok().and_then(|s| s.current());
+    let current = State::shown(plan, &record.journal).ok().and_then(|s| s.current());
     let step = current.map_or_else(|| "the journal cannot be read".to_owned(), |s| step_name(Some(plan), s));
     Some(Fate::Running { step })
 }
@@ -356,6 +356,6 @@ pub(super) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
 /// Whether a record's journal ends with an effect of which nobody knows what became of it.
 pub(super) fn outstanding(record: &Record) -> Option<StepIx> {
     let plan = record.plan.as_ref()?;
-    let state = State::replay(plan, &record.journal).ok()?;
+    let state = State::shown(plan, &record.journal).ok()?;
     state.outstanding().filter(|s| !matches!(state.step(*s), StepState::Closed { .. }))
 }

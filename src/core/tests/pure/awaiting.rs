@@ -4,28 +4,29 @@ use jiff::Timestamp;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::{Entry, Mark, TurnBack};
 use reattach_core::machine::{Context, Next, State, next};
-use reattach_core::plan::Plan;
+use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use reattach_core::testkit::Case;
 
 /// A plan for class A, and when it was made.
-fn for_a_dead_node() -> (Plan, Timestamp) {
+fn for_a_dead_node() -> (SoundPlan, Timestamp) {
     let mut dead = Case::deployment().holdable().node(|n| n.ready = false);
     let source = Source::Kubernetes("Pods".to_owned());
     let (node, now) = (dead.evidence.nodes.keys().next().expect("a node").clone(), dead.now);
+    dead.evidence.node_losses.insert(node.clone(), Fact::present(Vec::new(), source.clone(), now));
     dead.evidence.node_pods.insert(node, Fact::present(Vec::new(), source, now));
-    (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A"), now)
+    (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A").sound().expect("its hash"), now)
 }
 
 /// What follows the first lines of a journal.
-fn after(plan: &Plan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Next {
+fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Next {
     let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
     let lines = [accepted].into_iter().chain(marks).zip(0..);
     let journal: Vec<Entry> =
         lines.map(|(mark, seq)| Entry { seq, at: now, term: 1, by: "test".to_owned(), mark }).collect();
     let state = State::replay(plan, &journal).expect("a journal");
     let uid = Case::recovery();
-    let cx = Context { recovery: &uid, aborted_by: None, confirm_workload: None, now };
+    let cx = Context { recovery: &uid, aborted_by: None, confirm_workload: None, term: 1, now };
     next(plan, &state, &case.evidence, &cx)
 }
 

@@ -270,6 +270,26 @@ const DRIFTS: [Drift; 26] = [
 ];
 
 #[test]
+fn a_volume_on_the_node_that_the_plan_does_not_list_is_seen() {
+    let plan = super::walk::plan(&super::walk::dead_node(), super::walk::ALL).unwrap();
+    assert_eq!(rules(&plan, &super::walk::dead_node()), Vec::<String>::new());
+    let more =
+        super::walk::dead_node().node(|n| n.volumes_attached.push("kubernetes.io/csi/x^another".into()));
+    let found = rules(&plan, &more);
+    assert!(found.iter().any(|v| v.starts_with("S7: the plan does not list")), "{found:?}");
+}
+
+#[test]
+fn a_claim_for_several_writers_is_seen() {
+    use reattach_core::evidence::AccessMode::{ReadOnlyMany, ReadWriteMany, ReadWriteOnce};
+    let plan = Case::statefulset().plan().unwrap();
+    for modes in [vec![], vec![ReadWriteMany], vec![ReadOnlyMany], vec![ReadWriteOnce, ReadWriteMany]] {
+        let found = rules(&plan, &Case::statefulset().claim(|c| c.access_modes = modes.clone()));
+        assert_eq!(found, ["S1: the claim is not for a single writer"], "{modes:?}");
+    }
+}
+
+#[test]
 fn each_drift_of_the_evidence_is_seen() {
     let plan = Case::statefulset().plan().unwrap();
     for (name, change, expected) in DRIFTS {

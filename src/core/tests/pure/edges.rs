@@ -320,6 +320,7 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
         recovery: &recovery,
         aborted_by: Some("ada"),
         confirm_workload: None,
+        term: 1,
         now: at(run.world.now),
     };
     let mut stale = run.world.evidence();
@@ -335,7 +336,7 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
 #[test]
 fn without_an_accepted_plan_nothing_is_done() {
     let recovery = Case::recovery();
-    let cx = Context { recovery: &recovery, aborted_by: None, confirm_workload: None, now: at(0) };
+    let cx = Context { recovery: &recovery, aborted_by: None, confirm_workload: None, term: 1, now: at(0) };
     let said = next(plan(), &State::new(plan()), &World::new(false).evidence(), &cx);
     assert!(matches!(said, Next::Wait { .. }), "{said:?}");
 }

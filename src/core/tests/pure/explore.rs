@@ -151,6 +151,7 @@ impl Global {
             recovery: &recovery,
             aborted_by: self.aborted.then_some("ada"),
             confirm_workload: None,
+            term: 1,
             now: at(self.world.now),
         };
         next(self.world.plan(), &self.state, &self.world.evidence(), &cx)

@@ -5,17 +5,17 @@ use crate::properties::{cases, runner};
 use jiff::SignedDuration;
 use proptest::prelude::*;
 use reattach_core::cloud::{
-    CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob,
+    CloudScope, CloudVolume, DeviceIdentity, InstanceState, JobStatus, PowerChange, PowerFacts, PowerJob,
 };
 use reattach_core::evidence::NodeFacts;
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::guest::{Answer, DeviceUsers, Level, Seen};
+use reattach_core::guest::{Answer, DeviceUsers, GuestDevice, GuestInventory, Level, Seen};
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
     Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, off, rebooted_and_clean,
 };
 use reattach_core::stamp::Stamp;
-use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, start};
+use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, device, start};
 use reattach_core::workload::WorkloadFacts;
 
 /// Everything that a proof of any of the four kinds is made from.
@@ -88,7 +88,7 @@ fn scene(kind: Kind) -> Scene {
     Scene {
         case,
         before: Some(before),
-        boot: Before { boot: Some("an earlier boot".into()), attached_at: None },
+        boot: Before { boot: Some("an earlier boot".into()), asked_at: Some(ago(5)) },
         declaration: Declaration {
             holder: INSTANCE.into(),
             by: "oncall@example.com".into(),
@@ -175,6 +175,27 @@ fn answer(s: &mut Scene, change: impl FnOnce(&mut Answer)) {
     s.case.evidence.answers.get_mut(&NODE.into()).map(change).unwrap_or_default();
 }
 
+fn guest(s: &mut Scene, change: impl FnOnce(&mut GuestInventory)) {
+    each(s.case.evidence.guests.get_mut(&NODE.into()), change);
+}
+
+fn in_use() -> GuestDevice {
+    let users = DeviceUsers { openers: vec!["771 cryptsetup".into()], ..DeviceUsers::default() };
+    GuestDevice { users, ..device() }
+}
+
+/// A device of the volume's size with a name that nothing on the node explains.
+fn stranger() -> GuestDevice {
+    GuestDevice { identity: DeviceIdentity { serial: "an-earlier-name".into() }, ..device() }
+}
+
+/// The cloud calls the volume otherwise now, and the agent was asked for that name.
+fn renamed(s: &mut Scene) {
+    volume(s, |v| v.identity.serial = "pvc-renamed".into());
+    answer(s, |a| a.identity.serial = "pvc-renamed".into());
+    guest(s, |g| g.devices = vec![GuestDevice { size_bytes: 1, ..device() }]);
+}
+
 fn a_pod(s: &mut Scene) {
     let pod = Case::deployment().evidence.pods.shown().unwrap()[0].clone();
     each(Some(&mut s.case.evidence.pods), |pods| pods.push(pod));
@@ -246,6 +267,18 @@ const SPOILS: &[Change] = &[
     ("shutdown by nobody", OFF, |s| job(s, |j| j.by = None), "nobody is named"),
     ("booted after it", OFF, |s| booted(s, JobStatus::Finished), "booted it after"),
     ("being booted", OFF, |s| booted(s, JobStatus::Scheduled), "boots it"),
+    (
+        "being booted by a job from before the shutdown",
+        OFF,
+        |s| booted_at(s, JobStatus::Started, ago(90)),
+        "boots it",
+    ),
+    (
+        "booted in the second of the shutdown",
+        OFF,
+        |s| booted_at(s, JobStatus::Finished, ago(60)),
+        "booted it after",
+    ),
     ("pods stale", BOOT, |s| stale(&mut s.case.evidence.pods), "list of pods"),
     ("pods unknown", BOOT, |s| unknown(&mut s.case.evidence.pods), "list of pods"),
     ("a pod", BOOT, a_pod, "pod"),
@@ -256,18 +289,40 @@ const SPOILS: &[Change] = &[
     ("no node", BOOT, |s| s.case.evidence.nodes.clear(), "Node"),
     ("another machine", BOOT, |s| node(s, |n| n.instance = Some(OTHER_INSTANCE.into())), "holder"),
     ("no report", BOOT, |s| s.case.evidence.guests.clear(), "report of the agent"),
-    ("report of another boot", BOOT, |s| node(s, |n| n.boot_id = "newer".into()), "another boot"),
+    ("report of another boot", BOOT, |s| node(s, |n| n.boot_id = "newer".into()), "from boot"),
     (
         "same boot",
         BOOT,
         |s| s.boot.boot = s.case.evidence.node(&NODE.into(), start()).map(|n| n.boot_id.clone()),
         "has not rebooted",
     ),
+    ("not asked by this leader", BOOT, |s| s.boot.asked_at = None, "asked no question yet"),
+    ("asked long ago", BOOT, |s| s.boot.asked_at = Some(ago(121)), "it was asked 121 s ago"),
+    ("asked in the future", BOOT, |s| s.boot.asked_at = Some(ago(-1)), "too long"),
     (
-        "booted before the attach",
+        "looked long ago by its own clock",
         BOOT,
-        |s| s.boot = Before { boot: None, attached_at: Some(ago(10)) },
-        "has not rebooted",
+        |s| answer(s, |a| a.scanned_at = ago(125)),
+        "before its kubelet's",
+    ),
+    (
+        "a mount that came after the answer",
+        BOOT,
+        |s| guest(s, |g| g.devices = vec![in_use()]),
+        "sees the volume in use",
+    ),
+    ("the device under the handle's name", BOOT, renamed, "under an earlier name"),
+    (
+        "a device of its size that nothing explains",
+        BOOT,
+        |s| guest(s, |g| g.devices = vec![stranger()]),
+        "under an earlier name",
+    ),
+    (
+        "an agent that sees writes",
+        WORD,
+        |s| s.case = s.case.clone().answer(Seen::InUse { users: in_use().users }),
+        "sees the volume in use",
     ),
     ("nothing to compare", BOOT, |s| s.boot = Before::default(), "has not rebooted"),
     ("not asked", BOOT, |s| s.case.evidence.asked = None, "no challenge"),
@@ -310,7 +365,11 @@ fn power(s: &mut Scene, state: InstanceState) {
 }
 
 fn booted(s: &mut Scene, status: JobStatus) {
-    let on = PowerJob { id: "j2".into(), change: PowerChange::On, status, created: ago(30), ..shutdown() };
+    booted_at(s, status, ago(30));
+}
+
+fn booted_at(s: &mut Scene, status: JobStatus, created: jiff::Timestamp) {
+    let on = PowerJob { id: "j2".into(), change: PowerChange::On, status, created, ..shutdown() };
     jobs(s, |p| p.jobs.push(on));
 }
 

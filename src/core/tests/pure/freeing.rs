@@ -316,11 +316,9 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&NoUser>, now: Timestamp) -> bo
     let renewed = node.lease_renewed.zip(no_user.lease).is_some_and(|(new, old)| new > old);
     let handshake = !node.volumes_in_use.contains(&volume_name()) && renewed;
     let asked = walk.state().challenged_at(&walk.plan);
-    let later = asked.is_some_and(|at| at.duration_since(no_user.at).as_secs() >= 120);
-    let attached = e.attachments.shown().and_then(|all| all.iter().find(|a| pins.is_attachment(&a.uid)));
-    let booted = e.guests.get(&pins.node).and_then(|g| g.shown()).map(|g| g.booted_at);
-    let rebooted = pins.boot_id.as_ref() != Some(&node.boot_id)
-        || attached.zip(booted).is_some_and(|(a, booted)| booted > a.created);
+    let recent = |at: Timestamp| (0..=120).contains(&now.duration_since(at).as_secs());
+    let later = asked.is_some_and(|at| at.duration_since(no_user.at).as_secs() >= 120 && recent(at));
+    let rebooted = pins.boot_id.as_ref() != Some(&node.boot_id);
     node.instance.as_ref() == Some(&pins.holder)
         && (held || closed)
         && pods.iter().all(away)

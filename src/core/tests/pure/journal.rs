@@ -3,15 +3,15 @@
 use jiff::SignedDuration;
 use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
 use reattach_core::machine::{Illegal, State, StepState};
-use reattach_core::plan::{Plan, StepIx};
+use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::proof::{NoUser, ProofKind};
 use reattach_core::testkit::{Case, NODE, start};
 
-fn plan() -> Plan {
-    Case::deployment().plan().unwrap()
+fn plan() -> SoundPlan {
+    Case::deployment().plan().unwrap().sound().unwrap()
 }
 
-fn accepted(plan: &Plan) -> Mark {
+fn accepted(plan: &SoundPlan) -> Mark {
     Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy".into() }
 }
 

@@ -95,6 +95,7 @@ impl Run {
             recovery: &recovery,
             aborted_by: self.aborted().then_some("ada"),
             confirm_workload: None,
+            term: self.term,
             now: at(self.world.now),
         };
         match next(self.world.plan(), &self.state, &self.world.evidence(), &cx) {

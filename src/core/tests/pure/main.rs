@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::type_complexity)] // Tests may panic and take the time.
 
 mod awaiting;
+mod before_effects;
 mod check;
 mod classes;
+mod clocks;
 mod diagnosis;
 mod edges;
 mod explore;
@@ -14,6 +16,7 @@ mod gaps;
 mod hash;
 mod holding;
 mod journal;
+mod losses;
 mod machine;
 mod proof;
 mod properties;
@@ -21,5 +24,6 @@ mod refusals;
 mod runbook;
 mod schedules;
 mod snapshots;
+mod sound;
 mod walk;
 mod world;

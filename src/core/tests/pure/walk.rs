@@ -13,7 +13,7 @@ use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, next};
-use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, make};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan, make};
 use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -78,9 +78,11 @@ pub struct Walk {
     /// The evidence as it stands, and now.
     pub case: Case,
     /// The plan.
-    pub plan: Plan,
+    pub plan: SoundPlan,
     /// Its journal.
     pub journal: Vec<Entry>,
+    /// The leader's term.
+    pub term: u64,
     /// The effects that were issued.
     pub effects: Vec<Effect>,
     world: World,
@@ -148,11 +150,12 @@ impl Walk {
 
     /// The same, with this allowed.
     pub fn with(case: Case, world: World, allowed: Allowed) -> Self {
-        let plan = plan(&case, allowed).unwrap_or_else(|r| panic!("no plan: {r:?}"));
+        let plan = plan(&case, allowed).unwrap_or_else(|r| panic!("no plan: {r:?}")).sound().unwrap();
         let begun = case.now;
         let mut walk = Self {
             case,
             journal: Vec::new(),
+            term: 1,
             effects: Vec::new(),
             world,
             begun,
@@ -181,6 +184,7 @@ impl Walk {
             recovery: &recovery,
             aborted_by: aborted.then_some("jane"),
             confirm_workload: None,
+            term: self.term,
             now: self.case.now,
         };
         next(&self.plan, &self.state(), &self.case.evidence, &cx)
@@ -209,19 +213,44 @@ impl Walk {
     /// Takes the run to its end, at most an hour away. `see` is shown each walk right before an effect.
     pub fn run(&mut self, mut see: impl FnMut(&Self, &Action)) -> End {
         for _ in 0..3_000 {
-            match self.ask() {
-                Next::Record(mark) => self.record(mark),
-                Next::Act(action) => {
-                    see(self, &action);
-                    self.react(&action.effect);
-                    self.issue(action, Outcome::Applied { detail: "200".into() });
-                    self.pass(0);
-                }
-                Next::Wait { .. } => self.pass(1),
-                Next::Done(end) => return end,
+            if let Some(end) = self.once_seen(&mut see) {
+                return end;
             }
         }
         panic!("no end\n{}", self.story())
+    }
+
+    /// One line, one effect or one second further; the end, if it has come.
+    pub fn once(&mut self) -> Option<End> {
+        self.once_seen(&mut |_, _| {})
+    }
+
+    fn once_seen(&mut self, see: &mut impl FnMut(&Self, &Action)) -> Option<End> {
+        match self.ask() {
+            Next::Record(mark) => self.record(mark),
+            Next::Act(action) => {
+                see(self, &action);
+                self.react(&action.effect);
+                self.issue(action, Outcome::Applied { detail: "200".into() });
+                self.pass(0);
+            }
+            Next::Wait { .. } => self.pass(1),
+            Next::Done(end) => return Some(end),
+        }
+        None
+    }
+
+    /// Everything is read anew by a process whose clock shows so many seconds more; no time passes.
+    pub fn clock_jumps(&mut self, seconds: i64) {
+        self.case.now += SignedDuration::from_secs(seconds);
+        let of_the_nodes: Vec<_> =
+            self.case.evidence.nodes.values().map(|f| f.shown().and_then(|n| n.lease_renewed)).collect();
+        self.read_anew();
+        for (fact, renewed) in self.case.evidence.nodes.values_mut().zip(of_the_nodes) {
+            if let Known::Present(node) = &mut fact.value {
+                node.lease_renewed = renewed;
+            }
+        }
     }
 
     /// Journals an effect and what came of it.
@@ -252,7 +281,7 @@ impl Walk {
 
     fn record(&mut self, mark: Mark) {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        self.journal.push(Entry { seq, at: self.case.now, term: 1, by: "test".into(), mark });
+        self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), mark });
     }
 
     fn react(&mut self, effect: &Effect) {
@@ -299,6 +328,7 @@ impl Walk {
                 self.case = self.case.clone().answer(Seen::NoDevice);
                 if let Some(answer) = self.case.evidence.answers.get_mut(&node) {
                     answer.epoch = epoch;
+                    answer.scanned_at = self.case.now;
                 }
             }
             Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
@@ -445,6 +475,7 @@ impl Walk {
         e.instances.values_mut().for_each(|f| f.at = now);
         e.power.values_mut().for_each(|f| f.at = now);
         e.node_pods.values_mut().for_each(|f| f.at = now);
+        e.node_losses.values_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
         (e.workload.at, e.cloud_volume.at) = (now, now);
         if let Some(policy) = &mut e.hold_policy {

@@ -8,7 +8,7 @@ use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::Uid;
 use reattach_core::journal::Outcome;
 use reattach_core::machine::Effect;
-use reattach_core::plan::Plan;
+use reattach_core::plan::SoundPlan;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, attachment, start, volume_name};
 use std::sync::OnceLock;
@@ -100,15 +100,21 @@ fn base() -> &'static Case {
 }
 
 /// The plan by the founding runbook.
-pub fn plan() -> &'static Plan {
-    static PLAN: OnceLock<Plan> = OnceLock::new();
-    PLAN.get_or_init(|| base().plan().expect("the phantom is plannable"))
+pub fn plan() -> &'static SoundPlan {
+    static PLAN: OnceLock<SoundPlan> = OnceLock::new();
+    PLAN.get_or_init(|| base().plan().expect("the phantom is plannable").sound().expect("its hash"))
 }
 
 /// The plan by the runbook that holds.
-pub fn hold_plan() -> &'static Plan {
-    static PLAN: OnceLock<Plan> = OnceLock::new();
-    PLAN.get_or_init(|| base().plan_by("lightest-first", None, false).expect("the phantom can be held"))
+pub fn hold_plan() -> &'static SoundPlan {
+    static PLAN: OnceLock<SoundPlan> = OnceLock::new();
+    PLAN.get_or_init(|| {
+        base()
+            .plan_by("lightest-first", None, false)
+            .expect("the phantom can be held")
+            .sound()
+            .expect("its hash")
+    })
 }
 
 /// Seconds as a moment.
@@ -166,7 +172,7 @@ impl World {
     }
 
     /// The plan of this world's run.
-    pub fn plan(&self) -> &'static Plan {
+    pub fn plan(&self) -> &'static SoundPlan {
         if self.by_gate { hold_plan() } else { plan() }
     }
 

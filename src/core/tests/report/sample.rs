@@ -163,7 +163,7 @@ pub fn run(name: &str, created: i64, lines: Vec<(i64, Mark)>) -> Record {
             mark,
         })
         .collect();
-    State::replay(&plan, &journal).expect("a legal journal");
+    State::replay(&plan.clone().sound().unwrap(), &journal).expect("a legal journal");
     Record {
         phase: "Running".into(),
         plan: Some(plan),

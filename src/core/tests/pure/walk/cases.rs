@@ -31,7 +31,8 @@ pub fn dead_node() -> Case {
     let mut case = base().pod(|p| p.deleting_since = Some(p.created)).node(|n| n.ready = false);
     let on_it = vec![(ObjectName::new("default", "redis-0"), "pod-1".into())];
     let source = Source::Kubernetes("Pods on the node".into());
-    case.evidence.node_pods.insert(NODE.into(), Fact::present(on_it, source, case.now));
+    case.evidence.node_pods.insert(NODE.into(), Fact::present(on_it, source.clone(), case.now));
+    case.evidence.node_losses.insert(NODE.into(), Fact::present(Vec::new(), source, case.now));
     let none = PowerFacts { jobs: Vec::new(), off_stays_off: false };
     case.evidence.power.insert(INSTANCE.into(), Fact::present(none, cloud(), case.now));
     case

@@ -1,0 +1,143 @@
+//! What is lost for good when a pod goes away (safety rule S2): one list, whatever makes the pod go.
+
+use crate::evidence::{Evidence, MAX_AGE, OwnerFacts};
+use crate::fact::Reading;
+use crate::ids::{NodeName, ObjectName};
+use crate::safety::Refusal;
+use crate::workload::WorkloadFacts;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Which pods go away by the effect of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodsGo {
+    /// None.
+    None,
+    /// Every pod of the workload, because its count becomes zero.
+    WithTheCount,
+    /// Pods of the claim, while the count stays.
+    OfTheClaim,
+    /// Every pod on the holder's node.
+    OfTheNode,
+}
+
+/// A pod on a node that would lose something for good if it went away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodLoss {
+    /// The pod.
+    pub pod: ObjectName,
+    /// What it would lose.
+    pub loss: Loss,
+}
+
+/// What a pod would lose.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "loss", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Loss {
+    /// A claim that was deleted and lives only as long as this pod uses it.
+    #[error("its claim {claim} is being deleted and would go for good")]
+    ClaimDeleting {
+        /// The claim.
+        claim: String,
+    },
+    /// A generic ephemeral volume, which is deleted with the pod.
+    #[error("its generic ephemeral volume {volume} would be deleted")]
+    EphemeralVolume {
+        /// The volume in the pod's spec.
+        volume: String,
+    },
+    /// No pod would be made in its place.
+    #[error("no pod would be made in its place: {why}")]
+    NotRemade {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Loss {
+    /// Whether waiting may end the loss without anyone's help: Kubernetes evicts pods from a node that stays unreachable.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotRemade { .. } | Self::EphemeralVolume { .. } => true,
+            Self::ClaimDeleting { .. } => false,
+        }
+    }
+}
+
+/// Every refusal because of what would be lost when these pods go away. What is known of the workload holds for its own
+/// pods; of other pods on `node`, what was read of each.
+pub fn losses(evidence: &Evidence, node: &NodeName, going: PodsGo, now: Timestamp) -> Vec<Refusal> {
+    let mut out = Vec::new();
+    if going == PodsGo::None {
+        return out;
+    }
+    let workload = evidence.workload.read(now, MAX_AGE);
+    // What else stands against an effect says that the workload is gone or cannot be read.
+    if let Reading::Present(w) = &workload {
+        of_the_workload(w, going, &mut out);
+    }
+    if going == PodsGo::OfTheNode {
+        of_the_node(evidence, node, workload.present(), now, &mut out);
+    }
+    out
+}
+
+fn of_the_workload(w: &WorkloadFacts, going: PodsGo, out: &mut Vec<Refusal>) {
+    let workload = w.workload.to_string();
+    if w.deletes_claims_when_scaled && (going == PodsGo::WithTheCount || has_condemned_pod(w)) {
+        out.push(Refusal::ScaleDeletesClaims { workload: workload.clone() });
+    }
+    for (name, claim) in &w.claims {
+        let Some(claim) = claim else { continue };
+        if claim.deleting {
+            out.push(Refusal::ClaimDeleting { claim: name.clone() });
+        }
+        let own = |o: &&OwnerFacts| o.kind == "StatefulSet" && o.uid == w.workload.uid;
+        if let Some(owner) = claim.owners.iter().find(|o| !own(o)) {
+            let owner = format!("{} {}", owner.kind, owner.name);
+            out.push(Refusal::ClaimForeignOwner { claim: name.clone(), owner });
+        }
+    }
+    for volume in &w.template.ephemeral_volumes {
+        out.push(Refusal::EphemeralVolume { workload: workload.clone(), volume: volume.clone() });
+    }
+    if !w.emptydirs_expendable {
+        for volume in &w.template.empty_dirs {
+            out.push(Refusal::EmptyDir { workload: workload.clone(), volume: volume.clone() });
+        }
+    }
+    if let Some(why) = &w.not_remade {
+        out.push(Refusal::NotRemade { workload, why: why.clone() });
+    }
+}
+
+/// Whether a pod's number is beyond the count: its StatefulSet is taking it away, and with `whenScaled: Delete` its claims go
+/// with it. Where the count stays, no other pod's claims are deleted.
+fn has_condemned_pod(w: &WorkloadFacts) -> bool {
+    let number = |name: &str| name.rsplit_once('-').and_then(|(_, n)| n.parse::<i32>().ok());
+    w.pods.iter().any(|p| number(&p.name.name).is_some_and(|n| n >= w.replicas))
+}
+
+fn of_the_node(
+    evidence: &Evidence,
+    node: &NodeName,
+    workload: Option<&WorkloadFacts>,
+    now: Timestamp,
+    out: &mut Vec<Refusal>,
+) {
+    let what = || format!("what the pods on {node} would lose");
+    let found = match evidence.node_losses.get(node).map(|f| f.read(now, MAX_AGE)) {
+        Some(Reading::Present(found)) => found,
+        Some(other) => {
+            let why = other.gap().unwrap_or_else(|| "there is no answer".to_owned());
+            return out.push(Refusal::Missing { what: what(), why });
+        }
+        None => return out.push(Refusal::Missing { what: what(), why: "it was not read".to_owned() }),
+    };
+    let own = |pod: &ObjectName| workload.is_some_and(|w| w.pods.iter().any(|p| p.name == *pod));
+    for PodLoss { pod, loss } in found.iter().filter(|l| !own(&l.pod)) {
+        let (node, pod) = (node.to_string(), pod.to_string());
+        out.push(Refusal::LostOnNode { node, pod, loss: loss.clone() });
+    }
+}

@@ -1,0 +1,161 @@
+//! What must still hold right before each effect: taken away at that moment, the effect is not proposed.
+
+use super::walk::{QUIET, Walk, World, dead_node, dead_node_off, detach_error, orphan};
+use jiff::SignedDuration;
+use reattach_core::evidence::Evidence;
+use reattach_core::fact::Known;
+use reattach_core::ids::NodeName;
+use reattach_core::journal::Outcome;
+use reattach_core::machine::{Action, Effect, Next};
+use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
+use std::mem::discriminant;
+
+/// Runs that come to every kind of effect.
+fn runs() -> Vec<Walk> {
+    let held = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let stuck = World { stuck: true, ..QUIET };
+    vec![
+        Walk::new(held(), QUIET),
+        Walk::new(held(), World { lingers: true, ..QUIET }),
+        Walk::new(held(), World { lingers: true, ..stuck }),
+        Walk::new(held(), stuck),
+        Walk::new(dead_node(), QUIET),
+        Walk::new(dead_node_off(), stuck),
+        Walk::new(detach_error(), stuck),
+        Walk::new(orphan(), stuck),
+    ]
+}
+
+/// The moments before the effects that `which` names.
+fn moments(which: impl Fn(&Effect) -> bool) -> Vec<(Walk, Effect)> {
+    let mut found = Vec::new();
+    for mut walk in runs() {
+        walk.run(|walk, action: &Action| {
+            if which(&action.effect) {
+                found.push((walk.clone(), action.effect.clone()));
+            }
+        });
+    }
+    assert!(!found.is_empty(), "no run comes to such an effect");
+    found
+}
+
+/// Asserts that the effect is not proposed any more after the change.
+fn stopped(which: impl Fn(&Effect) -> bool, change: impl Fn(&mut Walk)) {
+    for (mut walk, effect) in moments(which) {
+        change(&mut walk);
+        let said = walk.ask();
+        let same = matches!(&said, Next::Act(a) if discriminant(&a.effect) == discriminant(&effect));
+        assert!(!same, "{effect:?} all the same: {said:?}\n{}", walk.story());
+    }
+}
+
+fn node(e: &mut Evidence, change: impl FnOnce(&mut reattach_core::evidence::NodeFacts)) {
+    if let Some(Known::Present(node)) = e.nodes.get_mut(&NodeName::from(NODE)).map(|f| &mut f.value) {
+        change(node);
+    }
+}
+
+/// S5: an executor that was away begins nothing on an old decision. Putting back is never too late.
+#[test]
+fn no_effect_begins_after_its_deadline() {
+    let puts_back = |e: &Effect| match e {
+        Effect::Restore { .. }
+        | Effect::Lift { .. }
+        | Effect::OpenNode { .. }
+        | Effect::Untaint { .. }
+        | Effect::PowerOn { .. }
+        | Effect::Requeue { .. } => true,
+        Effect::ScaleToZero { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::CloseNode { .. }
+        | Effect::CloudDetach { .. }
+        | Effect::Snapshot { .. }
+        | Effect::CloudForce { .. }
+        | Effect::PowerOff { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. } => false,
+    };
+    stopped(
+        |e| !puts_back(e),
+        |walk| {
+            let step = walk.state().current().unwrap();
+            let deadline = SignedDuration::from_secs(walk.plan.steps[step.index()].deadline_seconds.into());
+            let entered = walk.state().entered_at().unwrap();
+            let late = (entered + deadline).duration_since(walk.case.now).as_secs();
+            walk.clock_jumps(late.max(0));
+        },
+    );
+}
+
+#[test]
+fn no_pod_is_released_unless_the_hold_is_seen() {
+    stopped(
+        |e| matches!(e, Effect::Release { .. }),
+        |walk| walk.case = walk.case.clone().workload(|w| w.dry_run_held = Some(false)),
+    );
+}
+
+/// A VolumeAttachment that nobody deletes would be published again.
+#[test]
+fn no_detach_while_the_record_is_not_going() {
+    let (mut tried, all) = (0, moments(|e| matches!(e, Effect::CloudDetach { .. })));
+    for (mut walk, effect) in all {
+        let here =
+            |e: &Evidence| e.attachments.shown().is_some_and(|a| a.iter().any(|a| a.node.as_str() == NODE));
+        if !here(&walk.case.evidence) {
+            continue;
+        }
+        tried += 1;
+        walk.case = walk.case.clone().attachments(|all| all.iter_mut().for_each(|a| a.deleting_since = None));
+        assert!(!matches!(walk.ask(), Next::Act(_)), "{effect:?}\n{}", walk.story());
+    }
+    assert!(tried > 0);
+}
+
+/// What was pinned is one boot: another one may have mounted the volume.
+#[test]
+fn another_boot_stops_every_effect_that_rests_on_the_pinned_one() {
+    let of_an_orphan =
+        |walk: &Walk| matches!(walk.plan.trouble, reattach_core::diagnosis::Trouble::Orphan { .. });
+    let rests = |e: &Effect| {
+        matches!(
+            e,
+            Effect::Hold
+                | Effect::Release { .. }
+                | Effect::CloudDetach { .. }
+                | Effect::PowerOff { .. }
+                | Effect::Quarantine { .. }
+                | Effect::TaintOutOfService { .. }
+        )
+    };
+    stopped(rests, |walk| {
+        if of_an_orphan(walk) {
+            // Nobody speaks for its machine; what stops it is another test's business.
+            walk.case.evidence.cloud_volume.value = Known::Absent;
+        }
+        node(&mut walk.case.evidence, |n| n.boot_id = "another".into());
+    });
+}
+
+/// A first power-off was refused; meanwhile the node came back.
+#[test]
+fn a_ready_node_is_not_powered_off() {
+    let mut walk = Walk::new(dead_node(), QUIET);
+    walk.answer(
+        |e| {
+            matches!(e, Effect::PowerOff { .. })
+                .then(|| Outcome::NotApplied { why: "busy".into(), retry: true })
+        },
+        |walk| {
+            walk.clock_jumps(60);
+            assert!(matches!(walk.ask(), Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. })));
+            node(&mut walk.case.evidence, |n| n.ready = true);
+            let said = walk.ask();
+            assert!(!matches!(&said, Next::Act(_)), "{said:?}");
+        },
+    );
+}

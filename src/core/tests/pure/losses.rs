@@ -1,0 +1,180 @@
+//! Nothing is lost for good on the way (S2): one list of refusals, whatever makes a pod go away.
+
+use super::walk::{ALL, QUIET, Walk, dead_node, dead_node_off, plan};
+use reattach_core::check::check;
+use reattach_core::fact::{Fact, Source};
+use reattach_core::journal::End;
+use reattach_core::loss::{Loss, PodLoss, PodsGo};
+use reattach_core::machine::Effect;
+use reattach_core::plan::Plan;
+use reattach_core::runbook::StepKind;
+use reattach_core::safety::Refusal;
+use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
+use reattach_core::workload::WorkloadFacts;
+
+/// What makes pods go away, and a case whose plan has such a step.
+fn makers() -> [(&'static str, Case, fn(&Case) -> Result<Plan, Vec<Refusal>>); 3] {
+    let held = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    [
+        ("the count", Case::statefulset(), |c| c.plan()),
+        ("an eviction", held, |c| plan(c, ALL)),
+        ("the taint", dead_node(), |c| plan(c, ALL)),
+    ]
+}
+
+type Row = (&'static str, fn(&mut WorkloadFacts), fn(&Refusal) -> bool);
+
+const LOSSES: [Row; 6] = [
+    (
+        "another claim that was deleted",
+        another_claim,
+        |r| matches!(r, Refusal::ClaimDeleting { claim } if claim == "wal"),
+    ),
+    ("a claim of a foreign owner", foreign_owner, |r| matches!(r, Refusal::ClaimForeignOwner { .. })),
+    (
+        "a generic ephemeral volume",
+        |w| w.template.ephemeral_volumes.push("scratch".into()),
+        |r| matches!(r, Refusal::EphemeralVolume { .. }),
+    ),
+    (
+        "an emptyDir",
+        |w| w.template.empty_dirs.push("cache".into()),
+        |r| matches!(r, Refusal::EmptyDir { .. }),
+    ),
+    (
+        "claims that go with a pod beyond the count",
+        |w| {
+            w.deletes_claims_when_scaled = true;
+            w.pods[0].name.name = "redis-1".into();
+        },
+        |r| matches!(r, Refusal::ScaleDeletesClaims { .. }),
+    ),
+    (
+        "a Job at its limit",
+        |w| w.not_remade = Some("Job redis has backoffLimit 0".into()),
+        |r| matches!(r, Refusal::NotRemade { .. }),
+    ),
+];
+
+fn another_claim(w: &mut WorkloadFacts) {
+    let mut wal = w.claims[0].1.clone().unwrap();
+    (wal.uid, wal.deleting) = ("claim-wal".into(), true);
+    w.claims.push(("wal".into(), Some(wal)));
+}
+
+fn foreign_owner(w: &mut WorkloadFacts) {
+    w.claims[0].1.as_mut().unwrap().owners.push(Case::owner("Job", "x"));
+}
+
+#[test]
+fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
+    for (by, case, made) in makers() {
+        let good = made(&case).unwrap_or_else(|r| panic!("{by}: {r:?}"));
+        for (name, spoil, is) in LOSSES {
+            let case = case.clone().workload(spoil);
+            let refusals = made(&case).expect_err(name);
+            assert!(refusals.iter().any(is), "{name} by {by}: {refusals:?}");
+            let found = check(&good, &case.evidence, None, case.now);
+            assert!(found.iter().any(|v| v.rule == "S2"), "the checker lets {name} by {by} pass: {found:?}");
+        }
+        let mut accepted = case.workload(|w| {
+            w.template.empty_dirs.push("cache".into());
+            w.emptydirs_expendable = true;
+        });
+        assert!(made(&accepted).is_ok(), "{by}: its owner accepts the loss");
+        accepted = accepted.workload(|w| w.deletes_claims_when_scaled = true);
+        assert_eq!(made(&accepted).is_ok(), by != "the count", "{by}: no pod beyond the count goes");
+    }
+}
+
+/// What comes up after the plan was made is seen right before the effect.
+#[test]
+fn each_loss_stops_a_run_before_its_first_pod_goes() {
+    let goes = |e: &Effect| {
+        matches!(e, Effect::Release { .. } | Effect::PowerOff { .. } | Effect::TaintOutOfService { .. })
+    };
+    for (by, case, _) in makers().into_iter().skip(1) {
+        for (name, spoil, _) in LOSSES {
+            let mut walk = Walk::new(case.clone(), QUIET);
+            walk.case = walk.case.clone().workload(spoil);
+            let end = walk.run(|_, _| {});
+            assert!(matches!(end, End::Failed { .. }), "{name} by {by}: {end:?}");
+            assert!(!walk.effects.iter().any(goes), "{name} by {by}: {:?}", walk.kinds());
+            assert!(walk.is_clean(), "{name} by {by}");
+        }
+    }
+}
+
+fn lost(mut case: Case, loss: Loss) -> Case {
+    let losses = vec![PodLoss { pod: reattach_core::ids::ObjectName::new("other", "neighbour"), loss }];
+    let source = Source::Kubernetes("Pods on the node".into());
+    case.evidence.node_losses.insert(NODE.into(), Fact::present(losses, source, case.now));
+    case
+}
+
+#[test]
+fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
+    let losses = [
+        Loss::ClaimDeleting { claim: "data".into() },
+        Loss::EphemeralVolume { volume: "scratch".into() },
+        Loss::NotRemade { why: "no controller owns it".into() },
+    ];
+    for loss in losses {
+        let refusals = plan(&lost(dead_node(), loss.clone()), ALL).unwrap_err();
+        assert!(
+            matches!(&refusals[..], [Refusal::LostOnNode { pod, .. }] if pod == "other/neighbour"),
+            "{refusals:?}"
+        );
+        let found = check(
+            &plan(&dead_node(), ALL).unwrap(),
+            &lost(dead_node(), loss.clone()).evidence,
+            None,
+            dead_node().now,
+        );
+        assert!(found.iter().any(|v| v.what.contains("another pod on the node")), "{found:?}");
+        for case in [dead_node(), dead_node_off()] {
+            let mut walk = Walk::new(case, QUIET);
+            walk.case = lost(walk.case.clone(), loss.clone());
+            let end = walk.run(|_, _| {});
+            assert!(
+                matches!(&end, End::Failed { why } if why.contains("other/neighbour")),
+                "{loss}: {end:?}"
+            );
+            assert!(
+                walk.effects.iter().all(|e| matches!(e, Effect::Quarantine { .. })),
+                "{:?}",
+                walk.kinds()
+            );
+        }
+    }
+    // The claim's own pods are judged by their workload.
+    let mut own = lost(dead_node(), Loss::NotRemade { why: "x".into() });
+    if let Some(Fact { value: reattach_core::fact::Known::Present(all), .. }) =
+        own.evidence.node_losses.get_mut(&NODE.into())
+    {
+        all[0].pod = own.evidence.workload.shown().unwrap().pods[0].name.clone();
+    }
+    assert!(plan(&own, ALL).is_ok());
+}
+
+#[test]
+fn what_neighbours_would_lose_must_be_known() {
+    let mut case = dead_node();
+    case.evidence.node_losses.clear();
+    let refusals = plan(&case, ALL).unwrap_err();
+    assert!(
+        matches!(&refusals[..], [Refusal::Missing { what, .. }] if what.contains("would lose")),
+        "{refusals:?}"
+    );
+    assert!(refusals[0].may_pass());
+}
+
+#[test]
+fn every_step_says_which_pods_go() {
+    let going: Vec<_> =
+        [StepKind::ScaleToZero, StepKind::Release, StepKind::PowerOff, StepKind::TaintOutOfService]
+            .map(StepKind::pods_go)
+            .to_vec();
+    assert_eq!(going, [PodsGo::WithTheCount, PodsGo::OfTheClaim, PodsGo::OfTheNode, PodsGo::OfTheNode]);
+    assert_eq!(StepKind::DeleteAttachment.pods_go(), PodsGo::None, "a record goes, and no pod");
+}

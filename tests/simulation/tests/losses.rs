@@ -1,0 +1,175 @@
+//! Nothing is destroyed on the way (S2): what a pod alone keeps alive is not lost by reattach making the pod go, neither by
+//! an eviction nor by a fence.
+
+use reattach_api::Phase;
+use reattach_drill::app::{App, AppVolume};
+use reattach_drill::in_virtual_time;
+use reattach_drill::stage::{Expect, Stage, recovery_of};
+use reattach_drill::world::{APPS, World};
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::NODES;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+const PERSON: &str = "sre@example.org";
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A database whose pod uses a second claim.
+fn postgres() -> App {
+    let mut app = App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
+    let wal = AppVolume {
+        number: 7050,
+        label: "pvc77aaf0e6a0d4d0e0".into(),
+        claim: "postgres-wal".into(),
+        fs_type: "ext4".into(),
+    };
+    app.volumes.push(wal);
+    pinned(app).with(|w| {
+        let volume = json!({ "name": "wal", "persistentVolumeClaim": { "claimName": "postgres-wal" } });
+        let spec = &mut w["spec"]["template"]["spec"];
+        match spec["volumes"].as_array_mut() {
+            Some(all) => all.push(volume),
+            None => spec["volumes"] = json!([volume]),
+        }
+    })
+}
+
+fn redis() -> App {
+    pinned(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"))
+}
+
+/// On the first node at first; a replacement may come to another one.
+fn pinned(app: App) -> App {
+    let first = json!({ "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 100,
+        "preference": { "matchExpressions": [
+            { "key": "kubernetes.io/hostname", "operator": "In", "values": [NODES[0].0] } ] } }] } });
+    app.with(|w| w["spec"]["template"]["spec"]["affinity"] = first)
+}
+
+async fn set(seed: u64, apps: &[App]) -> Stage {
+    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+    let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    s.world.follow_power();
+    for app in apps {
+        s.add(app.clone(), Expect::Running).await.expect("an app");
+    }
+    let policy =
+        json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed" });
+    s.world.policy_of("everything", &policy).await.expect("a policy");
+    let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
+    s.running(&names, secs(300)).await.expect("they run");
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(5)).await;
+    s
+}
+
+async fn delete(s: &Stage, what: &str, name: &str) {
+    let path = format!("/api/v1/namespaces/{APPS}/{what}/{name}");
+    s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await.expect("accepted");
+}
+
+fn claim(w: &World, name: &str) -> Option<Arc<Value>> {
+    w.server().read("", "persistentvolumeclaims", APPS, name)
+}
+
+fn said(s: &Stage, app: &App) -> (Phase, String) {
+    let status = recovery_of(&s.world, app).and_then(|r| r.status).unwrap_or_default();
+    (status.phase, status.message)
+}
+
+fn effects(s: &Stage) -> Vec<String> {
+    s.world.ledger.effects().iter().map(|e| e.line()).collect()
+}
+
+/// Somebody deleted the second claim by mistake: it lives only as long as the pod uses it (pvc-protection).
+#[test]
+fn an_eviction_takes_no_deleted_claim_along() {
+    in_virtual_time(|| async {
+        let mut s = set(1, &[postgres()]).await;
+        delete(&s, "persistentvolumeclaims", "postgres-wal").await;
+        s.pass(secs(30)).await;
+        assert!(claim(&s.world, "postgres-wal").is_some(), "the pod keeps it");
+        let node = s.node_of("postgres");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+        s.pass(secs(900)).await;
+        let (phase, message) = said(&s, &postgres());
+        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert_eq!(effects(&s), Vec::<String>::new());
+        assert_eq!(phase, Phase::Refused, "{message}");
+        assert!(message.contains("claim postgres-wal is being deleted"), "{message}");
+    })
+    .expect("virtual time");
+}
+
+/// The same by a fence: pods of a node that is tainted out of service are deleted by Kubernetes.
+#[test]
+fn a_fence_takes_no_deleted_claim_along() {
+    in_virtual_time(|| async {
+        let mut s = set(2, &[postgres()]).await;
+        delete(&s, "persistentvolumeclaims", "postgres-wal").await;
+        s.pass(secs(30)).await;
+        let node = s.node_of("postgres");
+        s.hang(&node).expect("a hang");
+        s.pass(secs(1200)).await;
+        let (phase, message) = said(&s, &postgres());
+        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert_eq!(effects(&s), Vec::<String>::new());
+        assert!(message.contains("claim postgres-wal is being deleted"), "{phase:?}: {message}");
+    })
+    .expect("virtual time");
+}
+
+/// A neighbour's deleted claim counts as well; once the person has saved the data and let the pod go, the fence goes on.
+#[test]
+fn a_fence_takes_no_deleted_claim_of_a_neighbour_along() {
+    in_virtual_time(|| async {
+        let mut s = set(3, &[postgres(), redis()]).await;
+        assert_eq!(s.node_of("postgres"), s.node_of("redis"));
+        delete(&s, "persistentvolumeclaims", "postgres-wal").await;
+        let node = s.node_of("redis");
+        s.hang(&node).expect("a hang");
+        s.pass(secs(1200)).await;
+        let (phase, message) = said(&s, &redis());
+        assert!(claim(&s.world, "postgres-wal").is_some(), "{phase:?}: {message}");
+        assert_eq!(effects(&s), Vec::<String>::new());
+        assert!(message.contains("postgres-0") && message.contains("postgres-wal"), "{phase:?}: {message}");
+        // Neither the pod nor its claim is there any more: the person's own decision.
+        let path = format!("/api/v1/namespaces/{APPS}/pods/postgres-0");
+        let now = json!({ "gracePeriodSeconds": 0 });
+        s.world.request(PERSON, "DELETE", &path, "application/json", &now).await.expect("accepted");
+        s.running(&["redis"], secs(1800)).await.expect("healed");
+    })
+    .expect("virtual time");
+}
+
+/// Nobody would make a bare pod again. Kubernetes evicts it from a node that stays unreachable (300 s); then it is lost
+/// whatever reattach does, and the node is fenced.
+#[test]
+fn a_fence_waits_until_kubernetes_has_given_a_bare_pod_up() {
+    in_virtual_time(|| async {
+        let mut s = set(4, &[redis()]).await;
+        let node = s.node_of("redis");
+        let bare = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "bare", "namespace": APPS },
+            "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "busybox" }] } });
+        s.world.create(PERSON, &bare).await.expect("created");
+        s.pass(secs(30)).await;
+        s.hang(&node).expect("a hang");
+        let going = |w: &World| {
+            let pod = w.server().read("", "pods", APPS, "bare");
+            pod.is_none_or(|p| p["metadata"]["deletionTimestamp"].is_string())
+        };
+        s.pass(secs(150)).await;
+        if !going(&s.world) {
+            assert_eq!(effects(&s), Vec::<String>::new());
+            let (phase, message) = said(&s, &redis());
+            assert!(message.contains("bare") && message.contains("no controller owns it"), "{phase:?}: {message}");
+        }
+        s.until("the bare pod is given up", secs(900), going).await.expect("by Kubernetes");
+        s.running(&["redis"], secs(1800)).await.expect("healed");
+    })
+    .expect("virtual time");
+}
