@@ -47,14 +47,23 @@ impl Look<'_> {
                 .poll("the pod is Ready; its node must be the only holder by Kubernetes and by the cloud");
         }
         let settled = later(pod.ready_since.unwrap_or(self.cx.now), SETTLED);
-        if self.cx.now < settled {
-            return wait(format!("pod {} is Ready", pod.name), settled);
+        if self.cx.now < settled && !self.is_settled_by_its_node(pod) {
+            let soon = later(self.cx.now, SETTLED);
+            return wait(format!("pod {} is Ready", pod.name), settled.min(soon));
         }
         self.completed(&format!(
             "pod {} is Ready on {} with the volume",
             pod.name,
             pod.node.as_ref().map_or("", |n| n.as_str())
         ))
+    }
+
+    /// Whether the pod has been Ready for long enough by the clock of its own node, on which kubelet renews its Lease. A
+    /// node whose clock is ahead of ours would otherwise have us wait until the deadline.
+    fn is_settled_by_its_node(&self, pod: &PodFacts) -> bool {
+        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
+        let renewed = node.and_then(|n| n.lease_renewed);
+        renewed.zip(pod.ready_since).is_some_and(|(renewed, since)| renewed >= later(since, SETTLED))
     }
 
     /// The old holder may have let go and the pod still not get the volume, such as where its own node has the old one's

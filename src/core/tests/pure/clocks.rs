@@ -81,6 +81,23 @@ fn an_answer_to_another_leader_is_asked_for_again() {
     }
 }
 
+/// The node's clock is an hour ahead: what it says of itself is compared with what it says of itself.
+#[test]
+fn a_pod_on_a_node_whose_clock_is_ahead_is_recovered() {
+    let mut walk = Walk::new(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE), QUIET);
+    let verify = walk.plan.find(reattach_core::runbook::StepKind::Verify);
+    until(&mut walk, |walk, _| {
+        let pods = walk.case.evidence.pods.shown().unwrap();
+        walk.state().current() == verify && pods.iter().any(|p| p.ready)
+    });
+    let hour = SignedDuration::from_hours(1);
+    walk.case = walk.case.clone().pods(|pods| pods[0].ready_since = pods[0].ready_since.map(|t| t + hour));
+    assert!(matches!(walk.ask(), Next::Wait { .. }));
+    let renewed = walk.case.now + hour + SignedDuration::from_secs(9);
+    walk.case = walk.case.clone().node_named(OTHER_NODE, |n| n.lease_renewed = Some(renewed));
+    assert!(matches!(walk.ask(), Next::Record(Mark::Completed { .. })), "{:?}", walk.ask());
+}
+
 /// The cloud was busy for longer than an answer counts.
 #[test]
 fn an_answer_that_became_too_old_is_asked_for_again() {

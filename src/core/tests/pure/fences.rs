@@ -9,7 +9,9 @@ use reattach_core::cloud::{
 };
 use reattach_core::evidence::NodeFacts;
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::guest::{Answer, DeviceUsers, GuestDevice, GuestInventory, Level, Seen};
+use reattach_core::guest::{
+    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
+};
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
     Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, off, rebooted_and_clean,
@@ -371,6 +373,34 @@ fn booted(s: &mut Scene, status: JobStatus) {
 fn booted_at(s: &mut Scene, status: JobStatus, created: jiff::Timestamp) {
     let on = PowerJob { id: "j2".into(), change: PowerChange::On, status, created, ..shutdown() };
     jobs(s, |p| p.jobs.push(on));
+}
+
+/// Devices that the node's other volumes account for are not the volume under another name, whatever their size.
+#[test]
+fn a_neighbours_device_is_not_taken_for_the_volume() {
+    let named = |serial: &str| GuestDevice { identity: DeviceIdentity { serial: serial.into() }, ..device() };
+    let mut s = scene(Kind::Rebooted);
+    guest(&mut s, |g| g.devices = vec![named("pvc-neighbour")]);
+    assert!(prove(Kind::Rebooted, &s).is_err(), "nothing says whose it is");
+    let mut attached = s.clone();
+    let listed = "kubernetes.io/csi/linodebs.csi.linode.com^6001-pvc-neighbour";
+    node(&mut attached, |n| n.volumes_attached.push(listed.into()));
+    assert!(prove(Kind::Rebooted, &attached).is_ok(), "Kubernetes attached it for another volume");
+    let mut mounted = s.clone();
+    guest(&mut mounted, |g| {
+        let mount = GuestMount { path: "/x".into(), dev: device().dev, dead: false, read_only: false };
+        g.csi_volumes = vec![GuestCsiVolume {
+            pv: None,
+            driver: "linodebs.csi.linode.com".into(),
+            handle: "6001-another".into(),
+            pods: Vec::new(),
+            mounts: vec![mount],
+        }];
+    });
+    assert!(prove(Kind::Rebooted, &mounted).is_ok(), "kubelet mounted it for another volume");
+    let mut root = s;
+    guest(&mut root, |g| g.devices[0].users.mounts = vec!["/".into()]);
+    assert!(prove(Kind::Rebooted, &root).is_ok(), "the machine booted from it");
 }
 
 /// Every single item that a proof rests on, spoiled alone: no proof, and the refusal names the item.
