@@ -2,7 +2,7 @@
 //! and reports what is known of it.
 
 use crate::gate::EffectPass;
-use crate::reply::outcome;
+use crate::reply::{outcome, require_uid};
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
@@ -119,6 +119,9 @@ pub async fn requeue(
 /// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
 /// and node. One that is gone counts as deleted.
 pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
+    if let Err(refused) = require_uid(uid) {
+        return refused;
+    }
     let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),

@@ -149,3 +149,6 @@ impl Gate {
         Ok((EffectPass { client, deadline, locks }, leadership))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@
 //! [`Outcome`] says what is known of the write.
 
 use crate::gate::EffectPass;
-use crate::reply::outcome;
+use crate::reply::{outcome, require_uid};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
@@ -74,6 +74,9 @@ pub(crate) async fn label(
 /// Evicts one pod, by its UID, with its own grace period. A PodDisruptionBudget that refuses it is shown and not
 /// overridden.
 pub async fn release(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
+    if let Err(refused) = require_uid(uid) {
+        return refused;
+    }
     let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
     // Written by hand: `Api::evict` of kube 5.0 spells `deleteOptions` in a way that the API server does not read, and drops
     // the UID without a word.

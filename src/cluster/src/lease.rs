@@ -5,25 +5,33 @@
 //! read. Being leader is published as a [`Leadership`], which says until when it may be relied on.
 //!
 //! # Guarantees
-//! Two holders never overlap as long as clocks run at about the same rate: a contender takes over only after it has seen
-//! the same record unchanged for one whole lease duration *on its own monotonic clock*, and a holder stops relying on
-//! its lease `MARGIN` before that. The term (`leaseTransitions`) grows with every change of holder and stands in every
-//! journal entry, so a late write of an old leader is recognised.
+//! Two holders never overlap as long as clocks run at about the same rate, also when requests are slow:
+//! - A holder counts its lease from the moment *before* it sent the write that renewed it, and stops relying on the lease
+//!   `MARGIN` before the end.
+//! - A contender takes over only after the record has been unchanged, or missing, for one whole lease duration, counted
+//!   on its own monotonic clock from the moment *after* its read was answered. A missing Lease is no free Lease: it may
+//!   have been deleted under a leader that cannot see that yet. Only a holder that gave the Lease up ends that wait.
+//!
+//! Terms never shrink. The term (`leaseTransitions`) grows with every change of holder and stands in every journal entry,
+//! so a late write of an old leader is recognised. A new term is higher than that of the Lease *and* of every line of
+//! every journal in the cluster, so a Lease that was deleted or restored from a backup does not bring an old term back.
 //!
 //! # Assumptions
 //! The API server refuses a PUT with an old `resourceVersion` (409). Clock rates differ by less than a tenth.
 //!
 //! # Caveats
 //! The lease alone is no fence for effects: each is also conditional by UID and resourceVersion, or issued only when its
-//! time-out ends before the lease does.
+//! time-out ends before the lease does. The first leader of a new installation waits one lease duration, too.
 //!
 //! # Errors
-//! An API server that cannot be reached costs leadership when the lease runs out, never earlier and never later.
+//! An API server that cannot be reached costs leadership when the lease runs out, never earlier and never later. Journals
+//! that cannot be listed keep a contender from becoming leader: an unknown term is not a low one.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
+use reattach_api::VolumeRecovery;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -32,8 +40,12 @@ use tokio::time::Instant;
 pub const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// How often it is renewed.
 pub const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// How long one look at the Lease with its write may take: two of them fit into a lease.
+/// How long one read of the Lease with its write may take: two of them fit into a lease.
 pub const ROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to list every journal before a new term is taken. No lease runs out meanwhile that is ours.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// VolumeRecoveries in one page of that list. One may be 100 KiB and more.
+const PAGE: u32 = 50;
 /// A holder stops relying on its lease this long before a contender may take it.
 pub const MARGIN: Duration = Duration::from_secs(2);
 
@@ -46,82 +58,169 @@ pub struct Leadership {
     pub until: Instant,
 }
 
-/// The record as last seen, and since when it has been unchanged on our own clock.
+/// The Lease as last read, and since when it has been unchanged on our own clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Who holds it; empty when released.
-    pub holder: String,
-    /// `leaseTransitions`.
-    pub term: u64,
-    /// `resourceVersion`.
-    pub version: String,
-    /// `leaseDurationSeconds` of the holder.
-    pub duration: Duration,
-    /// When this version was first seen.
-    pub since: Instant,
+pub enum Record {
+    /// It does not exist.
+    Missing {
+        /// When the first of the reads that did not find it was answered.
+        since: Instant,
+        /// How long its last holder may rely on it.
+        duration: Duration,
+    },
+    /// It exists.
+    Found {
+        /// The holder's identity; empty when the last holder gave it up.
+        holder: String,
+        /// `leaseTransitions`.
+        term: u64,
+        /// `resourceVersion`.
+        version: String,
+        /// `leaseDurationSeconds` of the holder.
+        duration: Duration,
+        /// When the first read that found this version was answered.
+        since: Instant,
+    },
+}
+
+impl Record {
+    fn term(&self) -> u64 {
+        match self {
+            Self::Missing { .. } => 0,
+            Self::Found { term, .. } => *term,
+        }
+    }
+
+    /// When every holder that may stand behind this record has stopped relying on it.
+    fn lapses(&self) -> Instant {
+        match self {
+            Self::Missing { since, duration } | Self::Found { since, duration, .. } => *since + *duration,
+        }
+    }
 }
 
 /// What to do about the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nobody has it: create or take it with this term.
+    /// Create or take it, with this term.
     Acquire {
         /// The new term.
         term: u64,
     },
-    /// It is ours: renew it.
-    Renew,
-    /// Someone has it: look again then.
+    /// It is ours: renew it with this term.
+    Renew {
+        /// The term that we hold.
+        term: u64,
+    },
+    /// Another process may rely on it: read it again then.
     Wait {
         /// The earliest moment at which it may be taken.
         until: Instant,
     },
 }
 
-/// Decides from the record alone. Pure.
-pub fn decide(record: Option<&Seen>, me: &str, now: Instant) -> Decision {
-    match record {
-        None => Decision::Acquire { term: 1 },
-        Some(seen) if seen.holder == me => Decision::Renew,
-        Some(seen) if seen.holder.is_empty() => Decision::Acquire { term: seen.term + 1 },
-        Some(seen) if now >= seen.since + seen.duration => Decision::Acquire { term: seen.term + 1 },
-        Some(seen) => Decision::Wait { until: seen.since + seen.duration },
+/// What this process knows of its own hold on the Lease. A new process never continues an old one's term: it has not
+/// proven when that one's effects ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It does not hold the Lease, or not any more.
+    None,
+    /// It has sent a write that takes the Lease, and has not heard whether the write was applied.
+    Tried {
+        /// The new term.
+        term: u64,
+    },
+    /// It holds the Lease.
+    Held {
+        /// Its term.
+        term: u64,
+        /// When it may not rely on it any more.
+        until: Instant,
+    },
+}
+
+impl Hold {
+    fn term(self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Tried { term } | Self::Held { term, .. } => Some(term),
+        }
+    }
+}
+
+/// Decides from the record and our own hold alone. `highest` is the highest term in any journal. Pure.
+pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
+    let acquire = Decision::Acquire { term: record.term().max(highest).saturating_add(1) };
+    let once_lapsed = |acquire| {
+        let until = record.lapses();
+        if now >= until { acquire } else { Decision::Wait { until } }
+    };
+    match (record, hold) {
+        // Nobody else can have written our identity with our term.
+        (Record::Found { holder, term, .. }, Hold::Held { .. } | Hold::Tried { .. })
+            if holder == me && hold.term() == Some(*term) =>
+        {
+            Decision::Renew { term: *term }
+        }
+        // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
+        (Record::Missing { .. }, Hold::Held { term, until }) if now < until => Decision::Renew { term },
+        // A journal with a higher term shows that this is not the Lease's newest state: its holder is not known.
+        (Record::Found { holder, term, .. }, _) if holder.is_empty() && *term >= highest => acquire,
+        // Our own identity with a term that we do not hold comes from a backup: another process may lead.
+        (Record::Found { .. } | Record::Missing { .. }, _) => once_lapsed(acquire),
     }
 }
 
 /// Takes part in the election.
 pub struct Elector {
     api: Api<Lease>,
+    journals: Api<DynamicObject>,
     name: String,
     me: String,
     clock: crate::Clock,
-    seen: Option<Seen>,
-    /// A new process never continues an old one's term: it has not proven when that one's effects ended.
-    held: Option<u64>,
+    record: Option<Record>,
+    hold: Hold,
+    /// The highest term in any journal, as listed since the Lease last changed.
+    highest: Option<u64>,
+}
+
+/// What one read of the Lease led to.
+enum Round {
+    /// The Lease is ours.
+    Leading {
+        /// The term, and until when.
+        mine: Leadership,
+        /// When to renew it.
+        wake: Instant,
+    },
+    /// Another process may rely on it, or was faster.
+    Waiting {
+        /// When to read it again.
+        wake: Instant,
+    },
+    /// It may be taken once the highest term of the journals is known.
+    MustCount,
 }
 
 impl Elector {
     /// An elector for the Lease `name` in `namespace`, as `me` (unique per process: pod name and UID).
     pub fn new(records: Client, namespace: &str, name: &str, me: &str, clock: crate::Clock) -> Self {
         Self {
-            api: Api::namespaced(records, namespace),
+            api: Api::namespaced(records.clone(), namespace),
+            journals: Api::all_with(records, &ApiResource::erase::<VolumeRecovery>(&())),
             name: name.into(),
             me: me.into(),
             clock,
-            seen: None,
-            held: None,
+            record: None,
+            hold: Hold::None,
+            highest: None,
         }
     }
 
     /// Runs until `stop` turns true, publishing leadership; releases the lease at the end.
     pub async fn run(mut self, publish: watch::Sender<Option<Leadership>>, mut stop: watch::Receiver<bool>) {
         loop {
-            // A request that never ends must not keep a contender from trying again.
-            let round = match tokio::time::timeout(ROUND_TIMEOUT, self.round()).await {
-                Ok(round) => round.map_err(|e| e.to_string()),
-                Err(_) => Err(format!("no answer within {} s", ROUND_TIMEOUT.as_secs())),
-            };
-            let wake = match round {
+            let wake = match self.round_in_time().await {
                 Ok((leadership, wake)) => {
                     publish.send_if_modified(|now| {
                         let changed = *now != leadership;
@@ -132,9 +231,7 @@ impl Elector {
                 }
                 Err(error) => {
                     tracing::warn!(%error, lease = self.name, "the leader Lease could not be read or written");
-                    let lapsed = publish.borrow().is_none_or(|l| Instant::now() >= l.until);
-                    if lapsed {
-                        self.held = None;
+                    if publish.borrow().is_none_or(|l| Instant::now() >= l.until) {
                         publish.send_replace(None);
                     }
                     Instant::now() + Duration::from_secs(1)
@@ -152,69 +249,155 @@ impl Elector {
         }
     }
 
+    /// One round, of which no request may hang: a contender must be able to try again.
+    async fn round_in_time(&mut self) -> Result<(Option<Leadership>, Instant), String> {
+        let late = |what: &str, limit: Duration| format!("no answer to {what} within {} s", limit.as_secs());
+        loop {
+            let round = tokio::time::timeout(ROUND_TIMEOUT, self.attempt()).await;
+            match round.map_err(|_| late("the read or write of the Lease", ROUND_TIMEOUT))? {
+                Ok(Round::Leading { mine, wake }) => return Ok((Some(mine), wake)),
+                Ok(Round::Waiting { wake }) => return Ok((None, wake)),
+                Ok(Round::MustCount) => {
+                    let counted = tokio::time::timeout(COUNT_TIMEOUT, self.count()).await;
+                    let counted = counted.map_err(|_| late("the list of VolumeRecoveries", COUNT_TIMEOUT))?;
+                    counted.map_err(|e| format!("the terms of the journals could not be listed: {e}"))?;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
     /// One try for the lease, for a process that lives for one recovery only (break-glass).
     ///
     /// # Errors
     /// The API server's error.
     pub async fn round(&mut self) -> Result<(Option<Leadership>, Instant), kube::Error> {
-        let before = Instant::now();
-        let lease = self.api.get_opt(&self.name).await?;
-        self.look(lease.as_ref(), before);
-        let term = match decide(self.seen.as_ref(), &self.me, before) {
-            Decision::Wait { until } => {
-                self.held = None;
-                return Ok((None, until.min(before + RENEW_EVERY)));
+        loop {
+            match self.attempt().await? {
+                Round::Leading { mine, wake } => return Ok((Some(mine), wake)),
+                Round::Waiting { wake } => return Ok((None, wake)),
+                Round::MustCount => self.count().await?,
             }
-            Decision::Renew => match self.held {
-                Some(term) => term,
-                None => self.seen.as_ref().map_or(1, |s| s.term + 1),
-            },
-            Decision::Acquire { term } => term,
+        }
+    }
+
+    /// Reads the Lease, decides, and writes it where it is ours to write.
+    async fn attempt(&mut self) -> Result<Round, kube::Error> {
+        let lease = self.api.get_opt(&self.name).await?;
+        // After the answer: the holder may have renewed it at any moment before that.
+        let now = Instant::now();
+        self.note(lease.as_ref(), now);
+        if matches!(self.hold, Hold::Held { until, .. } if now >= until) {
+            self.hold = Hold::None;
+        }
+        let record = self.record.clone().unwrap_or(Record::Missing { since: now, duration: LEASE_DURATION });
+        let decision = decide(&record, &self.me, self.hold, self.highest.unwrap_or(0), now);
+        let (term, acquires) = match decision {
+            Decision::Wait { until } => {
+                self.hold = Hold::None;
+                return Ok(Round::Waiting { wake: until.min(now + RENEW_EVERY) });
+            }
+            Decision::Acquire { .. } if self.highest.is_none() => return Ok(Round::MustCount),
+            Decision::Acquire { term } => (term, true),
+            Decision::Renew { term } => (term, false),
         };
-        match self.write(lease, term, &self.me.clone()).await {
+        if acquires {
+            self.hold = Hold::Tried { term };
+        }
+        // Before the write leaves: another process may read it at any moment after that.
+        let sent = Instant::now();
+        match self.write(lease, term, acquires, &self.me).await {
             Ok(written) => {
-                self.look(Some(&written), before);
-                self.held = Some(term);
-                let until = before + LEASE_DURATION - MARGIN;
-                Ok((Some(Leadership { term, until }), before + RENEW_EVERY))
+                self.note(Some(&written), Instant::now());
+                let until = sent + LEASE_DURATION - MARGIN;
+                self.hold = Hold::Held { term, until };
+                Ok(Round::Leading { mine: Leadership { term, until }, wake: sent + RENEW_EVERY })
             }
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
-                self.held = None;
-                Ok((None, before + Duration::from_millis(200)))
+                let wake = Instant::now() + Duration::from_millis(200);
+                match self.hold {
+                    // Another writer was faster, which the next read tells more about. Nobody can have taken our lease.
+                    Hold::Held { term, until } => {
+                        Ok(Round::Leading { mine: Leadership { term, until }, wake })
+                    }
+                    Hold::Tried { .. } | Hold::None => {
+                        self.hold = Hold::None;
+                        Ok(Round::Waiting { wake })
+                    }
+                }
             }
             Err(error) => Err(error),
         }
     }
 
-    fn look(&mut self, lease: Option<&Lease>, now: Instant) {
+    /// Keeps what a read that was answered at `now` said.
+    fn note(&mut self, lease: Option<&Lease>, now: Instant) {
+        let last = match &self.record {
+            Some(Record::Missing { duration, .. } | Record::Found { duration, .. }) => *duration,
+            None => LEASE_DURATION,
+        };
         let Some(lease) = lease else {
-            self.seen = None;
+            if !matches!(self.record, Some(Record::Missing { .. })) {
+                self.record = Some(Record::Missing { since: now, duration: last.max(LEASE_DURATION) });
+                self.highest = None;
+            }
             return;
         };
-        let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        if self.seen.as_ref().is_some_and(|s| s.version == version) {
+        let read = lease.metadata.resource_version.clone().unwrap_or_default();
+        if matches!(&self.record, Some(Record::Found { version, .. }) if *version == read) {
             return;
         }
         let spec = lease.spec.clone().unwrap_or_default();
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15);
-        self.seen = Some(Seen {
+        self.highest = None;
+        self.record = Some(Record::Found {
             holder: spec.holder_identity.unwrap_or_default(),
             term: u64::try_from(spec.lease_transitions.unwrap_or(0)).unwrap_or(0),
-            version,
+            version: read,
             duration: Duration::from_secs(seconds),
             since: now,
         });
     }
 
-    async fn write(&self, old: Option<Lease>, term: u64, holder: &str) -> Result<Lease, kube::Error> {
+    /// Lists every journal for the highest term. A term that no Lease can have is of no leader: its run stays held by the
+    /// driver, and must not use up the terms of all others.
+    async fn count(&mut self) -> Result<(), kube::Error> {
+        let possible = u64::from(i32::MAX.unsigned_abs());
+        let mut highest = 0;
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = match self.journals.list(&params).await {
+                Ok(page) => page,
+                // Without the custom resource there is no journal. The answer may be in plain text, without a reason.
+                Err(kube::Error::Api(status)) if status.code == 404 => break,
+                Err(error) => return Err(error),
+            };
+            let lines = page.items.iter().flat_map(|r| r.data["status"]["journal"].as_array());
+            let terms = lines.flatten().filter_map(|line| line["term"].as_u64());
+            highest = terms.filter(|term| *term < possible).fold(highest, u64::max);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
+        }
+        self.highest = Some(highest);
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        old: Option<Lease>,
+        term: u64,
+        acquires: bool,
+        holder: &str,
+    ) -> Result<Lease, kube::Error> {
         let now = MicroTime(self.clock.now());
         let old_spec = old.as_ref().and_then(|l| l.spec.clone()).unwrap_or_default();
-        let continued = self.held == Some(term);
         let spec = LeaseSpec {
             holder_identity: Some(holder.to_owned()),
             lease_duration_seconds: Some(i32::try_from(LEASE_DURATION.as_secs()).unwrap_or(15)),
             lease_transitions: Some(i32::try_from(term).unwrap_or(i32::MAX)),
-            acquire_time: if continued { old_spec.acquire_time } else { Some(now.clone()) },
+            acquire_time: old_spec.acquire_time.filter(|_| !acquires).or_else(|| Some(now.clone())),
             renew_time: Some(now),
             ..LeaseSpec::default()
         };
@@ -235,13 +418,15 @@ impl Elector {
     /// # Errors
     /// The API server's error; the lease then runs out by itself.
     pub async fn release(&mut self) -> Result<(), kube::Error> {
-        let (Some(term), Some(lease)) = (self.held.take(), self.api.get_opt(&self.name).await?) else {
-            return Ok(());
-        };
+        let Some(term) = std::mem::replace(&mut self.hold, Hold::None).term() else { return Ok(()) };
+        let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
         if holder == Some(self.me.as_str()) {
-            self.write(Some(lease), term, "").await?;
+            self.write(Some(lease), term, false, "").await?;
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

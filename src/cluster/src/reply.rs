@@ -1,5 +1,6 @@
 //! What is known of a request from the API server's reply.
 
+use reattach_core::ids::Uid;
 use reattach_core::journal::Outcome;
 
 /// What is known of a write from its reply.
@@ -13,6 +14,21 @@ pub fn outcome<T>(reply: Result<T, kube::Error>, detail: &str) -> Outcome {
         },
         Err(error) => Outcome::Unknown { why: format!("no definite answer from the API server: {error}") },
     }
+}
+
+/// Whether the API server refused a request for good: asking again changes nothing unless the object or a right does.
+pub fn is_refused(error: &kube::Error) -> bool {
+    // 408 and 429: later. 409: someone else wrote.
+    matches!(error, kube::Error::Api(s) if (400..500).contains(&s.code) && !matches!(s.code, 408 | 409 | 429))
+}
+
+/// The API server takes a precondition with an empty UID for none at all: the effect would hit whatever has the name now.
+pub(crate) fn require_uid(uid: &Uid) -> Result<(), Outcome> {
+    if uid.as_str().is_empty() {
+        let why = "the object's UID is not known, so nothing was sent".to_owned();
+        return Err(Outcome::NotApplied { why, retry: false });
+    }
+    Ok(())
 }
 
 /// What the API server said, or why it said nothing, as one sentence.

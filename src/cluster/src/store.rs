@@ -34,6 +34,16 @@ pub enum SaveError {
     Other(#[source] Box<kube::Error>),
 }
 
+impl SaveError {
+    /// Whether the API server refused this status for good. It was not stored then.
+    pub fn is_refused(&self) -> bool {
+        match self {
+            Self::Conflict | Self::Gone => false,
+            Self::Other(error) => crate::reply::is_refused(error),
+        }
+    }
+}
+
 /// Stores the status of `recovery` on condition that its resourceVersion is still the newest.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use crate::client::Clients;
 use crate::gate::{Gate, TidyPass};
 use crate::lease::Leadership;
-use crate::{Clock, effects, node, node_lock};
+use crate::{Clock, effects, hold, node, node_lock};
 use http::{Request, Response};
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
@@ -232,10 +232,11 @@ async fn an_attachment_is_deleted_by_its_uid() {
     assert!(effects::delete_attachment(pass, "csi-1", &uid).await.applied(), "it is gone");
 }
 
-/// `Api::evict` of kube 5.0 sends preconditions in a way that no API server reads; a deletion has to be right.
-#[tokio::test]
-async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
-    let seen: Arc<Mutex<Vec<(String, String, Value)>>> = Arc::default();
+type Requests = Arc<Mutex<Vec<(String, String, Value)>>>;
+
+/// A pass over a client that answers everything with success, and what was sent: method, path, body.
+fn recorder() -> (TidyPass, Requests) {
+    let seen = Requests::default();
     let log = seen.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
         let log = log.clone();
@@ -248,7 +249,13 @@ async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
             Ok::<_, std::convert::Infallible>(Response::new(Body::from(serde_json::to_vec(&answer).unwrap())))
         }
     });
-    let pass = pass_over(Client::new(service, "default"));
+    (pass_over(Client::new(service, "default")), seen)
+}
+
+/// `Api::evict` of kube 5.0 sends preconditions in a way that no API server reads; a deletion has to be right.
+#[tokio::test]
+async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
+    let (pass, seen) = recorder();
     let deleted = effects::delete_attachment(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
     assert!(deleted.applied(), "{deleted:?}");
     let seen = seen.lock().unwrap();
@@ -258,4 +265,32 @@ async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
         ("DELETE", "/apis/storage.k8s.io/v1/volumeattachments/csi-1")
     );
     assert_eq!(*body, json!({"preconditions": {"uid": "u-1"}}));
+}
+
+#[tokio::test]
+async fn an_eviction_names_the_pod_by_its_uid() {
+    let (pass, seen) = recorder();
+    let pod = ObjectName::new("shop", "web-0");
+    let evicted = hold::release(pass.as_effect(), &pod, &Uid::from("u-1")).await;
+    assert!(evicted.applied(), "{evicted:?}");
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    let (method, path, body) = &seen[0];
+    assert_eq!((method.as_str(), path.as_str()), ("POST", "/api/v1/namespaces/shop/pods/web-0/eviction"));
+    assert_eq!(body["metadata"]["name"], "web-0");
+    assert_eq!(body["deleteOptions"], json!({"preconditions": {"uid": "u-1"}}));
+}
+
+/// An eviction or a deletion without a UID would hit whatever has the name now.
+#[tokio::test]
+async fn nothing_is_evicted_or_deleted_without_a_uid() {
+    let (pass, seen) = recorder();
+    let pod = ObjectName::new("shop", "web-0");
+    let none = Uid::from("");
+    for refused in [
+        hold::release(pass.as_effect(), &pod, &none).await,
+        effects::delete_attachment(pass.as_effect(), "csi-1", &none).await,
+    ] {
+        assert!(matches!(refused, Outcome::NotApplied { retry: false, .. }), "{refused:?}");
+    }
+    assert!(seen.lock().unwrap().is_empty(), "no request was sent");
 }

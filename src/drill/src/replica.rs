@@ -28,6 +28,8 @@ pub const CONTROLLER_USER: &str = "system:serviceaccount:reattach-system:reattac
 pub const TOKEN: &str = "drill";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
+/// The name of the leader Lease.
+pub const LEASE: &str = "reattach-controller";
 
 /// Kubernetes' default grace period.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -123,7 +125,7 @@ impl Replica {
         }
         let settings = Settings {
             namespace: NAMESPACE.to_owned(),
-            lease: "reattach-controller".to_owned(),
+            lease: LEASE.to_owned(),
             identity: name.to_owned(),
             username: CONTROLLER_USER.to_owned(),
         };

@@ -23,6 +23,8 @@ pub const CLAIM: &str = "data-redis-0";
 pub const POD: &str = "redis-0";
 pub const NODE: &str = "n0";
 pub const HANDLE: &str = "7001-pvc1";
+/// The controller's leader Lease: namespace and name.
+pub const LEASE: (&str, &str) = ("reattach-system", "reattach-controller");
 pub const DRIVER: &str = "linodebs.csi.linode.com";
 pub const BOOT: &str = "0b00-7e57-0002";
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -118,6 +120,7 @@ impl Stage {
             &json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": DRIVER},
             "spec": {"attachRequired": true}}),
         );
+        self.insert_lease("", 0);
         s.insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM));
         s.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
         let mut set = manifests::stateful_set(NS, "redis", 1);
@@ -159,6 +162,20 @@ impl Stage {
             "spec": {"drivers": [{"name": DRIVER, "nodeID": "100", "topologyKeys": []}]}}),
         );
         self.renew_node_lease();
+    }
+
+    /// The leader Lease. Without a holder it is as a controller that was stopped leaves it.
+    pub fn insert_lease(&self, holder: &str, term: u64) {
+        let at = self.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": LEASE.1, "namespace": LEASE.0},
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "leaseTransitions": term, "renewTime": at}}));
+    }
+
+    /// Removes the leader Lease, as an uninstallation does.
+    pub async fn remove_lease(&self) {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases/{}", LEASE.0, LEASE.1);
+        world::remove(self, &path).await;
     }
 
     pub fn renew_node_lease(&self) {

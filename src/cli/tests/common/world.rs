@@ -1,7 +1,7 @@
 //! What the rest of a cluster does on this stage: agent, kubelet, attach/detach controller, CSI driver, StatefulSet
 //! controller. As little of each as a recovery needs; the simulation has the faithful ones.
 
-use super::{CLAIM, NODE, NS, POD, Stage, TOKEN};
+use super::{CLAIM, LEASE, NODE, NS, POD, Stage, TOKEN};
 use prometheus_client::registry::Registry;
 use reattach_cloud_simulator::{InstanceNo, VolumeNo};
 use reattach_cluster::{Clients, Clock};
@@ -121,7 +121,7 @@ fn set_node_volumes(stage: &Stage, volumes: &Value) {
     }
 }
 
-async fn remove(stage: &Stage, path: &str) {
+pub async fn remove(stage: &Stage, path: &str) {
     let body = serde_json::to_vec(&json!({"gracePeriodSeconds": 0})).unwrap();
     let request = axum::http::Request::delete(path).body(body).unwrap();
     let _: Result<Value, _> = stage.server.client_as("world").request(request).await;
@@ -141,8 +141,8 @@ impl Running {
         let mut providers = Providers::default();
         providers.register(Arc::new(reattach_linode::LinodeProvider::connect(config).unwrap()));
         let settings = Settings {
-            namespace: "reattach-system".into(),
-            lease: "reattach-controller".into(),
+            namespace: LEASE.0.into(),
+            lease: LEASE.1.into(),
             identity: "controller-0/uid/1".into(),
             username: "controller".into(),
         };
@@ -158,11 +158,11 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(controller.run(ready, stopped));
         is_ready.wait_for(|r| *r).await.unwrap();
-        while stage
-            .server
-            .read("coordination.k8s.io", "leases", "reattach-system", "reattach-controller")
-            .is_none()
-        {
+        let leads = || {
+            let lease = stage.server.read("coordination.k8s.io", "leases", LEASE.0, LEASE.1);
+            lease.is_some_and(|l| l["spec"]["holderIdentity"] == "controller-0/uid/1")
+        };
+        while !leads() {
             tokio::time::sleep(TICK).await;
         }
         Self { stop, task }

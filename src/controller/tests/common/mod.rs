@@ -39,6 +39,10 @@ impl Stage {
         for namespace in [NS, "reattach-system"] {
             server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
         }
+        // As a controller that was stopped leaves it: the next one leads at once.
+        server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 0}}));
         server.insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM));
         server.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
         Self { server, tasks: JoinSet::new(), stop: watch::channel(false).0 }
@@ -60,9 +64,8 @@ impl Stage {
         let stopped = self.stop.subscribe();
         self.tasks.spawn(controller.run(watch::channel(false).0, stopped));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let lease =
-            self.server.read("coordination.k8s.io", "leases", "reattach-system", "reattach-controller");
-        assert!(lease.is_some(), "it leads");
+        let lease = self.get("coordination.k8s.io", "leases", "reattach-system", "reattach-controller");
+        assert_eq!(lease["spec"]["holderIdentity"], "controller-0/uid/1", "it leads");
     }
 
     pub fn clock(&self) -> Clock {
