@@ -5,6 +5,7 @@ use crate::finish;
 use crate::janitor::Janitor;
 use crate::metrics::Metrics;
 use crate::nominate::{Nominee, nominees};
+use crate::pace::Rest;
 use crate::policies::{Subject, ruling};
 use crate::providers::Providers;
 use crate::recovery::{Executor, Limits};
@@ -112,6 +113,7 @@ impl Controller {
             settings: self.settings,
             leadership,
             driven: BTreeMap::new(),
+            rest: Rest::default(),
             drivers: JoinSet::new(),
             janitor: Janitor::default(),
             seen: BTreeSet::new(),
@@ -129,7 +131,9 @@ struct Leader {
     cache: Cache,
     settings: Settings,
     leadership: watch::Receiver<Option<Leadership>>,
-    driven: BTreeMap<ObjectName, tokio::task::Id>,
+    /// The drivers, with the version that the cache had of the recovery when each began.
+    driven: BTreeMap<ObjectName, (tokio::task::Id, String)>,
+    rest: Rest,
     drivers: JoinSet<ObjectName>,
     janitor: Janitor,
     /// Policies that were looked at, by UID and generation.
@@ -168,7 +172,10 @@ impl Leader {
                 error.id()
             }
         };
-        self.driven.retain(|_, other| *other != id);
+        let ended = self.driven.extract_if(.., |_, (other, _)| *other == id);
+        for (name, (_, version)) in ended {
+            self.rest.ended(name, version);
+        }
     }
 
     /// Looks at everything that is there now.
@@ -206,9 +213,15 @@ impl Leader {
     fn drive_all(&mut self, stop: &watch::Receiver<bool>) {
         let pending = self.cache.recoveries.filter(|r| !phase(r).is_final() || !r.finalizers().is_empty());
         self.executor.metrics.running.set(i64::try_from(running(&self.cache).len()).unwrap_or(i64::MAX));
+        let names: BTreeSet<ObjectName> = pending
+            .iter()
+            .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
+            .collect();
+        self.rest.keep(|name| names.contains(name));
         for recovery in pending {
             let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
-            if self.driven.contains_key(&name) {
+            let version = recovery.resource_version().unwrap_or_default();
+            if self.driven.contains_key(&name) || !self.rest.may_begin(&name, &version) {
                 continue;
             }
             let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
@@ -218,7 +231,7 @@ impl Leader {
                 executor.drive(&task_name, limits, stop).await;
                 task_name
             });
-            self.driven.insert(name, handle.id());
+            self.driven.insert(name, (handle.id(), version));
         }
     }
 
@@ -319,10 +332,16 @@ fn phase(recovery: &VolumeRecovery) -> Phase {
     recovery.status.as_ref().map(|s| s.phase).unwrap_or_default()
 }
 
-/// Recoveries with a run under way, and their nodes.
+/// Whether a run of this recovery has begun and is not over.
+fn has_a_run(recovery: &VolumeRecovery) -> bool {
+    let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    begun && !phase(recovery).is_final()
+}
+
+/// Recoveries whose runs take a place of the budgets, and their nodes. One that is stuck takes none: it does nothing until
+/// a person has looked at it, and ten of them must not keep every other claim waiting.
 fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
-    let runs =
-        |r: &VolumeRecovery| !phase(r).is_final() && r.status.as_ref().is_some_and(|s| !s.journal.is_empty());
+    let runs = |r: &VolumeRecovery| has_a_run(r) && phase(r) != Phase::Stuck;
     let node = |r: &VolumeRecovery| {
         // A plan of another version most likely still names its node there, and that run counts, too.
         let node = |p: &Opaque<Plan>| match p.get() {
@@ -342,10 +361,11 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
     let running: Vec<_> = running(cache).into_iter().filter(|(n, _)| n != name).collect();
     let rival = cache
         .recoveries
-        .filter(|r| Some(Executor::claim_of(r)) == claim && r.name_any() != name.name)
+        // One that is stuck, too: something of it may be in force.
+        .filter(|r| has_a_run(r) && Some(Executor::claim_of(r)) == claim && r.name_any() != name.name)
         .iter()
         .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
-        .find(|n| running.iter().any(|(r, _)| r == n));
+        .next();
     let policy = claim.and_then(|c| ruling_policy(cache, &c));
     Limits {
         budgets: policy.as_ref().map(|p| p.budgets.clone()).unwrap_or_default(),

@@ -137,6 +137,15 @@ pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
     publish(executor, &recovery.object_ref(&()), status::ESCALATED, true, note).await;
 }
 
+/// One Event, one log line and one count for what only a person can mend, where the status cannot say it.
+pub(crate) async fn call(executor: &Executor, about: &ObjectReference, reason: &str, note: String) {
+    let class = String::new();
+    tracing::error!(recovery = about.name, namespace = about.namespace, reason, note, "a person is needed");
+    executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
+    // An Event's note has at most 1024 bytes.
+    publish(executor, about, reason, true, note.chars().take(900).collect()).await;
+}
+
 /// One Event and one log line for every change of phase. Best effort: the status is the record.
 pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory: &mut Memory) {
     let Some(status) = &recovery.status else { return };

@@ -12,6 +12,7 @@ pub mod listener;
 mod losses;
 pub mod metrics;
 mod nominate;
+pub mod pace;
 mod perform;
 pub mod policies;
 pub mod providers;

@@ -1,9 +1,19 @@
-//! The leader dies at every point of a recovery; two leaders under a partition.
+//! The leader dies at every point of a recovery; two leaders under a partition; a Lease that is deleted or restored.
 
+use reattach_api::Phase;
+use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::replica::{CrashPoint, Side};
-use reattach_drill::stage::Stage;
-use reattach_tests_simulation::{Night, Part, all_good, cut_off_the_leader, parts, phantom_night, seeds};
+use reattach_drill::app::App;
+use reattach_drill::in_virtual_time;
+use reattach_drill::replica::{CONTROLLER_USER, CrashPoint, LEASE, NAMESPACE, Side};
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::world::{APPS, PERSON, World};
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::{
+    NODES, Night, Part, all_good, cut_off_the_leader, parts, phantom_night, seeds,
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Every changing request of an undisturbed night is a crash point, on both sides; each `stride`th is tried.
@@ -67,4 +77,123 @@ fn two_leaders_under_a_partition() {
         runbook: if seed % 4 < 2 { SCALE_TO_ZERO } else { DEFAULT_RUNBOOK },
         ..Night::default()
     });
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn redis() -> App {
+    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn replicas(w: &World) -> i64 {
+    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).expect("the workload")
+}
+
+fn lease_path() -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}")
+}
+
+fn lease(w: &World) -> Value {
+    let lease = w.server().read("coordination.k8s.io", "leases", NAMESPACE, LEASE);
+    lease.map(|l| (*l).clone()).expect("a Lease")
+}
+
+fn term(w: &World) -> u64 {
+    lease(w)["spec"]["leaseTransitions"].as_u64().expect("a term")
+}
+
+/// The term of each line of the app's journal.
+fn terms(s: &Stage) -> Vec<u64> {
+    let journal = s.recovery_of("redis").and_then(|r| r.status).map(|s| s.journal).unwrap_or_default();
+    journal.iter().filter_map(|e| e.get().ok()).map(|e| e.term).collect()
+}
+
+/// A workload at zero by a leader of term 2, as in any cluster that is older than one upgrade.
+async fn at_zero_in_term_2() -> Stage {
+    let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+    s.add(redis(), Expect::Running).await.expect("an app");
+    s.world.policy("everything", Mode::Auto, 0, SCALE_TO_ZERO).await.expect("a policy");
+    s.running(&["redis"], secs(180)).await.expect("it runs");
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(5)).await;
+    s.replicas.remove(0).stop().await;
+    s.start_replica("reattach-controller-1", None);
+    s.pass(secs(5)).await;
+    assert_eq!(term(&s.world), 2);
+    let node = s.node_of("redis");
+    s.recycle(&node, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+    s.until("at zero", secs(300), |w| replicas(w) == 0).await.expect("at zero");
+    s
+}
+
+/// Uninstalled and installed again: the namespace went, and the Lease with it.
+#[test]
+fn a_deleted_lease_leaves_nothing_at_zero() {
+    in_virtual_time(|| async {
+        let mut s = at_zero_in_term_2().await;
+        s.replicas.remove(0).kill();
+        let gone = s.world.request(PERSON, "DELETE", &lease_path(), "application/json", &json!({})).await;
+        gone.expect("deleted");
+        s.start_replica("reattach-controller-2", None);
+        s.until("restored", secs(300), |w| replicas(w) == 1).await.expect("restored");
+        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await.expect("healed");
+        let terms = terms(&s);
+        assert!(terms.is_sorted() && terms.first() == Some(&2) && terms.last() == Some(&3), "{terms:?}");
+    })
+    .expect("virtual time");
+}
+
+/// The Lease of weeks ago comes back from a backup, as the holder of then had it, while the leader works.
+#[test]
+fn a_restored_lease_brings_no_old_term_back() {
+    in_virtual_time(|| async {
+        let mut s = at_zero_in_term_2().await;
+        let mut old = lease(&s.world);
+        old["spec"]["holderIdentity"] = json!("reattach-controller-0");
+        old["spec"]["leaseTransitions"] = json!(1);
+        s.world.server().insert(&old);
+        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await.expect("healed");
+        let terms = terms(&s);
+        assert!(terms.is_sorted() && terms.last() == Some(&3), "{terms:?}");
+    })
+    .expect("virtual time");
+}
+
+/// A journal with lines of a leader that this cluster's Lease knows nothing of: another controller works by another Lease, and
+/// wrote them after this one became leader.
+#[test]
+fn a_run_of_a_newer_leader_is_frozen_and_calls() {
+    in_virtual_time(|| async {
+        let mut s = at_zero_in_term_2().await;
+        let recovery = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a recovery");
+        let read = |s: &Stage| s.world.server().read("reattach.dev", "volumerecoveries", APPS, &recovery);
+        let mut theirs = (*read(&s).expect("it is there")).clone();
+        let journal = theirs["status"]["journal"].as_array_mut().expect("a journal");
+        let last = journal.last_mut().expect("a line");
+        last["term"] = json!(50);
+        let lines = journal.len();
+        s.world.server().insert(&theirs);
+        let at = s.world.now();
+        s.pass(secs(180)).await;
+        let all = s.world.server().audit();
+        let asked = all.iter().filter(|e| e.user == CONTROLLER_USER && e.at >= at).count();
+        assert!(asked < 3 * 300, "{asked} requests in three minutes");
+        let frozen = s.recovery_of("redis").and_then(|r| r.status).expect("a status");
+        assert_eq!((frozen.phase, frozen.journal.len()), (Phase::Stuck, lines), "{}", frozen.message);
+        assert!(
+            frozen.message.contains("term 50") && frozen.message.contains("term 2"),
+            "{}",
+            frozen.message
+        );
+        assert_eq!(replicas(&s.world), 0, "it is the other leader's");
+        // As the message says.
+        s.replicas.remove(0).stop().await;
+        s.start_replica("reattach-controller-2", None);
+        s.until("restored", secs(300), |w| replicas(w) == 1).await.expect("restored");
+        assert_eq!(term(&s.world), 51);
+    })
+    .expect("virtual time");
 }

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 
 struct Stage {
     gate: Gate,
-    plan: Plan,
+    plan: SoundPlan,
     leading: watch::Sender<Option<Leadership>>,
 }
 
@@ -19,7 +19,7 @@ impl Stage {
         let client = Client::new(service, "default");
         let (leading, leadership) = watch::channel(leadership);
         let gate = Gate::new(Clients::over(client.clone(), client), leadership);
-        Self { gate, plan: Case::deployment().plan().unwrap(), leading }
+        Self { gate, plan: Case::deployment().plan().unwrap().sound().unwrap(), leading }
     }
 
     fn pass(&self, mode: Mode, approved: Option<&str>, term: u64) -> Result<(), Shut> {

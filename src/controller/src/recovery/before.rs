@@ -277,7 +277,7 @@ impl Executor {
     }
 
     /// Stores the last phase of a recovery that never ran.
-    async fn settle(
+    pub(super) async fn settle(
         &self,
         recovery: VolumeRecovery,
         phase: Phase,
@@ -318,7 +318,9 @@ impl Executor {
         let stored = if unchanged {
             recovery
         } else {
-            store::save(&self.collector.clients.records, &recovery).await?
+            let stored = store::save(&self.collector.clients.records, &recovery).await?;
+            memory.refused_since = None;
+            stored
         };
         finish::tell(self, &stored, memory).await;
         if called {

@@ -2,7 +2,6 @@
 
 use super::{Executor, Memory, Turn, TurnError};
 use crate::{finish, status};
-use jiff::SignedDuration;
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
@@ -15,8 +14,6 @@ use reattach_core::stamp::STAMP_ANNOTATION;
 
 /// A lost compare-and-swap is retried so often before the turn is given up.
 const TRIES: u32 = 8;
-/// A recovery that cannot be read is looked at again so much later: its own version may have come back.
-const HELD: SignedDuration = SignedDuration::from_mins(5);
 
 impl Executor {
     /// Appends one line and stores it. On a conflict the object is read again. If only the spec changed (an abort, say), a
@@ -45,9 +42,12 @@ impl Executor {
             self.put(&mut recovery, plan, &entry);
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
+                    memory.wrote_a_line();
                     finish::tell(self, &stored, memory).await;
                     return Ok(stored);
                 }
+                // It is the same status that would be refused again.
+                Err(error) if error.is_refused() => return Err(error.into()),
                 Err(SaveError::Gone) => return Err(SaveError::Gone.into()),
                 Err(SaveError::Conflict | SaveError::Other(_)) => {
                     let api: Api<VolumeRecovery> = Api::namespaced(
@@ -66,7 +66,10 @@ impl Executor {
                         }
                         Some([]) => recovery = now,
                         // A lost reply: the line may be ours.
-                        Some([line]) if line.get() == Ok(&entry) => return Ok(now),
+                        Some([line]) if line.get() == Ok(&entry) => {
+                            memory.wrote_a_line();
+                            return Ok(now);
+                        }
                         _ => return Err(TurnError::Lost),
                     }
                 }
@@ -90,7 +93,7 @@ impl Executor {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
-        Ok(Turn::Pause { until: self.later(HELD) })
+        Ok(Turn::NeedsPerson)
     }
 
     fn put(&self, recovery: &mut VolumeRecovery, plan: &SoundPlan, entry: &Entry) {

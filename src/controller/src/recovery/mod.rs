@@ -7,7 +7,8 @@
 //!
 //! # Guarantees
 //! Every effect is journaled before it is issued and its outcome after, by compare-and-swap. Every effect passes the
-//! gate. A lost compare-and-swap means: read again; stop if someone else wrote a journal line.
+//! gate. A lost compare-and-swap means: read again. A turn that led nowhere is followed by a pause that grows
+//! ([`crate::pace`]).
 //!
 //! # Assumptions
 //! One driver per recovery and process; across processes the leader Lease and the journal keep order.
@@ -23,6 +24,7 @@ mod journal;
 mod reserve;
 mod run;
 mod sightings;
+mod undo;
 mod unsound;
 
 pub use reserve::Reservations;
@@ -30,10 +32,12 @@ pub use reserve::Reservations;
 use crate::collect::Collector;
 use crate::finish;
 use crate::metrics::Metrics;
+use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Budgets, Phase, PowerOffRule, SnapshotRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
+use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
 use reattach_core::cloud::CloudVolume;
@@ -78,6 +82,8 @@ pub enum Turn {
         /// The latest moment.
         until: Timestamp,
     },
+    /// Only a person, or a change, can make it go on: look again on a change, or after a pause that grows.
+    NeedsPerson,
     /// The recovery is over.
     Final(Phase),
 }
@@ -92,11 +98,24 @@ pub enum TurnError {
     #[error(transparent)]
     Save(#[from] SaveError),
     /// Someone else works on it.
-    #[error("another process wrote to the journal: this one stops")]
+    #[error("another process wrote to the journal")]
     Lost,
     /// Not leader.
     #[error("not leader")]
     NotLeader,
+}
+
+impl TurnError {
+    /// What the pause after it depends on. `None`: there is nothing to drive any more.
+    fn pace(&self) -> Option<Fruitless> {
+        match self {
+            Self::Kubernetes(error) if is_refused(error) => Some(Fruitless::Refused),
+            Self::Save(error) if error.is_refused() => Some(Fruitless::Refused),
+            Self::Kubernetes(_) | Self::Save(SaveError::Other(_)) => Some(Fruitless::Away),
+            Self::Save(SaveError::Conflict) | Self::Lost | Self::NotLeader => Some(Fruitless::Raced),
+            Self::Save(SaveError::Gone) => None,
+        }
+    }
 }
 
 impl From<kube::Error> for TurnError {
@@ -118,15 +137,38 @@ pub struct Memory {
     pub(crate) patience: SignedDuration,
     /// The cloud's last word on the volume, for a ticket to its support.
     pub(crate) cloud: Option<CloudVolume>,
+    /// Whether this turn stored a line, or put something back without one.
+    moved: bool,
+    /// Since when the API server refuses the status.
+    refused_since: Option<Timestamp>,
+    /// The number of the next line of a journal that a newer leader wrote.
+    frozen: Option<u32>,
+    backoff: Backoff,
 }
 
 impl Memory {
+    fn wrote_a_line(&mut self) {
+        self.moved = true;
+        self.refused_since = None;
+    }
+
     /// Keeps what the cloud said, where it was asked.
     pub(crate) fn note_cloud(&mut self, evidence: &Evidence) {
         if let Some(volume) = evidence.cloud_volume.shown() {
             self.cloud = Some(volume.clone());
         }
     }
+}
+
+/// What ended a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// The process ends.
+    Stop,
+    /// The pause is over.
+    Time,
+    /// Something changed.
+    News,
 }
 
 /// What limits a recovery besides its own plan.
@@ -182,47 +224,105 @@ impl Executor {
             }
             // Before the turn: what changes while it is taken must not wait for the next poll.
             let seen = self.fingerprint(name);
+            let mut about = None;
             let turn = match api.get_opt(&name.name).await {
                 Ok(None) => return None,
-                Ok(Some(recovery)) => self.turn(recovery, &limits(name), &mut memory).await,
+                Ok(Some(recovery)) => {
+                    about = Some(recovery.object_ref(&()));
+                    self.turn(recovery, &limits(name), &mut memory).await
+                }
                 Err(error) => Err(error.into()),
             };
-            let until = match turn {
-                Ok(Turn::Again) => continue,
+            if memory.told == Some(Phase::Stuck) {
+                // What only waits for a person takes no place from others.
+                self.reservations.give_back(name);
+            }
+            let fruitless = match turn {
+                Ok(Turn::Again) if std::mem::take(&mut memory.moved) => {
+                    memory.backoff.reset();
+                    continue;
+                }
+                Ok(Turn::Again) => Fruitless::Raced,
                 Ok(Turn::Final(phase)) => return Some(phase),
-                Ok(Turn::Pause { until }) => until,
-                Err(TurnError::Lost | TurnError::NotLeader) => return None,
-                Err(TurnError::Save(SaveError::Conflict)) => continue,
-                Err(TurnError::Save(SaveError::Gone)) => return None,
+                Ok(Turn::Pause { until }) => {
+                    memory.backoff.reset();
+                    let until = until.min(self.later(AT_LEAST_EVERY));
+                    match self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop).await {
+                        Woken::Stop => return None,
+                        Woken::News => memory.woken = Some(self.collector.clock.now()),
+                        Woken::Time => {}
+                    }
+                    continue;
+                }
+                Ok(Turn::NeedsPerson) => Fruitless::NeedsPerson,
+                Err(TurnError::NotLeader) if self.gate.leadership().is_none() => return None,
                 Err(error) => {
-                    tracing::warn!(recovery = %name, %error, "the turn is taken again");
-                    self.later(SignedDuration::from_secs(1))
+                    let fruitless = error.pace()?;
+                    if fruitless != Fruitless::Raced {
+                        tracing::warn!(recovery = %name, %error, "the turn is taken again");
+                    }
+                    if matches!(&error, TurnError::Save(refused) if refused.is_refused()) {
+                        self.unwritten(name, about, &error, &mut memory).await;
+                    }
+                    fruitless
                 }
             };
-            let until = until.min(self.later(AT_LEAST_EVERY));
-            tokio::select! {
-                biased;
-                _ = stop.wait_for(|s| *s) => return None,
-                () = self.collector.clock.sleep_until(until) => {}
-                () = self.changed(name, &mut changes, &seen) => {
-                    memory.woken = Some(self.collector.clock.now());
-                }
+            memory.moved = false;
+            let pause = memory.backoff.after(fruitless);
+            let (until, calm) = (self.later(pause), self.later(pause / 4));
+            match self.pause(name, until, calm, &mut changes, &seen, &mut stop).await {
+                Woken::Stop => return None,
+                Woken::News => memory.woken = Some(self.collector.clock.now()),
+                Woken::Time => {}
             }
         }
     }
 
+    /// Waits for `until`, or for a change; before `calm` only for one that people made to the recovery itself.
+    async fn pause(
+        &self,
+        name: &ObjectName,
+        until: Timestamp,
+        calm: Timestamp,
+        changes: &mut Option<watch::Receiver<u64>>,
+        seen: &[String],
+        stop: &mut watch::Receiver<bool>,
+    ) -> Woken {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|s| *s) => Woken::Stop,
+            () = self.collector.clock.sleep_until(until) => Woken::Time,
+            () = self.changed(name, calm, changes, seen) => Woken::News,
+        }
+    }
+
     /// Waits until something that matters for this recovery changes. Never returns without a cache.
-    async fn changed(&self, name: &ObjectName, changes: &mut Option<watch::Receiver<u64>>, seen: &[String]) {
+    async fn changed(
+        &self,
+        name: &ObjectName,
+        calm: Timestamp,
+        changes: &mut Option<watch::Receiver<u64>>,
+        seen: &[String],
+    ) {
         let Some(changes) = changes else { return std::future::pending().await };
+        let clock = &self.collector.clock;
+        let mut news = false;
         loop {
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                biased;
+                () = clock.sleep_until(calm), if news => return,
+                changed = changes.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
             }
             tokio::time::sleep(SETTLE).await;
             changes.mark_unchanged();
-            if self.fingerprint(name) != seen {
+            let now = self.fingerprint(name);
+            // The first one is what people ask for.
+            if now != seen && (now.first() != seen.first() || clock.now() >= calm) {
                 return;
             }
+            news |= now != seen;
         }
     }
 

@@ -6,18 +6,18 @@ use crate::metrics::EffectLabels;
 use crate::perform::{Stage, perform};
 use crate::status;
 use jiff::{SignedDuration, Timestamp};
+use kube::Resource;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::gate::Authority;
 use reattach_cluster::store;
 use reattach_core::evidence::Evidence;
-use reattach_core::journal::{Entry, Mark, Outcome};
-use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next};
+use reattach_core::ids::Uid;
+use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next, refused_to_put_back};
 use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
 use std::mem::discriminant;
 
-/// A recovery that a person must look at is looked at again so much later.
-const PAGED: SignedDuration = SignedDuration::from_mins(5);
 /// A step that waits longer says in the status what for.
 const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
 /// An effect without a known outcome is a person's business after so long.
@@ -48,10 +48,11 @@ impl Executor {
             Err(unsound) => return self.hold_unsound(recovery, &unsound, memory).await,
         };
         let Some(mut state) = self.replayed(&recovery, &plan, memory).await? else {
-            return Ok(Turn::Pause { until: self.later(PAGED) });
+            return Ok(Turn::NeedsPerson);
         };
-        if self.gate.leadership().is_some_and(|l| l.term < state.term()) {
-            return Err(TurnError::NotLeader);
+        let leadership = self.gate.leadership().ok_or(TurnError::NotLeader)?;
+        if leadership.term < state.term() {
+            return self.freeze(recovery, &state, leadership.term, memory).await;
         }
         let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
         memory.note_cloud(&evidence);
@@ -70,16 +71,21 @@ impl Executor {
                     }
                     match self.replayed(&recovery, &plan, memory).await? {
                         Some(next) => state = next,
-                        None => return Ok(Turn::Pause { until: self.later(PAGED) }),
+                        None => return Ok(Turn::NeedsPerson),
                     }
                 }
                 // It may wait only because the facts are older than the line just written.
                 Next::Wait { .. } if wrote => return Ok(Turn::Again),
                 Next::Wait { why, until } => {
-                    self.say_what_is_awaited(recovery, &state, &why, memory).await?;
+                    self.say_what_is_awaited(recovery, &plan, &state, &why, memory).await?;
                     return Ok(Turn::Pause { until });
                 }
-                Next::Done(_) => return crate::finish::release(self, recovery).await,
+                Next::Done(End::Stuck { why }) => {
+                    return self.after_stuck(recovery, &plan, &state, &why, memory).await;
+                }
+                Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
+                    return crate::finish::release(self, recovery).await;
+                }
                 Next::Act(action) => return self.confirm(recovery, &plan, &state, action, memory).await,
             }
         }
@@ -112,10 +118,16 @@ impl Executor {
     async fn say_what_is_awaited(
         &self,
         mut recovery: VolumeRecovery,
+        plan: &SoundPlan,
         state: &State,
         why: &str,
         memory: &mut Memory,
     ) -> Result<(), TurnError> {
+        let refused = refused_to_put_back(plan, state);
+        if refused.is_some() {
+            // It may stay so for ever, and a workload may be at zero: a person is called at once.
+            memory.patience = SignedDuration::ZERO;
+        }
         let now = self.collector.clock.now();
         let entered = state.entered_at();
         let since = |at: Option<Timestamp>| at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
@@ -128,7 +140,9 @@ impl Executor {
                 "whether the last effect was applied is still not known, so nothing is touched: {why}"
             );
             self.keep(recovery, Phase::Stuck, why, memory).await?;
-        } else if let Some(entered) = entered.filter(|at| since(Some(*at)) > WAITED_FOR_LONG) {
+        } else if let Some(entered) =
+            entered.filter(|at| refused.is_some() || since(Some(*at)) > WAITED_FOR_LONG)
+        {
             status::waits_since(&mut recovery, entered);
             let status = recovery.status.get_or_insert_default();
             let base = status.message.split("; waiting: ").next().unwrap_or_default().to_owned();
@@ -170,6 +184,10 @@ impl Executor {
         evidence: &Evidence,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
+        // Before the line: a lease that is about to end leaves none behind each second.
+        if self.gate.tidy().is_err() {
+            return Ok(Turn::Pause { until: self.later(SHUT) });
+        }
         let proof = match &action.effect {
             Effect::CloudDetach { proof }
             | Effect::CloudForce { proof }
@@ -213,7 +231,7 @@ impl Executor {
         Ok(store::save(&self.collector.clients.records, &recovery).await?)
     }
 
-    async fn look(
+    pub(super) async fn look(
         &self,
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
@@ -238,6 +256,10 @@ impl Executor {
 
     fn ask(&self, recovery: &VolumeRecovery, plan: &SoundPlan, state: &State, evidence: &Evidence) -> Next {
         let uid = Self::uid_of(recovery);
+        next(plan, state, evidence, &self.context(recovery, &uid))
+    }
+
+    pub(super) fn context<'a>(&self, recovery: &'a VolumeRecovery, uid: &'a Uid) -> Context<'a> {
         let deleted =
             recovery.metadata.deletion_timestamp.as_ref().map(|_| "the deletion of the VolumeRecovery");
         let aborted_by = recovery.spec.abort.as_ref().map(|a| a.by.as_str()).or(deleted);
@@ -245,8 +267,7 @@ impl Executor {
         let now = self.collector.clock.now();
         // Without leadership nothing is journaled or issued, whatever the answer.
         let term = self.gate.leadership().map_or(0, |l| l.term);
-        let cx = Context { recovery: &uid, aborted_by, confirm_workload, term, now };
-        next(plan, state, evidence, &cx)
+        Context { recovery: uid, aborted_by, confirm_workload, term, now }
     }
 
     /// A state that no executor could have written: stop, and say so.
@@ -258,7 +279,28 @@ impl Executor {
     ) -> Result<Turn, TurnError> {
         tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
-        Ok(Turn::Pause { until: self.later(PAGED) })
+        Ok(Turn::NeedsPerson)
+    }
+
+    /// The journal has lines of a newer leader than this one: the Lease was restored from a backup, or another controller or
+    /// break-glass run works by another Lease. A record that nobody writes to any more calls for a person.
+    async fn freeze(
+        &self,
+        recovery: VolumeRecovery,
+        state: &State,
+        own: u64,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let why = format!(
+            "its journal has lines of term {} and this controller leads with term {own}, so another one may drive it: nothing is touched; make sure that no other controller and no break-glass run is at work, then restart this controller, which takes a higher term",
+            state.term()
+        );
+        if memory.frozen.replace(state.next_seq()) == Some(state.next_seq()) {
+            self.keep(recovery, Phase::Stuck, why, memory).await?;
+        } else {
+            crate::finish::call(self, &recovery.object_ref(&()), "OtherLeader", why).await;
+        }
+        Ok(Turn::NeedsPerson)
     }
 
     fn count(&self, step: Option<StepKind>, outcome: &Outcome, shut: bool) {

@@ -10,8 +10,6 @@ use reattach_core::plan::{Unsound, may_have_freed};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_core::workload::ScalePath;
 
-/// The recovery is looked at again so much later: the version that made the plan may have come back.
-const HELD: SignedDuration = SignedDuration::from_mins(5);
 /// A restoring write that was refused, or a list that could not be read, is tried again so much later.
 const TRIED_AGAIN: SignedDuration = SignedDuration::from_secs(20);
 
@@ -33,7 +31,7 @@ impl Executor {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         }
         self.keep(recovery, Phase::Stuck, why, memory).await?;
-        Ok(Turn::Pause { until: self.later(if restored { HELD } else { TRIED_AGAIN }) })
+        if restored { Ok(Turn::NeedsPerson) } else { Ok(Turn::Pause { until: self.later(TRIED_AGAIN) }) }
     }
 
     /// Restores every workload that carries a stamp of this recovery. Returns whether none is left.

@@ -285,11 +285,6 @@ impl Look<'_> {
                 return wait(why, until.min(later(self.cx.now, CLOUD_POLL)));
             }
         }
-        if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
-            self.state.step(self.ix)
-        {
-            return self.failed(why);
-        }
         take_off(self.ix, self.plan, self.state, self.evidence, self.cx)
             .unwrap_or_else(|| self.completed("our taint is gone"))
     }

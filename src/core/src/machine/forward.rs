@@ -421,9 +421,7 @@ impl Look<'_> {
                 StepState::Issued { outcome, .. } if outcome.applied() => {
                     self.completed("the count is restored and the stamp is off")
                 }
-                StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
-                    self.failed(why)
-                }
+                // Also one that was refused: what the run is for is done, and only the way back is left.
                 _ => put_back(self.ix, w, self.state, self.cx).unwrap_or_else(|| {
                     if w.replicas == 0 {
                         return self

@@ -198,11 +198,6 @@ impl Look<'_> {
         if !self.state.in_force(self.plan, StepKind::Hold) {
             return self.skipped("nothing was held");
         }
-        if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } =
-            self.state.step(self.ix)
-        {
-            return self.failed(why);
-        }
         let_come(self.ix, self.plan, self.state, self.evidence, self.cx).unwrap_or_else(|| {
             self.completed(if self.plan.closes_node {
                 "our taint is gone"

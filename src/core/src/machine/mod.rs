@@ -39,6 +39,7 @@ use crate::workload::{ScalePath, WorkloadRef};
 use jiff::Timestamp;
 
 pub use state::{Illegal, State, StepState};
+pub use unwind::{Left, refused_to_put_back, without_journal};
 
 /// The one next thing to do.
 #[derive(Clone, Debug, PartialEq)]

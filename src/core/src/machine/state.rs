@@ -265,6 +265,17 @@ impl State {
         }
     }
 
+    /// The same state as if the run had not ended and nothing had been tried to put back yet.
+    pub(super) fn reopened(&self, plan: &Plan) -> Self {
+        let mut state = Self { ended: None, ..self.clone() };
+        for kind in [StepKind::Restore, StepKind::Lift, StepKind::Untaint] {
+            if let Some(attempts) = plan.find(kind).and_then(|ix| state.attempts.get_mut(ix.index())) {
+                *attempts = 0;
+            }
+        }
+        state
+    }
+
     fn slot(&mut self, step: StepIx) -> Result<&mut StepState, &'static str> {
         self.steps.get_mut(step.index()).ok_or("the plan has no such step")
     }

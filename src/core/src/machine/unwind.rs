@@ -1,4 +1,5 @@
-//! After turning back: put the workload back as it was, then end.
+//! After turning back: put the workload back as it was, then end. A write that the API server refused is tried again: a right
+//! that was taken away may be given again, and a workload must not stay at zero for one answer.
 
 use super::fence::take_off;
 use super::hold::let_come;
@@ -8,8 +9,8 @@ use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::hold::hold_taint;
-use crate::journal::{End, Mark, Outcome, TurnBack};
-use crate::plan::{Plan, StepIx};
+use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
+use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::runbook::{Holding, StepKind};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
@@ -19,9 +20,11 @@ pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(1);
 
 /// The pause between two tries never grows beyond this.
 const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
-/// After so many tries (about an hour) a person is called: the journal has to fit into one object, and the stamp alone
-/// suffices to restore.
+/// Maximum number of journaled tries of one restoring write, which take about an hour. The journal has to fit into one
+/// object; further tries are made by the stamp alone ([`without_journal`]).
 const MOST_RESTORES: u32 = 60;
+/// Maximum number of lines that [`without_journal`] imagines: an outcome, the turn back, and two for each mark that is off.
+const IMAGINED: u32 = 8;
 
 /// The next thing while unwinding. No effect is outstanding here: `observe` has dealt with it.
 pub(super) fn next(
@@ -46,10 +49,6 @@ pub(super) fn next(
 fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
     let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(restore)
-    {
-        return stuck(format!("the workload could not be restored ({why}); its stamp says how"));
-    }
     let wait = |why: &str| Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) };
     if state.turned_back_at().is_some_and(|at| evidence.workload.at < at) {
         return wait("the workload must be read again to restore it");
@@ -61,8 +60,9 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
     };
     match put_back(restore, w, state, cx) {
         Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => stuck(format!(
-            "{} could not be restored in {MOST_RESTORES} tries; its stamp says how",
-            w.workload
+            "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
+            w.workload,
+            answer(state, restore)
         )),
         Some(next) => next,
         None if w.replicas == 0 && matches!(w.stamp, Some(Err(_))) => {
@@ -83,9 +83,6 @@ fn on_its_way(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Opti
 /// since each line of the journal makes another version of the object that carries it. `None`: nothing is held.
 fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
     let lift = plan.find(StepKind::Lift).filter(|_| state.in_force(plan, StepKind::Hold))?;
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(lift) {
-        return Some(stuck(format!("the hold could not be lifted ({why}); {}", by_hand(plan, cx))));
-    }
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
     let release = plan.find(StepKind::Release);
     if let Some(wait) = release.and_then(|r| on_its_way(state, r, cx, "the eviction")) {
@@ -98,7 +95,8 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
     }
     match let_come(lift, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => Some(stuck(format!(
-            "the hold could not be lifted in {MOST_RESTORES} tries; {}",
+            "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
+            answer(state, lift),
             by_hand(plan, cx)
         ))),
         next => Some(next),
@@ -118,14 +116,11 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
     let untaint =
         plan.find(StepKind::Untaint).filter(|_| state.in_force(plan, StepKind::TaintOutOfService))?;
     let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } = state.step(untaint)
-    {
-        return Some(stuck(format!("the taint could not be taken off ({why}); {by_hand}")));
-    }
     match take_off(untaint, plan, state, evidence, cx)? {
-        Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => {
-            Some(stuck(format!("the taint could not be taken off in {MOST_RESTORES} tries; {by_hand}")))
-        }
+        Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => Some(stuck(format!(
+            "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
+            answer(state, untaint)
+        ))),
         next => Some(next),
     }
 }
@@ -198,6 +193,116 @@ pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &C
             replicas,
         },
     }))
+}
+
+/// The answer to the last try of a step, for a sentence about it.
+fn answer(state: &State, step: StepIx) -> String {
+    match state.step(step) {
+        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, .. } => format!(" ({why})"),
+        _ => String::new(),
+    }
+}
+
+/// The API server's answer to the last restoring write of a run, if it refused that write for good.
+pub fn refused_to_put_back<'a>(plan: &Plan, state: &'a State) -> Option<&'a str> {
+    let steps = [StepKind::Restore, StepKind::Lift, StepKind::Untaint].into_iter();
+    steps.filter_map(|kind| plan.find(kind)).find_map(|ix| match state.step(ix) {
+        StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => Some(why.as_str()),
+        _ => None,
+    })
+}
+
+/// What is left to put back of a run whose journal takes no more lines.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Left {
+    /// Nothing of the run is in force.
+    Nothing,
+    /// This is put back next: the count, the label and the gates of a hold, or a taint.
+    Act(Box<Action>),
+    /// It is not known, or nothing may be put back yet.
+    Wait {
+        /// Why, as one sentence.
+        why: String,
+    },
+    /// A person must decide.
+    Person {
+        /// Why, as one sentence.
+        why: String,
+    },
+}
+
+/// What is left to put back of a run that ended and needs a person, or whose journal cannot be written since `since`: what
+/// unwinding would do next if its lines could be stored. The marks in the cluster suffice for that: a stamp says what to
+/// restore, and `labelled` whether the VolumeRecovery has the label of a hold. S3 holds as ever: while an effect's outcome
+/// is unknown nothing is put back.
+pub fn without_journal(
+    plan: &SoundPlan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+    since: Timestamp,
+    labelled: bool,
+) -> Left {
+    let mut state = state.reopened(plan);
+    let aborted = Context { aborted_by: Some("a journal that cannot be written"), ..cx.clone() };
+    for _ in 0..IMAGINED {
+        let marks = match super::next(plan, &state, evidence, &aborted) {
+            Next::Record(Mark::Ended { end: End::Stuck { why } }) => return Left::Person { why },
+            Next::Record(Mark::Ended { .. }) | Next::Done(_) => return Left::Nothing,
+            Next::Record(mark) => vec![mark],
+            Next::Wait { why, .. } => return Left::Wait { why },
+            Next::Act(action) => match is_off(&action.effect, evidence, &aborted, labelled) {
+                Some(false) => return Left::Act(Box::new(action)),
+                Some(true) => vec![
+                    Mark::Started { step: action.step, intent: action.intent, proof: None },
+                    Mark::Outcome {
+                        step: action.step,
+                        outcome: Outcome::Applied { detail: "it is off".to_owned() },
+                    },
+                ],
+                None => {
+                    let why =
+                        format!("what is left needs the journal, which cannot be written: {}", action.intent);
+                    return Left::Person { why };
+                }
+            },
+        };
+        for mark in marks {
+            let (seq, term) = (state.next_seq(), state.term());
+            let line = Entry { seq, at: since, term, by: String::new(), mark };
+            if let Err(illegal) = state.apply(plan, &line) {
+                return Left::Person { why: illegal.to_string() };
+            }
+        }
+    }
+    Left::Wait { why: "what the run left is not settled yet".to_owned() }
+}
+
+/// Whether the mark that a restoring effect takes off is off already. `None`: the effect does more than take a mark of ours
+/// off, and is never made without a journal.
+fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool) -> Option<bool> {
+    let node = |name| evidence.node(name, cx.now);
+    match effect {
+        // It is proposed only while the stamp is there.
+        Effect::Restore { .. } => Some(false),
+        Effect::Lift { pods } => Some(pods.is_empty() && !labelled),
+        Effect::OpenNode { node: name, .. } => Some(node(name).is_some_and(|n| !n.is_closed_by(cx.recovery))),
+        Effect::Untaint { node: name, .. } => Some(node(name).is_some_and(|n| !n.out_of_service_by_us)),
+        Effect::ScaleToZero { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::CloseNode { .. }
+        | Effect::CloudDetach { .. }
+        | Effect::Snapshot { .. }
+        | Effect::CloudForce { .. }
+        | Effect::PowerOff { .. }
+        | Effect::PowerOn { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. }
+        | Effect::Requeue { .. } => None,
+    }
 }
 
 fn stuck(why: String) -> Next {

@@ -4,7 +4,9 @@
 use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
 use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{Context, Effect, Next, State, next};
+use reattach_core::machine::{
+    Context, Effect, Left, Next, State, next, refused_to_put_back, without_journal,
+};
 use reattach_core::testkit::Case;
 
 /// What goes wrong with the reply to an effect.
@@ -174,6 +176,16 @@ impl Run {
         None
     }
 
+    /// What is left to put back if no line can be written from now on.
+    pub fn left(&self) -> Left {
+        let recovery = Case::recovery();
+        let now = at(self.world.now);
+        let cx =
+            Context { recovery: &recovery, aborted_by: None, confirm_workload: None, term: self.term, now };
+        let since = at(self.world.now - 1);
+        without_journal(self.world.plan(), &self.state, &self.world.evidence(), &cx, since, false)
+    }
+
     pub fn story(&self) -> String {
         let mut text = format!("{:?}\n", self.world);
         for e in &self.journal {
@@ -331,24 +343,79 @@ fn a_refused_effect_turns_back_and_restores() {
     }
 }
 
+/// A right that is missing for a moment leaves no workload at zero.
 #[test]
-fn a_refused_restore_is_stuck_and_leaves_the_stamp() {
+fn a_restore_that_was_refused_once_is_tried_again() {
     let mut run = run(false, Faults { replies: vec![(2, Reply::Refused)], ..Faults::default() });
-    let end = run.drive(3_600);
-    assert!(matches!(end, Some(End::Stuck { .. })), "{end:?}");
-    assert_eq!((run.world.replicas, run.world.stamp), (0, Stamped::Ours));
+    run.assert_recovered("refused once", 0);
 }
 
-/// A restore that is refused with "try again" for ever ends, and the journal stays small.
+#[test]
+fn a_restore_that_was_refused_for_a_while_puts_back() {
+    let faults = Faults { replies: (2..22).map(|n| (n, Reply::Refused)).collect(), ..Faults::default() };
+    let mut run = run(false, faults);
+    while !run.has(|m| matches!(m, Mark::TurnedBack { .. })) {
+        assert_eq!(run.drive(1), None);
+    }
+    let refused = refused_to_put_back(run.world.plan(), &run.state);
+    assert_eq!(refused, Some("forbidden"), "{}", run.story());
+    let end = run.drive(7_200);
+    assert!(matches!(end, Some(End::Failed { .. })), "{end:?}\n{}", run.story());
+    assert_eq!((run.world.replicas, run.world.stamp), (1, Stamped::None));
+}
+
+/// A restore that is refused for ever ends, the journal stays small, and the stamp says what is left to do.
 #[test]
 fn a_restore_that_never_succeeds_ends_with_a_human() {
-    let faults = Faults { replies: (2..2_000).map(|n| (n, Reply::Busy)).collect(), ..Faults::default() };
-    let mut run = run(false, faults);
-    let end = run.drive(40_000);
-    assert!(matches!(end, Some(End::Stuck { .. })), "{end:?}, {} lines", run.journal.len());
-    let size = serde_json::to_vec(&run.journal).unwrap().len();
-    assert!(size < 100_000, "{} lines, {size} bytes", run.journal.len());
-    assert_eq!(run.world.stamp, Stamped::Ours, "the stamp suffices to restore");
+    for reply in [Reply::Busy, Reply::Refused] {
+        let faults = Faults { replies: (2..2_000).map(|n| (n, reply)).collect(), ..Faults::default() };
+        let mut run = run(false, faults);
+        let end = run.drive(40_000);
+        assert!(matches!(end, Some(End::Stuck { .. })), "{end:?}, {} lines", run.journal.len());
+        let size = serde_json::to_vec(&run.journal).unwrap().len();
+        assert!(size < 100_000, "{} lines, {size} bytes", run.journal.len());
+        assert_eq!(run.world.stamp, Stamped::Ours, "the stamp suffices to restore");
+        let Left::Act(action) = run.left() else { panic!("{:?}", run.left()) };
+        assert!(matches!(action.effect, Effect::Restore { replicas: Some(1), .. }), "{action:?}");
+        (run.world.replicas, run.world.stamp) = (1, Stamped::None);
+        assert_eq!(run.left(), Left::Nothing);
+        (run.world.replicas, run.world.stamp) = (0, Stamped::Edited);
+        assert!(matches!(run.left(), Left::Person { .. }), "{:?}", run.left());
+    }
+}
+
+/// Whatever the journal's last line is when it cannot be written any more: what is put back without it is put back by the
+/// same rules, and never beside an effect whose outcome is not known.
+#[test]
+fn what_is_left_without_a_journal_waits_for_the_cloud() {
+    let (mut acted, mut waited) = (0, 0);
+    for unpublish_fails in [false, true] {
+        for lines in 1..=length(unpublish_fails) {
+            let mut run = run(unpublish_fails, Faults::default());
+            run.world.cloud_lag = 900;
+            while run.journal.len() < lines && run.world.now < 3_000 {
+                assert_eq!(run.drive(1), None);
+            }
+            if run.has(|m| matches!(m, Mark::Ended { .. })) {
+                continue;
+            }
+            let at_zero = (run.world.replicas, &run.world.stamp) == (0, &Stamped::Ours);
+            match run.left() {
+                Left::Act(action) => {
+                    acted += 1;
+                    assert!(at_zero, "{action:?} after line {lines}\n{}", run.story());
+                    // The model objects to a restore under a pending detach of ours.
+                    let issued = run.world.issue(&action.effect, true);
+                    issued.unwrap_or_else(|e| panic!("{e} after line {lines}\n{}", run.story()));
+                    assert_eq!(run.world.replicas, 1);
+                }
+                Left::Wait { .. } => waited += 1,
+                Left::Nothing => assert!(!at_zero, "after line {lines}\n{}", run.story()),
+                Left::Person { why } => panic!("{why} after line {lines}\n{}", run.story()),
+            }
+        }
+    }
+    assert!(acted > 3 && waited > 0, "{acted} times put back, {waited} times waited");
 }
 
 /// S3: while the cloud's answer is unknown and cannot be read, nothing is lifted, whatever else happens.

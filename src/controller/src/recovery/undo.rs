@@ -1,0 +1,184 @@
+//! Putting back what a run left when its journal takes no more lines: it ended and needs a person, or the API server refuses
+//! its status. The marks in the cluster say what to put back; a workload must not stay at zero for want of a line.
+
+use super::{Executor, Memory, Turn, TurnError};
+use crate::finish;
+use crate::metrics::EffectLabels;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Api, ResourceExt};
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cluster::gate::TidyPass;
+use reattach_cluster::tidy;
+use reattach_core::hold::HOLD_LABEL;
+use reattach_core::ids::ObjectName;
+use reattach_core::journal::{Entry, Outcome};
+use reattach_core::machine::{Effect, Left, State, without_journal};
+use reattach_core::plan::SoundPlan;
+
+/// How long a status may be refused before what the run changed is put back. A right that is being renewed, or a CRD that is
+/// being applied, comes back sooner.
+const UNWRITTEN_FOR_LONG: SignedDuration = SignedDuration::from_mins(2);
+
+impl Executor {
+    /// A run that ended and needs a person: what it left is put back all the same, and then it is over.
+    pub(super) async fn after_stuck(
+        &self,
+        recovery: VolumeRecovery,
+        plan: &SoundPlan,
+        state: &State,
+        why: &str,
+        memory: &mut Memory,
+    ) -> Result<Turn, TurnError> {
+        let ended = recovery.status.as_ref().and_then(|s| s.journal.last()?.get().ok()).map(|e| e.at);
+        let since = ended.unwrap_or(self.collector.clock.now());
+        match self.put_back(&recovery, plan, state, since, memory).await? {
+            Undone::All => {
+                let message = format!("{why}; everything has been put back since");
+                self.settle(recovery, Phase::Failed, message, memory).await
+            }
+            Undone::Some => {
+                memory.moved = true;
+                Ok(Turn::Again)
+            }
+            Undone::Nothing { why: what } => {
+                let message = if why.contains(&what) { why.to_owned() } else { format!("{why}; {what}") };
+                self.keep(recovery, Phase::Stuck, message, memory).await?;
+                Ok(Turn::NeedsPerson)
+            }
+        }
+    }
+
+    /// The API server refuses the recovery's status, so that no line can be written. Calls a person once, and puts back what
+    /// the run changed when that lasts.
+    pub(super) async fn unwritten(
+        &self,
+        name: &ObjectName,
+        about: Option<ObjectReference>,
+        refused: &TurnError,
+        memory: &mut Memory,
+    ) {
+        let now = self.collector.clock.now();
+        let Some(since) = memory.refused_since else {
+            memory.refused_since = Some(now);
+            let note = format!(
+                "the API server refuses the recovery's status, so nothing new begins: {refused}. It is tried again; if it lasts, what the run changed is put back. Give the controller the right to update volumerecoveries/status, or apply the CRDs of its version"
+            );
+            if let Some(about) = about {
+                finish::call(self, &about, "StatusRefused", note).await;
+            }
+            return;
+        };
+        if now.duration_since(since) < UNWRITTEN_FOR_LONG {
+            return;
+        }
+        match self.put_back_unwritten(name, since, memory).await {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(recovery = %name, %error, "what the run left could not be put back"),
+        }
+    }
+
+    async fn put_back_unwritten(
+        &self,
+        name: &ObjectName,
+        since: Timestamp,
+        memory: &Memory,
+    ) -> Result<(), TurnError> {
+        let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
+        let Some(recovery) = api.get_opt(&name.name).await? else { return Ok(()) };
+        // What cannot be read is held: whether an effect is under way is not known.
+        let Ok((_, journal)) = recovery.history() else { return Ok(()) };
+        let journal: Vec<Entry> = journal.into_iter().cloned().collect();
+        let Some(plan) = recovery.sound_plan() else { return Ok(()) };
+        let Ok(state) = State::replay(&plan, &journal) else { return Ok(()) };
+        let newer = self.gate.leadership().is_none_or(|l| l.term < state.term());
+        if newer || !state.accepted() {
+            return Ok(());
+        }
+        self.put_back(&recovery, &plan, &state, since, memory).await.map(|_| ())
+    }
+
+    /// Puts back one thing of what is left, as a live look shows it.
+    async fn put_back(
+        &self,
+        recovery: &VolumeRecovery,
+        plan: &SoundPlan,
+        state: &State,
+        since: Timestamp,
+        memory: &Memory,
+    ) -> Result<Undone, TurnError> {
+        let live = self.look(recovery, plan, state, memory, true).await?;
+        let uid = Self::uid_of(recovery);
+        let labelled = recovery.labels().contains_key(HOLD_LABEL);
+        let cx = self.context(recovery, &uid);
+        let action = match without_journal(plan, state, &live, &cx, since, labelled) {
+            Left::Nothing => return Ok(Undone::All),
+            Left::Wait { why } | Left::Person { why } => return Ok(Undone::Nothing { why }),
+            Left::Act(action) => action,
+        };
+        let pass = self.gate.tidy().map_err(|_| TurnError::NotLeader)?;
+        let outcome = undo(&pass, recovery, &action.effect).await;
+        let word = if outcome.applied() { "applied" } else { "not_applied" };
+        let labels = EffectLabels { step: "PutBack".to_owned(), outcome: word.to_owned() };
+        self.metrics.effects.get_or_create(&labels).inc();
+        tracing::warn!(recovery = %Self::claim_of(recovery), intent = action.intent, ?outcome, "put back without a journal");
+        Ok(match outcome {
+            o if o.applied() => Undone::Some,
+            Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },
+            Outcome::Applied { detail: seen }
+            | Outcome::ObservedApplied { seen }
+            | Outcome::ObservedNotApplied { seen } => Undone::Nothing { why: seen },
+        })
+    }
+}
+
+/// What came of one try to put back.
+#[derive(Debug)]
+enum Undone {
+    /// Nothing is left.
+    All,
+    /// One thing was put back; there may be more.
+    Some,
+    /// Nothing was put back.
+    Nothing {
+        /// Why, as one sentence.
+        why: String,
+    },
+}
+
+/// Takes one mark of ours away.
+async fn undo(pass: &TidyPass, recovery: &VolumeRecovery, effect: &Effect) -> Outcome {
+    match effect {
+        Effect::Restore { workload, resource_version, path, replicas } => {
+            tidy::restore(pass, workload, resource_version, *path, *replicas).await
+        }
+        Effect::Lift { pods } => {
+            let mut outcome = tidy::unhold(pass, recovery).await;
+            for (pod, uid) in pods {
+                if outcome.applied() {
+                    outcome = tidy::ungate(pass, pod, uid).await;
+                }
+            }
+            outcome
+        }
+        Effect::OpenNode { node, uid } => tidy::open(pass, node, uid, &Executor::uid_of(recovery)).await,
+        Effect::Untaint { node, uid } => tidy::untaint(pass, node, uid).await,
+        Effect::ScaleToZero { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::CloseNode { .. }
+        | Effect::CloudDetach { .. }
+        | Effect::Snapshot { .. }
+        | Effect::CloudForce { .. }
+        | Effect::PowerOff { .. }
+        | Effect::PowerOn { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. }
+        | Effect::Requeue { .. } => {
+            let why = "this is never done without a journal".to_owned();
+            Outcome::NotApplied { why, retry: false }
+        }
+    }
+}
