@@ -4,7 +4,7 @@ use crate::exit::End;
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow};
 use crate::interrupt::Interrupt;
-use crate::leader::{Leader, LeaseArgs, look};
+use crate::leader::{Leader, LeaseArgs, Patience, look};
 use crate::output::{Format, note};
 use crate::records::{self, phase};
 use crate::recover::duration;
@@ -64,12 +64,10 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
             note(&format!("{name} aborted by {user}."));
         }
     }
-    if let Leader::None { why } = look(&session, &args.lease, Duration::ZERO).await? {
+    if let Leader::None { lease, why } = look(&session, &args.lease, Patience::None).await? {
         note(&format!(
-            "note: no controller holds Lease {} ({why}); nothing is put back until one runs, or until\n  kubectl reattach recover -n {} {} --break-glass",
-            args.lease.name(),
-            name.namespace,
-            recovery.spec.claim_name
+            "note: no controller holds Lease {lease} ({why}); nothing is put back until one runs, or until\n  kubectl reattach recover -n {} {} --break-glass",
+            name.namespace, recovery.spec.claim_name
         ));
     }
     if !args.wait {

@@ -35,6 +35,8 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     session.require_claim(&claim).await?;
     preflight(&providers, !args.dry_run).await?;
     let user = session.user().await?;
+    // A Lease that no controller looks at would exclude none.
+    let lease = args.lease.only(&session).await?;
     let mut tasks = JoinSet::new();
     let cache = watches::start(&session, &mut tasks).await?;
 
@@ -43,12 +45,12 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     let (elector, leadership) = tokio::select! {
         biased;
         () = interrupt.heard() => return Ok(End::Interrupted),
-        taken = take(&session, &args.lease, &identity) => taken?,
+        taken = take(&session, &lease, &identity) => taken?,
     };
     let (publish, leading) = watch::channel(Some(leadership));
     let (end_election, election_ended) = watch::channel(false);
     let election = tokio::spawn(elector.run(publish, election_ended));
-    note(&format!("Lease {} taken, term {}.", args.lease.name(), leadership.term));
+    note(&format!("Lease {lease} taken, term {}.", leadership.term));
 
     let executor = Executor {
         collector: Collector {
@@ -57,7 +59,8 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
             providers,
             clock: session.clock.clone(),
         },
-        gate: Gate::new(session.clients.clone(), leading),
+        gate: Gate::new(session.clients.clone(), leading)
+            .locking_nodes_in(args.node_lock_namespace.as_deref().unwrap_or(&lease.namespace)),
         identity,
         metrics: Metrics::register(&mut Registry::default()),
         reservations: Reservations::default(),
@@ -65,7 +68,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     let ended = drive(args, &session, executor, &cache, &claim, user, &mut interrupt).await;
     end_election.send_replace(true);
     if election.await.is_err() {
-        note(&format!("note: Lease {} was not given back; it runs out by itself", args.lease.name()));
+        note(&format!("note: Lease {lease} was not given back; it runs out by itself"));
     }
     if let Some(left) = running(&session, &claim).await.ok().flatten() {
         let (ns, name) = (&claim.namespace, &claim.name);

@@ -5,7 +5,7 @@ use crate::exit::End;
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow, interactive};
 use crate::interrupt::Interrupt;
-use crate::leader::{Leader, LeaseArgs, look};
+use crate::leader::{Leader, LeaseArgs, Patience, look};
 use crate::output::{Format, note, value};
 use crate::plan::{built_in, confirmation};
 use crate::records;
@@ -73,6 +73,9 @@ pub struct RecoverArgs {
     pub output: Format,
     #[command(flatten)]
     pub lease: LeaseArgs,
+    /// With --break-glass: the namespace of the locks of nodes, if the controller was given another than its own.
+    #[arg(long, value_name = "NAME", requires = "break_glass")]
+    pub node_lock_namespace: Option<String>,
 }
 
 /// Runs the verb.
@@ -166,18 +169,16 @@ pub async fn running(session: &Session, claim: &ObjectName) -> Result<Option<Vol
 }
 
 async fn require_controller(session: &Session, lease: &LeaseArgs) -> Result<(), Fail> {
-    match look(session, lease, reattach_cluster::lease::LEASE_DURATION).await? {
-        Leader::Live { .. } => Ok(()),
-        Leader::Hidden => {
+    match look(session, lease, Patience::OneLease).await? {
+        Leader::Live => Ok(()),
+        Leader::Hidden { lease } => {
             note(&format!(
-                "note: you may not read Lease {}, so whether a controller runs shows only when it answers",
-                lease.name()
+                "note: you may not read Lease {lease}, so whether a controller runs shows only when it answers"
             ));
             Ok(())
         }
-        Leader::None { why } => Err(Fail::Other(format!(
-            "no controller holds Lease {} ({why}), so nobody would do the work; install or start one, or use --break-glass",
-            lease.name()
+        Leader::None { lease, why } => Err(Fail::Other(format!(
+            "no controller holds Lease {lease} ({why}), so nobody would do the work; install or start one, or use --break-glass"
         ))),
     }
 }

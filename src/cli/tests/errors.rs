@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{CLAIM, NS, Ran, Stage, TOKEN, finish, kubeconfig_text};
+use common::{CLAIM, NS, Ran, Stage, TOKEN, ended, finish, kubeconfig_text};
 use reattach_sim::apiserver::Verb;
 use serde_json::{Value, json};
 
@@ -99,8 +99,7 @@ async fn missing_rights() {
     let sentence = one_sentence(&ran, 1);
     names(&sentence, &["may not create volumerecoveries.reattach.dev", "ask for the recovery"]);
     assert!(stage.recovery().is_none());
-    let lease =
-        stage.server.read("coordination.k8s.io", "leases", "reattach-system", "reattach-controller").unwrap();
+    let lease = stage.server.read("coordination.k8s.io", "leases", common::LEASE.0, common::LEASE.1).unwrap();
     assert_eq!(lease["spec"]["holderIdentity"], "", "the Lease is given back");
 }
 
@@ -222,18 +221,60 @@ async fn providers_and_runbooks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_controller() {
     let stage = Stage::new("alone").await;
-    let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--yes"]).await, 1);
-    names(
-        &sentence,
-        &["no controller holds Lease reattach-system/reattach-controller", "does not exist", "--break-glass"],
+    stage.remove_lease().await;
+    let _ = stage.server.take_audit();
+    // A controller that has just been installed needs one lease duration.
+    let ran = stage.run(&["recover", CLAIM, "--yes"]).await;
+    ended(
+        &ran,
+        1,
+        &[
+            "No controller holds Lease reattach-system/reattach-controller (it does not exist); waiting for up to 20 s",
+            "error: no controller holds Lease reattach-system/reattach-controller (it does not exist)",
+            "--break-glass",
+        ],
     );
-    stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-        "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
-        "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 3, "renewTime": "2021-07-11T01:00:00.000000Z"}}));
+    stage.insert_lease("", 3);
     let sentence = one_sentence(&stage.run(&["recover", CLAIM, "--yes"]).await, 1);
     names(&sentence, &["its last holder gave it up"]);
     assert!(stage.recovery().is_none());
     assert_eq!(stage.writes(), Vec::<String>::new());
+}
+
+/// A Lease that no controller looks at would exclude none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn break_glass_guesses_no_lease() {
+    let stage = Stage::new("guess").await;
+    let lease = |namespace: &str, name: &str| {
+        stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 3}}));
+    };
+    let run = async |more: &[&str]| {
+        let arguments = [&["recover", CLAIM, "--break-glass", "--dry-run"], more].concat();
+        stage.run(&arguments).await
+    };
+    lease("ops", "reattach-main");
+    let sentence = one_sentence(&run(&[]).await, 1);
+    names(&sentence, &["ops/reattach-main, reattach-system/reattach-controller", "--controller-namespace"]);
+    let named = ["--controller-namespace", "ops", "--lease", "reattach-main"];
+    let ran = run(&named).await;
+    let other = "Lease reattach-system/reattach-controller exists, too";
+    ended(&ran, 0, &[other, "Lease ops/reattach-main taken, term 4", "7 steps"]);
+    // The one that is there is the controller's, wherever it is.
+    stage.remove_lease().await;
+    ended(&run(&[]).await, 0, &["Lease ops/reattach-main taken, term 5", "7 steps"]);
+
+    let sentence = one_sentence(&run(&["--lease", "reattach-controller"]).await, 1);
+    names(&sentence, &["no Lease reattach-controller exists in this cluster", "--controller-namespace"]);
+    stage.forbid(
+        Verb::List,
+        "leases",
+        r#"leases.coordination.k8s.io is forbidden: User "jane" cannot list resource "leases" in API group "coordination.k8s.io" at the cluster scope"#,
+    );
+    let sentence = one_sentence(&run(&[]).await, 1);
+    names(&sentence, &["you may not list the Leases of the whole cluster", "--controller-namespace"]);
+    ended(&run(&named).await, 0, &["Lease ops/reattach-main taken, term 6", "7 steps"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

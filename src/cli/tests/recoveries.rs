@@ -22,8 +22,7 @@ fn replicas(stage: &Stage) -> i64 {
 }
 
 fn lease(stage: &Stage) -> Value {
-    (*stage.server.read("coordination.k8s.io", "leases", "reattach-system", "reattach-controller").unwrap())
-        .clone()
+    (*stage.server.read("coordination.k8s.io", "leases", common::LEASE.0, common::LEASE.1).unwrap()).clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,10 +395,7 @@ async fn an_abort_without_a_controller_is_carried_out_by_break_glass() {
 async fn a_dead_controllers_lease_is_taken_after_it_has_run_out() {
     let stage = Arc::new(Stage::new("dead").await);
     let world = turn(&stage);
-    let at = stage.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-    stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-        "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
-        "spec": {"holderIdentity": "controller-9/uid/1", "leaseDurationSeconds": 15, "leaseTransitions": 4, "renewTime": at}}));
+    stage.insert_lease("controller-9/uid/1", 4);
     let began = std::time::SystemTime::UNIX_EPOCH
         + Duration::from_millis(u64::try_from(stage.server.clock().now().as_millisecond()).unwrap());
     let ran = stage.run(&["recover", CLAIM, "--break-glass", "--yes"]).await;

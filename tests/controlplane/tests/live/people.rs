@@ -163,6 +163,9 @@ async fn without_a_controller(stage: &mut Stage, bella: &Path) {
         "-n",
         "shop",
         "--break-glass",
+        // Her roles let her read the Leases of that namespace alone.
+        "--controller-namespace",
+        "reattach-system",
         "--yes",
         "--timeout",
         "3m",
