@@ -158,7 +158,9 @@ fn a_refused_restore_calls_a_person_and_goes_on() {
         quiet_minute(&mut s).await;
         s.pass(secs(1_500)).await;
         quiet_minute(&mut s).await;
-        assert_eq!((replicas(&s.world), events(&s.world, "Escalated")), (0, 1), "{:?}", phase(&s));
+        // Once for the step that restores, and once for the way back after its deadline.
+        let calls = events(&s.world, "Escalated");
+        assert!(replicas(&s.world) == 0 && (1..=2).contains(&calls), "{calls} calls, {:?}", phase(&s));
         s.world.server().clear_faults();
         s.until("restored", secs(120), |w| replicas(w) == 1).await.expect("restored");
         s.running(&["redis"], secs(600)).await.expect("it runs");
@@ -271,8 +273,9 @@ fn a_refused_status_leaves_no_pod_held() {
         quiet_minute(&mut s).await;
         s.world.server().clear_faults();
         s.running(&["redis"], secs(900)).await.expect("it runs");
-        s.pass(secs(60)).await;
-        assert!(phase(&s).0.is_final(), "{:?}", phase(&s));
+        let over = [Phase::Recovered, Phase::Failed, Phase::Resolved];
+        s.phases(&["redis"], &over, secs(900)).await.expect("over");
+        s.pass(secs(30)).await;
         unbroken(&mut s);
     });
 }

@@ -58,7 +58,13 @@ impl Executor {
                         return Err(SaveError::Gone.into());
                     };
                     let journal = now.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
+                    let ours = recovery.status.as_ref().map(|s| s.journal.as_slice()).unwrap_or_default();
+                    let last = lines.checked_sub(1);
                     match journal.get(lines..) {
+                        // The lines that this one was to follow are not there any more: a backup was restored, say.
+                        _ if last.is_some_and(|last| journal.get(last) != ours.get(last)) => {
+                            return Err(TurnError::Lost);
+                        }
                         // S4: what people changed meanwhile (an abort, a deletion, another approval) is looked at before
                         // anything begins; what has happened is written down whatever they changed.
                         Some([]) if begins && asks_otherwise(&recovery, &now) => {

@@ -246,6 +246,7 @@ impl Executor {
                 Ok(Turn::Final(phase)) => return Some(phase),
                 Ok(Turn::Pause { until }) => {
                     memory.backoff.reset();
+                    memory.refused_since = None;
                     let until = until.min(self.later(AT_LEAST_EVERY));
                     match self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop).await {
                         Woken::Stop => return None,
