@@ -65,6 +65,10 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                 if let Err(outcome) = stage.holds(proof) {
                     return outcome;
                 }
+                if !proof.fences_the_node() {
+                    let why = "the proof is about the volume and not about the whole node".to_owned();
+                    return Outcome::NotApplied { why, retry: false };
+                }
                 match node_lock::take(pass, name, &stage.name(), clock.now()).await {
                     Ok(()) => node::taint_out_of_service(pass, name, uid).await,
                     Err(outcome) => outcome,

@@ -15,7 +15,8 @@ use reattach_cluster::lease::Leadership;
 use reattach_cluster::{Clients, Clock};
 use reattach_core::ids::Uid;
 use reattach_core::policy::Mode;
-use reattach_core::proof::Declaration;
+use reattach_core::proof::{Declaration, NoUser, kubelet_handshake};
+use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE};
 use reattach_provider_api::{Optional, Unsupported};
 use reattach_sim::ApiServer;
@@ -121,6 +122,29 @@ impl Scene {
         };
         reattach_core::proof::declared(&case.evidence, &holder, &word, case.now).unwrap()
     }
+}
+
+/// What a living kubelet says is about one volume.
+#[tokio::test(start_paused = true)]
+async fn a_proof_about_the_volume_fences_no_node() {
+    let scene = Scene::new();
+    let uid = scene.node("False");
+    let case = Case::deployment()
+        .pods(Vec::clear)
+        .workload(|w| {
+            let (workload, recovery) = (w.workload.uid.clone(), Case::recovery());
+            let at = reattach_core::testkit::start();
+            (w.replicas, w.stamp) = (0, Some(Ok(Stamp { replicas: 1, workload, recovery, at })));
+        })
+        .node(|n| n.volumes_in_use.clear());
+    let (node, holder) = (NodeName::from(NODE), InstanceId::from(INSTANCE));
+    let before = case.now - jiff::SignedDuration::from_secs(20);
+    let no_user = NoUser { at: before, lease: Some(before) };
+    let proof =
+        kubelet_handshake(&case.evidence, &node, &holder, &no_user, &Case::recovery(), case.now).unwrap();
+    let outcome = scene.perform(&Effect::TaintOutOfService { proof, node, uid }).await;
+    assert_eq!(retry(&outcome), Some(false), "{outcome:?}");
+    assert_eq!((scene.taints(), scene.lock_holder()), (0, None));
 }
 
 fn retry(outcome: &Outcome) -> Option<bool> {

@@ -125,6 +125,7 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
         assert_eq!((proof.volume().as_str(), proof.holder()), ("5551", &INSTANCE.into()));
         assert!(!proof.rests_on().is_empty() && proof.age(start()) <= SignedDuration::from_secs(30));
         assert_eq!(proof.shows_off_or_gone(), matches!(of, Kind::Gone | Kind::NotFound | Kind::Off));
+        assert_eq!(proof.fences_the_node(), of != Kind::Rebooted, "{of:?}");
     }
 }
 
