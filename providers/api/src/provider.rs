@@ -238,6 +238,21 @@ pub trait Provider: Send + Sync {
         handle: &VolumeHandle,
     ) -> Option<Result<VolumeId, HandleError>>;
 
+    /// The handle that the CSI driver gives to a volume which the cloud describes so. A PersistentVolume with another
+    /// spelling was made by a person, and nothing is freed through it.
+    fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle;
+
+    /// The volume for which the CSI driver takes a handle, however that is spelled. Wider than `resolve_volume`: it finds
+    /// what else leads to a volume. `None`: another driver's, or the driver takes it for none.
+    fn volume_as_driver_reads(&self, driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
+        self.resolve_volume(driver, handle)?.ok()
+    }
+
+    /// The key by which a PersistentVolume's node affinity names the region or zone that [`CloudVolume::region`] is.
+    fn topology_key(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The cloud's instance behind a Node's `spec.providerID`. `None`: another provider's.
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>>;
 

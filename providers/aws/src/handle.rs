@@ -6,6 +6,10 @@ use reattach_provider_api::HandleError;
 /// The name of the EBS CSI driver.
 pub const DRIVER: &str = "ebs.csi.aws.com";
 
+/// The key of a volume's zone in a PersistentVolume's node affinity.
+/// Source: aws-ebs-csi-driver `pkg/driver/constants.go`, `ZoneTopologyKey`.
+pub(crate) const TOPOLOGY_KEY: &str = "topology.ebs.csi.aws.com/zone";
+
 /// How a Node's `spec.providerID` begins at AWS.
 pub const PROVIDER_ID_PREFIX: &str = "aws://";
 

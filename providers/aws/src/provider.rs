@@ -71,6 +71,14 @@ impl Provider for AwsProvider {
         handle::volume(driver, handle)
     }
 
+    fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle {
+        VolumeHandle::new(volume.id.as_str())
+    }
+
+    fn topology_key(&self) -> Option<&'static str> {
+        Some(handle::TOPOLOGY_KEY)
+    }
+
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
         handle::instance(provider_id)
     }

@@ -1,10 +1,15 @@
 //! Kubernetes' names of Linode's things: CSI volume handles `<id>-<label>` and provider IDs `linode://<id>`.
 
+use reattach_core::cloud::CloudVolume;
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::HandleError;
 
 /// The name of Linode's CSI driver.
 pub const DRIVER: &str = "linodebs.csi.linode.com";
+
+/// The key of a volume's region in a PersistentVolume's node affinity.
+/// Source: linode-blockstorage-csi-driver `internal/driver/driver.go`, `VolumeTopologyRegion`.
+pub(crate) const TOPOLOGY_KEY: &str = "topology.linode.com/region";
 
 /// How a Node's `spec.providerID` begins at Linode.
 pub const PROVIDER_ID_PREFIX: &str = "linode://";
@@ -25,6 +30,28 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
             HandleError::new("volume handle", handle.as_str(), "it does not begin with a volume number")
         })
     })
+}
+
+/// The handle that the driver gives to a volume when it creates it: number and label, as the API answers them.
+pub(crate) fn canonical(volume: &CloudVolume) -> VolumeHandle {
+    VolumeHandle::new(format!("{}-{}", volume.id, volume.label))
+}
+
+/// The volume for which the driver takes a handle: the number before the first dash in any spelling that Go's
+/// `strconv.Atoi` reads, and without one the 32 bit FNV-1a hash of the whole.
+/// Source: linode-blockstorage-csi-driver `pkg/linode-volumes/utils.go`, `VolumeIdAsInt`.
+pub(crate) fn as_driver_reads(driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
+    if driver.as_str() != DRIVER || handle.as_str().is_empty() {
+        return None;
+    }
+    let head = handle.as_str().split_once('-').map(|(head, _)| head);
+    let number = head.and_then(|head| head.parse::<i64>().ok());
+    let number = number.unwrap_or_else(|| i64::from(fnv1a(handle.as_str())));
+    Some(VolumeId::new(number.to_string()))
+}
+
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The instance behind a provider ID.
@@ -72,6 +99,18 @@ mod tests {
             assert!(error.to_string().starts_with(&format!("volume handle {handle:?} cannot be used: ")));
         }
         assert_eq!(volume(&"ebs.csi.aws.com".into(), &"17-a".into()), None);
+    }
+
+    #[test]
+    fn other_spellings_lead_to_the_same_volume() {
+        let ours = DriverName::from(DRIVER);
+        for handle in ["17-pvc1", "17-", "17-x-y", "017-pvc1", "+17-pvc1"] {
+            assert_eq!(as_driver_reads(&ours, &handle.into()), Some("17".into()), "{handle}");
+        }
+        // FNV-1a of "foobar", from the reference's test suite.
+        assert_eq!(as_driver_reads(&ours, &"foobar".into()), Some(0xbf9c_f968_u32.to_string().into()));
+        assert_eq!(as_driver_reads(&ours, &"".into()), None);
+        assert_eq!(as_driver_reads(&"ebs.csi.aws.com".into(), &"17-a".into()), None);
     }
 
     #[test]

@@ -193,6 +193,18 @@ impl Provider for LinodeProvider {
         handle::volume(driver, handle)
     }
 
+    fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle {
+        handle::canonical(volume)
+    }
+
+    fn volume_as_driver_reads(&self, driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
+        handle::as_driver_reads(driver, handle)
+    }
+
+    fn topology_key(&self) -> Option<&'static str> {
+        Some(handle::TOPOLOGY_KEY)
+    }
+
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
         handle::instance(provider_id)
     }

@@ -3,6 +3,7 @@
 use crate::opaque::{Opaque, UnreadableField};
 use kube::{CustomResource, KubeSchema};
 use reattach_core::guest::{Answer, Challenge, GuestInventory};
+use reattach_core::identity::SeenMachine;
 use serde::{Deserialize, Serialize};
 
 /// Questions for the agent of the node that has the same name as this object. Written by the controller only.
@@ -26,6 +27,11 @@ pub struct NodeVolumeReportSpec {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub challenges: Vec<Opaque<Challenge>>,
+    /// Machines that the controller saw behind the Node of this name, the newest last. Kept when the Node is gone, so
+    /// that a machine which still has a volume is known to be this cluster's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub machines: Vec<Opaque<SeenMachine>>,
 }
 
 /// What the agent says. Written by that node's agent only; admission checks the node name in its token.

@@ -95,6 +95,10 @@ pub struct Declaration {
     pub reason: String,
     /// When they said it. An hour later it does not count any more.
     pub at: Time,
+    /// They also say that the instance is a machine of this cluster, though no Node shows it and reattach never saw it
+    /// as one. Needs the RBAC verb `declare` in the whole cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_this_cluster: bool,
 }
 
 /// A person's permission to power the holder off.

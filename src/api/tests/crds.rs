@@ -210,6 +210,7 @@ fn nothing_that_we_write_is_dropped() {
                 declared_by: "jane".into(),
                 reason: "r".into(),
                 at: serde_json::from_value(json!("2026-01-02T03:04:05Z")).expect("a time"),
+                of_this_cluster: true,
             }),
             power_off: Some(PowerOff { allowed_by: "jane".into() }),
         },

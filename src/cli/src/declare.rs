@@ -41,6 +41,9 @@ pub struct DeclareArgs {
     /// Why you are sure, for the record; required.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// Say also that the instance is a machine of this cluster, though it is behind no Node and reattach never saw it as one. Needs the verb `declare` in the whole cluster.
+    #[arg(long)]
+    of_this_cluster: bool,
 }
 
 /// Runs the verb.
@@ -52,9 +55,24 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
     let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
-    let plan = plan(&recovery, &name)?;
-    let pinned = plan.pins.holder.to_string();
+    let plan = match plan(&recovery, &name) {
+        // Whose the machine is has to be said before there is a plan.
+        Err(NoPlan::NotYet(_)) if args.of_this_cluster => None,
+        Err(NoPlan::NotYet(why) | NoPlan::Never(why)) => return Err(Fail::Other(why).into()),
+        Ok(plan) => Some(plan),
+    };
+    let pinned = match (plan, args.holder.as_deref().map(str::trim)) {
+        (Some(plan), _) => plan.pins.holder.to_string(),
+        (None, Some(holder)) => holder.to_owned(),
+        (None, None) => String::new(),
+    };
     match args.holder.as_deref().map(str::trim) {
+        None | Some("") if pinned.is_empty() => {
+            return Err(Fail::Usage(format!(
+                "--holder is missing: name the instance that is this cluster's; kubectl reattach status {name} names it"
+            ))
+            .into());
+        }
         Some(holder) if holder == pinned => {}
         None | Some("") => {
             return Err(Fail::Usage(format!(
@@ -71,8 +89,13 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     }
     let user = session.user().await?;
     let at = session.server_time().await?;
-    let declaration =
-        Declaration { holder: pinned, declared_by: user, reason: reason.to_owned(), at: Time(at) };
+    let declaration = Declaration {
+        holder: pinned,
+        declared_by: user,
+        reason: reason.to_owned(),
+        at: Time(at),
+        of_this_cluster: args.of_this_cluster,
+    };
     records::declare(&session, &name, &declaration).await?;
     tell(&recovery, &name, plan, &declaration);
     Ok(End::Done)
@@ -91,30 +114,38 @@ fn reason(given: Option<&str>) -> Result<&str, Fail> {
     }
 }
 
+/// Why a recovery has no plan to declare for.
+enum NoPlan {
+    /// There may be one later.
+    NotYet(String),
+    /// A declaration would change nothing.
+    Never(String),
+}
+
 /// The plan that the declaration is for.
-fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan, Fail> {
+fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan, NoPlan> {
     let status = recovery.status.clone().unwrap_or_default();
     if phase(recovery).is_final() {
-        return Err(Fail::Other(format!(
+        return Err(NoPlan::Never(format!(
             "{name} is over already: {:?}; a declaration would change nothing",
             status.phase
         )));
     }
     if let Some(abort) = &recovery.spec.abort {
-        return Err(Fail::Other(format!(
+        return Err(NoPlan::Never(format!(
             "{name} was aborted by {}; a declaration would change nothing",
             abort.by
         )));
     }
     if matches!(recovery.spec.mode, Mode::Observe | Mode::DryRun) {
-        return Err(Fail::Other(format!(
+        return Err(NoPlan::Never(format!(
             "{name} is in mode {} and frees nothing; to act on this claim: kubectl reattach recover -n {} {}",
             recovery.spec.mode, name.namespace, recovery.spec.claim_name
         )));
     }
-    let (plan, _) = recovery.history().map_err(|e| Fail::Other(records::unreadable_sentence(&e)))?;
+    let (plan, _) = recovery.history().map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
     plan.ok_or_else(|| {
-        Fail::Other(format!(
+        NoPlan::NotYet(format!(
             "{name} has no plan, so there is no instance to speak about: {:?}, {}",
             status.phase, status.message
         ))
@@ -122,10 +153,20 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
 }
 
 /// What it means.
-fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: &Plan, declaration: &Declaration) {
-    let Declaration { holder, declared_by, reason, at } = declaration;
+fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: Option<&Plan>, declaration: &Declaration) {
+    let Declaration { holder, declared_by, reason, at, of_this_cluster } = declaration;
     let until = at.0.saturating_add(GOOD_FOR).unwrap_or(at.0);
     note(&format!("Declared by {declared_by}: instance {holder} cannot write ({reason})."));
+    if *of_this_cluster {
+        note(&format!("And instance {holder} is a machine of this cluster."));
+    }
+    let Some(plan) = plan else {
+        note(&format!(
+            "There is no plan yet; one that is made until {until:.0} rests on this word.\nFollow it: kubectl reattach status -n {} {} --watch",
+            name.namespace, name.name
+        ));
+        return;
+    };
     note(&format!(
         "Until {until:.0} volume {} is freed from it on this word alone, unless a fact contradicts it.",
         plan.pins.volume

@@ -150,10 +150,11 @@ fn text(recovery: &VolumeRecovery) -> String {
         row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
     }
     if let Some(said) = &recovery.spec.declaration {
-        let Declaration { holder, declared_by, reason, at } = said;
+        let Declaration { holder, declared_by, reason, at, of_this_cluster } = said;
+        let ours = if *of_this_cluster { " and is this cluster's" } else { "" };
         row(
             "declared",
-            &format!("instance {holder} cannot write, by {declared_by} at {:.0}: {reason}", at.0),
+            &format!("instance {holder} cannot write{ours}, by {declared_by} at {:.0}: {reason}", at.0),
         );
     }
     if let Some(allowed) = &recovery.spec.power_off {

@@ -1,9 +1,10 @@
-//! Questions to agents: the challenges in `NodeVolumeReport.spec`.
+//! What the controller writes into `NodeVolumeReport.spec`: questions to agents, and the machines behind the nodes.
 
-use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Client};
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, Opaque};
 use reattach_core::guest::Challenge;
+use reattach_core::identity::SeenMachine;
 use reattach_core::ids::{NodeName, Uid};
 
 /// How often a lost compare-and-swap is tried again before the caller looks anew.
@@ -38,6 +39,40 @@ pub async fn withdraw(records: &Client, node: &NodeName, recovery: &Uid) -> Resu
     .await
 }
 
+/// Writes the machines that were seen behind the node of this name, and lets the report outlive the Node.
+///
+/// # Errors
+/// The API server's error.
+pub async fn record(
+    records: &Client,
+    node: &NodeName,
+    machines: &[Opaque<SeenMachine>],
+) -> Result<(), kube::Error> {
+    change_object(records, node, |report| {
+        let owners = report.owner_references().len();
+        report.owner_references_mut().retain(|o| o.kind != "Node");
+        let news = report.spec.machines != machines || report.owner_references().len() != owners;
+        machines.clone_into(&mut report.spec.machines);
+        news
+    })
+    .await
+}
+
+/// Deletes the report of a node that is long gone, if it is still the one that was read.
+///
+/// # Errors
+/// The API server's error.
+pub async fn forget(records: &Client, report: &NodeVolumeReport) -> Result<(), kube::Error> {
+    let api: Api<NodeVolumeReport> = Api::all(records.clone());
+    let same = Preconditions { uid: report.uid(), resource_version: report.resource_version() };
+    let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+    match api.delete(&report.name_any(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether a challenge is this recovery's. One that cannot be read still names its recovery, if it is any.
 pub fn is_of(challenge: &Opaque<Challenge>, recovery: &Uid) -> bool {
     match challenge.get() {
@@ -51,24 +86,33 @@ async fn change(
     node: &NodeName,
     edit: impl Fn(&mut NodeVolumeReportSpec) -> bool,
 ) -> Result<(), kube::Error> {
+    change_object(records, node, |report| edit(&mut report.spec)).await
+}
+
+async fn change_object(
+    records: &Client,
+    node: &NodeName,
+    edit: impl Fn(&mut NodeVolumeReport) -> bool,
+) -> Result<(), kube::Error> {
     let api: Api<NodeVolumeReport> = Api::all(records.clone());
     let mut tries = 0;
     loop {
         tries += 1;
         let result = match api.get_opt(node.as_str()).await? {
             Some(mut report) => {
-                if !edit(&mut report.spec) {
+                if !edit(&mut report) {
                     return Ok(());
                 }
                 api.replace(node.as_str(), &PostParams::default(), &report).await
             }
             None => {
-                let mut spec = NodeVolumeReportSpec::default();
-                if !edit(&mut spec) {
+                let metadata = ObjectMeta { name: Some(node.to_string()), ..ObjectMeta::default() };
+                let spec = NodeVolumeReportSpec::default();
+                let mut report = NodeVolumeReport { metadata, spec, status: None };
+                if !edit(&mut report) {
                     return Ok(());
                 }
-                let metadata = ObjectMeta { name: Some(node.to_string()), ..ObjectMeta::default() };
-                api.create(&PostParams::default(), &NodeVolumeReport { metadata, spec, status: None }).await
+                api.create(&PostParams::default(), &report).await
             }
         };
         match result {

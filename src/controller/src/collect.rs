@@ -1,8 +1,10 @@
 //! Collecting evidence: Kubernetes objects (from the watches or live), the owning workload, the cloud.
 
+mod identity;
+
 use crate::providers::{Located, Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
@@ -13,6 +15,7 @@ use reattach_cluster::{Clients, Clock, dry_run, facts, hold};
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
+use reattach_core::identity::binding_in;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plan::Plan;
 use reattach_core::proof::{Declaration, Sighting};
@@ -76,6 +79,7 @@ impl Own {
             by: d.declared_by.clone(),
             reason: d.reason.clone(),
             at: d.at.0,
+            of_this_cluster: d.of_this_cluster,
         });
         Self { asked: epoch.map(|epoch| (uid(), epoch)), sightings: sightings.collect(), declaration }
     }
@@ -125,6 +129,13 @@ impl Collector {
         let mut evidence = facts::evidence(claim, &view, asked, &resolve, at);
         evidence.sightings = sightings;
         evidence.declaration = declaration;
+        // Nothing is looked up for a claim that has no right to the volume that it names. In the course of a run what was
+        // done with the volume has an end to be seen, whatever became of the claim.
+        let executing = matches!(depth, Depth::Execute { .. });
+        if !executing && binding_in(&evidence, self.clock.now()).is_err() {
+            evidence.collected_at = self.clock.now();
+            return Ok(evidence);
+        }
         self.add_workload(&mut evidence, &view, depth).await?;
         self.add_cloud(&mut evidence, depth).await?;
         if !matches!(depth, Depth::Diagnose) {
@@ -188,7 +199,9 @@ impl Collector {
         };
         e.cloud_id = Some(located.id.clone());
         e.cloud_volume = located.describe(since, now).await;
-        self.add_holders(e, depth).await?;
+        self.add_nodes_of_machines(e, depth).await?;
+        self.add_machines(e, depth).await?;
+        self.add_identity(e, &located, depth).await?;
         let jobs = match depth {
             Depth::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
@@ -204,31 +217,6 @@ impl Collector {
         if let Depth::Execute { snapshots: Some(recovery), .. } = depth {
             e.snapshots = Some(located.snapshots(recovery.as_str(), now).await);
         }
-        Ok(())
-    }
-
-    /// The Nodes of the cloud's holders to which no VolumeAttachment and no pod leads: an orphan's machine may live, and
-    /// its kubelet speak.
-    async fn add_holders(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
-        let holders = e.cloud_volume.shown().map(|v| v.holders.clone()).unwrap_or_default();
-        let strange: Vec<_> = holders.into_iter().filter(|h| e.node_of_instance(h).is_none()).collect();
-        if strange.is_empty() {
-            return Ok(());
-        }
-        let resolve = |id: &str| self.providers.instance(id);
-        let instance = |n: &Node| n.spec.as_ref().and_then(|s| resolve(s.provider_id.as_deref()?));
-        let which = |n: &Node| instance(n).is_some_and(|i| strange.contains(&i));
-        let (mut view, at) = match &self.cache {
-            Some(cache) if !is_live(depth) => (View::cached_nodes(cache, which), cache.as_of()),
-            _ => {
-                let at = self.clock.now();
-                (View::live_nodes(&self.clients.read, which).await?, at)
-            }
-        };
-        if matches!(depth, Depth::Execute { .. }) && view.leases.is_empty() {
-            view.read_leases(&self.clients.read).await?;
-        }
-        facts::add_nodes(e, &view, &resolve, at);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use crate::collect::{Collector, Depth};
 use crate::finish;
 use crate::janitor::Janitor;
+use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::nominate::{Nominee, nominees};
 use crate::pace::Rest;
@@ -16,7 +17,7 @@ use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
 use reattach_cluster::{Clients, Clock, facts};
-use reattach_core::diagnosis::{Class, Diagnosis, Verdict, WaitReason, diagnose};
+use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::plan::Plan;
@@ -116,6 +117,7 @@ impl Controller {
             rest: Rest::default(),
             drivers: JoinSet::new(),
             janitor: Janitor::default(),
+            machines: Machines::default(),
             seen: BTreeSet::new(),
         }
         .run(stop)
@@ -136,6 +138,7 @@ struct Leader {
     rest: Rest,
     drivers: JoinSet<ObjectName>,
     janitor: Janitor,
+    machines: Machines,
     /// Policies that were looked at, by UID and generation.
     seen: BTreeSet<(String, i64)>,
 }
@@ -195,6 +198,7 @@ impl Leader {
             }
         }
         self.janitor.sweep(&self.executor, &self.cache).await;
+        self.machines.sweep(&self.executor, &self.cache).await;
         if let Err(error) = self.prune().await {
             tracing::debug!(%error, "old recoveries could not be deleted");
         }
@@ -401,6 +405,8 @@ fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<RecoveryPolicySpec>
 /// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.
 fn worth_a_record(diagnosis: &Diagnosis) -> bool {
     match &diagnosis.verdict {
+        // A claim that is bound to nothing says nothing about the volume that it names.
+        Verdict::NotOurs { reason: NotOurs::Identity { problem } } => !problem.is_about_the_binding(),
         Verdict::Ours { .. } | Verdict::NotOurs { .. } | Verdict::Unclassified { .. } => true,
         Verdict::Wait { reason } => matches!(reason, WaitReason::ProviderLock { .. }),
         Verdict::Healthy { .. } => false,

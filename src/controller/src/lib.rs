@@ -10,6 +10,7 @@ pub mod http;
 mod janitor;
 pub mod listener;
 mod losses;
+pub mod machines;
 pub mod metrics;
 mod nominate;
 pub mod pace;

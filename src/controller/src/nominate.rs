@@ -6,6 +6,7 @@ use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::ResourceExt;
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::cache::Cache;
+use reattach_cluster::facts;
 use reattach_cluster::node;
 use reattach_cluster::view::claims_of;
 use reattach_core::ids::ObjectName;
@@ -43,6 +44,9 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
         let why = hint(cache, &pod, &by_pod, &dead);
         let namespace = pod.namespace().unwrap_or_default();
         for claim in claims_of(&pod) {
+            if names_what_it_is_not_bound_to(cache, &namespace, &claim) {
+                continue;
+            }
             let of_the_volume = || {
                 let claim = cache.claims.get(&namespace, &claim)?;
                 records.get(claim.spec.as_ref()?.volume_name.as_deref()?).cloned()
@@ -56,6 +60,14 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
         }
     }
     found.into_values().collect()
+}
+
+/// Whether the claim names a PersistentVolume that Kubernetes has not bound to it: anybody who may create a claim can
+/// name any volume in it, and whatever its pods wait for is no trouble of that volume.
+fn names_what_it_is_not_bound_to(cache: &Cache, namespace: &str, claim: &str) -> bool {
+    let Some(claim) = cache.claims.get(namespace, claim) else { return false };
+    let named = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| !n.is_empty());
+    named.is_some_and(|name| !facts::is_bound(&claim, cache.volumes.get("", &name).as_deref()))
 }
 
 fn hint(

@@ -115,6 +115,11 @@ impl Providers {
         self.all().find_map(|p| p.resolve_instance(provider_id)).and_then(Result::ok)
     }
 
+    /// The provider that knows a `spec.providerID`.
+    pub fn of_instance(&self, provider_id: &str) -> Option<&Arc<dyn Provider>> {
+        self.all().find(|p| p.resolve_instance(provider_id).is_some())
+    }
+
     /// The volume behind a CSI source.
     ///
     /// # Errors

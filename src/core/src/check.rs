@@ -1,6 +1,8 @@
 //! An independent second look at a finished plan: it re-derives the safety rules from plan and evidence, shares no code
 //! with the planner, and can veto.
 
+mod identity;
+
 use crate::diagnosis::Trouble;
 use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
@@ -17,7 +19,7 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{rule}: {what}")]
 pub struct Violation {
-    /// `S1`, `S2`, `S3`, `S5`, `S7`, `S8` or `S9`.
+    /// `S1`, `S2`, `S3`, `S5`, `S7`, `S8`, `S9` or `S10`.
     pub rule: String,
     /// What is wrong.
     pub what: String,
@@ -40,6 +42,7 @@ pub fn check(plan: &Plan, evidence: &Evidence, confirmed: Option<&str>, now: Tim
     shape(plan, &mut say);
     pins(plan, evidence, now, &mut say);
     losses(plan, evidence, confirmed, now, &mut say);
+    identity::identity(plan, evidence, now, &mut say);
     found
 }
 

@@ -4,9 +4,10 @@
 //! executor's next step read it. It serialises, so a fixture is a file that a person can read.
 
 use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
-use crate::fact::{Fact, Reading};
+use crate::fact::{Fact, Reading, Source};
 use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
+use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{
     BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
     VolumeId,
@@ -16,7 +17,7 @@ use crate::proof::{Declaration, Sighting};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How old a fact may be for a decision. Kubernetes' own status tick is 10 s; the cloud is polled every few seconds.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_secs(30);
@@ -50,6 +51,12 @@ pub struct Evidence {
     pub answers: BTreeMap<NodeName, Answer>,
     /// The cloud's volume ID, where a provider recognised the handle.
     pub cloud_id: Option<VolumeId>,
+    /// What else in the cluster leads to that cloud volume, as the provider reads the handles.
+    #[serde(default = "not_collected")]
+    pub identity: Fact<VolumeIdentity>,
+    /// Machines behind the cloud's holders that reattach saw as Nodes of this cluster.
+    #[serde(default = "not_collected")]
+    pub machines: Fact<Vec<SeenMachine>>,
     /// The cloud's view of the volume.
     pub cloud_volume: Fact<CloudVolume>,
     /// The cloud's view of each instance that a node or the volume names.
@@ -93,7 +100,10 @@ pub struct ClaimFacts {
     pub uid: Uid,
     /// `spec.accessModes`.
     pub access_modes: Vec<AccessMode>,
-    /// `spec.volumeName`, once bound.
+    /// `status.phase`. A claim that names a PersistentVolume without being bound to it has no right to it.
+    #[serde(default)]
+    pub phase: ClaimPhase,
+    /// `spec.volumeName`: written by Kubernetes when it binds the claim, or by anybody who creates one.
     pub volume_name: Option<PvName>,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
@@ -142,10 +152,16 @@ pub struct VolumeFacts {
     pub name: PvName,
     /// `metadata.uid`.
     pub uid: Uid,
+    /// `spec.claimRef`; none if it is for no claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_ref: Option<ClaimRef>,
     /// `spec.csi`; none for in-tree and local volumes.
     pub csi: Option<CsiSource>,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// `spec.nodeAffinity.required`: for each key, every value that one of the terms allows.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topology: BTreeMap<String, BTreeSet<String>>,
     /// `CSIDriver.spec.attachRequired`; `None` when no CSIDriver object exists (Kubernetes then attaches).
     pub attach_required: Option<bool>,
 }
@@ -165,6 +181,12 @@ impl CsiSource {
     /// `kubernetes.io/csi/<driver>^<handle>` (Kubernetes `pkg/volume/util/util.go`, `GetUniqueVolumeName`).
     pub fn unique_name(&self) -> String {
         format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
+    }
+
+    /// Driver and handle of a name that [`CsiSource::unique_name`] makes. A driver's name has no `^`.
+    pub fn of_unique_name(name: &str) -> Option<Self> {
+        let (driver, handle) = name.strip_prefix("kubernetes.io/csi/")?.split_once('^')?;
+        Some(Self { driver: DriverName::from(driver), handle: VolumeHandle::from(handle) })
     }
 }
 
@@ -293,6 +315,12 @@ pub struct EventFacts {
     pub last_seen: Timestamp,
 }
 
+/// For evidence that another version collected: what it does not say is not known.
+fn not_collected<T>() -> Fact<T> {
+    let nobody = Source::Kubernetes("none".to_owned());
+    Fact::unknown("the evidence does not say", nobody, Timestamp::UNIX_EPOCH)
+}
+
 impl Evidence {
     /// The fresh PersistentVolume's CSI source.
     pub fn csi(&self, now: Timestamp) -> Option<&CsiSource> {
@@ -304,12 +332,24 @@ impl Evidence {
         self.nodes.get(name).and_then(|f| f.read(now, MAX_AGE).present())
     }
 
-    /// The name of the node that a providerID maps to this instance.
+    /// The only node that a providerID maps to this instance. None: there is no such node, or more than one.
     pub fn node_of_instance(&self, instance: &InstanceId) -> Option<&NodeName> {
-        self.nodes
-            .iter()
-            .find(|(_, f)| f.shown().is_some_and(|n| n.instance.as_ref() == Some(instance)))
-            .map(|(name, _)| name)
+        let is = |f: &Fact<NodeFacts>| f.shown().is_some_and(|n| n.instance.as_ref() == Some(instance));
+        let mut all = self.nodes.iter().filter(|(_, f)| is(f)).map(|(name, _)| name);
+        all.next().filter(|_| all.next().is_none())
+    }
+
+    /// Whether one of these names of a Node's status is the volume's, under any spelling that comes to it.
+    pub fn lists_volume(&self, names: &[String], csi: &CsiSource) -> bool {
+        let own = csi.unique_name();
+        let aliases = self.identity.shown().map(|i| &i.aliases);
+        names.iter().any(|n| *n == own || aliases.is_some_and(|a| a.contains(n)))
+    }
+
+    /// Whether a volume that an agent reports by driver and handle is this one, under any spelling that comes to it.
+    pub fn is_volume(&self, driver: &DriverName, handle: &VolumeHandle, csi: &CsiSource) -> bool {
+        let named = CsiSource { driver: driver.clone(), handle: handle.clone() };
+        self.lists_volume(&[named.unique_name()], csi)
     }
 
     /// What the agent of that node says. Agents report on change only, so age does not spoil a report; a boot ID that

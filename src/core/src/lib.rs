@@ -12,6 +12,7 @@ pub mod fact;
 pub mod fence;
 pub mod guest;
 pub mod hold;
+pub mod identity;
 pub mod ids;
 pub mod journal;
 pub mod loss;

@@ -2,6 +2,7 @@
 
 use crate::diagnosis::Class;
 use crate::evidence::AccessMode;
+use crate::identity::IdentityProblem;
 use crate::ids::InstanceId;
 use crate::loss::Loss;
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,9 @@ pub enum Refusal {
         "pod {pod} is on node {node} and would go away with the fence, and {loss}; move the pod away or delete it yourself, and reattach goes on"
     )]
     LostOnNode { node: String, pod: String, loss: Loss },
+    /// S10: it is not certain whose the claim, the volume or the machine is.
+    #[error("{problem}")]
+    Identity { problem: IdentityProblem },
 }
 
 impl Refusal {

@@ -9,7 +9,7 @@
 
 mod plans;
 
-use crate::cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
+use crate::cloud::{CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
 use crate::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeFacts, OwnerFacts,
     PodFacts, VolumeFacts,
@@ -18,6 +18,7 @@ use crate::fact::{Fact, Known, Source};
 use crate::guest::{
     Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
 };
+use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
 use crate::workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef};
 use jiff::{SignedDuration, Timestamp};
@@ -31,6 +32,8 @@ pub const INSTANCE: &str = "26000001";
 pub const OTHER_NODE: &str = "lke-2";
 /// The instance behind that.
 pub const OTHER_INSTANCE: &str = "26000002";
+/// An instance that was a node of the cluster.
+pub const FORMER_INSTANCE: &str = "26000009";
 /// The UID of the recovery whose challenge is open.
 pub const RECOVERY: &str = "recovery-1";
 /// The epoch of that challenge.
@@ -107,6 +110,7 @@ impl Case {
         let claim = ClaimFacts {
             uid: "claim-1".into(),
             access_modes: vec![AccessMode::ReadWriteOnce],
+            phase: ClaimPhase::Bound,
             volume_name: Some("pvc-redis".into()),
             deleting: false,
             owners: Vec::new(),
@@ -155,6 +159,14 @@ impl Case {
             asked: Some((RECOVERY.into(), EPOCH)),
             answers: BTreeMap::new(),
             cloud_id: Some("5551".into()),
+            identity: Fact::present(own_handle(), kubernetes("PersistentVolumes"), at),
+            machines: Fact::present(
+                [(NODE, INSTANCE), (OTHER_NODE, OTHER_INSTANCE), ("lke-9", FORMER_INSTANCE)]
+                    .map(machine)
+                    .into(),
+                kubernetes("NodeVolumeReports"),
+                at,
+            ),
             cloud_volume: Fact::present(cloud_volume(), Source::Cloud("linode".to_owned()), at),
             instances: BTreeMap::new(),
             power: BTreeMap::new(),
@@ -238,6 +250,18 @@ impl Case {
     /// Changes the PersistentVolume.
     pub fn volume(mut self, change: impl FnOnce(&mut VolumeFacts)) -> Self {
         change(value(&mut self.evidence.volume));
+        self
+    }
+
+    /// Changes what else leads to the cloud volume.
+    pub fn identity(mut self, change: impl FnOnce(&mut VolumeIdentity)) -> Self {
+        change(value(&mut self.evidence.identity));
+        self
+    }
+
+    /// Changes the machines that reattach saw as nodes.
+    pub fn machines(mut self, change: impl FnOnce(&mut Vec<SeenMachine>)) -> Self {
+        change(value(&mut self.evidence.machines));
         self
     }
 
@@ -463,9 +487,32 @@ fn volume() -> VolumeFacts {
     VolumeFacts {
         name: "pvc-redis".into(),
         uid: "pv-1".into(),
+        claim_ref: Some(ClaimRef {
+            claim: ObjectName::new("default", "redis-data"),
+            uid: Some("claim-1".into()),
+        }),
         csi: Some(CsiSource { driver: "linodebs.csi.linode.com".into(), handle: "5551-pvc-redis".into() }),
+        topology: BTreeMap::new(),
         deleting: false,
         attach_required: Some(true),
+    }
+}
+
+/// The PersistentVolume's handle is the driver's own, and nothing else leads to the volume.
+fn own_handle() -> VolumeIdentity {
+    VolumeIdentity { canonical: Some("5551-pvc-redis".into()), ..VolumeIdentity::default() }
+}
+
+/// A machine that reattach saw as a node, in the account that tests call `account`.
+pub fn machine((node, instance): (&str, &str)) -> SeenMachine {
+    SeenMachine {
+        instance: instance.into(),
+        node: node.into(),
+        node_uid: format!("uid-{node}").into(),
+        cluster: "cluster-1".into(),
+        boot_id: boot(node),
+        scope: Some(CloudScope("account".to_owned())),
+        node_gone_since: None,
     }
 }
 

@@ -23,6 +23,15 @@ pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether nothing keeps kubelet and the attach/detach controller from using the claim's volume: the claim is Bound, and
+/// the PersistentVolume is for it.
+pub(crate) fn is_bound(claim: &Value, volume: &Value) -> bool {
+    let of = &volume["spec"]["claimRef"];
+    let same = of["name"] == claim["metadata"]["name"] && of["namespace"] == claim["metadata"]["namespace"];
+    let other_uid = !of["uid"].is_null() && of["uid"] != claim["metadata"]["uid"];
+    claim["status"]["phase"] == "Bound" && (of.is_null() || same && !other_uid)
+}
+
 /// The HTTP code of an API error; 0 for everything else.
 pub(crate) fn code_of(e: &kube::Error) -> u16 {
     match e {

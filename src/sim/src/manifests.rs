@@ -31,6 +31,14 @@ pub fn csi_volume(
     })
 }
 
+/// The PersistentVolume as Kubernetes leaves it when it has bound it to this claim.
+#[must_use]
+pub fn bound_to(mut volume: Value, claim: &Value) -> Value {
+    volume["spec"]["claimRef"]["uid"] = claim["metadata"]["uid"].clone();
+    volume["status"]["phase"] = json!("Bound");
+    volume
+}
+
 /// A claim that is bound to `pv`.
 #[must_use]
 pub fn claim(namespace: &str, name: &str, pv: &str) -> Value {

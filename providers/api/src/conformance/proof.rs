@@ -6,6 +6,7 @@ use reattach_core::{
     cloud::{CloudVolume, DeviceIdentity, VolumeState},
     evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
     fact::{Fact, Source},
+    identity::VolumeIdentity,
     ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId},
     proof::{FenceProof, NoUser, kubelet_handshake},
     stamp::Stamp,
@@ -34,7 +35,9 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
     let pv = VolumeFacts {
         name: "pvc-1".into(),
         uid: "pv".into(),
+        claim_ref: None,
         csi: Some(csi),
+        topology: BTreeMap::new(),
         deleting: false,
         attach_required: Some(true),
     };
@@ -74,6 +77,12 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         asked: None,
         answers: BTreeMap::new(),
         cloud_id: Some(volume.clone()),
+        identity: Fact::present(
+            VolumeIdentity { canonical: Some(volume.to_string().into()), ..VolumeIdentity::default() },
+            source(),
+            now,
+        ),
+        machines: Fact::present(Vec::new(), source(), now),
         cloud_volume: Fact::present(cloud, source(), now),
         instances: BTreeMap::new(),
         snapshots: None,

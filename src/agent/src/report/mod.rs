@@ -9,8 +9,6 @@ use crate::guest::HostRoot;
 use error::{CONFLICTS, RoundError, is_conflict, is_not_found, watch_sentence, within};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, utils::Backoff, watcher};
 use kube::{Client, ResourceExt};
@@ -69,7 +67,6 @@ enum Known {
 
 struct Agent<C> {
     reports: Api<DynamicObject>,
-    nodes: Api<Node>,
     resource: ApiResource,
     config: AgentConfig,
     clock: C,
@@ -96,7 +93,7 @@ where
 /// changed), and after [`AgentConfig::rescan`] at the latest, and writes the report's status if that changes it.
 ///
 /// # Guarantees
-/// Reads and writes only the one report (and reads its Node once, for the owner reference). Every answer comes from a scan
+/// Reads and writes only the one report. Every answer comes from a scan
 /// that began after its challenge was read. Each write carries the resource version it was computed from. No writes
 /// while nothing changes. News cost at most a hundredth of one core, however many come: they are not even
 /// polled between a piece of news and the look that it causes.
@@ -118,7 +115,7 @@ pub async fn run_with_news<C>(
 {
     let resource = ApiResource::erase::<NodeVolumeReport>(&());
     // Untyped: a report that another version of the agent wrote must not stop this one from replacing it.
-    let reports: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let reports: Api<DynamicObject> = Api::all_with(client, &resource);
     let node = config.node.clone();
     let mut pauses = Pauses::new(&node);
     let mut watch = pin!(watcher::watch_object(reports.clone(), node.as_str()).backoff(Pauses::new(&node)));
@@ -128,7 +125,6 @@ pub async fn run_with_news<C>(
     let mut pace = Pace::new(config.rescan, Instant::now());
     let mut agent = Agent {
         reports,
-        nodes: Api::all(client),
         resource,
         config,
         clock,
@@ -292,9 +288,8 @@ impl<C: Fn() -> Timestamp> Agent<C> {
     async fn create(&mut self) -> Result<Option<DynamicObject>, RoundError> {
         let name = self.config.node.to_string();
         let spec = NodeVolumeReportSpec::default();
-        let mut object = DynamicObject::new(&name, &self.resource)
+        let object = DynamicObject::new(&name, &self.resource)
             .data(serde_json::json!({ "spec": { "challenges": spec.challenges } }));
-        object.metadata.owner_references = self.owner().await.map(|owner| vec![owner]);
         let params = PostParams { field_manager: Some(manager()), ..PostParams::default() };
         match within(self.reports.create(&params, &object)).await {
             Ok(created) => {
@@ -307,23 +302,6 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                 Ok(None)
             }
             Err(e) => Err(e),
-        }
-    }
-
-    /// The Node as owner, so that the report goes when the node goes. Nice to have: without it the report just stays.
-    async fn owner(&self) -> Option<OwnerReference> {
-        match within(self.nodes.get_opt(self.config.node.as_str())).await {
-            Ok(node) => Some(OwnerReference {
-                api_version: "v1".to_owned(),
-                kind: "Node".to_owned(),
-                name: self.config.node.to_string(),
-                uid: node?.uid()?,
-                ..OwnerReference::default()
-            }),
-            Err(e) => {
-                tracing::warn!(node = %self.config.node, error = %e, "cannot read the Node; its report gets no owner");
-                None
-            }
         }
     }
 

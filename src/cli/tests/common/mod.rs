@@ -121,8 +121,9 @@ impl Stage {
             "spec": {"attachRequired": true}}),
         );
         self.insert_lease("", 0);
-        s.insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM));
-        s.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
+        let claim = s.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
+        let volume = manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM);
+        s.insert(&manifests::bound_to(volume, &claim));
         let mut set = manifests::stateful_set(NS, "redis", 1);
         set["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         set["status"] = json!({"replicas": 1, "readyReplicas": 0, "observedGeneration": 1,

@@ -4,15 +4,16 @@ mod objects;
 
 use crate::view::View;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use reattach_api::OPT_OUT_ANNOTATION;
 use reattach_core::evidence::{ClaimFacts, Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Source};
+use reattach_core::identity::{ClaimPhase, binding};
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use std::collections::BTreeMap;
 
-pub use objects::{claim, pod};
+pub use objects::{claim, pod, volume};
 
 /// How a provider reads `spec.providerID`.
 pub type ResolveInstance<'a> = &'a dyn Fn(&str) -> Option<InstanceId>;
@@ -65,6 +66,8 @@ pub fn evidence(
         answers: answers(view, asked.as_ref()),
         asked,
         cloud_id: None,
+        identity: Fact::unknown("the handles of the cluster were not read", unknown_cloud(), at),
+        machines: Fact::unknown("the records of the nodes were not read", api("NodeVolumeReports"), at),
         cloud_volume: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
         instances: BTreeMap::new(),
         power: BTreeMap::new(),
@@ -85,6 +88,17 @@ pub fn add_nodes(evidence: &mut Evidence, view: &View, resolve: ResolveInstance<
     evidence.nodes.extend(nodes(view, resolve, at));
     evidence.guests.extend(guests(view, at));
     evidence.answers.extend(answers(view, evidence.asked.as_ref()));
+}
+
+/// Whether the claim is bound to the PersistentVolume that it names, or was while that was there. `volume` is that
+/// PersistentVolume, if it exists.
+pub fn is_bound(claim: &PersistentVolumeClaim, volume: Option<&PersistentVolume>) -> bool {
+    let name = ObjectName::new(claim.namespace().unwrap_or_default(), claim.name_any());
+    let claim = objects::claim(claim);
+    match volume {
+        Some(volume) => binding(&name, &claim, &objects::volume(volume, None)).is_ok(),
+        None => claim.volume_name.is_some() && claim.phase != ClaimPhase::Pending,
+    }
 }
 
 /// Names and UIDs of pods, sorted.

@@ -5,7 +5,7 @@ use crate::node::{is_out_of_service_by_us, is_ready, quarantined_by};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -14,9 +14,11 @@ use reattach_core::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
     VolumeFacts,
 };
+use reattach_core::identity::{ClaimPhase, ClaimRef};
 use reattach_core::ids::{
     BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A PersistentVolumeClaim.
 pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
@@ -24,6 +26,11 @@ pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
     ClaimFacts {
         uid: Uid::from(c.uid().unwrap_or_default()),
         access_modes: spec.access_modes.unwrap_or_default().iter().filter_map(|m| access_mode(m)).collect(),
+        phase: match c.status.as_ref().and_then(|s| s.phase.as_deref()) {
+            Some("Bound") => ClaimPhase::Bound,
+            Some("Lost") => ClaimPhase::Lost,
+            _ => ClaimPhase::Pending,
+        },
         volume_name: spec.volume_name.filter(|n| !n.is_empty()).map(PvName::from),
         deleting: c.metadata.deletion_timestamp.is_some(),
         owners: c.owner_references().iter().map(owner).collect(),
@@ -53,18 +60,47 @@ pub(crate) fn owner(o: &OwnerReference) -> OwnerFacts {
 }
 
 /// A PersistentVolume with its CSIDriver.
-pub(super) fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
+pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
     let csi = v.spec.as_ref().and_then(|s| s.csi.as_ref());
+    let claim_ref = v.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).map(|of| ClaimRef {
+        claim: ObjectName::new(
+            of.namespace.as_deref().unwrap_or_default(),
+            of.name.as_deref().unwrap_or_default(),
+        ),
+        uid: of.uid.as_deref().filter(|uid| !uid.is_empty()).map(Uid::from),
+    });
     VolumeFacts {
         name: PvName::from(v.name_any()),
         uid: Uid::from(v.uid().unwrap_or_default()),
+        claim_ref,
         csi: csi.map(|c| CsiSource {
             driver: DriverName::from(c.driver.as_str()),
             handle: VolumeHandle::from(c.volume_handle.as_str()),
         }),
+        topology: v.spec.as_ref().map(topology).unwrap_or_default(),
         deleting: v.metadata.deletion_timestamp.is_some(),
         attach_required: driver.and_then(|d| d.spec.attach_required),
     }
+}
+
+/// For each key of the required node affinity every value that one of its terms allows. A term that allows it by
+/// anything else than a list of values is left out: it contradicts nothing.
+fn topology(spec: &PersistentVolumeSpec) -> BTreeMap<String, BTreeSet<String>> {
+    let required = spec.node_affinity.as_ref().and_then(|a| a.required.as_ref());
+    let terms = required.map_or(&[][..], |r| r.node_selector_terms.as_slice());
+    let mut found = BTreeMap::<String, BTreeSet<String>>::new();
+    for wanted in terms.iter().flat_map(|t| t.match_expressions.iter().flatten()) {
+        if wanted.operator == "In" {
+            found.entry(wanted.key.clone()).or_default().extend(wanted.values.iter().flatten().cloned());
+        }
+    }
+    // A term without the key allows every value of it.
+    found.retain(|key, _| {
+        terms
+            .iter()
+            .all(|t| t.match_expressions.iter().flatten().any(|w| w.key == *key && w.operator == "In"))
+    });
+    found
 }
 
 /// A VolumeAttachment.

@@ -119,6 +119,7 @@ impl Scene {
             by: "jane".to_owned(),
             reason: "unplugged".to_owned(),
             at: case.now,
+            of_this_cluster: false,
         };
         reattach_core::proof::declared(&case.evidence, &holder, &word, case.now).unwrap()
     }

@@ -83,6 +83,10 @@ impl Provider for TestCloud {
         Some(Ok(VolumeId::from(handle.as_str())))
     }
 
+    fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle {
+        VolumeHandle::from(volume.id.as_str())
+    }
+
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
         provider_id.strip_prefix("linode://").map(|id| Ok(InstanceId::from(id)))
     }

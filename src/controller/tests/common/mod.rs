@@ -43,8 +43,9 @@ impl Stage {
         server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
             "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 0}}));
-        server.insert(&manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM));
-        server.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
+        let claim = server.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
+        let volume = manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM);
+        server.insert(&manifests::bound_to(volume, &claim));
         Self { server, tasks: JoinSet::new(), stop: watch::channel(false).0 }
     }
 

@@ -7,6 +7,7 @@ mod records;
 mod sight;
 mod table;
 
+use crate::identity::IdentityProblem;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -103,6 +104,17 @@ pub enum Verdict {
         /// What would have to be known.
         missing: Vec<Missing>,
     },
+}
+
+impl Verdict {
+    /// Whether it is trouble of a class, now or once the cloud lets go of the volume.
+    pub(crate) fn is_of_a_class(&self) -> bool {
+        match self {
+            Self::Ours { .. } => true,
+            Self::Wait { reason } => reason.class().is_some(),
+            Self::Healthy { .. } | Self::NotOurs { .. } | Self::Unclassified { .. } => false,
+        }
+    }
 }
 
 /// A fact that is missing, and why.
@@ -379,5 +391,11 @@ pub enum NotOurs {
     CloudVolumeGone {
         /// Its ID.
         volume: String,
+    },
+    /// It is not certain that the volume is the claim's.
+    #[error("{problem}")]
+    Identity {
+        /// What does not fit together.
+        problem: IdentityProblem,
     },
 }

@@ -85,9 +85,9 @@ impl Table<'_> {
 
     /// A dead node that lists the volume, without a VolumeAttachment and without a pod there.
     fn unrecorded(&self) -> Option<NodeName> {
-        let name = self.evidence.csi(self.now)?.unique_name();
+        let csi = self.evidence.csi(self.now)?;
         let dead = self.evidence.nodes.values().filter_map(|n| n.read(self.now, MAX_AGE).present());
-        dead.filter(|n| !n.ready && n.volumes_attached.contains(&name))
+        dead.filter(|n| !n.ready && self.evidence.lists_volume(&n.volumes_attached, csi))
             .find(|n| !self.attachments.iter().any(|a| a.node == n.name))
             .map(|n| n.name.clone())
     }

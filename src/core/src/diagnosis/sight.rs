@@ -75,7 +75,7 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
     let mounts: Vec<_> = guest
         .csi_volumes
         .iter()
-        .filter(|v| v.driver == csi.driver && v.handle == csi.handle)
+        .filter(|v| evidence.is_volume(&v.driver, &v.handle, csi))
         .flat_map(|v| &v.mounts)
         .collect();
     if mounts.is_empty() {

@@ -5,6 +5,7 @@ use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckPod, Trouble, Verdic
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Fact;
+use crate::identity::{self, ClaimPhase, binding};
 use crate::ids::NodeName;
 use crate::recognise::{Message, Nomination, nominate};
 use jiff::{SignedDuration, Timestamp};
@@ -28,9 +29,16 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
     let Some(claim) = known(&evidence.claim, now, "the claim")? else { return not_ours(NotOurs::NoClaim) };
     let Some(pv_name) = &claim.volume_name else { return not_ours(NotOurs::Unbound) };
     let Some(volume) = known(&evidence.volume, now, "the PersistentVolume")? else {
+        // A claim that was bound is Lost then. Any other one only names what is not there.
+        if claim.phase == ClaimPhase::Pending {
+            return not_ours(NotOurs::Unbound);
+        }
         return Ok(volume_missing(evidence, pv_name, now)?
             .unwrap_or(Verdict::NotOurs { reason: NotOurs::VolumeMissing { pv: pv_name.to_string() } }));
     };
+    if let Err(problem) = binding(&evidence.claim_name, claim, volume) {
+        return not_ours(NotOurs::Identity { problem });
+    }
     let Some(csi) = &volume.csi else { return not_ours(NotOurs::NotCsi { pv: pv_name.to_string() }) };
     if volume.attach_required == Some(false) {
         return not_ours(NotOurs::AttachNotRequired { driver: csi.driver.to_string() });
@@ -53,8 +61,14 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
     };
     facts.push(cloud_sentence(cloud));
     let table = Table { evidence, now, attachments, cloud };
-    let verdict = table.judge_pods(pods, facts)?;
-    Ok(table.behind_the_cloud(verdict))
+    let verdict = table.behind_the_cloud(table.judge_pods(pods, facts)?);
+    if verdict.is_of_a_class()
+        && let Some(problem) = identity::not_ours(evidence, now)
+    {
+        facts.push(verdict.to_string());
+        return not_ours(NotOurs::Identity { problem });
+    }
+    Ok(verdict)
 }
 
 /// The inputs of the table once each is known.

@@ -83,7 +83,6 @@ impl Look<'_> {
         let Some(csi) = self.evidence.csi(now) else {
             return Some("the PersistentVolume must be read".to_owned());
         };
-        let name = csi.unique_name();
         let node = match self.evidence.nodes.get(&pins.node).map(|f| f.read(now, MAX_AGE)) {
             Some(Reading::Present(node)) => Some(node),
             Some(Reading::Absent) => None,
@@ -92,10 +91,10 @@ impl Look<'_> {
         // Where others wait, record and cloud tell: what a dead kubelet said last stays, and the attach/detach controller's
         // own list may stay behind for minutes after a failed detach.
         let whole = node.filter(|_| self.plan.side() == Side::Whole);
-        if whole.is_some_and(|n| n.volumes_in_use.contains(&name)) {
+        if whole.is_some_and(|n| self.evidence.lists_volume(&n.volumes_in_use, csi)) {
             return Some(format!("kubelet on {} reports the volume in use", pins.node));
         }
-        if whole.is_some_and(|n| n.volumes_attached.contains(&name)) {
+        if whole.is_some_and(|n| self.evidence.lists_volume(&n.volumes_attached, csi)) {
             return Some(format!("{} lists the volume in volumesAttached", pins.node));
         }
         if let Some(va) = self.old_records(attachments).first() {

@@ -8,6 +8,7 @@ use crate::cloud::InstanceState;
 use crate::diagnosis::{Trouble, Verdict, diagnose};
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Reading;
+use crate::identity;
 use crate::ids::ObjectName;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general};
@@ -25,6 +26,11 @@ const OTHERS_HAVE: SignedDuration = SignedDuration::from_secs(60);
 impl Look<'_> {
     /// A proof that the holder cannot write, of whatever kind can be made now, or what each kind lacks.
     pub(super) fn proof(&self) -> Result<FenceProof, String> {
+        // S10: a proof is about a machine and a volume; that they are the ones that are meant comes first.
+        let holder = Some(&self.plan.pins.holder);
+        if let Some(doubt) = identity::refusals(self.evidence, holder, self.cx.now).first() {
+            return Err(doubt.to_string());
+        }
         let proof = self.any_proof()?;
         // S8: what the cloud calls the volume now must be what was pinned.
         if *proof.volume() == self.plan.pins.volume {
@@ -41,7 +47,10 @@ impl Look<'_> {
         let asked = self.state.challenged_in(self.cx.term, self.plan);
         if let Some(no_user) = self.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
             match kubelet_handshake(e, &pins.node, &pins.holder, no_user, self.cx.recovery, now) {
-                Ok(proof) => return Ok(proof),
+                Ok(proof) => match self.unanswered(no_user) {
+                    None => return Ok(proof),
+                    Some(why) => lacks.push(why),
+                },
                 Err(why) => lacks.push(why.to_string()),
             }
             if let Some(asked) = asked {

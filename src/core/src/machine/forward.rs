@@ -38,7 +38,7 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
     };
     let entered = state.entered_at().unwrap_or(cx.now);
     let look = Look { plan, state, evidence, cx, ix, step, entered };
-    let over = look.nothing_wrong().or_else(|| look.machine_is_back());
+    let over = look.identity_lost().or_else(|| look.nothing_wrong()).or_else(|| look.machine_is_back());
     let proposal = over.unwrap_or_else(|| match step.kind {
         StepKind::ScaleToZero => look.scale_to_zero(),
         StepKind::Hold => look.hold(),
@@ -224,7 +224,8 @@ impl Look<'_> {
     }
 
     pub(super) fn scope(&self) -> Scope<'_> {
-        Scope { node: &self.plan.pins.node, side: self.plan.side() }
+        let pins = &self.plan.pins;
+        Scope { node: &pins.node, side: self.plan.side(), holder: &pins.holder }
     }
 
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble

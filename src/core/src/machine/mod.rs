@@ -22,6 +22,7 @@ mod detach;
 mod fence;
 mod forward;
 mod hold;
+mod identity;
 mod observe;
 mod record;
 mod snapshot;

@@ -3,6 +3,7 @@
 use super::forward::{Look, wait};
 use super::unwind::later;
 use super::{Action, Effect, Next};
+use crate::diagnosis::Trouble;
 use crate::evidence::MAX_AGE;
 use crate::plan::StepIx;
 use crate::proof::ATTEMPT;
@@ -15,19 +16,23 @@ const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 const MOST_QUESTIONS: u32 = 60;
 
 impl Look<'_> {
-    /// Only for a kubelet that keeps the volume in `volumesInUse` though no pod is left: the attach/detach controller waits
-    /// for it for ever (measured).
+    /// For a kubelet that keeps the volume in `volumesInUse` though no pod is left: the attach/detach controller waits for
+    /// it for ever (measured). And for a living machine that has the volume without a VolumeAttachment.
     pub(super) fn challenge(&self) -> Next {
         let pins = &self.plan.pins;
         if self.still_held().is_none() {
             return self.skipped("the volume is free already");
+        }
+        let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. });
+        if orphan && self.living_holder().is_none() {
+            return self.skipped("no living Node speaks for the holder");
         }
         let (Some(csi), Some(node)) =
             (self.evidence.csi(self.cx.now), self.evidence.node(&pins.node, self.cx.now))
         else {
             return self.poll("the PersistentVolume and the Node must be read");
         };
-        if !node.volumes_in_use.contains(&csi.unique_name()) {
+        if !orphan && !self.evidence.lists_volume(&node.volumes_in_use, csi) {
             return self.skipped("kubelet does not report the volume in use");
         }
         if let Some(line) = self.user_again().or_else(|| self.handshake_begins()) {
@@ -40,7 +45,7 @@ impl Look<'_> {
             return self.poll("the pods' end must be seen first");
         };
         let from = later(no_user.at, ATTEMPT);
-        if self.cx.now < from {
+        if !orphan && self.cx.now < from {
             return wait("a mount attempt may still be under way".to_owned(), from);
         }
         let lacks = match self.proof() {
@@ -74,14 +79,15 @@ impl Look<'_> {
         let csi = self.evidence.csi(self.cx.now)?;
         let node = self.evidence.node(&self.plan.pins.node, self.cx.now)?;
         let no_user = self.no_user().filter(|n| n.lease.is_some())?;
+        let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
         let from = later(no_user.at, ATTEMPT);
-        if !node.volumes_in_use.contains(&csi.unique_name())
+        if !(orphan || self.evidence.lists_volume(&node.volumes_in_use, csi))
             || self.state.attempts(question) >= MOST_QUESTIONS
             || self.asked_just_now()
         {
             return None;
         }
-        if self.cx.now < from {
+        if !orphan && self.cx.now < from {
             return Some(wait("a mount attempt may still be under way".to_owned(), from));
         }
         Some(self.question(question))

@@ -2,6 +2,7 @@
 
 use crate::diagnosis::{StuckCause, Trouble};
 use crate::evidence::{Evidence, MAX_AGE};
+use crate::identity;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use crate::safety::Refusal;
 use jiff::Timestamp;
@@ -65,6 +66,8 @@ pub struct Scope<'a> {
     pub node: &'a NodeName,
     /// What has to let go.
     pub side: Side,
+    /// The instance that it is about.
+    pub holder: &'a InstanceId,
 }
 
 impl Aim {
@@ -108,7 +111,7 @@ impl Aim {
 
     /// Where the plan looks.
     pub fn scope(&self) -> Scope<'_> {
-        Scope { node: &self.node, side: self.side }
+        Scope { node: &self.node, side: self.side, holder: &self.holder }
     }
 }
 
@@ -136,7 +139,7 @@ fn recorded_holder(
         ));
     };
     match evidence.node_of_instance(holder) {
-        None => Ok(holder.clone()),
+        None => identity::was_node(evidence, holder, node, now).map(|()| holder.clone()),
         Some(other) => Err(missing(
             format!("the instance that was Node {node}"),
             &format!("the cloud's holder {holder} is Node {other}"),

@@ -5,6 +5,7 @@ use crate::cloud::VolumeState;
 use crate::evidence::{AccessMode, AttachmentFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::{Fact, Reading};
 use crate::fence::OUT_OF_SERVICE_TAINT;
+use crate::identity;
 use crate::ids::NodeName;
 use crate::runbook::Holding;
 use crate::safety::Refusal;
@@ -23,8 +24,8 @@ const OTHERS_TAINTS: [&str; 5] = [
 
 /// Refusals that hold for every remedy.
 pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
-    let Scope { node, side } = *scope;
-    let mut out = Vec::new();
+    let Scope { node, side, holder } = *scope;
+    let mut out = identity::refusals(evidence, Some(holder), now);
     if let Some(claim) = present(&evidence.claim, now, "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });

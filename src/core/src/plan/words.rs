@@ -197,6 +197,14 @@ pub(super) fn planned(
             "the cloud accepted it",
             EffectClass::Repeatable,
         ),
+        StepKind::Challenge if pins.attachment.is_none() => text(
+            format!("if {node} is the holder's node and lives: ask its agent to look at the machine anew"),
+            "no pod of the claim is on the node, and none can come to it",
+            format!("kubectl get nodevolumereport {node} -o yaml"),
+            "none: it only looks",
+            "its answer to this very question shows no device, or (full level) a clean one",
+            EffectClass::Repeatable,
+        ),
         StepKind::Challenge => text(
             format!(
                 "if kubelet on {node} keeps the volume in volumesInUse: ask its agent to look at the machine anew"

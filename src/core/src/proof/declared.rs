@@ -23,6 +23,27 @@ pub struct Declaration {
     pub reason: String,
     /// When they said it.
     pub at: Timestamp,
+    /// They also say that the instance is a machine of this cluster, though no Node shows it. Admission lets only those
+    /// say so who may declare in the whole cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_this_cluster: bool,
+}
+
+impl Declaration {
+    /// Whether somebody gave it, with a reason, within the last hour.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn is_valid(&self, now: Timestamp) -> Result<(), &'static str> {
+        if self.by.trim().is_empty() || self.reason.trim().is_empty() {
+            return Err("it names nobody, or no reason");
+        }
+        let age = now.duration_since(self.at);
+        if age > GOOD_FOR || age < SignedDuration::ZERO {
+            return Err("it is not of the last hour");
+        }
+        Ok(())
+    }
 }
 
 /// Makes the *declared* proof.
@@ -40,12 +61,8 @@ pub fn declared(
     if declaration.holder != *holder {
         return invalid("it is about another instance");
     }
-    if declaration.by.trim().is_empty() || declaration.reason.trim().is_empty() {
-        return invalid("it names nobody, or no reason");
-    }
-    let age = now.duration_since(declaration.at);
-    if age > GOOD_FOR || age < SignedDuration::ZERO {
-        return invalid("it is not of the last hour");
+    if let Err(why) = declaration.is_valid(now) {
+        return invalid(why);
     }
     let volume = the_volume(evidence, holder, now)?;
     let mut grounds = nothing_lives(evidence, holder, now)?;

@@ -58,7 +58,7 @@ pub fn kubelet_handshake(
         return Err(NoProof::NodeNotReady { node: node.clone() });
     }
     is_holder(facts, holder)?;
-    if facts.volumes_in_use.contains(&csi.unique_name()) {
+    if evidence.lists_volume(&facts.volumes_in_use, csi) {
         return Err(NoProof::InUse { node: node.clone() });
     }
     // volumesInUse counts only as read after the last pod was gone (P3 after P2).
@@ -147,7 +147,7 @@ pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Resu
     let live = guest
         .csi_volumes
         .iter()
-        .filter(|v| v.driver == csi.driver && v.handle == csi.handle)
+        .filter(|v| evidence.is_volume(&v.driver, &v.handle, csi))
         .flat_map(|v| &v.mounts)
         .find(|m| !m.dead);
     match live {

@@ -33,7 +33,7 @@ mod reboot;
 pub use declared::{Declaration, declared};
 pub use handshake::{ATTEMPT, NoUser, answered_clean, kubelet_handshake};
 pub use power::{Sighting, gone, off};
-pub use reboot::{ANSWER_GOOD_FOR, Before, rebooted_and_clean};
+pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};

@@ -4,7 +4,7 @@
 //! guest keeps the old name until the volume is attached again.
 
 use crate::cloud::CloudVolume;
-use crate::evidence::{CsiSource, NodeFacts};
+use crate::evidence::{CsiSource, Evidence, NodeFacts};
 use crate::guest::{GuestDevice, GuestInventory};
 
 /// Whether this CSI handle names the device: Linode's `<id>-<label>`, whose label the device has for a serial, or EBS'
@@ -17,17 +17,18 @@ fn names(handle: &str, device: &GuestDevice) -> bool {
 /// A device of the volume's size that the node's other volumes do not account for, or one that the volume's own handle
 /// names: it may be the volume under an earlier name.
 pub(super) fn under_another_name<'a>(
+    evidence: &Evidence,
     guest: &'a GuestInventory,
     node: &NodeFacts,
     csi: &CsiSource,
     cloud: &CloudVolume,
 ) -> Option<&'a GuestDevice> {
-    let own = csi.unique_name();
-    let listed = node.volumes_attached.iter().chain(&node.volumes_in_use).filter(|name| **name != own);
+    let own = |name: &String| evidence.lists_volume(std::slice::from_ref(name), csi);
+    let listed = node.volumes_attached.iter().chain(&node.volumes_in_use).filter(|name| !own(name));
     let handles: Vec<&str> =
         listed.filter_map(|name| name.split_once('^')).map(|(_, handle)| handle).collect();
     let others = |device: &GuestDevice| {
-        let mut known = guest.csi_volumes.iter().filter(|v| v.driver != csi.driver || v.handle != csi.handle);
+        let mut known = guest.csi_volumes.iter().filter(|v| !evidence.is_volume(&v.driver, &v.handle, csi));
         handles.iter().any(|handle| names(handle, device))
             || known.any(|v| {
                 names(v.handle.as_str(), device) || v.mounts.iter().any(|m| !m.dead && m.dev == device.dev)

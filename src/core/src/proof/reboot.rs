@@ -70,6 +70,27 @@ pub fn rebooted_and_clean(
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
 
+/// That the agent of the holder's living Node answered this recovery's open challenge clean. No proof by itself: the
+/// kubelet has to say the same. `asked_at` is when the question was journaled, on the clock of this process.
+///
+/// # Errors
+/// One [`NoProof`]: the first missing piece, in the order node, holder, answer, volume.
+pub fn answers_clean(
+    evidence: &Evidence,
+    node: &NodeName,
+    holder: &InstanceId,
+    asked_at: Timestamp,
+    recovery: &Uid,
+    now: Timestamp,
+) -> Result<(), NoProof> {
+    let what = format!("Node {node}");
+    let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
+    let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;
+    is_holder(facts, holder)?;
+    let asked = Asked { at: asked_at, recovery };
+    clean(evidence, node, fact, facts, holder, asked, now).map(|_| ())
+}
+
 /// What both proofs by an agent's answer rest on.
 pub(super) struct Clean<'a> {
     pub(super) epoch: u64,
@@ -106,7 +127,7 @@ pub(super) fn clean<'a>(
     };
     let csi = evidence.csi(now).ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
     if answer.seen == Seen::NoDevice
-        && let Some(device) = under_another_name(guest, facts, csi, volume)
+        && let Some(device) = under_another_name(evidence, guest, facts, csi, volume)
     {
         return Err(not_clean(format!(
             "it saw no device {}, and device {} ({}) may be the volume under an earlier name",

@@ -233,6 +233,7 @@ fn without_a_permission_a_dead_node_waits_for_others() {
         by: "jane".into(),
         reason: "I pulled the plug".into(),
         at: declared.now,
+        of_this_cluster: false,
     });
     let made = plan(&declared, none).unwrap();
     assert_eq!(may_begin(&made, &declared.evidence, declared.now), Ok(()));
@@ -246,6 +247,7 @@ fn a_declared_node_is_fenced_and_says_by_whom() {
         by: "jane".into(),
         reason: "I pulled the plug".into(),
         at: case.now,
+        of_this_cluster: false,
     });
     let mut walk = Walk::new(case, QUIET);
     assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());

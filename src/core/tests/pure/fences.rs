@@ -96,6 +96,7 @@ fn scene(kind: Kind) -> Scene {
             by: "oncall@example.com".into(),
             reason: "the machine is unplugged".into(),
             at: ago(30),
+            of_this_cluster: false,
         },
     }
 }

@@ -12,6 +12,7 @@ use reattach_core::cloud::{CloudScope, InstanceState, JobStatus, PowerChange, Po
 use reattach_core::evidence::{Evidence, NodeFacts, PodFacts};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::guest::{Level, Seen};
+use reattach_core::identity::{ClaimPhase, ClaimRef, OtherUse};
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::machine::{Effect, Next};
 use reattach_core::proof::{Declaration, NoUser};
@@ -140,10 +141,11 @@ fn word(c: &mut Case, holder: &str, by: &str, reason: &str, ago: i64) {
         by: by.into(),
         reason: reason.into(),
         at: c.now - SignedDuration::from_secs(ago),
+        of_this_cluster: false,
     });
 }
 
-const SPOILS: [Spoil; 65] = [
+const SPOILS: [Spoil; 82] = [
     |c| old(&mut c.evidence.cloud_volume),
     |c| unknown(&mut c.evidence.cloud_volume),
     |c| gone(&mut c.evidence.cloud_volume),
@@ -221,7 +223,59 @@ const SPOILS: [Spoil; 65] = [
     |c| node(c, |n| n.taints.clear()),
     |c| node(c, |n| n.taints = vec!["hold.reattach.dev/another-recovery".into()]),
     |c| edit(&mut c.evidence.workload, |w| w.template.ignores_taints = Some("it tolerates all".into())),
+    |c| old(&mut c.evidence.claim),
+    |c| edit(&mut c.evidence.claim, |c| c.phase = ClaimPhase::Pending),
+    |c| edit(&mut c.evidence.claim, |c| c.volume_name = Some("another".into())),
+    |c| old(&mut c.evidence.volume),
+    |c| edit(&mut c.evidence.volume, |v| v.claim_ref = None),
+    |c| claim_ref(c, |of| of.claim.namespace = "another".into()),
+    |c| claim_ref(c, |of| of.uid = None),
+    |c| claim_ref(c, |of| of.uid = Some("of an earlier claim".into())),
+    |c| old(&mut c.evidence.identity),
+    |c| unknown(&mut c.evidence.identity),
+    |c| edit(&mut c.evidence.identity, |i| i.canonical = None),
+    |c| edit(&mut c.evidence.identity, |i| i.canonical = Some("5551-another".into())),
+    |c| {
+        edit(&mut c.evidence.identity, |i| {
+            i.others.push(OtherUse::InlineAttachment { name: "csi-9".into(), node: OTHER_NODE.into() });
+        });
+    },
+    |c| {
+        let double = the_node(c).clone();
+        c.evidence.nodes.insert("double".into(), double);
+    },
+    |c| unknown(&mut c.evidence.machines),
+    |c| edit(&mut c.evidence.machines, Vec::clear),
+    |c| edit(&mut c.evidence.machines, |all| all.iter_mut().for_each(|m| m.scope = None)),
 ];
+
+fn claim_ref(c: &mut Case, with: impl FnOnce(&mut ClaimRef)) {
+    edit(&mut c.evidence.volume, |v| v.claim_ref.as_mut().map(with).unwrap_or_default());
+}
+
+/// Whether claim, volume and holder are those that are meant. Written down a second time, from DESIGN's S10.
+fn is_ours(e: &Evidence, holder: &InstanceId, now: Timestamp) -> bool {
+    let (Some(Some(claim)), Some(Some(volume)), Some(Some(identity))) =
+        (fresh(Some(&e.claim), now), fresh(Some(&e.volume), now), fresh(Some(&e.identity), now))
+    else {
+        return false;
+    };
+    let bound = volume.claim_ref.as_ref().is_some_and(|of| {
+        of.claim == e.claim_name && of.uid.as_ref() == Some(&claim.uid) && claim.phase == ClaimPhase::Bound
+    });
+    let handle = volume.csi.as_ref().map(|c| &c.handle);
+    let the_only_one =
+        identity.canonical.as_ref() == handle && handle.is_some() && identity.others.is_empty();
+    let nodes = e.nodes.values().filter_map(|f| fresh(Some(f), now).flatten());
+    let nodes = nodes.filter(|n| n.instance.as_ref() == Some(holder)).count();
+    let seen = fresh(Some(&e.machines), now).flatten().is_some_and(|all| {
+        all.iter().any(|m| m.instance == *holder && m.scope.is_some() && m.scope == e.cloud_scope)
+    });
+    bound
+        && claim.volume_name.as_ref() == Some(&volume.name)
+        && the_only_one
+        && (nodes == 1 || nodes == 0 && seen)
+}
 
 /// Changes of what the agent says; they need an answer to change.
 const ANSWERS: [fn(Case) -> Case; 5] = [
@@ -346,6 +400,9 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
     };
     if cloud.holders != [pins.holder.clone()] || cloud.id != pins.volume {
         return Err(format!("the cloud says {:?} of {}", cloud.holders, cloud.id));
+    }
+    if !is_ours(e, &pins.holder, now) {
+        return Err("it is not certain whose it is".into());
     }
     let down = machine_is_down(e, &pins.holder, now);
     let state = walk.state();

@@ -16,6 +16,8 @@ fn later(mut case: Case, seconds: i64) -> Case {
     e.pods.at += by;
     e.workload.at += by;
     e.cloud_volume.at += by;
+    e.identity.at += by;
+    e.machines.at += by;
     e.jobs.at += by;
     e.nodes.values_mut().for_each(|n| n.at += by);
     case

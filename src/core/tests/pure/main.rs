@@ -15,6 +15,7 @@ mod freeing;
 mod gaps;
 mod hash;
 mod holding;
+mod identity;
 mod journal;
 mod losses;
 mod machine;

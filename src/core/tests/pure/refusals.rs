@@ -8,7 +8,7 @@ use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::plan::{Scope, Side, before_scaling, general};
 use reattach_core::safety::Refusal;
 use reattach_core::stamp::Stamp;
-use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
+use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 
 const SET: &str = "StatefulSet default/redis";
@@ -179,7 +179,8 @@ fn a_second_record_of_the_volume_on_another_node_is_refused() {
 #[test]
 fn refusals_of_the_cloud_and_of_missing_facts() {
     let node = NODE.into();
-    let scope = Scope { node: &node, side: Side::Whole };
+    let holder = INSTANCE.into();
+    let scope = Scope { node: &node, side: Side::Whole, holder: &holder };
     let outage = |case: &Case| general(&case.evidence, &scope, case.now);
     let mut stale = s();
     stale.evidence.cloud_volume.at -= SignedDuration::from_secs(90);
@@ -199,6 +200,7 @@ fn refusals_of_the_cloud_and_of_missing_facts() {
         );
     }
     let mut no_node = s();
+    no_node.evidence.cloud_scope = Some(reattach_core::cloud::CloudScope("account".into()));
     no_node.evidence.nodes.clear();
     assert_eq!(
         outage(&no_node),
@@ -332,7 +334,11 @@ fn an_unreadable_claim_hides_no_other_refusal() {
     let mut case =
         s().cloud(|c| c.holders.push("7".into())).node(|n| n.taints = vec!["medik8s.io/drain".into()]);
     case.evidence.claim = Fact::unknown("timeout", Source::Kubernetes("claim".into()), start());
-    let found = general(&case.evidence, &Scope { node: &NODE.into(), side: Side::Whole }, case.now);
+    let found = general(
+        &case.evidence,
+        &Scope { node: &NODE.into(), side: Side::Whole, holder: &INSTANCE.into() },
+        case.now,
+    );
     assert!(found.iter().any(|r| matches!(r, Refusal::Missing { .. })), "{found:?}");
     assert!(found.iter().any(|r| matches!(r, Refusal::ManyHolders { .. })), "{found:?}");
     assert!(found.iter().any(|r| matches!(r, Refusal::OthersAtWork { .. })), "{found:?}");

@@ -8,7 +8,7 @@ use reattach_core::cloud::{
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::guest::Seen;
+use reattach_core::guest::{Answer, Seen};
 use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
@@ -17,7 +17,9 @@ use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan
 use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
-use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, volume_name};
+use reattach_core::testkit::{
+    Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, boot, volume_name,
+};
 
 mod cases;
 mod hanging;
@@ -47,6 +49,8 @@ pub struct World {
     pub no_snapshot: bool,
     /// They cannot be read.
     pub blind: bool,
+    /// What an agent that is asked says, if not that there is no such device.
+    pub holder_says: Option<fn() -> Option<Seen>>,
 }
 
 /// Whose detach it is that does not end.
@@ -70,6 +74,7 @@ pub const QUIET: World = World {
     deletes_after: None,
     no_snapshot: false,
     blind: false,
+    holder_says: None,
 };
 
 /// A run.
@@ -322,14 +327,18 @@ impl Walk {
             Effect::CloudDetach { .. } if self.world.hangs.is_some() => self.begin_detaching(),
             Effect::CloudDetach { .. } | Effect::CloudForce { .. } => self.detached(),
             Effect::Snapshot { .. } => self.begin_snapshot(),
-            Effect::Challenge { .. } => {
+            Effect::Challenge { node: asked } => {
                 let epoch = e.asked.as_ref().map_or(0, |a| a.1) + 1;
                 e.asked = Some((Case::recovery(), epoch));
-                self.case = self.case.clone().answer(Seen::NoDevice);
-                if let Some(answer) = self.case.evidence.answers.get_mut(&node) {
-                    answer.epoch = epoch;
-                    answer.scanned_at = self.case.now;
-                }
+                e.answers.clear();
+                let seen = self.world.holder_says.map_or(Some(Seen::NoDevice), |says| says());
+                let said = seen.map(|seen| self.case.clone().answer(seen).evidence.answers.remove(&node));
+                self.case.evidence.answers.extend(said.flatten().map(|answer| {
+                    (
+                        asked.clone(),
+                        Answer { epoch, boot_id: boot(asked.as_str()), scanned_at: self.case.now, ..answer },
+                    )
+                }));
             }
             Effect::PowerOn { .. } | Effect::Requeue { .. } => {}
             Effect::ScaleToZero { .. } | Effect::Restore { .. } => panic!("nothing is scaled: {effect:?}"),
@@ -477,7 +486,7 @@ impl Walk {
         e.node_pods.values_mut().for_each(|f| f.at = now);
         e.node_losses.values_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
-        (e.workload.at, e.cloud_volume.at) = (now, now);
+        (e.workload.at, e.cloud_volume.at, e.identity.at, e.machines.at) = (now, now, now, now);
         if let Some(policy) = &mut e.hold_policy {
             policy.at = now;
         }

@@ -259,6 +259,8 @@ impl World {
             instance: Some(INSTANCE.into()),
             created: now,
         }));
+        present(&mut e.identity, now);
+        present(&mut e.machines, now);
         blind(&mut e.cloud_volume, self.outage);
         blind(&mut e.jobs, self.outage);
         blind(&mut e.workload, self.blind.workload);

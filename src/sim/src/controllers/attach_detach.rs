@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Context, ready};
 use crate::events::Recorder;
 use crate::kapi::{
-    Informer, Kapi, MERGE, Tasks, code_of, condition, items, name, namespace, terminating, text,
+    Informer, Kapi, MERGE, Tasks, code_of, condition, is_bound, items, name, namespace, terminating, text,
 };
 use crate::names::{attachment_name, unique_volume_name};
 use crate::rng::Rng;
@@ -197,6 +197,10 @@ impl AttachDetach {
             }
             for claim in super::claims_of(&pod) {
                 let Some(claim) = self.claims.get(namespace(&pod), &claim) else { continue };
+                let pv = self.volumes.get("", text(&claim, "/spec/volumeName"));
+                if pv.is_some_and(|pv| !is_bound(&claim, &pv)) {
+                    continue;
+                }
                 let Some(spec) = self.spec_of(text(&claim, "/spec/volumeName")) else { continue };
                 let key = (unique_volume_name(&spec.handle, &spec.driver), node.to_owned());
                 wanted.entry(key).or_insert_with(|| Wanted { spec, pods: Vec::new() }).pods.push(pod.clone());

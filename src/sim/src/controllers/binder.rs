@@ -61,12 +61,14 @@ async fn look(
             let written = c.kapi.patch(&path, MERGE, &body).await?;
             claims.saw(&written).await;
         }
-        if text(&claim, "/status/phase") == "Bound" {
-            continue;
-        }
         let Some(volume) = volume_for(&claim, volumes) else { continue };
         let of = &volume["spec"]["claimRef"];
-        if !of["uid"].is_null() && of["uid"] != uid(&claim) {
+        if of["uid"] == uid(&claim) && text(&claim, "/status/phase") == "Bound" {
+            continue;
+        }
+        // Bound to another claim, or reserved for one: a claim that names the volume stays Pending.
+        let for_another = of["name"] != name(&claim) || of["namespace"] != namespace(&claim);
+        if !of.is_null() && for_another || !of["uid"].is_null() && of["uid"] != uid(&claim) {
             continue;
         }
         let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": name(&claim),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::volumes::VolumeSpec;
 use super::{NodePluginFaults, Shared, StageFault};
 use crate::cloud::Ground;
-use crate::kapi::{Kapi, code_of, items, lock, terminating};
+use crate::kapi::{Kapi, code_of, is_bound, items, lock, terminating};
 use crate::names::staging_hash;
 
 /// Work of one NodeStage (find, check, mount), one NodeUnpublish and one NodeUnstage.
@@ -146,6 +146,13 @@ pub(super) async fn set_up_object(
     kind: &str,
     object: &str,
 ) -> Result<(), String> {
+    if kind == CLAIM {
+        return match claim_of(kapi, ns, object).await {
+            Ok(Some((claim, pv))) if is_bound(&claim, &pv) => Ok(()),
+            Ok(_) => Err(format!("unable to process volume \"{volume}\": PVC {ns}/{object} is not bound")),
+            Err(e) => Err(format!("unable to process volume \"{volume}\": {e}")),
+        };
+    }
     let plural = if kind == "secret" { "secrets" } else { "configmaps" };
     match kapi.get(&format!("/api/v1/namespaces/{ns}/{plural}/{object}")).await {
         Ok(Some(_)) => Ok(()),
@@ -154,6 +161,18 @@ pub(super) async fn set_up_object(
         }
         Err(e) => Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : {e}")),
     }
+}
+
+/// A claim, as the kind of a pod's [`ObjectVolume`]: one that is not bound to its volume.
+const CLAIM: &str = "claim";
+
+/// A claim with the PersistentVolume that it names.
+async fn claim_of(kapi: &Kapi, ns: &str, claim: &str) -> Result<Option<(Value, Value)>, kube::Error> {
+    let claim = kapi.get(&format!("/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}")).await?;
+    let Some(claim) = claim else { return Ok(None) };
+    let Some(pv) = claim["spec"]["volumeName"].as_str().map(str::to_owned) else { return Ok(None) };
+    let pv = kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await?;
+    Ok(pv.map(|pv| (claim, pv)))
 }
 
 /// A Secret or ConfigMap that a pod mounts.
@@ -185,9 +204,12 @@ pub(super) async fn resolve(
             None if v["ephemeral"].is_object() => format!("{pod_name}-{volume}"),
             None => continue,
         };
-        let claim = kapi.get(&format!("/api/v1/namespaces/{ns}/persistentvolumeclaims/{claim}")).await?;
-        let Some(pv) = claim.as_ref().and_then(|c| c["spec"]["volumeName"].as_str()) else { continue };
-        let Some(volume) = kapi.get(&format!("/api/v1/persistentvolumes/{pv}")).await? else { continue };
+        let Some((object, pv)) = claim_of(kapi, ns, &claim).await? else { continue };
+        if !is_bound(&object, &pv) {
+            objects.push(ObjectVolume { volume, kind: CLAIM, object: claim });
+            continue;
+        }
+        let volume = pv;
         let csi = &volume["spec"]["csi"];
         let (Some(handle), Some(driver)) = (csi["volumeHandle"].as_str(), csi["driver"].as_str()) else {
             continue;
@@ -198,7 +220,7 @@ pub(super) async fn resolve(
             Err(e) => return Err(e),
         };
         volumes.push(VolumeSpec {
-            pv: pv.into(),
+            pv: crate::kapi::name(&volume).into(),
             handle: handle.into(),
             driver: driver.into(),
             fs_type: csi["fsType"].as_str().unwrap_or_default().into(),

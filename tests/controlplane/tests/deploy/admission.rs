@@ -188,6 +188,13 @@ pub async fn reports(installed: &Installed<'_>) {
         403,
         "challenges are asked by the controller only",
     );
+    let seen = json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": { "name": "node-a" },
+        "spec": { "challenges": [], "machines": [{ "instance": "999" }] },
+    });
+    let seen = serde_json::from_value(seen).expect("an object");
+    let only = "machines are recorded by the controller only";
+    refused("an agent that vouches for a machine", asking.create(&post, &seen).await, 403, only);
     a.create(&post, &report("node-a", json!([]))).await.expect("its own node's");
     b.create(&post, &report("node-b", json!([]))).await.expect("its own node's");
 

@@ -154,7 +154,7 @@ fn rights_to_change_something_are_these() {
         ("reattach-approver", "approve", "volumerecoveries.reattach.dev"),
         ("reattach-controller", "create delete hold patch update", "volumerecoveries.reattach.dev"),
         ("reattach-controller", "patch update", "volumerecoveries/status.reattach.dev"),
-        ("reattach-controller", "create patch update", "nodevolumereports.reattach.dev"),
+        ("reattach-controller", "create delete patch update", "nodevolumereports.reattach.dev"),
         ("reattach-controller", "create patch", "events. events.events.k8s.io"),
         ("reattach-controller", "create patch", "pods."),
         ("reattach-controller", "create", "pods/eviction."),

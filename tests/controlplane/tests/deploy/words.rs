@@ -38,6 +38,11 @@ pub async fn declarations(installed: &Installed<'_>) {
     let admin = say(&installed.admin, "dead", declaration("dora")).await;
     refused("by the administrator in dora's", admin, 403, &own("admin"));
 
+    // Dora may declare in her namespace; whose a machine is concerns the whole cluster.
+    let mut ours = declaration("dora");
+    ours["declaration"]["ofThisCluster"] = json!(true);
+    let everywhere = "needs the verb declare on volumerecoveries in the whole cluster";
+    refused("of this cluster", say(&dora, "dead", ours).await, 403, everywhere);
     let by = |answer: Answer| answer.expect("she may").spec.declaration.map(|d| d.declared_by);
     assert_eq!(by(say(&dora, "dead", declaration("dora")).await).as_deref(), Some("dora"));
     // It stays hers when somebody else writes the rest; nobody changes a word of it.

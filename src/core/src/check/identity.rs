@@ -1,0 +1,55 @@
+//! S10, derived again from the evidence: whose the claim, the volume and the machine are.
+
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::identity::ClaimPhase;
+use crate::plan::Plan;
+use jiff::Timestamp;
+
+pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bool, &str)) {
+    let claim = e.claim.read(now, MAX_AGE).present();
+    let volume = e.volume.read(now, MAX_AGE).present();
+    let bound = match (claim, volume.and_then(|v| v.claim_ref.as_ref())) {
+        (Some(c), Some(of)) => {
+            of.claim == e.claim_name && of.uid.as_ref() == Some(&c.uid) && c.phase == ClaimPhase::Bound
+        }
+        _ => false,
+    };
+    let named = claim.is_some_and(|c| c.volume_name.as_ref() == volume.map(|v| &v.name));
+    say("S10", bound && named, "the claim and the PersistentVolume are not bound to each other");
+    let identity = e.identity.read(now, MAX_AGE).present();
+    let handle = volume.and_then(|v| v.csi.as_ref()).map(|c| &c.handle);
+    say(
+        "S10",
+        identity.is_some_and(|i| i.canonical.is_some() && i.canonical.as_ref() == handle),
+        "the handle is not the driver's own for the cloud volume",
+    );
+    say(
+        "S10",
+        identity.is_some_and(|i| i.others.is_empty()),
+        "more than one PersistentVolume or VolumeAttachment leads to the cloud volume",
+    );
+    say(
+        "S10",
+        identity.is_some_and(|i| i.region.is_none()),
+        "the cloud has the volume in another region than the PersistentVolume asks for",
+    );
+    let cloud = e.cloud_volume.read(now, MAX_AGE).present();
+    let held = cloud.map_or(&[][..], |c| c.holders.as_slice());
+    for instance in held.iter().chain([&plan.pins.holder]) {
+        let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
+        let nodes = e.nodes.values().filter_map(|f| f.read(now, MAX_AGE).present()).filter(|n| is(n)).count();
+        say("S10", nodes <= 1, "several Nodes claim one instance");
+        let seen = e.machines.read(now, MAX_AGE).present().is_some_and(|all| {
+            all.iter().any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
+        });
+        let declared = e
+            .declaration
+            .as_ref()
+            .is_some_and(|d| d.holder == *instance && d.of_this_cluster && d.is_valid(now).is_ok());
+        say(
+            "S10",
+            !held.contains(instance) || nodes == 1 || seen || declared,
+            "the holder is not known to be a machine of this cluster",
+        );
+    }
+}

@@ -1,0 +1,406 @@
+//! Whose the volume is and whose the machine is (safety rule S10): claim and PersistentVolume are bound to each other
+//! by UID, the handle is the driver's own for the volume that the cloud describes, one PersistentVolume leads to that
+//! volume, one Node to each machine, and the holder is a machine of this cluster.
+//!
+//! # Guarantees
+//! Names, handles and provider IDs are text that others write. Nothing here compares such a text with another: the
+//! collector has the provider read them, and this module compares the cloud's identifiers and Kubernetes' UIDs.
+//!
+//! # Errors
+//! [`IdentityProblem`], one for each thing that does not fit together.
+
+use crate::cloud::CloudScope;
+use crate::evidence::{ClaimFacts, Evidence, MAX_AGE, NodeFacts, VolumeFacts};
+use crate::fact::{Fact, Reading};
+use crate::ids::{BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId};
+use crate::safety::Refusal;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// `status.phase` of a PersistentVolumeClaim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ClaimPhase {
+    /// Kubernetes has not bound it, or says nothing.
+    #[default]
+    Pending,
+    /// Bound to a PersistentVolume.
+    Bound,
+    /// It was bound, and its PersistentVolume is gone.
+    Lost,
+}
+
+/// `spec.claimRef` of a PersistentVolume: the claim that the volume is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimRef {
+    /// The claim's namespace and name.
+    pub claim: ObjectName,
+    /// The claim's UID. None: reserved for a claim of that name, and bound to none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Uid>,
+}
+
+/// What the provider reads out of the handles and names that the cluster has for one cloud volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeIdentity {
+    /// The handle that the driver gives to the volume, as the cloud describes it now. None: the cloud does not
+    /// describe it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canonical: Option<VolumeHandle>,
+    /// Everything else in the cluster that leads to the cloud volume, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherUse>,
+    /// Names in Node status, and other handles of agents' reports, that come to the cloud volume under another
+    /// spelling than the claim's own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub aliases: BTreeSet<String>,
+    /// Where PersistentVolume and cloud name different regions or zones: the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<OtherRegion>,
+}
+
+/// A region or zone that the PersistentVolume asks for and the cloud contradicts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherRegion {
+    /// What the PersistentVolume's node affinity names.
+    pub asked: String,
+    /// Where the cloud has the volume.
+    pub is: String,
+}
+
+/// Another way in the cluster to the same cloud volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "other", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum OtherUse {
+    /// Another PersistentVolume.
+    PersistentVolume {
+        /// Its name.
+        name: PvName,
+        /// The claim that it is for.
+        claim: Option<ObjectName>,
+        /// The VolumeAttachments that name it, as `name on node`.
+        attachments: Vec<String>,
+        /// The pods that name its claim.
+        pods: Vec<ObjectName>,
+    },
+    /// A VolumeAttachment that carries the volume itself instead of a PersistentVolume's name.
+    InlineAttachment {
+        /// Its name.
+        name: String,
+        /// Its node.
+        node: NodeName,
+    },
+}
+
+impl fmt::Display for OtherUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PersistentVolume { name, claim, attachments, pods } => {
+                write!(f, "PersistentVolume {name}")?;
+                match claim {
+                    Some(claim) => write!(f, " (claim {claim}")?,
+                    None => write!(f, " (no claim")?,
+                }
+                for attachment in attachments {
+                    write!(f, ", VolumeAttachment {attachment}")?;
+                }
+                for pod in pods {
+                    write!(f, ", pod {pod}")?;
+                }
+                f.write_str(")")
+            }
+            Self::InlineAttachment { name, node } => write!(f, "VolumeAttachment {name} on {node}"),
+        }
+    }
+}
+
+/// A machine that reattach saw behind a Node of this cluster, kept when the Node is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SeenMachine {
+    /// The instance, as the cloud calls it.
+    pub instance: InstanceId,
+    /// The Node's name.
+    pub node: NodeName,
+    /// The Node's UID.
+    pub node_uid: Uid,
+    /// The cluster that the Node was in: the UID of namespace `kube-system`. Records that a backup brought into another
+    /// cluster say nothing there.
+    pub cluster: Uid,
+    /// The last boot that was seen.
+    pub boot_id: BootId,
+    /// Credential, account and region under which the instance was seen. None: that could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<CloudScope>,
+    /// Since when no Node has this machine. None: a Node has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_gone_since: Option<Timestamp>,
+}
+
+/// Why it is not certain whose the volume or the machine is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "problem", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs)] // The sentences above the variants name the fields.
+pub enum IdentityProblem {
+    /// The PersistentVolume is for another claim.
+    #[error(
+        "claim {claim} names PersistentVolume {volume}, which is bound to claim {bound_to}; reattach treats it as no volume of {claim}"
+    )]
+    OtherClaim { claim: ObjectName, volume: PvName, bound_to: ObjectName },
+    /// The PersistentVolume is for a claim of this name that was deleted since.
+    #[error(
+        "claim {claim} names PersistentVolume {volume}, which is bound to an earlier claim of that name (UID {bound_to}); reattach treats it as no volume of {claim}"
+    )]
+    OtherUid { claim: ObjectName, volume: PvName, bound_to: Uid },
+    /// Kubernetes has not bound the two to each other.
+    #[error(
+        "claim {claim} names PersistentVolume {volume}, and Kubernetes has not bound the two to each other; reattach waits for that and treats it as no volume of {claim}"
+    )]
+    NotBound { claim: ObjectName, volume: PvName },
+    /// The handle is another spelling than the driver's own.
+    #[error(
+        "volume handle {handle} is not the one that driver {driver} gives to cloud volume {volume} ({canonical}); reattach frees no volume through another spelling of its handle; if the volume was renamed at the cloud, give it its old name back"
+    )]
+    Alias { driver: DriverName, handle: VolumeHandle, canonical: VolumeHandle, volume: VolumeId },
+    /// More than one PersistentVolume leads to the cloud volume.
+    #[error(
+        "cloud volume {volume} is also used through {others}; with more than one way to it reattach touches nothing; delete those that are not meant"
+    )]
+    ManyVolumes { volume: VolumeId, others: String },
+    /// Several Nodes say that they are one machine.
+    #[error(
+        "Nodes {} all have the providerID of instance {instance}; which of them the machine is cannot be told, so reattach touches nothing; delete those that it is not",
+        names(nodes)
+    )]
+    ManyNodes { instance: InstanceId, nodes: Vec<NodeName> },
+    /// The holder is no machine of this cluster.
+    #[error(
+        "instance {holder}, which has the volume, is behind no Node of this cluster, and reattach never saw it as one; it may belong to others, so reattach frees nothing from it; a person with the right to declare in the whole cluster may say that it is this cluster's (kubectl reattach declare --of-this-cluster)"
+    )]
+    ForeignHolder { holder: InstanceId },
+    /// The instance was another Node's machine than the one whose record is stuck.
+    #[error(
+        "instance {holder}, which has the volume, was seen as Node {seen_as} and never as {node}, whose VolumeAttachment is stuck; reattach frees nothing from it"
+    )]
+    OtherNode { holder: InstanceId, seen_as: NodeName, node: NodeName },
+    /// The cloud has the volume in another region or zone.
+    #[error(
+        "PersistentVolume {volume} asks for {asked}, and the cloud has its volume in {is}; it cannot be the volume that is meant, so reattach touches nothing"
+    )]
+    OtherRegion { volume: PvName, asked: String, is: String },
+}
+
+impl IdentityProblem {
+    /// Whether claim and PersistentVolume are not bound to each other.
+    pub fn is_about_the_binding(&self) -> bool {
+        match self {
+            Self::OtherClaim { .. } | Self::OtherUid { .. } | Self::NotBound { .. } => true,
+            Self::Alias { .. }
+            | Self::ManyVolumes { .. }
+            | Self::ManyNodes { .. }
+            | Self::ForeignHolder { .. }
+            | Self::OtherNode { .. }
+            | Self::OtherRegion { .. } => false,
+        }
+    }
+}
+
+fn names(nodes: &[NodeName]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether Kubernetes has bound this claim and this PersistentVolume to each other.
+///
+/// # Errors
+/// The one problem that keeps them apart.
+pub fn binding(name: &ObjectName, claim: &ClaimFacts, volume: &VolumeFacts) -> Result<(), IdentityProblem> {
+    let (claim_name, volume_name) = (name.clone(), volume.name.clone());
+    let not_bound = || IdentityProblem::NotBound { claim: name.clone(), volume: volume.name.clone() };
+    let Some(reserved) = &volume.claim_ref else { return Err(not_bound()) };
+    if reserved.claim != *name {
+        let bound_to = reserved.claim.clone();
+        return Err(IdentityProblem::OtherClaim { claim: claim_name, volume: volume_name, bound_to });
+    }
+    match &reserved.uid {
+        Some(uid) if *uid == claim.uid => {}
+        Some(uid) => {
+            let bound_to = uid.clone();
+            return Err(IdentityProblem::OtherUid { claim: claim_name, volume: volume_name, bound_to });
+        }
+        None => return Err(not_bound()),
+    }
+    if claim.phase != ClaimPhase::Bound || claim.volume_name.as_ref() != Some(&volume.name) {
+        return Err(not_bound());
+    }
+    Ok(())
+}
+
+/// The binding of the evidence's claim and PersistentVolume. `Ok` where one of the two is not known to be there: the
+/// readers of those facts say so.
+///
+/// # Errors
+/// The one problem that keeps them apart.
+pub fn binding_in(evidence: &Evidence, now: Timestamp) -> Result<(), IdentityProblem> {
+    let claim = evidence.claim.read(now, MAX_AGE).present();
+    let volume = evidence.volume.read(now, MAX_AGE).present();
+    match (claim, volume) {
+        (Some(claim), Some(volume)) => binding(&evidence.claim_name, claim, volume),
+        _ => Ok(()),
+    }
+}
+
+/// Every reason why it is not certain whose claim, volume and machine are. `holder` is the instance that a plan is
+/// about, besides those that the cloud names. Empty: all is certain.
+pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp) -> Vec<Refusal> {
+    let mut out = Vec::new();
+    let say = |problem: IdentityProblem| Refusal::Identity { problem };
+    match (evidence.claim.read(now, MAX_AGE), evidence.volume.read(now, MAX_AGE)) {
+        (Reading::Present(claim), Reading::Present(volume)) => {
+            out.extend(binding(&evidence.claim_name, claim, volume).err().map(say));
+        }
+        (claim, volume) => out.push(Refusal::Missing {
+            what: "whether claim and PersistentVolume are bound to each other".to_owned(),
+            why: claim.gap().or(volume.gap()).unwrap_or_else(|| "one of them does not exist".to_owned()),
+        }),
+    }
+    match of_the_volume(evidence, now) {
+        Ok(problems) => out.extend(problems.into_iter().map(say)),
+        Err(missing) => out.push(missing),
+    }
+    let named = evidence.cloud_volume.read(now, MAX_AGE).present().map_or(&[][..], |c| &c.holders[..]);
+    let machines: BTreeSet<&InstanceId> = named.iter().chain(holder).collect();
+    out.extend(machines.iter().filter_map(|i| several_nodes(evidence, i, now)).map(say));
+    // With more than one holder nothing is touched anyway.
+    if let [holder] = named {
+        out.extend(of_this_cluster(evidence, holder, now).err());
+    }
+    out
+}
+
+/// What the cloud and the other PersistentVolumes say against the claim's handle.
+///
+/// # Errors
+/// The refusal where the handles of the cluster were not read.
+fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProblem>, Refusal> {
+    let missing = |why: String| Refusal::Missing {
+        what: "whether the volume's handle is its own and the only one".to_owned(),
+        why,
+    };
+    let reading = evidence.identity.read(now, MAX_AGE);
+    if let Some(why) = reading.gap() {
+        return Err(missing(why));
+    }
+    let identity = reading.present().ok_or_else(|| missing("nobody can tell".to_owned()))?;
+    let volume = evidence.volume.read(now, MAX_AGE).present();
+    let (Some(volume), Some(id)) = (volume, &evidence.cloud_id) else {
+        return Err(missing("the PersistentVolume was not read".to_owned()));
+    };
+    let Some(csi) = &volume.csi else {
+        return Err(missing("the PersistentVolume is not a CSI volume".to_owned()));
+    };
+    let mut out = Vec::new();
+    match &identity.canonical {
+        Some(canonical) if *canonical == csi.handle => {}
+        Some(canonical) => out.push(IdentityProblem::Alias {
+            driver: csi.driver.clone(),
+            handle: csi.handle.clone(),
+            canonical: canonical.clone(),
+            volume: id.clone(),
+        }),
+        // That the cloud does not answer, or has no such volume, is said by those who read it.
+        None if evidence.cloud_volume.read(now, MAX_AGE).present().is_none() => {}
+        None => return Err(missing("the provider makes no handle for it".to_owned())),
+    }
+    if !identity.others.is_empty() {
+        let others = identity.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        out.push(IdentityProblem::ManyVolumes { volume: id.clone(), others });
+    }
+    if let Some(OtherRegion { asked, is }) = &identity.region {
+        let (asked, is) = (asked.clone(), is.clone());
+        out.push(IdentityProblem::OtherRegion { volume: volume.name.clone(), asked, is });
+    }
+    Ok(out)
+}
+
+/// Several Nodes with the providerID of one instance.
+fn several_nodes(evidence: &Evidence, instance: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
+    let nodes: Vec<NodeName> = nodes_of(evidence, instance, now).cloned().collect();
+    (nodes.len() > 1).then(|| IdentityProblem::ManyNodes { instance: instance.clone(), nodes })
+}
+
+fn nodes_of<'a>(
+    evidence: &'a Evidence,
+    instance: &InstanceId,
+    now: Timestamp,
+) -> impl Iterator<Item = &'a NodeName> {
+    let is = move |name: &&NodeName| {
+        evidence.node(name, now).is_some_and(|n| n.instance.as_ref() == Some(instance))
+    };
+    evidence.nodes.keys().filter(is)
+}
+
+/// Whether an instance is a machine of this cluster: behind a Node that exists, seen as one before in the account that
+/// answers now, or by the word of a person who may give it for the whole cluster.
+///
+/// # Errors
+/// The refusal to free anything from it.
+pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Result<(), Refusal> {
+    if nodes_of(evidence, holder, now).next().is_some() {
+        return Ok(());
+    }
+    let word = evidence.declaration.as_ref();
+    if word.is_some_and(|d| d.of_this_cluster && d.holder == *holder && d.is_valid(now).is_ok()) {
+        return Ok(());
+    }
+    let missing = |why: String| Refusal::Missing {
+        what: format!("whether instance {holder} is a machine of this cluster"),
+        why,
+    };
+    // A Node that could not be read may be the one.
+    let unread =
+        |(name, fact): (&NodeName, &Fact<NodeFacts>)| Some((name.clone(), fact.read(now, MAX_AGE).gap()?));
+    if let Some((name, why)) = evidence.nodes.iter().find_map(unread) {
+        return Err(missing(format!("Node {name}: {why}")));
+    }
+    let reading = evidence.machines.read(now, MAX_AGE);
+    if let Some(why) = reading.gap() {
+        return Err(missing(why));
+    }
+    let seen = reading.present().map_or(&[][..], Vec::as_slice);
+    let here =
+        |m: &&SeenMachine| m.instance == *holder && m.scope.is_some() && m.scope == evidence.cloud_scope;
+    match seen.iter().find(here) {
+        Some(_) => Ok(()),
+        None => Err(Refusal::Identity { problem: IdentityProblem::ForeignHolder { holder: holder.clone() } }),
+    }
+}
+
+/// Whether the instance was seen as this Node, whose record is stuck and which does not exist any more.
+///
+/// # Errors
+/// The refusal where it was seen, and as other Nodes alone.
+pub fn was_node(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    node: &NodeName,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let seen = evidence.machines.read(now, MAX_AGE).present().map_or(&[][..], Vec::as_slice);
+    let mut as_nodes = seen.iter().filter(|m| m.instance == *holder).map(|m| &m.node);
+    let Some(first) = as_nodes.next() else { return Ok(()) };
+    if first == node || as_nodes.any(|n| n == node) {
+        return Ok(());
+    }
+    let (holder, seen_as, node) = (holder.clone(), first.clone(), node.clone());
+    Err(Refusal::Identity { problem: IdentityProblem::OtherNode { holder, seen_as, node } })
+}
+
+/// The first thing that is wrong with the volume's own identity: such trouble is not one that reattach heals. Machines
+/// are judged with the plan, since a person may still say whose they are.
+pub(crate) fn not_ours(evidence: &Evidence, now: Timestamp) -> Option<IdentityProblem> {
+    binding_in(evidence, now).err().or_else(|| of_the_volume(evidence, now).ok()?.into_iter().next())
+}

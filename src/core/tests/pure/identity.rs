@@ -1,0 +1,225 @@
+//! Whose the claim, the volume and the machine are: what does not fit together is named, planned by nobody and vetoed by the
+//! checker; and a living machine's silence about an orphan is no answer.
+
+use super::walk::{ALL, QUIET, Walk, World, orphan, plan};
+use reattach_core::check::check;
+use reattach_core::diagnosis::Verdict;
+use reattach_core::evidence::CsiSource;
+use reattach_core::fact::Fact;
+use reattach_core::guest::Seen;
+use reattach_core::identity::{ClaimPhase, IdentityProblem, OtherRegion, OtherUse};
+use reattach_core::machine::{Effect, Next};
+use reattach_core::proof::Declaration;
+use reattach_core::safety::Refusal;
+use reattach_core::testkit::{Case, FORMER_INSTANCE, NODE, OTHER_NODE, machine};
+
+/// A case, and the beginning of the sentence that says what is wrong.
+type Row = (fn() -> Case, &'static str);
+
+fn d() -> Case {
+    Case::statefulset().holdable()
+}
+
+fn claim_ref(change: fn(&mut reattach_core::identity::ClaimRef)) -> Case {
+    d().volume(|v| v.claim_ref.as_mut().map(change).unwrap())
+}
+
+/// What is wrong with the volume itself: not ours.
+const VOLUMES: [Row; 8] = [
+    (
+        || claim_ref(|of| of.claim.namespace = "shop".into()),
+        "claim default/redis-data names PersistentVolume pvc-redis, which is bound to claim shop/redis-data",
+    ),
+    (
+        || claim_ref(|of| of.uid = Some("claim-0".into())),
+        "claim default/redis-data names PersistentVolume pvc-redis, which is bound to an earlier claim of that name",
+    ),
+    (
+        || claim_ref(|of| of.uid = None),
+        "claim default/redis-data names PersistentVolume pvc-redis, and Kubernetes has not bound",
+    ),
+    (
+        || d().volume(|v| v.claim_ref = None),
+        "claim default/redis-data names PersistentVolume pvc-redis, and Kubernetes has not",
+    ),
+    (
+        || d().claim(|c| c.phase = ClaimPhase::Pending),
+        "claim default/redis-data names PersistentVolume pvc-redis, and Kubernetes",
+    ),
+    (
+        || d().identity(|i| i.canonical = Some("5551-renamed".into())),
+        "volume handle 5551-pvc-redis is not the one that driver linodebs.csi.linode.com gives to cloud volume 5551 (5551-renamed)",
+    ),
+    (
+        || d().identity(|i| i.others = vec![other()]),
+        "cloud volume 5551 is also used through PersistentVolume pvc-alias (claim evil/alias, VolumeAttachment csi-2 on lke-2, pod evil/thief)",
+    ),
+    (
+        || {
+            d().identity(|i| {
+                i.region = Some(OtherRegion { asked: "us-east".into(), is: "eu-central".into() })
+            })
+        },
+        "PersistentVolume pvc-redis asks for us-east, and the cloud has its volume in eu-central",
+    ),
+];
+
+fn other() -> OtherUse {
+    OtherUse::PersistentVolume {
+        name: "pvc-alias".into(),
+        claim: Some(reattach_core::ids::ObjectName::new("evil", "alias")),
+        attachments: vec!["csi-2 on lke-2".into()],
+        pods: vec![reattach_core::ids::ObjectName::new("evil", "thief")],
+    }
+}
+
+fn problem(refusal: &Refusal) -> Option<&IdentityProblem> {
+    match refusal {
+        Refusal::Identity { problem } => Some(problem),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_volume_that_may_be_another_claims_is_not_ours() {
+    let good = d();
+    let made = good.plan_by("lightest-first", None, false).unwrap();
+    for (case, sentence) in VOLUMES {
+        let case = case();
+        let said = case.diagnosis().verdict;
+        assert!(matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence), "{said}");
+        let found = check(&made, &case.evidence, None, case.now);
+        assert!(found.iter().any(|v| v.rule == "S10"), "{sentence}: {found:?}");
+    }
+}
+
+/// A healthy claim stays healthy, whatever its volume is called.
+#[test]
+fn a_renamed_volume_of_a_healthy_pod_is_no_trouble() {
+    let case = d().pod_ready().device_in_use().identity(|i| i.canonical = Some("5551-renamed".into()));
+    assert!(matches!(case.diagnosis().verdict, Verdict::Healthy { .. }), "{}", case.diagnosis().verdict);
+}
+
+#[test]
+fn what_nobody_read_is_no_plan() {
+    let mut case = d();
+    let (source, at) = (case.evidence.identity.source.clone(), case.now);
+    case.evidence.identity = Fact::unknown("403", source, at);
+    let refusals = case.plan_by("lightest-first", None, false).unwrap_err();
+    assert!(matches!(&refusals[..], [Refusal::Missing { why, .. }] if why == "403"), "{refusals:?}");
+}
+
+#[test]
+fn a_machine_of_two_nodes_is_refused_and_both_are_named() {
+    let mut case = d();
+    let double = case.evidence.nodes[&NODE.into()].clone();
+    case.evidence.nodes.insert("a-double".into(), double);
+    let refusals = case.plan_by("lightest-first", None, false).unwrap_err();
+    let said: Vec<_> = refusals.iter().filter_map(problem).map(ToString::to_string).collect();
+    assert!(said[0].starts_with("Nodes a-double, lke-1 all have the providerID"), "{refusals:?}");
+    assert_eq!(case.evidence.node_of_instance(&reattach_core::testkit::INSTANCE.into()), None);
+}
+
+fn refused(case: &Case) -> Vec<IdentityProblem> {
+    match plan(case, ALL) {
+        Ok(_) => Vec::new(),
+        Err(refusals) => refusals.iter().filter_map(problem).cloned().collect(),
+    }
+}
+
+/// The machine is gone, which would be a proof: it may still be somebody else's.
+#[test]
+fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
+    let foreign = [IdentityProblem::ForeignHolder { holder: FORMER_INSTANCE.into() }];
+    assert_eq!(refused(&orphan()), []);
+    assert_eq!(refused(&orphan().machines(Vec::clear)), foreign);
+    let elsewhere = orphan().machines(|all| all[2].scope.as_mut().unwrap().0 = "another account".into());
+    assert_eq!(refused(&elsewhere), foreign);
+    let unscoped = orphan().machines(|all| all[2].scope = None);
+    assert_eq!(refused(&unscoped), foreign);
+
+    let vouched = |holder: &str, of_this_cluster, ago| {
+        let mut case = orphan().machines(Vec::clear);
+        case.evidence.declaration = Some(Declaration {
+            holder: holder.into(),
+            by: "jane".into(),
+            reason: "ours".into(),
+            at: case.now - jiff::SignedDuration::from_secs(ago),
+            of_this_cluster,
+        });
+        refused(&case)
+    };
+    assert_eq!(vouched(FORMER_INSTANCE, true, 60), []);
+    assert_eq!(
+        vouched(FORMER_INSTANCE, false, 60),
+        foreign,
+        "that it cannot write says nothing about whose it is"
+    );
+    assert_eq!(vouched("another", true, 60), foreign);
+    assert_eq!(vouched(FORMER_INSTANCE, true, 3_601), foreign);
+
+    let made = plan(&orphan(), ALL).unwrap();
+    let bare = orphan().machines(Vec::clear);
+    assert!(check(&made, &bare.evidence, None, bare.now).iter().any(|v| v.rule == "S10"));
+}
+
+/// Any spelling of a name in Node status that comes to the volume counts as the volume.
+#[test]
+fn another_spelling_in_volumes_in_use_counts() {
+    let alias = CsiSource { driver: "linodebs.csi.linode.com".into(), handle: "5551-x".into() };
+    let case = d().identity(|i| i.aliases = [alias.unique_name()].into());
+    let csi = case.evidence.csi(case.now).unwrap();
+    assert!(case.evidence.lists_volume(&[alias.unique_name()], csi));
+    assert!(case.evidence.is_volume(&alias.driver, &alias.handle, csi));
+    assert!(!case.evidence.lists_volume(&["kubernetes.io/csi/linodebs.csi.linode.com^5552-x".into()], csi));
+    assert_eq!(CsiSource::of_unique_name(&csi.unique_name()).as_ref(), Some(csi));
+}
+
+/// An orphan on a machine that lives: its Node lists nothing, and only its agent can see what kubelet does not report.
+fn living_orphan() -> Case {
+    orphan().with_node("lke-9", FORMER_INSTANCE)
+}
+
+#[test]
+fn a_living_machine_is_asked_before_an_orphan_is_freed() {
+    let mut walk = Walk::new(living_orphan(), QUIET);
+    walk.run(|_, _| {});
+    assert_eq!(walk.kinds()[..3], ["Hold", "Challenge", "CloudDetach"], "{}", walk.story());
+
+    let others: [fn() -> Option<Seen>; 4] = [
+        || None,
+        || Some(Seen::Idle),
+        || Some(Seen::DeadMount { paths: vec!["/m".into()] }),
+        || Some(Seen::Unreadable { items: vec!["/proc".into()] }),
+    ];
+    for says in others {
+        let mut walk = Walk::new(living_orphan(), World { holder_says: Some(says), ..QUIET });
+        walk.run(|_, _| {});
+        assert!(!walk.kinds().contains(&"CloudDetach".to_owned()), "{:?}\n{}", says(), walk.story());
+    }
+}
+
+/// A run turns back at once where the claim is no longer bound; what was done is put back.
+#[test]
+fn a_run_turns_back_when_the_binding_is_lost() {
+    let mut walk = Walk::new(d().with_node(OTHER_NODE, "26000002"), QUIET);
+    walk.run(|walk, action| {
+        if matches!(action.effect, Effect::Release { .. }) {
+            let mut lost = walk.clone();
+            lost.case = lost.case.volume(|v| v.claim_ref.as_mut().unwrap().uid = Some("another".into()));
+            let next = lost.ask();
+            let said = format!("{next:?}");
+            assert!(matches!(next, Next::Record(_)) && said.contains("TurnedBack"), "{said}");
+            assert!(said.contains("bound to an earlier claim"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn a_stuck_record_is_not_taken_for_another_nodes_machine() {
+    let case = super::walk::node_missing();
+    assert_eq!(refused(&case), []);
+    let other = case.machines(|all| *all = vec![machine(("lke-7", reattach_core::testkit::INSTANCE))]);
+    let found = refused(&other);
+    assert!(matches!(&found[..], [IdentityProblem::OtherNode { .. }]), "{found:?}");
+}

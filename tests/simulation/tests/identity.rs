@@ -1,0 +1,328 @@
+//! Whose the volume is and whose the machine is: what names something of others in a cluster frees nothing of theirs.
+
+use reattach_api::{Phase, VolumeRecoveryStatus};
+use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, VolumeNo};
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_drill::app::App;
+use reattach_drill::in_virtual_time;
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stock::on_one_node;
+use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_tests_simulation::NODES;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The number of the victim's volume at the cloud.
+const VOLUME: VolumeNo = VolumeNo(7001);
+/// A machine of the same account that is no node of this cluster.
+const STRANGER: u64 = 999;
+const RECOVERIES: &str = "/apis/reattach.dev/v1alpha1/namespaces";
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn redis() -> App {
+    App::deployment("redis", VOLUME.0, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn claim_path() -> String {
+    "/api/v1/namespaces/default/persistentvolumeclaims/redis-data".to_owned()
+}
+
+fn pv_path() -> String {
+    format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv())
+}
+
+/// Redis on the first of two nodes, and a policy that allows everything.
+async fn stage() -> Result<Stage, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+    s.world.follow_power();
+    on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
+    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
+    s.world.policy_of("everything", &spec).await?;
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(60)).await;
+    Ok(s)
+}
+
+/// What the story left behind, to be looked at outside of virtual time.
+#[derive(Debug, Default)]
+struct Aftermath {
+    /// Every changing request of the controller to what is not its own.
+    effects: Vec<String>,
+    /// The instance that has the victim's volume by the cloud's word.
+    holder: Option<InstanceNo>,
+    /// Power states of the first node's machine and of the stranger.
+    power: [Option<InstanceStatus>; 2],
+    /// Namespace, claim, phase, message and refusals of every recovery.
+    recoveries: Vec<String>,
+    story: String,
+}
+
+impl Aftermath {
+    fn of(s: &Stage) -> Self {
+        let line = |r: &reattach_api::VolumeRecovery| {
+            let VolumeRecoveryStatus { phase, message, refusals, .. } = r.status.clone().unwrap_or_default();
+            let namespace = r.metadata.namespace.clone().unwrap_or_default();
+            format!("{namespace}/{}: {phase:?}: {message}; {}", r.spec.claim_name, refusals.join("; "))
+        };
+        let power = |n| s.world.cloud.instance(InstanceNo(n)).map(|i| i.status);
+        Self {
+            effects: s.world.ledger.effects().iter().map(|e| e.line()).collect(),
+            holder: s.world.cloud.volume(VOLUME).and_then(|v| v.holder),
+            power: [power(NODES[0].1), power(STRANGER)],
+            recoveries: s.world.recoveries().iter().map(line).collect(),
+            story: s.lines().iter().map(|l| l.render()).collect(),
+        }
+    }
+
+    fn says(&self, words: &str) -> bool {
+        self.recoveries.iter().any(|r| r.contains(words))
+    }
+
+    /// The victim's machine and volume are as they were, and nothing was even tried.
+    #[track_caller]
+    fn untouched(&self, holder: u64) {
+        let untouched = self.effects.is_empty() && self.holder == Some(InstanceNo(holder));
+        assert!(untouched, "{self:#?}\n{}", self.story);
+    }
+}
+
+fn played<F>(play: impl FnOnce() -> F + Send + 'static) -> Aftermath
+where
+    F: Future<Output = Result<Stage, WorldError>>,
+{
+    let out = in_virtual_time(move || async move { play().await.map(|s| Aftermath::of(&s)) });
+    match out {
+        Ok(Ok(aftermath)) => aftermath,
+        Ok(Err(error)) => panic!("{error}"),
+        Err(error) => panic!("no virtual time: {error}"),
+    }
+}
+
+fn namespace(s: &Stage, name: &str) {
+    s.world.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+}
+
+/// A claim of `evil` that names a volume, and a Deployment on it with its pods bound to this node by hand.
+async fn claim_with_pods(s: &Stage, claim: &str, pv: &str, node: &str) -> Result<(), WorldError> {
+    s.world.server().insert(&json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": "evil"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "volumeName": pv, "resources": {"requests": {"storage": "10Gi"}}},
+        "status": {"phase": "Pending"},
+    }));
+    let mut deployment = redis().objects.pop().unwrap_or_default();
+    deployment["metadata"] = json!({"name": "thief", "namespace": "evil"});
+    let spec = &mut deployment["spec"]["template"]["spec"];
+    spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = json!(claim);
+    spec["nodeName"] = json!(node);
+    s.world.create("tenant", &deployment).await.map(|_| ())
+}
+
+async fn ask_for(s: &Stage, claim: &str) -> Result<(), WorldError> {
+    let recovery = json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery", "metadata": {"name": "mine", "namespace": "evil"},
+        "spec": {"claimName": claim, "mode": "Auto", "runbook": DEFAULT_RUNBOOK, "requester": "tenant"},
+    });
+    s.world.create("tenant", &recovery).await.map(|_| ())
+}
+
+/// The victim is opted out; its node dies. A claim of another namespace names the victim's volume, and its pods are bound to the
+/// dead node by name.
+#[test]
+fn a_claim_that_is_bound_to_nothing_fences_no_node() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        let out = json!({"metadata": {"annotations": {"reattach.dev/opt-out": "true"}}});
+        s.world.merge(PERSON, &claim_path(), &out).await?;
+        namespace(&s, "evil");
+        claim_with_pods(&s, "steal", &redis().volumes[0].pv(), NODES[0].0).await?;
+        s.pass(secs(5)).await;
+        s.hang(NODES[0].0)?;
+        s.pass(secs(120)).await;
+        ask_for(&s, "steal").await?;
+        s.pass(secs(900)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    assert!(
+        after.says("evil/steal: NotOurs")
+            && after.says("claim evil/steal names PersistentVolume pvc-bb1d06139b334c1f, which is bound to claim default/redis-data"),
+        "{after:#?}"
+    );
+    let by_the_policy = after.recoveries.iter().filter(|r| r.starts_with("evil/")).count();
+    assert_eq!(by_the_policy, 1, "such a claim nominates nothing: {after:#?}");
+}
+
+/// The claim loses its volume while the run waits for the node to come back.
+#[test]
+fn a_run_whose_claim_is_no_longer_bound_turns_back() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        s.hang(NODES[0].0)?;
+        let running = |w: &World| phases(w).contains(&Phase::Running);
+        s.until("a run", secs(300), running).await?;
+        let other = json!({"spec": {"claimRef": {"uid": "of-an-earlier-claim"}}});
+        s.world.merge(PERSON, &pv_path(), &other).await?;
+        s.pass(secs(600)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    assert!(after.says("Failed") && after.says("bound to an earlier claim of that name"), "{after:#?}");
+}
+
+fn phases(w: &World) -> Vec<Phase> {
+    w.recoveries().iter().filter_map(|r| Some(r.status.as_ref()?.phase)).collect()
+}
+
+/// Another PersistentVolume leads to the victim's volume, by the number in its handle; the victim runs and writes, without an
+/// agent that could object.
+fn another_spelling(handle: &'static str) -> Aftermath {
+    played(move || async move {
+        let mut s = stage().await?;
+        s.world.stop_agent(NODES[0].0);
+        namespace(&s, "evil");
+        let mut pv = s.world.server().read("", "persistentvolumes", "", &redis().volumes[0].pv());
+        let pv = pv.as_mut().map(|pv| Value::clone(pv)).unwrap_or_default();
+        let mut spec = pv["spec"].clone();
+        spec["csi"]["volumeHandle"] = json!(handle);
+        spec["claimRef"] = json!({"kind": "PersistentVolumeClaim", "namespace": "evil", "name": "alias"});
+        s.world.server().insert(&json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pvc-alias"}, "spec": spec,
+            "status": {"phase": "Available"},
+        }));
+        claim_with_pods(&s, "alias", "pvc-alias", NODES[1].0).await?;
+        s.pass(secs(60)).await;
+        ask_for(&s, "alias").await?;
+        s.pass(secs(1200)).await;
+        if !s.world.app_ready("redis", 1) {
+            s.broken.push("the victim does not run any more".to_owned());
+        }
+        Ok(s)
+    })
+}
+
+#[test]
+fn another_spelling_of_a_handle_frees_nothing() {
+    let after = another_spelling("7001-x");
+    after.untouched(NODES[0].1);
+    assert!(
+        after.says("evil/alias: NotOurs") && after.says("volume handle 7001-x is not the one"),
+        "{after:#?}"
+    );
+}
+
+#[test]
+fn a_second_volume_with_the_same_handle_frees_nothing() {
+    let after = another_spelling("7001-pvcbb1d06139b334c1f");
+    after.untouched(NODES[0].1);
+    assert!(after.says("cloud volume 7001 is also used through PersistentVolume pvc-bb1d"), "{after:#?}");
+}
+
+/// A dead node, and another Node with its providerID.
+#[test]
+fn a_machine_that_two_nodes_claim_is_not_fenced() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        let first = s.world.server().read("", "nodes", "", NODES[0].0);
+        let spec = first.map(|n| n["spec"].clone()).unwrap_or_default();
+        s.world.server().insert(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "a-double"}, "spec": spec,
+            "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"bootID": "b"}},
+        }));
+        s.hang(NODES[0].0)?;
+        s.pass(secs(900)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    assert!(after.says("Nodes a-double, node-a all have the providerID of instance 101"), "{after:#?}");
+}
+
+/// Redis is scaled to zero, and a machine that was never a node has its volume and is shut down; then redis is wanted again.
+async fn held_by_a_stranger() -> Result<Stage, WorldError> {
+    let mut s = stage().await?;
+    s.world.cloud.create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
+    let app = redis();
+    s.world.merge(PERSON, &app.path(), &json!({"spec": {"replicas": 0}})).await?;
+    let free = |w: &World| w.cloud.volume(VOLUME).is_some_and(|v| v.holder.is_none());
+    s.until("the volume free", secs(300), free).await?;
+    s.pass(secs(30)).await;
+    s.world.cloud.attach_now(VOLUME, InstanceNo(STRANGER))?;
+    s.world.cloud.shutdown(InstanceNo(STRANGER))?;
+    s.pass(secs(60)).await;
+    s.world.merge(PERSON, &app.path(), &json!({"spec": {"replicas": 1}})).await?;
+    Ok(s)
+}
+
+#[test]
+fn a_machine_that_was_never_a_node_keeps_its_volume() {
+    let after = played(|| async {
+        let mut s = held_by_a_stranger().await?;
+        s.pass(secs(1200)).await;
+        Ok(s)
+    });
+    after.untouched(STRANGER);
+    assert_eq!(after.power[1], Some(InstanceStatus::Offline), "{after:#?}");
+    assert!(after.says("default/redis-data: Refused") && after.says("instance 999"), "{after:#?}");
+}
+
+/// A person who may declare in the whole cluster says that the machine is this cluster's.
+#[test]
+fn a_machine_that_a_person_vouches_for_is_freed() {
+    let after = played(|| async {
+        let mut s = held_by_a_stranger().await?;
+        let refused = |w: &World| phases(w).contains(&Phase::Refused);
+        s.until("the refusal", secs(300), refused).await?;
+        let all = s.world.recoveries();
+        let name = all.first().and_then(|r| r.metadata.name.clone()).unwrap_or_default();
+        let word = json!({"spec": {"declaration": {"holder": "999", "declaredBy": "oncall", "ofThisCluster": true,
+            "reason": "the node that was removed by hand last week", "at": s.world.now().to_string()}}});
+        s.world.merge("oncall", &format!("{RECOVERIES}/default/volumerecoveries/{name}"), &word).await?;
+        s.running(&["redis"], secs(900)).await?;
+        Ok(s)
+    });
+    assert!(after.effects.iter().any(|e| e.contains("7001/detach")), "{after:#?}");
+    assert_eq!(after.holder, Some(InstanceNo(NODES[0].1)), "{after:#?}");
+}
+
+/// A cluster is restored from a backup beside the one that was backed up: the same names with other UIDs, the same account, and
+/// the records of the other cluster's machines. The other cluster's machine has the volume, and is off.
+#[test]
+fn a_restored_cluster_frees_nothing_of_the_first() {
+    let after = played(|| async {
+        let mut s = held_by_a_stranger().await?;
+        let scope = s.world.server().list("reattach.dev", "nodevolumereports", None);
+        let scope =
+            scope.iter().map(|r| r["spec"]["machines"][0]["scope"].clone()).next().unwrap_or_default();
+        s.world.server().insert(&json!({
+            "apiVersion": "reattach.dev/v1alpha1", "kind": "NodeVolumeReport", "metadata": {"name": "node-of-the-first"},
+            "spec": {"challenges": [], "machines": [{"instance": "999", "node": "node-of-the-first", "nodeUid": "u",
+                "cluster": "the UID of the first", "bootId": "b", "scope": scope}]},
+        }));
+        s.pass(secs(1200)).await;
+        Ok(s)
+    });
+    after.untouched(STRANGER);
+    assert!(after.says("instance 999"), "{after:#?}");
+}
+
+/// In the restored cluster the PersistentVolume still names the UID that the claim had in the first.
+#[test]
+fn a_restored_claim_is_not_the_one_that_the_volume_names() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        let first = json!({"spec": {"claimRef": {"uid": "uid-in-the-first-cluster"}}});
+        s.world.merge(PERSON, &pv_path(), &first).await?;
+        s.hang(NODES[0].0)?;
+        s.pass(secs(900)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert!(after.recoveries.is_empty(), "such a claim nominates nothing: {after:#?}");
+}
