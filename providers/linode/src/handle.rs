@@ -102,6 +102,24 @@ mod tests {
     }
 
     #[test]
+    fn the_drivers_own_handle_leads_back_to_its_volume() {
+        use reattach_core::cloud::{DeviceIdentity, VolumeState};
+        let described = |label: &str| CloudVolume {
+            id: "17".into(),
+            label: label.to_owned(),
+            region: "eu-central".to_owned(),
+            size_gib: 10,
+            holders: Vec::new(),
+            state: VolumeState::Active,
+            identity: DeviceIdentity { serial: label.to_owned() },
+        };
+        let handle = canonical(&described("pvc-bb1d"));
+        assert_eq!(handle.as_str(), "17-pvc-bb1d");
+        assert_eq!(volume(&DriverName::from(DRIVER), &handle), Some(Ok("17".into())));
+        assert_ne!(canonical(&described("renamed")), handle);
+    }
+
+    #[test]
     fn other_spellings_lead_to_the_same_volume() {
         let ours = DriverName::from(DRIVER);
         for handle in ["17-pvc1", "17-", "17-x-y", "017-pvc1", "+17-pvc1"] {
