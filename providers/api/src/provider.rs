@@ -268,12 +268,19 @@ pub trait Provider: Send + Sync {
         ids: &'a [InstanceId],
     ) -> BoxFuture<'a, BTreeMap<InstanceId, Lookup<CloudInstance>>>;
 
-    /// The provider's own history of jobs that concern the volume and were created at or after `since`, oldest first.
+    /// The provider's own history of jobs that concern the volume and were created at or after `since`, oldest first and
+    /// without a gap: a history that could not be read back to `since` is an error.
     fn jobs<'a>(
         &'a self,
         volume: &'a VolumeId,
         since: Timestamp,
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>>;
+
+    /// After how long the provider itself refuses a request that has not arrived, by the time that the request carries.
+    /// None: a request may be carried out whenever it arrives. No limit of the client's own belongs here.
+    fn orders_expire_after(&self) -> Option<Duration> {
+        None
+    }
 
     /// Detaches a volume from the one holder that was proven unable to write.
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>>;

@@ -123,6 +123,12 @@ impl Provider for AwsProvider {
         .boxed()
     }
 
+    /// EC2 refuses a request that arrives more than 15 min after its date, and accepts a date of at most 15 min ahead
+    /// (`RequestExpired` in its list of error codes); the rest is for the difference between two clocks of ours.
+    fn orders_expire_after(&self) -> Option<Duration> {
+        Some(Duration::from_mins(40))
+    }
+
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
         async move { detach::plain(&self.client, &request).await }.boxed()
     }

@@ -4,13 +4,12 @@ use crate::{
     classify,
     client::Client,
     handle,
-    history::volume_jobs,
+    history::newest_volume_jobs,
     order::{Order, Sent},
     wire::Volume,
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use jiff::Timestamp;
 use reattach_core::{
     cloud::{CloudVolume, VolumeState},
     ids::{InstanceId, VolumeId},
@@ -109,7 +108,7 @@ async fn explain(
 
 /// Whether the job history shows a detach of this volume under way. Not being able to read it counts as no.
 async fn detach_pending(client: &Client, volume: &VolumeId) -> bool {
-    match volume_jobs(client, volume, Timestamp::MIN, 1).await {
+    match newest_volume_jobs(client, volume).await {
         Ok(jobs) => jobs.iter().any(|job| job.action == "volume_detach" && job.is_pending()),
         Err(error) => {
             tracing::debug!(%error, "the job history could not be read");

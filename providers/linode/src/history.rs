@@ -12,20 +12,30 @@ use serde_json::json;
 /// Entries per page, the most that the API gives.
 const PAGE: u16 = 500;
 
-/// Pages that are read at most, newest first.
-pub(crate) const PAGES: usize = 20;
+/// Pages that are read at most, newest first; a longer history is an error.
+const PAGES: usize = 20;
 
-/// The jobs of a volume that were created at or after `since`, from at most `pages` pages; oldest first.
+/// The jobs of a volume that were created at or after `since`, all of them, oldest first.
 pub(crate) async fn volume_jobs(
     client: &Client,
     volume: &VolumeId,
     since: Timestamp,
-    pages: usize,
 ) -> Result<Vec<CloudJob>, ProviderError> {
     let operation = format!("read the job history of volume {volume}");
-    let events = read(client, &operation, "volume", volume.as_str(), since, pages).await?;
-    let recent = events.into_iter().filter(|(created, _)| *created >= since_of(since));
+    let events = read(client, &operation, "volume", volume.as_str(), Some(since)).await?;
+    let recent = events.into_iter().filter(|(at, event)| *at >= since_of(since) || event.is_pending());
     recent.map(|(_, event)| event.into_cloud().map_err(|why| unusable(&operation, why))).collect()
+}
+
+/// The newest jobs of a volume, one page of them: enough to explain a refusal, and no history to conclude from.
+pub(crate) async fn newest_volume_jobs(
+    client: &Client,
+    volume: &VolumeId,
+) -> Result<Vec<CloudJob>, ProviderError> {
+    let operation = format!("read the newest jobs of volume {volume}");
+    let events = read(client, &operation, "volume", volume.as_str(), None).await?;
+    let jobs = events.into_iter().map(|(_, event)| event.into_cloud());
+    jobs.map(|job| job.map_err(|why| unusable(&operation, why))).collect()
 }
 
 /// What happened to an instance's power since `since`, and what is under way. Linode's watchdog boots an instance that
@@ -38,7 +48,7 @@ pub(crate) async fn power(
     since: Timestamp,
 ) -> Result<PowerFacts, ProviderError> {
     let operation = format!("read the power history of instance {instance}");
-    let events = read(client, &operation, "linode", instance.as_str(), since, PAGES).await?;
+    let events = read(client, &operation, "linode", instance.as_str(), Some(since)).await?;
     let mut jobs = Vec::new();
     for (created, event) in events {
         if created >= since_of(since) || event.is_pending() {
@@ -57,8 +67,8 @@ fn unusable(operation: &str, reason: String) -> ProviderError {
     ProviderError::NotApplied { operation: operation.to_owned(), reason }
 }
 
-/// Events that concern one object, with the time of their creation: every one of the pages that reach back to `since`,
-/// oldest first.
+/// Events that concern one object, with the time of their creation, oldest first: every one of the pages that reach back to
+/// `since`, or the newest page alone.
 ///
 /// The filter is the one that Linode's own Go client uses. What it lets through is checked again here, since the API
 /// description promises less than that for events. Events of which none is about this object are the answer to another
@@ -68,20 +78,20 @@ async fn read(
     operation: &str,
     kind: &str,
     id: &str,
-    since: Timestamp,
-    pages: usize,
+    since: Option<Timestamp>,
 ) -> Result<Vec<(Timestamp, Event)>, ProviderError> {
     let failed = |reason: String| unusable(operation, reason);
     let number = handle::number(id).ok_or_else(|| failed("it is not a number of Linode's".into()))?;
     let filter = json!({
         "entity.type": kind, "entity.id": number, "+order_by": "created", "+order": "desc",
     });
-    let since = since_of(since);
+    let pages = if since.is_some() { PAGES } else { 1 };
+    let since = since.map_or(Timestamp::MIN, since_of);
     let mut events = Vec::new();
-    let mut seen = 0;
+    let (mut seen, mut cut) = (0, false);
     let mut other = None;
     client
-        .get_pages(operation, "/account/events", PAGE, Some(&filter), |rows, _| {
+        .get_pages(operation, "/account/events", PAGE, Some(&filter), |rows, left| {
             let mut older = false;
             for row in rows {
                 let event: Event = serde_json::from_value(row).map_err(|e| failed(e.to_string()))?;
@@ -94,12 +104,17 @@ async fn read(
                 }
             }
             seen += 1;
+            cut = !older && seen >= PAGES && left > 0;
             Ok(!older && seen < pages)
         })
         .await?;
     if let (true, Some(answered)) = (events.is_empty(), other) {
         let (operation, asked) = (operation.to_owned(), format!("{kind} {number}"));
         return Err(ProviderError::OtherObject { operation, asked, answered });
+    }
+    // What is not shown may be under way: a history with an end that was cut off tells nothing.
+    if cut {
+        return Err(failed(format!("it has more than {PAGES} pages since {since}")));
     }
     events.sort_by_key(|(created, event)| (*created, event.number()));
     Ok(events)

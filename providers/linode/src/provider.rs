@@ -250,7 +250,7 @@ impl Provider for LinodeProvider {
         volume: &'a VolumeId,
         since: Timestamp,
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>> {
-        history::volume_jobs(&self.client, volume, since, history::PAGES).boxed()
+        history::volume_jobs(&self.client, volume, since).boxed()
     }
 
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {

@@ -19,7 +19,7 @@ pub use recovery_policy::{
     Budgets, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule,
 };
 pub use volume_recovery::{
-    Abort, Approval, Declaration, Escalation, Phase, PhaseTiming, PowerOff, VolumeRecovery,
+    Abort, Approval, Declaration, Escalation, NothingUnderWay, Phase, PhaseTiming, PowerOff, VolumeRecovery,
     VolumeRecoverySpec, VolumeRecoveryStatus, condition,
 };
 

@@ -43,6 +43,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[x_kube(validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("an abort cannot be taken back or changed"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.approval) || (has(self.approval) && self.approval == oldSelf.approval)").message("an approval cannot be taken back or changed: abort instead"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.powerOff) || (has(self.powerOff) && self.powerOff == oldSelf.powerOff)").message("a permission to power off cannot be taken back or changed: abort instead"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.nothingUnderWay) || has(self.nothingUnderWay)").message("a declaration that nothing is under way cannot be taken back"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.declaration) || has(self.declaration)").message("a declaration cannot be taken back: abort instead, or let its hour pass"))]
 pub struct VolumeRecoverySpec {
     /// The PersistentVolumeClaim in this namespace.
@@ -78,6 +79,24 @@ pub struct VolumeRecoverySpec {
     /// A person's permission to power the holder off. Needs the RBAC verb `poweroff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_off: Option<PowerOff>,
+    /// A person's word that no order of this recovery is under way at the cloud any more, such as a detach whose request was
+    /// lost before it arrived. Needs the RBAC verb `declare`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nothing_under_way: Option<NothingUnderWay>,
+}
+
+/// A person's word that nothing which this recovery ordered is under way at the cloud any more (safety rule S3).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NothingUnderWay {
+    /// Who says so: the authenticated user name. Admission checks it.
+    #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
+    pub declared_by: String,
+    /// Why they are sure, for the record.
+    #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why nothing is under way"))]
+    pub reason: String,
+    /// When they said it. It counts for orders that were sent before.
+    pub at: Time,
 }
 
 /// A person's word that an instance cannot write, on which a volume may be freed (safety rule S1).

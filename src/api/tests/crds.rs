@@ -213,6 +213,7 @@ fn nothing_that_we_write_is_dropped() {
                 of_this_cluster: true,
             }),
             power_off: Some(PowerOff { allowed_by: "jane".into() }),
+            nothing_under_way: None,
         },
     );
     let started: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time =

@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use reattach_api::{Declaration, Phase, VolumeRecovery};
+use reattach_api::{Declaration, NothingUnderWay, Phase, VolumeRecovery};
 use reattach_core::ids::ObjectName;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
@@ -27,6 +27,7 @@ const GOOD_FOR: SignedDuration = SignedDuration::from_hours(1);
 Examples:
   kubectl reattach status data-redis-0          # the plan names the instance and what is missing
   kubectl reattach declare data-redis-0 --holder 4711 --reason 'ticket 991: no power'
+  kubectl reattach declare data-redis-0 --nothing-under-way --reason 'no detach in the account events of the last hour'
 
 Needs the RBAC verb `declare` on volumerecoveries.reattach.dev (ClusterRole reattach-declarer).
 Where the plan waits for an approval, it still needs that: kubectl reattach approve.
@@ -38,6 +39,11 @@ pub struct DeclareArgs {
     /// The instance that cannot write, as the cloud calls it and the plan names it; required.
     #[arg(long, value_name = "INSTANCE")]
     holder: Option<String>,
+    /// Instead: nothing that the recovery ordered is under way at the cloud any more. It ends the wait for a request that was
+    /// lost before it arrived. Look into the cloud's job history first: a detach that still arrives takes the volume from
+    /// whichever machine has it then.
+    #[arg(long, conflicts_with = "holder")]
+    nothing_under_way: bool,
     /// Why you are sure, for the record; required.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -55,6 +61,9 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
     let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+    if args.nothing_under_way {
+        return nothing_under_way(&session, &recovery, &name, reason).await;
+    }
     let plan = match plan(&recovery, &name) {
         // Whose the machine is has to be said before there is a plan.
         Err(NoPlan::NotYet(_)) if args.of_this_cluster => None,
@@ -101,12 +110,38 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     Ok(End::Done)
 }
 
+/// A person's word that no order of the recovery is under way at the cloud. It counts for an aborted recovery, too.
+async fn nothing_under_way(
+    session: &Session,
+    recovery: &VolumeRecovery,
+    name: &ObjectName,
+    reason: &str,
+) -> Result<End> {
+    let begun = recovery.status.as_ref().is_some_and(|status| !status.journal.is_empty());
+    if phase(recovery).is_final() || !begun {
+        return Err(Fail::Other(format!(
+            "{name} has no run under way ({:?}), so it has ordered nothing that could be",
+            phase(recovery)
+        ))
+        .into());
+    }
+    let user = session.user().await?;
+    let at = session.server_time().await?;
+    let word = NothingUnderWay { declared_by: user.clone(), reason: reason.to_owned(), at: Time(at) };
+    records::nothing_under_way(session, name, &word).await?;
+    note(&format!("Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."));
+    note(
+        "It counts for what was ordered before now. If the cloud shows a job that is pending, that is still waited for.",
+    );
+    note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
+    Ok(End::Done)
+}
+
 fn reason(given: Option<&str>) -> Result<&str, Fail> {
     match given.map(str::trim) {
-        None | Some("") => Err(Fail::Usage(
-            "--reason is missing: say why you are sure that the instance cannot write; it goes on the record"
-                .to_owned(),
-        )),
+        None | Some("") => {
+            Err(Fail::Usage("--reason is missing: say why you are sure; it goes on the record".to_owned()))
+        }
         Some(reason) if reason.chars().count() > 1024 => {
             Err(Fail::Usage("--reason may have at most 1024 characters".to_owned()))
         }

@@ -5,7 +5,8 @@ use crate::session::Session;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{
-    Declaration, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus,
+    Declaration, NothingUnderWay, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec,
+    VolumeRecoveryStatus,
 };
 use reattach_core::ids::ObjectName;
 use serde_json::json;
@@ -159,6 +160,18 @@ pub async fn declare(
     declaration: &Declaration,
 ) -> Result<(), Fail> {
     patch(session, recovery, "declare that", json!({ "declaration": declaration })).await
+}
+
+/// Records a person's word that nothing which the recovery ordered is under way at the cloud.
+///
+/// # Errors
+/// The API server's, as a sentence; the word does not count then.
+pub async fn nothing_under_way(
+    session: &Session,
+    recovery: &ObjectName,
+    word: &NothingUnderWay,
+) -> Result<(), Fail> {
+    patch(session, recovery, "declare that", json!({ "nothingUnderWay": word })).await
 }
 
 async fn patch(

@@ -156,6 +156,7 @@ pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &str) -> VolumeRecover
         approval: None,
         declaration: None,
         power_off: args.allow_power_off.then(|| PowerOff { allowed_by: user.to_owned() }),
+        nothing_under_way: None,
     }
 }
 

@@ -157,6 +157,13 @@ fn text(recovery: &VolumeRecovery) -> String {
             &format!("instance {holder} cannot write{ours}, by {declared_by} at {:.0}: {reason}", at.0),
         );
     }
+    if let Some(word) = &recovery.spec.nothing_under_way {
+        let said = format!(
+            "nothing is under way at the cloud, by {} at {:.0}: {}",
+            word.declared_by, word.at.0, word.reason
+        );
+        row("declared", &said);
+    }
     if let Some(allowed) = &recovery.spec.power_off {
         row("power-off", &format!("allowed by {}", allowed.allowed_by));
     }

@@ -120,15 +120,25 @@ impl Gate {
     /// # Errors
     /// [`Shut`]: nothing may be issued.
     pub fn pass(&self, plan: &SoundPlan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
-        let (pass, leadership) = self.leading()?;
-        if leadership.term != term {
-            return Err(Shut::Term { expected: term, now: leadership.term });
-        }
+        let pass = self.put_back(term)?;
         if !authority.mode.may_act() {
             return Err(Shut::Mode(authority.mode));
         }
         if authority.mode == Mode::Approve && authority.approved != Some(plan.hash.as_str()) {
             return Err(Shut::NotApproved { plan: plan.hash.to_string() });
+        }
+        Ok(pass)
+    }
+
+    /// Lets through one effect of a run that puts something of it back: that needs no mode, policy or approval any more,
+    /// and no run may be kept from it.
+    ///
+    /// # Errors
+    /// [`Shut`]: nothing may be issued.
+    pub fn put_back(&self, term: u64) -> Result<EffectPass, Shut> {
+        let (pass, leadership) = self.leading()?;
+        if leadership.term != term {
+            return Err(Shut::Term { expected: term, now: leadership.term });
         }
         Ok(pass)
     }

@@ -1,8 +1,8 @@
 //! The lock of one node: while a recovery fences it, no other remediator does (safety rule S4).
 //!
 //! # Expected flow
-//! An effect on a whole node [`take`]s the lock right before it acts, which also renews it; the effect that undoes it, or
-//! the end of the recovery, [`give_back`]s it.
+//! An effect on a whole node [`take`]s the lock right before it acts, which also renews it; a run that lives [`renew`]s it
+//! every few minutes; the effect that undoes it, or the end of the recovery, [`give_back`]s it.
 //!
 //! # Guarantees
 //! A lock that another holds and that has not expired is never taken; only a lock of our own is given back. Both are
@@ -137,6 +137,29 @@ pub async fn take(
         }
     };
     written.map(drop).map_err(failed)
+}
+
+/// Renews the lock if this recovery has it, also one that has run out and that nobody took. Returns whether it has it. A lock
+/// that it has not is never taken here.
+///
+/// # Errors
+/// The API server's error, a conflict among them.
+pub async fn renew(
+    pass: &EffectPass,
+    node: &NodeName,
+    recovery: &ObjectName,
+    now: Timestamp,
+) -> Result<bool, kube::Error> {
+    let api: Api<Lease> = Api::namespaced(pass.client().clone(), pass.locks());
+    let name = name(node);
+    let Some(lease) = api.get_opt(&name).await? else { return Ok(false) };
+    let spec = lease.spec.clone().unwrap_or_default();
+    if spec.holder_identity.as_deref() != Some(holder(recovery).as_str()) {
+        return Ok(false);
+    }
+    let spec = LeaseSpec { renew_time: Some(MicroTime(now)), ..spec };
+    let renewed = Lease { spec: Some(spec), ..lease };
+    api.replace(&name, &PostParams::default(), &renewed).await.map(|_| true)
 }
 
 /// Gives the lock back if this recovery has it. Returns whether it had.

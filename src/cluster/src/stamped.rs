@@ -21,6 +21,8 @@ pub struct Stamped {
     pub replicas: i32,
     /// What the stamp says.
     pub stamp: Stamp,
+    /// The claims that its pods use, as many pods as the stamp counts.
+    pub claims: Vec<ObjectName>,
 }
 
 /// Every Deployment, StatefulSet and ReplicaSet of the cluster with an intact stamp.
@@ -80,6 +82,21 @@ fn stamped(kind: &ApiResource, name: &ObjectName, object: &DynamicObject) -> Opt
         },
         resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
         replicas: i32::try_from(replicas).unwrap_or(i32::MAX),
+        claims: claims(name, &object.data, stamp.replicas),
         stamp,
     })
+}
+
+/// The claims that the template names, and those that a StatefulSet makes for each of its pods.
+fn claims(name: &ObjectName, object: &serde_json::Value, pods: i32) -> Vec<ObjectName> {
+    let list =
+        |pointer: &str| object.pointer(pointer).and_then(|v| v.as_array()).cloned().unwrap_or_default();
+    let volumes = list("/spec/template/spec/volumes");
+    let named = volumes.iter().filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str());
+    let mut names: Vec<String> = named.map(str::to_owned).collect();
+    let templates = list("/spec/volumeClaimTemplates");
+    for template in templates.iter().filter_map(|t| t["metadata"]["name"].as_str()) {
+        names.extend((0..pods).map(|number| format!("{template}-{}-{number}", name.name)));
+    }
+    names.into_iter().map(|claim| ObjectName::new(name.namespace.as_str(), claim)).collect()
 }

@@ -23,11 +23,9 @@ use reattach_core::runbook::{Holding, StepKind};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// How far back the provider's job history is read before a run's own beginning.
-const JOBS_BEFORE: SignedDuration = SignedDuration::from_mins(10);
-
-/// How far back the history of an instance's power is read: someone may have shut it down long ago.
-const POWER_BEFORE: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How far back the provider's histories are read, of a volume's jobs and of an instance's power: a detach may be under way
+/// for days, and someone may have shut the instance down long ago.
+pub(crate) const HISTORY: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -197,6 +195,8 @@ impl Collector {
             Depth::Execute { since, .. } => since.max(shared),
             Depth::Diagnose | Depth::Plan => shared,
         };
+        let expire = located.provider().orders_expire_after();
+        e.orders_expire_after_seconds = expire.and_then(|d| i64::try_from(d.as_secs()).ok());
         e.cloud_id = Some(located.id.clone());
         e.cloud_volume = located.describe(since, now).await;
         self.add_nodes_of_machines(e, depth).await?;
@@ -211,7 +211,7 @@ impl Collector {
         };
         self.add_power(e, &located, since, depth).await;
         if jobs {
-            let since = now().saturating_sub(JOBS_BEFORE).unwrap_or(Timestamp::MIN);
+            let since = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
         }
         if let Depth::Execute { snapshots: Some(recovery), .. } = depth {
@@ -269,7 +269,7 @@ impl Collector {
         if ids.is_empty() {
             return;
         }
-        let history = now().saturating_sub(POWER_BEFORE).unwrap_or(Timestamp::MIN);
+        let history = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
         let (instances, power, scope) = tokio::join!(
             located.instances(&ids, since, now),
             located.power(&ids, history, since, now),

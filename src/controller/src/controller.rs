@@ -9,10 +9,10 @@ use crate::nominate::{Nominee, nominees};
 use crate::pace::Rest;
 use crate::policies::{Subject, ruling};
 use crate::providers::Providers;
-use crate::recovery::{Executor, Limits};
+use crate::recovery::{Executor, Limits, Ruling};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Opaque, Phase, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
@@ -295,6 +295,7 @@ impl Leader {
                 approval: None,
                 declaration: None,
                 power_off: None,
+                nothing_under_way: None,
             },
             status: None,
         };
@@ -371,35 +372,35 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         .map(|r| ObjectName::new(r.namespace().unwrap_or_default(), r.name_any()))
         .next();
     let policy = claim.and_then(|c| ruling_policy(cache, &c));
+    let spec = policy.as_ref().map(|p| &p.spec);
     Limits {
-        budgets: policy.as_ref().map(|p| p.budgets.clone()).unwrap_or_default(),
+        budgets: spec.map(|p| p.budgets.clone()).unwrap_or_default(),
         running,
         rival,
-        snapshot: policy.as_ref().map(|p| p.snapshot_before_force).unwrap_or_default(),
-        escalate_after_seconds: policy.map(|p| p.escalate_after_seconds),
-        ..Limits::default()
+        made_by_policy: false,
+        ruling: policy.as_deref().map(Ruling::of),
+        snapshot: spec.map(|p| p.snapshot_before_force).unwrap_or_default(),
+        escalate_after_seconds: spec.map(|p| p.escalate_after_seconds),
     }
 }
 
-/// The same, with how far the policy that rules the claim goes now, for a recovery that was made under a policy by
-/// `username`.
+/// The same, for a controller that makes recoveries under policies as `username`.
 fn under_policy(cache: &Cache, name: &ObjectName, username: &str) -> Limits {
-    let limits = limits(cache, name);
-    let own = cache.recoveries.get(&name.namespace, &name.name).filter(|r| r.spec.requester == username);
-    match own.and_then(|own| ruling_policy(cache, &Executor::claim_of(&own))) {
-        Some(policy) => Limits { policy_mode: Some(policy.mode), power_off: policy.power_off, ..limits },
-        None => limits,
-    }
+    let own = cache.recoveries.get(&name.namespace, &name.name);
+    let made_by_policy = own.is_some_and(|r| r.spec.requester == username);
+    Limits { made_by_policy, ..limits(cache, name) }
 }
 
 /// The policy that rules a claim now.
-fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<RecoveryPolicySpec> {
+fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<RecoveryPolicy>> {
     let claim = cache.claims.get(&name.namespace, &name.name)?;
     let pv =
         claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
     let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
     let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
-    ruling(&cache.policies.filter(|_| true), &subject).map(|p| p.spec.clone())
+    let policies = cache.policies.filter(|_| true);
+    let ruling = ruling(&policies, &subject)?.name_any();
+    policies.into_iter().find(|p| p.name_any() == ruling)
 }
 
 /// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.
@@ -448,11 +449,16 @@ fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> b
     over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
 }
 
-/// Whether this recovery of this very trouble ended well. What goes wrong after it is a new occasion, also where pods, machine
-/// and VolumeAttachment are still the same: a slow attach that came right, and later a device that is lost.
+/// Whether this recovery of this very trouble ended well, or because it was not wanted at the time and without a person's
+/// abort (a policy, an opt-out). What goes wrong after it is a new occasion, also where pods, machine and VolumeAttachment
+/// are still the same: a slow attach that came right, and later a device that is lost; an opt-out that is taken back.
 fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
-    matches!(phase(recovery), Phase::Recovered | Phase::Resolved)
-        && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
+    let over = match phase(recovery) {
+        Phase::Recovered | Phase::Resolved => true,
+        Phase::Aborted => recovery.spec.abort.is_none(),
+        _ => false,
+    };
+    over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
 }
 
 /// Tells apart recoveries of the same trouble under another policy, of what one of them left, or of trouble that went away
@@ -523,9 +529,13 @@ mod tests {
             assert_ne!(next, first, "{phase}");
             assert_eq!(occasion(&evidence, None, &policy, Some(&ended)), next);
         }
-        for phase in ["Failed", "Aborted", "Waiting", "Running"] {
+        for phase in ["Failed", "Waiting", "Running"] {
             assert!(!came_right(&record(phase, &trouble), &trouble), "{phase}");
         }
+        let mut aborted = record("Aborted", &trouble);
+        assert!(came_right(&aborted, &trouble), "a policy or an opt-out ended it, which may be taken back");
+        aborted.spec.abort = Some(reattach_api::Abort { by: "jane".to_owned(), reason: None });
+        assert!(!came_right(&aborted, &trouble), "a person's abort stands");
         assert!(!came_right(&record("Resolved", "another-trouble"), &trouble));
     }
 

@@ -159,7 +159,14 @@ impl Stage<'_> {
         if !on {
             let (instance, manner) = (instance.clone(), PowerOffManner::Forced);
             let request = PowerOffRequest { instance, manner, timeout };
-            return powered(provider.power_off(request).await, "off");
+            return match provider.power_off(request).await {
+                // This run did not do it, and does not power on what others powered off.
+                Ok(PowerOutcome::AlreadyThere) => {
+                    let why = "it was off already, and not by this run".to_owned();
+                    Outcome::NotApplied { why, retry: false }
+                }
+                reply => powered(reply, "off"),
+            };
         }
         let outcome = powered(provider.power_on(instance, timeout).await, "on");
         self.give_back(node, &outcome).await;
@@ -237,9 +244,8 @@ fn detached(reply: Result<DetachOutcome, EffectError>) -> Outcome {
         Ok(DetachOutcome::AlreadyDetached) => {
             Outcome::Applied { detail: "the volume was detached already".to_owned() }
         }
-        Ok(DetachOutcome::Detaching) => {
-            Outcome::Applied { detail: "a detach was under way already".to_owned() }
-        }
+        // Not ours: nothing was sent, and what becomes of the other one is seen by the next look.
+        Ok(DetachOutcome::Detaching) => not_applied("a detach is under way already".to_owned(), true),
         Ok(DetachOutcome::AttachedElsewhere(other)) => {
             not_applied(format!("instance {other} has the volume now"), false)
         }

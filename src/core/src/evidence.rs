@@ -67,8 +67,11 @@ pub struct Evidence {
     /// Who answered for all of the cloud's words above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_scope: Option<CloudScope>,
-    /// Recent jobs of the volume at the provider.
+    /// The jobs of the volume at the provider, oldest first, without a gap up to now.
     pub jobs: Fact<Vec<CloudJob>>,
+    /// After how many seconds the provider itself refuses a request that has not arrived. None: it never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders_expire_after_seconds: Option<i64>,
     /// The volume's snapshots that were ordered by this recovery, oldest first. None: not asked, since its plan has no
     /// such step or has not come to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -14,6 +14,7 @@
 //! # Caveats
 //! Times are the writer's clock; order comes from the sequence alone, and intervals are measured within one term.
 
+use crate::consent::Withdrawal;
 use crate::plan::StepIx;
 use crate::proof::{NoUser, ProofKind};
 use jiff::Timestamp;
@@ -55,6 +56,10 @@ pub enum Mark {
         /// The proof that a freeing effect rests on.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<ProofKind>,
+        /// For an order to the cloud: the end of the provider's history as it was read right before. What stands behind it
+        /// later came after.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest_job: Option<NewestJob>,
     },
     /// What came of a started effect.
     Outcome {
@@ -96,6 +101,19 @@ pub enum Mark {
     },
 }
 
+/// The newest job of a provider's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "history", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum NewestJob {
+    /// The history was read and had no job.
+    Nothing,
+    /// This one.
+    Job {
+        /// The provider's identifier of the job.
+        id: String,
+    },
+}
+
 /// What is known of an issued effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -126,6 +144,12 @@ pub enum Outcome {
     ObservedNotApplied {
         /// What was seen.
         seen: String,
+    },
+    /// Whether it was applied is not known and need not be: it is conditional or frees nothing, and may be issued again.
+    /// Nothing was looked at.
+    Repeatable {
+        /// Why it may be repeated.
+        why: String,
     },
 }
 
@@ -178,6 +202,12 @@ pub enum TurnBack {
         /// What they did.
         what: String,
     },
+    /// People or policies do not want the rest of the plan any more.
+    #[error("{why}")]
+    Withdrawn {
+        /// What changed.
+        why: Withdrawal,
+    },
 }
 
 /// How a run ended.
@@ -186,7 +216,7 @@ pub enum TurnBack {
 pub enum End {
     /// The pod runs with its volume.
     Recovered,
-    /// A person ended it; everything was put back.
+    /// A person ended it, or it was not wanted any more; everything was put back.
     Aborted,
     /// It failed; everything was put back.
     Failed {

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod cloud;
+pub mod consent;
 pub mod diagnosis;
 pub mod evidence;
 pub mod fact;

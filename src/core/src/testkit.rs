@@ -173,6 +173,7 @@ impl Case {
             cloud_scope: None,
             snapshots: None,
             jobs: Fact::present(Vec::new(), Source::Cloud("linode".to_owned()), at),
+            orders_expire_after_seconds: None,
             hold_policy: None,
             node_pods: BTreeMap::new(),
             node_losses: BTreeMap::new(),

@@ -275,7 +275,7 @@ impl Observer {
                     short(authority)
                 )
             }
-            Mark::Started { step, intent, proof } => {
+            Mark::Started { step, intent, proof, .. } => {
                 let proof = match proof {
                     Some(proof) => format!("; proof that nobody writes: {}", proof_in_words(proof)),
                     None => String::new(),
@@ -293,6 +293,9 @@ impl Observer {
                 }
                 Outcome::ObservedApplied { seen } => {
                     format!("{}: observed that it was applied: {seen}", number(step))
+                }
+                Outcome::Repeatable { why } => {
+                    format!("{}: whether it was applied is not known ({why})", number(step))
                 }
                 Outcome::ObservedNotApplied { seen } => {
                     format!("{}: observed that it was not applied: {seen}", number(step))

@@ -65,6 +65,8 @@ struct Tap {
     meanwhile: Mutex<Option<(u64, Deed)>>,
     /// The last changing request, in words.
     last: Mutex<String>,
+    /// By how much the next order of a detach at the cloud is late. Its sender hears nothing.
+    late_detach: Mutex<Option<std::time::Duration>>,
     dead: Notify,
     died: std::sync::atomic::AtomicBool,
 }
@@ -176,6 +178,12 @@ impl Replica {
         *Tap::lock(&self.tap.meanwhile) = Some((number, deed));
     }
 
+    /// Its next order of a detach reaches the cloud so much later than it is sent, and no answer comes: a frozen network, a
+    /// proxy that holds it back.
+    pub fn detach_late(&self, by: std::time::Duration) {
+        *Tap::lock(&self.tap.late_detach) = Some(by);
+    }
+
     /// Stops it as SIGTERM does, and waits until it has stopped; kills it after the grace period of a pod.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
@@ -274,7 +282,16 @@ fn tapped_cloud(
             if side == Some(Side::Before) {
                 return tap.die().await;
             }
+            let is_detach = entry.path.ends_with("/detach");
             let sent = ledger.send(entry);
+            if let Some(by) = is_detach.then(|| Tap::lock(&tap.late_detach).take()).flatten() {
+                tokio::spawn(async move {
+                    tokio::time::sleep(by).await;
+                    let arrived: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
+                    drop(arrived);
+                });
+                return std::future::pending().await;
+            }
             let reply: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
             if side == Some(Side::After) {
                 return tap.die().await;

@@ -2,6 +2,10 @@
 
 pub mod dead;
 
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use reattach_api::VolumeRecovery;
+use reattach_cloud_simulator::{Job, JobStatus};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::SCALE_TO_ZERO;
 use reattach_drill::app::App;
@@ -12,6 +16,7 @@ use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{World, WorldError};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +83,34 @@ pub fn cut_off_the_leader(s: &Stage, seed: u64, after: Duration) {
         let id = server.add_fault(cut);
         tokio::time::sleep(Duration::from_secs(10 + seed * 7 % 50)).await;
         server.remove_fault(id);
+    });
+}
+
+/// A person on call: where a recovery waits for an order whose fate nobody knows, and the cloud has no job pending, they say
+/// that nothing is under way. They are right: no request of the tests that have them arrives late.
+pub fn on_call(s: &Stage) {
+    let (cloud, server) = (s.world.cloud.clone(), s.world.server().clone());
+    let client = s.world.client_as("oncall");
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let pending = |j: &Job| matches!(j.status, JobStatus::Scheduled | JobStatus::Started);
+            if cloud.jobs().iter().any(pending) {
+                continue;
+            }
+            for recovery in server.list("reattach.dev", "volumerecoveries", None) {
+                let message = recovery["status"]["message"].as_str().unwrap_or_default();
+                if !message.contains("--nothing-under-way") {
+                    continue;
+                }
+                let text = |field: &str| recovery["metadata"][field].as_str().unwrap_or_default().to_owned();
+                let api: Api<VolumeRecovery> = Api::namespaced(client.clone(), &text("namespace"));
+                let word = json!({"declaredBy": "oncall", "reason": "no job", "at": server.clock().now()});
+                let body = Patch::Merge(json!({"spec": {"nothingUnderWay": word}}));
+                // A conflict or a fault: they try again.
+                let _ = api.patch(&text("name"), &PatchParams::default(), &body).await;
+            }
+        }
     });
 }
 
@@ -151,6 +184,7 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
     for (node, _) in NODES {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     }
+    on_call(&s);
     (night.then)(&s, seed);
     // A node that has just come back still shows its pods as they were.
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(a, 1));

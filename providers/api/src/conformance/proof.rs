@@ -90,6 +90,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         events: Vec::new(),
         cloud_scope: None,
         power: BTreeMap::new(),
+        orders_expire_after_seconds: None,
         hold_policy: None,
         node_pods: BTreeMap::new(),
         node_losses: BTreeMap::new(),

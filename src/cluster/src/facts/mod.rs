@@ -74,6 +74,7 @@ pub fn evidence(
         cloud_scope: None,
         snapshots: None,
         jobs: Fact::unknown("the cloud was not asked", unknown_cloud(), at),
+        orders_expire_after_seconds: None,
         hold_policy: None,
         node_pods: BTreeMap::new(),
         node_losses: BTreeMap::new(),

@@ -1,18 +1,25 @@
 //! Gates, labels of holds, stamps and questions.
 
 use super::{Room, is_final, is_over};
-use k8s_openapi::api::core::v1::Pod;
+use crate::collect::HISTORY;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_cluster::stamped::{self, Stamped};
 use reattach_cluster::view::claims_of;
 use reattach_cluster::{hold, reports, tidy};
+use reattach_core::cloud::VolumeState;
+use reattach_core::evidence::CsiSource;
 use reattach_core::guest::Challenge;
 use reattach_core::hold::HOLD_LABEL;
-use reattach_core::ids::{NodeName, ObjectName, Uid};
+use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use reattach_core::workload::ScalePath;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many volumes the cloud is asked about in one sweep for gates that nobody speaks for; the others wait for the next.
+const VOLUMES_PER_SWEEP: usize = 20;
 
 impl Room<'_> {
     /// Gates of pods for whose claims no recovery speaks, and labels of recoveries that are over.
@@ -22,6 +29,7 @@ impl Room<'_> {
             let outcome = tidy::unhold(&pass, &recovery).await;
             self.tell(&format!("the hold of recovery {}", recovery.name_any()), &outcome);
         }
+        let mut asked: BTreeMap<Vec<ObjectName>, Option<String>> = BTreeMap::new();
         for pod in self.cache.pods.filter(|p| hold::is_gated(p) && !is_bound(p)) {
             let namespace = pod.namespace().unwrap_or_default();
             let seen = self.cache.recoveries.filter(|r| r.namespace().as_ref() == Some(&namespace));
@@ -34,6 +42,25 @@ impl Room<'_> {
                 Err(error) => return tracing::warn!(%error, "whether a hold is in force could not be read"),
             };
             if live.iter().any(|r| speaks_for(r, &pod)) {
+                continue;
+            }
+            // Many pods may wait for one volume: it is asked about once.
+            let claims: Vec<ObjectName> =
+                claims_of(&pod).into_iter().map(|c| ObjectName::new(namespace.as_str(), c)).collect();
+            if !asked.contains_key(&claims) {
+                if asked.len() >= VOLUMES_PER_SWEEP {
+                    continue;
+                }
+                let answer = self.detach_under_way(&claims).await;
+                asked.insert(claims.clone(), answer);
+            }
+            if let Some(why) = asked.get(&claims).and_then(Option::as_ref) {
+                tracing::error!(
+                    pod = pod.name_any(),
+                    namespace,
+                    why,
+                    "a person is needed: the pod waits by a hold whose recovery is gone, and is not let go yet"
+                );
                 continue;
             }
             let Ok(pass) = self.executor.gate.tidy() else { return };
@@ -51,12 +78,18 @@ impl Room<'_> {
             Err(error) => return tracing::warn!(%error, "stamps could not be looked for"),
         };
         // After the stamps: a recovery exists before its stamp does.
-        let known = match self.recoveries().await {
-            Ok(known) => known,
+        let (known, over) = match self.recoveries_and_over().await {
+            Ok(both) => both,
             Err(error) => return tracing::warn!(%error, "whose the stamps are could not be read"),
         };
-        for Stamped { workload, resource_version, replicas, stamp } in found {
-            if known.contains(&stamp.recovery) {
+        for Stamped { workload, resource_version, replicas, stamp, claims } in found {
+            // One that is over may have left a write on its way, which has landed since.
+            if known.contains(&stamp.recovery) && !over.contains(&stamp.recovery) {
+                continue;
+            }
+            // What its recovery had ordered may be under way still, and nobody journals it any more.
+            if let Some(why) = self.detach_under_way(&claims).await {
+                tracing::error!(%workload, why, "a person is needed: the workload is at zero by a recovery that is gone, and is not restored yet");
                 continue;
             }
             // Someone else has set a count already: theirs stands.
@@ -66,6 +99,40 @@ impl Room<'_> {
             let outcome = tidy::restore(&pass, &workload, &resource_version, path, count).await;
             self.tell(&format!("{workload} with the stamp of recovery {}", stamp.recovery), &outcome);
         }
+    }
+
+    /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A claim or PersistentVolume that is
+    /// gone, and a driver that no provider knows, have none of ours.
+    async fn detach_under_way(&self, claims: &[ObjectName]) -> Option<String> {
+        for claim in claims {
+            let volume = self.cache.claims.get(&claim.namespace, &claim.name);
+            let volume = volume.and_then(|c| c.spec.as_ref()?.volume_name.clone());
+            let csi = volume.and_then(|v| self.cache.volumes.get("", &v)).and_then(|v| csi_of(&v));
+            let Some(csi) = csi else { continue };
+            let located = match self.executor.collector.providers.locate(&csi) {
+                Ok(Some(located)) => located,
+                Ok(None) => continue,
+                Err(error) => return Some(format!("the volume of claim {claim} is not known: {error}")),
+            };
+            let now = || self.executor.collector.clock.now();
+            let since = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
+            let (jobs, volume) = (located.jobs(since, now).await, located.describe(now(), now).await);
+            let pending = jobs.shown().map(|jobs| jobs.iter().find(|j| j.is_pending()));
+            match (pending, volume.shown().map(|v| &v.state)) {
+                (Some(None), Some(VolumeState::Active)) => {}
+                (Some(Some(job)), _) => {
+                    return Some(format!(
+                        "job {} ({}) of volume {} is pending",
+                        job.id, job.action, located.id
+                    ));
+                }
+                (Some(None), Some(state)) => return Some(format!("volume {} is {state}", located.id)),
+                (None, _) | (_, None) => {
+                    return Some(format!("what is under way at volume {} could not be read", located.id));
+                }
+            }
+        }
+        None
     }
 
     /// Questions of recoveries that are gone.
@@ -100,6 +167,14 @@ impl Room<'_> {
         }
         withdrawn.is_ok()
     }
+}
+
+fn csi_of(volume: &PersistentVolume) -> Option<CsiSource> {
+    let csi = volume.spec.as_ref()?.csi.as_ref()?;
+    Some(CsiSource {
+        driver: DriverName::from(csi.driver.as_str()),
+        handle: VolumeHandle::from(csi.volume_handle.as_str()),
+    })
 }
 
 fn uid(recovery: &VolumeRecovery) -> Uid {

@@ -14,8 +14,8 @@
 //! | out-of-service taint of ours | its Node is Ready; its lock has expired or is nobody's; its recovery is over or gone |
 //! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
 //! | closing taint of a hold | its recovery is over or gone |
-//! | scheduling gate, label of a hold | no recovery of the claim is under way with the label |
-//! | stamp | its recovery is gone: the workload is restored by the stamp alone, if it is still at 0 |
+//! | scheduling gate, label of a hold | no recovery of the claim is under way with the label; gate: no job of the volume is pending at the cloud |
+//! | stamp | its recovery is over or gone, and no job of its volumes is pending at the cloud: the workload is restored by the stamp alone, if it is still at 0 |
 //! | question to an agent | its recovery is gone |
 //!
 //! # Assumptions
@@ -123,6 +123,13 @@ impl Room<'_> {
     async fn recoveries(&self) -> Result<BTreeSet<Uid>, kube::Error> {
         let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?;
         Ok(all.items.iter().map(Executor::uid_of).collect())
+    }
+
+    /// The UIDs of all recoveries, and of those that are over, read live.
+    async fn recoveries_and_over(&self) -> Result<(BTreeSet<Uid>, BTreeSet<Uid>), kube::Error> {
+        let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?.items;
+        let over = all.iter().filter(|r| is_over(r)).map(Executor::uid_of).collect();
+        Ok((all.iter().map(Executor::uid_of).collect(), over))
     }
 
     /// Counts and logs what was done.

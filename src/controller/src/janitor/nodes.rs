@@ -41,6 +41,8 @@ impl Room<'_> {
             };
             let why = match lock {
                 Lock::Free => "nobody has its lock".to_owned(),
+                // A run renews its lock with its first turn: whoever leads now has just begun to drive it.
+                Lock::Expired { holder } if self.has_a_run(&holder) => continue,
                 Lock::Expired { holder } => format!("the lock of {holder} has expired"),
                 Lock::Held { holder } => match node_lock::recovery_of(&holder) {
                     None => format!("{holder} has its lock"),
@@ -69,6 +71,15 @@ impl Room<'_> {
             None => Some(format!("recovery {name} is gone")),
             Some(recovery) if is_final(&recovery) => Some(format!("recovery {name} is over")),
             Some(_) => None,
+        })
+    }
+
+    /// Whether the holder of a lock is a recovery with a run under way.
+    fn has_a_run(&self, holder: &str) -> bool {
+        let recovery = node_lock::recovery_of(holder);
+        let recovery = recovery.and_then(|r| self.cache.recoveries.get(&r.namespace, &r.name));
+        recovery.is_some_and(|r| {
+            !is_final(&r) && r.status.as_ref().is_some_and(|status| !status.journal.is_empty())
         })
     }
 

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
+use reattach_core::consent::PolicySays;
 use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
@@ -40,8 +41,7 @@ impl Executor {
         if let Some(end) = self.ended_by_people(&recovery) {
             return self.settle(recovery, Phase::Aborted, end, memory).await;
         }
-        if let Some(mode) = limits.policy_mode.filter(|m| *m != recovery.spec.mode) {
-            let end = format!("the policy now says {mode}: another VolumeRecovery takes over");
+        if let Some(end) = ended_by_policy(&recovery, limits) {
             return self.settle(recovery, Phase::Aborted, end, memory).await;
         }
         if let Some(unreadable) = recovery.history().err() {
@@ -180,7 +180,7 @@ impl Executor {
     /// What the cloud can do and the policy or a person allows.
     fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
         let by_a_person = recovery.spec.power_off.is_some();
-        self.collector.providers.allowed(evidence, limits.power_off, by_a_person, limits.snapshot)
+        self.collector.providers.allowed(evidence, limits.power_off(), by_a_person, limits.snapshot)
     }
 
     async fn refuse(
@@ -336,6 +336,15 @@ impl Executor {
             return Some(format!("aborted by {}{why}", abort.by));
         }
         recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
+    }
+}
+
+/// Why a recovery that a policy made is over before it began: the policy says another mode now, or there is none.
+fn ended_by_policy(recovery: &VolumeRecovery, limits: &Limits) -> Option<String> {
+    match limits.policy_says(recovery)? {
+        PolicySays::Nothing => Some("no RecoveryPolicy selects the claim any more".to_owned()),
+        PolicySays::Rules { mode, .. } => (mode != recovery.spec.mode)
+            .then(|| format!("the policy now says {mode}: another VolumeRecovery takes over")),
     }
 }
 

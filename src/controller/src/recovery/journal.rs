@@ -5,9 +5,9 @@ use crate::{finish, status};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
-use reattach_core::journal::{End, Entry, Mark};
+use reattach_core::journal::{End, Entry, Mark, TurnBack};
 use reattach_core::machine::State;
-use reattach_core::plan::{Plan, SoundPlan, StepIx};
+use reattach_core::plan::{Pins, Plan, SoundPlan, StepIx};
 use reattach_core::report;
 use reattach_core::runbook::StepKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
@@ -161,21 +161,17 @@ fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
 
 /// Phase and message of a run in this state.
 fn describe(plan: &Plan, state: &State) -> (Phase, String) {
+    let off = left_off(plan, state);
     match (state.ended(), state.turned_back()) {
         (Some(End::Recovered), _) => {
-            (Phase::Recovered, format!("{} runs with its volume again", plan.pins.workload))
+            (Phase::Recovered, format!("{} runs with its volume again{off}", plan.pins.workload))
         }
-        // A machine is not switched on again for an abort: whoever ended the run decides about it.
-        (Some(End::Aborted), _) if state.in_force(plan, StepKind::PowerOff) => (
-            Phase::Aborted,
-            format!(
-                "aborted; what was changed in the cluster was put back, and instance {} stays powered off",
-                plan.pins.holder
-            ),
-        ),
-        (Some(End::Aborted), _) => (Phase::Aborted, "aborted; everything was put back".to_owned()),
-        (Some(End::Failed { why }), _) => (Phase::Failed, why.clone()),
-        (Some(End::Stuck { why }), _) => (Phase::Stuck, why.clone()),
+        (Some(End::Aborted), why) => {
+            let what = if off.is_empty() { "everything" } else { "what was changed in the cluster" };
+            (Phase::Aborted, format!("{}; {what} was put back{off}", unwanted(why)))
+        }
+        (Some(End::Failed { why }), _) => (Phase::Failed, format!("{why}{off}")),
+        (Some(End::Stuck { why }), _) => (Phase::Stuck, format!("{why}{off}")),
         (None, Some(why)) => (Phase::Restoring, format!("putting back: {why}")),
         (None, None) => {
             let step = state.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?)));
@@ -184,6 +180,32 @@ fn describe(plan: &Plan, state: &State) -> (Phase, String) {
             });
             (Phase::Running, message)
         }
+    }
+}
+
+/// Hands a machine that this run powered off and did not power on again to a person, by its name.
+fn left_off(plan: &Plan, state: &State) -> String {
+    if !state.left_off(plan) {
+        return String::new();
+    }
+    let Pins { holder, node, .. } = &plan.pins;
+    format!(
+        "; instance {holder} (Node {node}) stays powered off: power it on at the cloud once it may run again"
+    )
+}
+
+/// Why a run ended that was not wanted any more.
+fn unwanted(why: Option<&TurnBack>) -> String {
+    match why {
+        Some(TurnBack::Withdrawn { why }) => why.to_string(),
+        Some(
+            TurnBack::Aborted { .. }
+            | TurnBack::Deadline { .. }
+            | TurnBack::Refused { .. }
+            | TurnBack::Failed { .. }
+            | TurnBack::TakenOver { .. },
+        )
+        | None => "aborted".to_owned(),
     }
 }
 
@@ -234,9 +256,9 @@ mod tests {
         let (wait, off) = (plan.find(StepKind::Await).unwrap(), plan.find(StepKind::PowerOff).unwrap());
         let waited = Mark::Skipped { step: wait, why: "it did not heal".into() };
         assert_eq!(aborted_after(&plan, vec![waited.clone()]), "aborted; everything was put back");
-        let started = Mark::Started { step: off, intent: "power off".into(), proof: None };
+        let started = Mark::Started { step: off, intent: "power off".into(), proof: None, newest_job: None };
         let outcome = Mark::Outcome { step: off, outcome: Outcome::Applied { detail: "200".into() } };
         let said = aborted_after(&plan, vec![waited, started, outcome]);
-        assert!(said.ends_with("instance 26000001 stays powered off"), "{said}");
+        assert!(said.contains("instance 26000001") && said.contains("stays powered off"), "{said}");
     }
 }

@@ -35,12 +35,15 @@ use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{Budgets, Phase, PowerOffRule, SnapshotRule, VolumeRecovery};
+use reattach_api::{
+    Budgets, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule, VolumeRecovery,
+};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
 use reattach_core::cloud::CloudVolume;
+use reattach_core::consent::PolicySays;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::policy::Mode;
@@ -133,6 +136,8 @@ pub struct Memory {
     pub(crate) told: Option<Phase>,
     /// When a change made the next turn due.
     pub(crate) woken: Option<Timestamp>,
+    /// When the lock of the plan's node was renewed last.
+    pub(crate) lock_renewed: Option<Instant>,
     /// After how long a wait calls for a person.
     pub(crate) patience: SignedDuration,
     /// The cloud's last word on the volume, for a ticket to its support.
@@ -180,17 +185,54 @@ pub struct Limits {
     pub running: Vec<(ObjectName, String)>,
     /// Another recovery of the same claim that has a run under way, or came first.
     pub rival: Option<ObjectName>,
-    /// For a recovery that a policy made: how far the policy goes now.
-    pub policy_mode: Option<Mode>,
-    /// For a recovery that a policy made: whether the policy lets instances be powered off now.
-    pub power_off: PowerOffRule,
+    /// Whether a policy made the recovery.
+    pub made_by_policy: bool,
+    /// The policy that rules the claim now. None: no policy selects it.
+    pub ruling: Option<Ruling>,
     /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
     pub snapshot: SnapshotRule,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.
     pub escalate_after_seconds: Option<u32>,
 }
 
+/// What the policy that rules a claim says of it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// The policy's name.
+    pub policy: String,
+    /// How far it goes.
+    pub mode: Mode,
+    /// Whether it lets instances be powered off.
+    pub power_off: PowerOffRule,
+}
+
+impl Ruling {
+    /// Of this policy.
+    pub fn of(policy: &RecoveryPolicy) -> Self {
+        let RecoveryPolicySpec { mode, power_off, .. } = policy.spec;
+        Self { policy: policy.name_any(), mode, power_off }
+    }
+}
+
 impl Limits {
+    /// What rules a recovery that a policy made. None: a person made it.
+    pub(crate) fn policy_says(&self, recovery: &VolumeRecovery) -> Option<PolicySays> {
+        self.made_by_policy.then(|| match &self.ruling {
+            None => PolicySays::Nothing,
+            Some(ruling) => PolicySays::Rules {
+                policy: ruling.policy.clone(),
+                mode: ruling.mode,
+                power_off: ruling.power_off != PowerOffRule::Never || recovery.spec.power_off.is_some(),
+            },
+        })
+    }
+
+    /// Whether a policy made the recovery and lets instances be powered off now.
+    pub(crate) fn power_off(&self) -> PowerOffRule {
+        let ruling = self.ruling.as_ref().filter(|_| self.made_by_policy);
+        ruling.map_or(PowerOffRule::Never, |ruling| ruling.power_off)
+    }
+
     fn patience(&self) -> SignedDuration {
         self.escalate_after_seconds.map_or(PATIENCE, |seconds| SignedDuration::from_secs(seconds.into()))
     }
@@ -368,7 +410,7 @@ impl Executor {
         if status.journal.is_empty() {
             self.before_the_run(recovery, limits, memory).await
         } else {
-            self.one_step(recovery, memory).await
+            self.one_step(recovery, limits, memory).await
         }
     }
 

@@ -1,27 +1,37 @@
 //! The run itself: the machine says the one next thing, this does it.
 
-use super::{Executor, Memory, Turn, TurnError, sightings};
+use super::{Executor, Limits, Memory, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Depth, Own};
 use crate::metrics::EffectLabels;
 use crate::perform::{Stage, perform};
+use crate::policies::{Subject, ruling};
 use crate::status;
 use jiff::{SignedDuration, Timestamp};
-use kube::Resource;
-use reattach_api::{Phase, VolumeRecovery};
+use kube::api::ListParams;
+use kube::{Api, Resource, ResourceExt};
+use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::gate::Authority;
-use reattach_cluster::store;
+use reattach_cluster::{node_lock, store};
+use reattach_core::consent::{Said, Word, withdrawal};
 use reattach_core::evidence::Evidence;
-use reattach_core::ids::Uid;
+use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{Action, Context, Effect, Next, State, StepState, next, refused_to_put_back};
+use reattach_core::machine::{
+    Action, Context, Effect, Next, State, StepState, newest_job, next, refused_to_put_back,
+};
 use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
 use std::mem::discriminant;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A step that waits longer says in the status what for.
 const WAITED_FOR_LONG: SignedDuration = SignedDuration::from_secs(15);
 /// An effect without a known outcome is a person's business after so long.
 const UNKNOWN_FOR_LONG: SignedDuration = SignedDuration::from_mins(5);
+/// The lock of a node is renewed this often: a twelfth of its duration.
+const RENEW_LOCK: Duration = Duration::from_mins(5);
 /// After the gate stayed shut the turn is taken again so much later.
 const SHUT: SignedDuration = SignedDuration::from_secs(1);
 
@@ -30,6 +40,7 @@ impl Executor {
     pub(super) async fn one_step(
         &self,
         recovery: VolumeRecovery,
+        limits: &Limits,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         if self.gate.leadership().is_none() {
@@ -54,12 +65,13 @@ impl Executor {
         if leadership.term < state.term() {
             return self.freeze(recovery, &state, leadership.term, memory).await;
         }
+        self.keep_the_lock(&recovery, &plan, &state, memory).await;
         let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
         memory.note_cloud(&evidence);
         let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
         loop {
-            match self.ask(&recovery, &plan, &state, &evidence) {
+            match self.ask(&recovery, &plan, &state, &evidence, limits) {
                 // Lines that follow from the same facts are written one after another: only an effect or the passing of
                 // time makes facts old, and the machine itself tells facts from before an effect.
                 Next::Record(mark) => {
@@ -86,8 +98,32 @@ impl Executor {
                 Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
                     return crate::finish::release(self, recovery).await;
                 }
-                Next::Act(action) => return self.confirm(recovery, &plan, &state, action, memory).await,
+                Next::Act(action) => {
+                    return self.confirm(recovery, &plan, &state, action, limits, memory).await;
+                }
             }
+        }
+    }
+
+    /// Renews the node's lock while the run lives, also while it waits: after an hour without a renewal others may take it,
+    /// and the janitor takes the taint off.
+    async fn keep_the_lock(
+        &self,
+        recovery: &VolumeRecovery,
+        plan: &SoundPlan,
+        state: &State,
+        memory: &mut Memory,
+    ) {
+        let due = memory.lock_renewed.is_none_or(|at| at.elapsed() >= RENEW_LOCK);
+        if !due || !state.locks_the_node(plan) {
+            return;
+        }
+        let Ok(pass) = self.gate.put_back(state.term()) else { return };
+        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        let node = &plan.pins.node;
+        match node_lock::renew(&pass, node, &name, self.collector.clock.now()).await {
+            Ok(_) => memory.lock_renewed = Some(Instant::now()),
+            Err(error) => tracing::warn!(%node, %error, "the lock of the node could not be renewed"),
         }
     }
 
@@ -152,18 +188,21 @@ impl Executor {
         Ok(())
     }
 
-    /// Right before an effect everything is read live, and the machine must still say the same.
+    /// Right before an effect everything is read live, the policies too, and the machine must still say the same.
+    /// (What people write into the recovery itself is compared by the compare-and-swap of the line `Started`.)
     async fn confirm(
         &self,
         recovery: VolumeRecovery,
         plan: &SoundPlan,
         state: &State,
         proposed: Action,
+        limits: &Limits,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let live = self.look(&recovery, plan, state, memory, true).await?;
         let recovery = self.note_sightings(recovery, &live).await?;
-        let action = match self.ask(&recovery, plan, state, &live) {
+        let limits = Limits { ruling: self.live_ruling(&live).await?, ..limits.clone() };
+        let action = match self.ask(&recovery, plan, state, &live, &limits) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
             Next::Record(mark) => {
                 self.append(recovery, plan, mark, memory).await?;
@@ -173,6 +212,14 @@ impl Executor {
             _ => return Ok(Turn::Again),
         };
         self.act(recovery, plan, action, &live, memory).await
+    }
+
+    /// The policy that rules the claim now, read live: a watch may lag.
+    async fn live_ruling(&self, live: &Evidence) -> Result<Option<Ruling>, TurnError> {
+        let api: Api<RecoveryPolicy> = Api::all(self.collector.clients.read.clone());
+        let policies: Vec<_> =
+            api.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
+        Ok(Subject::of(live).and_then(|subject| ruling(&policies, &subject)).map(Ruling::of))
     }
 
     /// S3: journal, gate, effect, outcome.
@@ -195,7 +242,8 @@ impl Executor {
             | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
             _ => None,
         };
-        let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof };
+        let newest_job = newest_job(&action.effect, evidence);
+        let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
         let recovery = self.append(recovery, plan, started, memory).await?;
         // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
         let volume = evidence
@@ -204,7 +252,12 @@ impl Executor {
         let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
-        let outcome = match self.gate.pass(plan, &authority, term) {
+        let passed = if action.effect.puts_back() {
+            self.gate.put_back(term)
+        } else {
+            self.gate.pass(plan, &authority, term)
+        };
+        let outcome = match passed {
             Ok(pass) => {
                 let stage = Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume };
                 perform(&stage, &action.effect).await
@@ -254,9 +307,23 @@ impl Executor {
         Ok(self.collector.collect(&Self::claim_of(recovery), Some(Own::of(recovery)), depth).await?)
     }
 
-    fn ask(&self, recovery: &VolumeRecovery, plan: &SoundPlan, state: &State, evidence: &Evidence) -> Next {
+    fn ask(
+        &self,
+        recovery: &VolumeRecovery,
+        plan: &SoundPlan,
+        state: &State,
+        evidence: &Evidence,
+        limits: &Limits,
+    ) -> Next {
         let uid = Self::uid_of(recovery);
-        next(plan, state, evidence, &self.context(recovery, &uid))
+        let mut cx = self.context(recovery, &uid);
+        let said = Said {
+            mode: recovery.spec.mode,
+            approved: recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone()),
+            policy: limits.policy_says(recovery),
+        };
+        cx.withdrawn = withdrawal(plan, state, evidence, &said, cx.now);
+        next(plan, state, evidence, &cx)
     }
 
     pub(super) fn context<'a>(&self, recovery: &'a VolumeRecovery, uid: &'a Uid) -> Context<'a> {
@@ -267,7 +334,13 @@ impl Executor {
         let now = self.collector.clock.now();
         // Without leadership nothing is journaled or issued, whatever the answer.
         let term = self.gate.leadership().map_or(0, |l| l.term);
-        Context { recovery: uid, aborted_by, confirm_workload, term, now }
+        let nothing_under_way = recovery.spec.nothing_under_way.as_ref().map(|w| Word {
+            by: w.declared_by.clone(),
+            reason: w.reason.clone(),
+            at: w.at.0,
+        });
+        let withdrawn = None;
+        Context { recovery: uid, aborted_by, confirm_workload, term, nothing_under_way, withdrawn, now }
     }
 
     /// A state that no executor could have written: stop, and say so.

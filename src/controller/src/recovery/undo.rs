@@ -127,7 +127,8 @@ impl Executor {
             Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },
             Outcome::Applied { detail: seen }
             | Outcome::ObservedApplied { seen }
-            | Outcome::ObservedNotApplied { seen } => Undone::Nothing { why: seen },
+            | Outcome::ObservedNotApplied { seen }
+            | Outcome::Repeatable { why: seen } => Undone::Nothing { why: seen },
         })
     }
 }

@@ -311,10 +311,7 @@ impl Look<'_> {
         if let Some(over) = self.accepted_or_given_up("the cloud accepted it") {
             return over;
         }
-        let off_by_us = self.plan.find(StepKind::PowerOff).is_some_and(|ix| {
-            self.state.attempts(ix) > 0 && self.state.in_force(self.plan, StepKind::PowerOff)
-        });
-        if !off_by_us {
+        if !self.state.powered_off(self.plan) {
             return self.skipped("this run powered nothing off");
         }
         let pins = &self.plan.pins;

@@ -24,15 +24,17 @@ mod forward;
 mod hold;
 mod identity;
 mod observe;
+mod orders;
 mod record;
 mod snapshot;
 mod state;
 mod unwind;
 mod verify;
 
+use crate::consent::{Withdrawal, Word};
 use crate::evidence::Evidence;
 use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};
-use crate::journal::{End, Mark};
+use crate::journal::{End, Mark, NewestJob};
 use crate::plan::{SoundPlan, StepIx};
 use crate::proof::FenceProof;
 use crate::stamp::Stamp;
@@ -201,6 +203,60 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Whether it only takes back what reattach did. It then needs no mode, policy or approval any more.
+    pub fn puts_back(&self) -> bool {
+        match self {
+            Self::Restore { .. }
+            | Self::Lift { .. }
+            | Self::OpenNode { .. }
+            | Self::Untaint { .. }
+            | Self::PowerOn { .. } => true,
+            Self::ScaleToZero { .. }
+            | Self::Hold
+            | Self::Release { .. }
+            | Self::CloseNode { .. }
+            | Self::CloudDetach { .. }
+            | Self::Snapshot { .. }
+            | Self::CloudForce { .. }
+            | Self::PowerOff { .. }
+            | Self::TaintOutOfService { .. }
+            | Self::Quarantine { .. }
+            | Self::Challenge { .. }
+            | Self::DeleteAttachment { .. }
+            | Self::Requeue { .. } => false,
+        }
+    }
+}
+
+/// The end of the provider's history that tells what becomes of an order, as it was read right before. None: the effect is
+/// no order to the cloud, or the provider has no such history.
+pub fn newest_job(effect: &Effect, evidence: &Evidence) -> Option<NewestJob> {
+    let newest = match effect {
+        Effect::CloudDetach { .. } | Effect::CloudForce { .. } => {
+            evidence.jobs.shown()?.last().map(|job| &job.id)
+        }
+        Effect::PowerOff { instance, .. } | Effect::PowerOn { instance, .. } => {
+            evidence.power.get(instance)?.shown()?.jobs.last().map(|job| &job.id)
+        }
+        Effect::ScaleToZero { .. }
+        | Effect::Restore { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::Lift { .. }
+        | Effect::CloseNode { .. }
+        | Effect::OpenNode { .. }
+        | Effect::Snapshot { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Untaint { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. }
+        | Effect::Requeue { .. } => return None,
+    };
+    Some(newest.map_or(NewestJob::Nothing, |id| NewestJob::Job { id: id.clone() }))
+}
+
 /// What the machine has to know besides plan, journal and evidence.
 #[derive(Clone, Debug)]
 pub struct Context<'a> {
@@ -212,6 +268,10 @@ pub struct Context<'a> {
     pub confirm_workload: Option<&'a str>,
     /// The leader's term. Intervals are measured only between lines of one term: another leader has another clock.
     pub term: u64,
+    /// A person's word that no order to the cloud is under way any more, if one was given.
+    pub nothing_under_way: Option<Word>,
+    /// Why people or policies do not want the rest of the plan any more, if so.
+    pub withdrawn: Option<Withdrawal>,
     /// Now.
     pub now: Timestamp,
 }
@@ -235,6 +295,13 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
     {
         return Next::Record(Mark::TurnedBack {
             why: crate::journal::TurnBack::Aborted { by: by.to_owned() },
+        });
+    }
+    if state.turned_back().is_none()
+        && let Some(why) = &cx.withdrawn
+    {
+        return Next::Record(Mark::TurnedBack {
+            why: crate::journal::TurnBack::Withdrawn { why: why.clone() },
         });
     }
     match state.turned_back() {

@@ -1,6 +1,8 @@
 //! Effects that were started and whose outcome nobody recorded: they are observed, never repeated (S3).
 
+use super::orders::{self, Fate};
 use super::{Context, Next, State, StepState};
+use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::{Mark, Outcome};
@@ -8,8 +10,9 @@ use crate::plan::{Plan, StepIx};
 use crate::runbook::StepKind;
 use jiff::{SignedDuration, Timestamp};
 
-/// A request in flight is given up for lost this long after it was started: the provider client's own limit (30 s) and
-/// as much again for proxies. Used only together with the provider's job history.
+/// How long a write to Kubernetes, or an order of a snapshot, is waited for after its reply was lost: the client's own limit
+/// (30 s) and as much again for proxies. No safety rests on it: what lands later is conditional on UID and version, and the
+/// janitor takes it away again. An order that frees a volume or changes an instance's power has no such limit.
 pub(super) const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(60);
 /// How often the cloud is looked at while waiting for it.
 pub(super) const CLOUD_POLL: SignedDuration = SignedDuration::from_secs(1);
@@ -24,10 +27,25 @@ pub(super) fn outstanding(plan: &Plan, state: &State, evidence: &Evidence, cx: &
     Some(match plan.steps.get(step.index()).map(|s| s.kind) {
         Some(StepKind::ScaleToZero) => scaled(step, evidence, cx, started, true),
         Some(StepKind::Restore) => scaled(step, evidence, cx, started, false),
-        Some(StepKind::CloudDetach | StepKind::CloudForce) => detached(step, plan, evidence, cx, started),
+        Some(StepKind::CloudDetach | StepKind::CloudForce) => detached(step, plan, state, evidence, cx),
+        Some(StepKind::PowerOff) => powered(step, plan, state, evidence, cx, PowerChange::Off),
+        Some(StepKind::PowerOn) => powered(step, plan, state, evidence, cx, PowerChange::On),
         Some(StepKind::Snapshot) => snapshotted(step, plan, evidence, cx, started),
-        // These are conditional writes that may be made again: say that it did not happen, and what is still due is issued.
-        _ => observed(step, false, "a write that may be made again"),
+        // What is still due is issued again.
+        Some(
+            StepKind::Hold
+            | StepKind::Release
+            | StepKind::Lift
+            | StepKind::Requeue
+            | StepKind::TaintOutOfService
+            | StepKind::Untaint
+            | StepKind::Quarantine
+            | StepKind::Challenge
+            | StepKind::DeleteAttachment,
+        ) => repeatable(step, "no reply was heard; the write names the object's UID and may be made again"),
+        Some(StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Verify) | None => {
+            repeatable(step, "such a step has no effect")
+        }
     })
 }
 
@@ -50,36 +68,71 @@ fn scaled(step: StepIx, evidence: &Evidence, cx: &Context<'_>, started: Timestam
     }
 }
 
-/// The cloud tells: the holder is gone, or the job history shows what became of the request.
-fn detached(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, started: Timestamp) -> Next {
-    let Some(cloud) = evidence.cloud_volume.read(cx.now, MAX_AGE).present() else {
-        return wait(cx.now, "the cloud must be read to know whether the detach was applied");
+/// The cloud tells: its history shows what became of the request. The holder alone does not: a request that is still on its
+/// way would be carried out on the next holder.
+fn detached(step: StepIx, plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+    let started = state.sent_at(step).unwrap_or(cx.now);
+    let known = match orders::detach(step, state, evidence, cx, started) {
+        Fate::Unread(what) => return wait(cx.now, what),
+        Fate::Pending => return wait(cx.now, "a job of the volume is pending at the provider"),
+        Fate::Unseen => return wait(cx.now, &lost("the detach")),
+        Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
     };
-    let Some(jobs) = evidence.jobs.read(cx.now, MAX_AGE).present() else {
-        return wait(cx.now, "the provider's job history must be read to know what became of the detach");
-    };
-    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
-    if read < started {
-        return wait(cx.now, "the cloud was read before the detach was started");
-    }
-    if jobs.iter().any(|j| j.is_pending()) {
-        return wait(cx.now, "a job of the volume is pending at the provider");
-    }
-    if !cloud.holders.contains(&plan.pins.holder) {
-        return observed(step, true, "the cloud no longer names the holder and no job is pending");
-    }
-    if read.duration_since(started) > IN_FLIGHT {
-        return observed(
-            step,
-            false,
-            "the holder is unchanged, no job is pending, and the request's time is over",
-        );
-    }
-    wait(cx.now, "the detach request may still be on its way")
+    let holders = evidence.cloud_volume.shown().map(|v| v.holders.as_slice()).unwrap_or_default();
+    let held = holders.contains(&plan.pins.holder);
+    let says = if held { "the cloud still names the holder" } else { "the cloud no longer names the holder" };
+    observed(step, !held, &format!("{known}; {says}"))
 }
 
-/// The label tells: a snapshot carries it or not. What stays unread until the step's deadline is given up: no snapshot
-/// frees anything, and after the deadline none is begun.
+/// The history of the instance's power tells; where the cloud boots nothing by itself, the instance's state does, too.
+fn powered(
+    step: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+    change: PowerChange,
+) -> Next {
+    let started = state.sent_at(step).unwrap_or(cx.now);
+    let fate = orders::power(step, plan, state, evidence, cx, change, started);
+    let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= started);
+    let shown = instance.and_then(|f| f.read(cx.now, MAX_AGE).present()).map(|i| &i.state);
+    let wanted = match change {
+        PowerChange::Off => InstanceState::Off,
+        PowerChange::On => InstanceState::Running,
+    };
+    match fate {
+        Fate::Unread(what) => wait(cx.now, what),
+        Fate::Pending => wait(cx.now, "a job changes the instance's power at the provider"),
+        Fate::Ended { seen, well } => observed(step, well, &seen),
+        Fate::Unseen | Fate::Over(_) if shown == Some(&InstanceState::Gone) => {
+            observed(step, true, "the cloud reports the instance as gone")
+        }
+        Fate::Unseen if state_tells(plan, evidence) && shown == Some(&wanted) => {
+            observed(step, true, "the instance is in the state that was ordered")
+        }
+        Fate::Over(seen) => match shown {
+            Some(now) => observed(step, *now == wanted, &format!("{seen}; the instance is {now:?}")),
+            None => wait(cx.now, "the instance must be read to know what became of the order"),
+        },
+        Fate::Unseen => wait(cx.now, &lost("the order about the instance's power")),
+    }
+}
+
+/// Whether the cloud never changes an instance's power by itself.
+fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
+    evidence.power.get(&plan.pins.holder).and_then(|f| f.shown()).is_some_and(|f| f.off_stays_off)
+}
+
+/// What is waited for where nothing tells what became of an order.
+pub(super) fn lost(order: &str) -> String {
+    format!(
+        "{order} has no known outcome and the provider's history does not show it: it may still arrive, so nothing is lifted or restored; once you are sure that nothing is under way: kubectl reattach declare --nothing-under-way"
+    )
+}
+
+/// The label tells: a snapshot carries it or not. Where none does after a while, or nothing could be read until the step's
+/// deadline, another one may be begun: it frees nothing, and a second snapshot does no harm.
 fn snapshotted(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>, started: Timestamp) -> Next {
     let seconds = plan.steps.get(step.index()).map_or(0, |s| s.deadline_seconds);
     let given_up = cx.now.duration_since(started) > SignedDuration::from_secs(seconds.into());
@@ -90,12 +143,16 @@ fn snapshotted(step: StepIx, plan: &Plan, evidence: &Evidence, cx: &Context<'_>,
             observed(step, true, &format!("snapshot {} carries this recovery's label", all[0].id))
         }
         Some((at, _)) if at.duration_since(started) > IN_FLIGHT => {
-            observed(step, false, "no snapshot carries this recovery's label, and the request's time is over")
+            repeatable(step, "no snapshot carries this recovery's label, and a second one would do no harm")
         }
         Some(_) => wait(cx.now, "the request for a snapshot may still be on its way"),
-        None if given_up => observed(step, false, "the snapshots could not be read until the deadline"),
+        None if given_up => repeatable(step, "the snapshots could not be read until the deadline"),
         None => wait(cx.now, unread),
     }
+}
+
+fn repeatable(step: StepIx, why: &str) -> Next {
+    Next::Record(Mark::Outcome { step, outcome: Outcome::Repeatable { why: why.to_owned() } })
 }
 
 fn observed(step: StepIx, applied: bool, seen: &str) -> Next {

@@ -1,6 +1,6 @@
 //! The state that a journal adds up to: a total transition function over its lines.
 
-use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
+use crate::journal::{End, Entry, Mark, NewestJob, Outcome, TurnBack};
 use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::proof::NoUser;
 use crate::runbook::{Holding, StepKind};
@@ -74,7 +74,10 @@ pub struct State {
     attempts: Vec<u32>,
     /// The start of each step's latest attempt of which nobody heard whether it was applied.
     doubts: Vec<Option<Timestamp>>,
-    /// When the current step could begin: the time of the line that closed the step before it.
+    /// The start of each step's latest attempt, and the newest job of the provider's history right before.
+    sent: Vec<Option<(Timestamp, Option<NewestJob>)>>,
+    /// When the current step could begin: the time of the line that closed the step before it, or of the one that told what
+    /// became of an order whose reply was lost.
     entered_at: Option<Timestamp>,
     /// The start of the kubelet handshake, and its line's term.
     no_user: Option<(NoUser, u64)>,
@@ -98,6 +101,7 @@ impl State {
             steps: vec![StepState::Pending; plan.steps.len()],
             attempts: vec![0; plan.steps.len()],
             doubts: vec![None; plan.steps.len()],
+            sent: vec![None; plan.steps.len()],
             entered_at: None,
             no_user: None,
             challenged: None,
@@ -174,7 +178,7 @@ impl State {
                 self.accepted = true;
                 self.entered_at = Some(entry.at);
             }
-            Mark::Started { step, .. } => {
+            Mark::Started { step, newest_job, .. } => {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
@@ -186,7 +190,10 @@ impl State {
                 if self.turned_back.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
-                let restores = matches!(kind, StepKind::Restore | StepKind::Lift | StepKind::Untaint);
+                let restores = matches!(
+                    kind,
+                    StepKind::Restore | StepKind::Lift | StepKind::Untaint | StepKind::PowerOn
+                );
                 if self.turned_back.is_some() && !restores {
                     return Err("the run turned back, and only restoring may follow");
                 }
@@ -198,6 +205,9 @@ impl State {
                     return Err("its effect is in force already");
                 }
                 *slot = StepState::Started { at: entry.at };
+                if let Some(sent) = self.sent.get_mut(step.index()) {
+                    *sent = Some((entry.at, newest_job.clone()));
+                }
                 if kind == StepKind::Challenge {
                     self.challenged = Some((entry.at, entry.term));
                 }
@@ -216,7 +226,23 @@ impl State {
                     _ => return Err("no effect is outstanding"),
                 };
                 *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
-                let unheard = matches!(outcome, Outcome::Unknown { .. } | Outcome::ObservedNotApplied { .. });
+                // S5: the time in which nobody knew what became of an order does not count against its step.
+                let kind = plan.steps.get(step.index()).map(|s| s.kind);
+                let order = matches!(
+                    kind,
+                    Some(
+                        StepKind::CloudDetach | StepKind::CloudForce | StepKind::PowerOff | StepKind::PowerOn
+                    )
+                );
+                let observed =
+                    matches!(outcome, Outcome::ObservedApplied { .. } | Outcome::ObservedNotApplied { .. });
+                if order && observed {
+                    self.entered_at = Some(entry.at);
+                }
+                let unheard = matches!(
+                    outcome,
+                    Outcome::Unknown { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. }
+                );
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
                 }
@@ -324,6 +350,43 @@ impl State {
     /// When the latest attempt of a step began whose reply nobody heard: the request may still arrive.
     pub fn unheard_since(&self, step: StepIx) -> Option<Timestamp> {
         self.doubts.get(step.index()).copied().flatten()
+    }
+
+    /// When the latest attempt of a step was journaled as started.
+    pub fn sent_at(&self, step: StepIx) -> Option<Timestamp> {
+        self.sent.get(step.index()).and_then(|sent| sent.as_ref()).map(|(at, _)| *at)
+    }
+
+    /// The newest job of the provider's history right before the latest attempt of a step. None: it was not journaled.
+    pub fn newest_before(&self, step: StepIx) -> Option<&NewestJob> {
+        self.sent.get(step.index())?.as_ref()?.1.as_ref()
+    }
+
+    /// Whether this run powered the holder off: the order was accepted, or seen to have been carried out.
+    pub fn powered_off(&self, plan: &Plan) -> bool {
+        plan.find(StepKind::PowerOff).is_some_and(|ix| match self.step(ix) {
+            StepState::Issued { outcome, .. } => outcome.applied(),
+            StepState::Closed { skipped } => !skipped && self.attempts(ix) > 0,
+            StepState::Pending | StepState::Started { .. } => false,
+        })
+    }
+
+    /// Whether this run powered the holder off and did not get it powered on again.
+    pub fn left_off(&self, plan: &Plan) -> bool {
+        let on = plan.find(StepKind::PowerOn).is_some_and(|ix| match self.step(ix) {
+            StepState::Issued { outcome, .. } => outcome.applied(),
+            StepState::Closed { skipped } => !skipped,
+            StepState::Pending | StepState::Started { .. } => false,
+        });
+        self.powered_off(plan) && !on
+    }
+
+    /// Whether this run may have the lock of the plan's node: it began an effect on the whole node and has not ended.
+    pub fn locks_the_node(&self, plan: &Plan) -> bool {
+        let begun = [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn]
+            .into_iter()
+            .any(|kind| self.attempts_of(plan, kind) > 0);
+        begun && self.ended.is_none()
     }
 
     /// The step whose effect was started and has no known outcome.

@@ -3,8 +3,10 @@
 
 use super::fence::take_off;
 use super::hold::let_come;
-use super::observe::IN_FLIGHT;
+use super::observe::{IN_FLIGHT, lost};
+use super::orders::{self, Fate};
 use super::{Action, Context, Effect, Next, State, StepState};
+use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::fence::OUT_OF_SERVICE_TAINT;
@@ -41,6 +43,7 @@ pub(super) fn next(
         Holding::AtZero => restore(plan, state, evidence, cx, why),
         Holding::ByGate | Holding::ByTaint | Holding::Nothing => lift(plan, state, evidence, cx)
             .or_else(|| untaint(plan, state, evidence, cx))
+            .or_else(|| power_on(plan, state, evidence, cx))
             .unwrap_or_else(|| end(why)),
     }
 }
@@ -131,30 +134,77 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
     let asked = |kind| {
         let ix = plan.find(kind)?;
         match state.step(ix) {
-            StepState::Issued { outcome, at, .. } if outcome.applied() => Some(*at),
+            StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
             // A plain detach that a forced one took over from may still be under way.
-            StepState::Closed { skipped: true } if state.attempts(ix) > 0 => state.turned_back_at(),
+            StepState::Closed { skipped: true } if state.attempts(ix) > 0 => {
+                Some((ix, state.turned_back_at()?))
+            }
             _ => None,
         }
     };
-    let at = &asked(StepKind::CloudForce).or(asked(StepKind::CloudDetach))?;
+    let (step, at) = asked(StepKind::CloudForce).or_else(|| asked(StepKind::CloudDetach))?;
     let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
-    let cloud = evidence.cloud_volume.read(cx.now, MAX_AGE).present();
-    let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();
-    let (Some(cloud), Some(jobs)) = (cloud, jobs) else {
-        return wait("the cloud must be read to know what became of the detach");
-    };
-    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
-    if read < *at {
-        return wait("the cloud must be read again to know what became of the detach");
+    match orders::detach(step, state, evidence, cx, at) {
+        Fate::Unread(what) => wait(what),
+        Fate::Pending => {
+            wait("the detach is under way at the cloud; nothing is restored before its end is known")
+        }
+        Fate::Ended { .. } | Fate::Over(_) => None,
+        // Accepted, and read back: the holder is gone and no job is pending.
+        Fate::Unseen => {
+            let cloud = evidence.cloud_volume.read(cx.now, MAX_AGE).present()?;
+            if cloud.holders.contains(&plan.pins.holder) { wait(&lost("the accepted detach")) } else { None }
+        }
     }
-    if jobs.iter().any(crate::cloud::CloudJob::is_pending) {
-        return wait("the detach is under way at the cloud; nothing is restored before its end is known");
+}
+
+/// A machine that this run powered off is powered on again, where the policy wants that after a run that ends well: each end
+/// is one. `None`: nothing is left to do about it here. What cannot be done is handed to people by the run's last message.
+fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
+    let on = plan.find(StepKind::PowerOn).filter(|_| state.powered_off(plan))?;
+    let off = plan.find(StepKind::PowerOff)?;
+    let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
+    match state.step(on) {
+        StepState::Issued { outcome, .. } if outcome.applied() => return None,
+        StepState::Closed { skipped: false } => return None,
+        StepState::Issued { outcome: Outcome::NotApplied { retry: false, .. }, .. } => return None,
+        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } => {
+            if state.attempts(on) >= MOST_RESTORES {
+                return None;
+            }
+            let until = later(*at, backoff(state.attempts(on)));
+            if cx.now < until {
+                return Some(Next::Wait { why: format!("powering on is tried again: {why}"), until });
+            }
+        }
+        StepState::Pending
+        | StepState::Started { .. }
+        | StepState::Issued { .. }
+        | StepState::Closed { skipped: true } => {}
     }
-    if cloud.holders.contains(&plan.pins.holder) && read.duration_since(*at) <= IN_FLIGHT {
-        return wait("the accepted detach has neither a job nor an effect yet");
+    let since = state.turned_back_at().unwrap_or(cx.now);
+    match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
+        Fate::Unread(what) => return wait(what),
+        Fate::Pending => return wait("a job changes the instance's power at the provider"),
+        Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
-    None
+    let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= since);
+    match instance.map(|f| f.read(cx.now, MAX_AGE)) {
+        Some(Reading::Absent) => return None,
+        Some(Reading::Present(i)) => match &i.state {
+            InstanceState::Off => {}
+            InstanceState::Running | InstanceState::Gone => return None,
+            InstanceState::Stopping | InstanceState::Transitional(_) | InstanceState::Unknown(_) => {
+                return wait("the instance is on its way to off; it is powered on again after that");
+            }
+        },
+        _ => return wait("the instance must be read to power it on again"),
+    }
+    Some(Next::Act(Action {
+        step: on,
+        intent: format!("power instance {} on again", plan.pins.holder),
+        effect: Effect::PowerOn { instance: plan.pins.holder.clone(), node: plan.pins.node.clone() },
+    }))
 }
 
 /// How long to pause after the last of so many tries.
@@ -254,7 +304,7 @@ pub fn without_journal(
             Next::Act(action) => match is_off(&action.effect, evidence, &aborted, labelled) {
                 Some(false) => return Left::Act(Box::new(action)),
                 Some(true) => vec![
-                    Mark::Started { step: action.step, intent: action.intent, proof: None },
+                    Mark::Started { step: action.step, intent: action.intent, proof: None, newest_job: None },
                     Mark::Outcome {
                         step: action.step,
                         outcome: Outcome::Applied { detail: "it is off".to_owned() },
@@ -311,8 +361,11 @@ fn stuck(why: String) -> Next {
 
 fn end(why: &TurnBack) -> Next {
     let end = match why {
-        TurnBack::Aborted { .. } => End::Aborted,
-        other => End::Failed { why: other.to_string() },
+        TurnBack::Aborted { .. } | TurnBack::Withdrawn { .. } => End::Aborted,
+        other @ (TurnBack::Deadline { .. }
+        | TurnBack::Refused { .. }
+        | TurnBack::Failed { .. }
+        | TurnBack::TakenOver { .. }) => End::Failed { why: other.to_string() },
     };
     Next::Record(Mark::Ended { end })
 }

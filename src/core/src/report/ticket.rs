@@ -260,6 +260,7 @@ fn tried(record: &Record) -> Vec<String> {
                         O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => {
                             format!("we then saw: {seen}")
                         }
+                        O::Repeatable { why } => format!("we got no usable answer: {why}"),
                     }
                 }
                 _ => return None,

@@ -237,7 +237,7 @@ pub(super) fn mark_in_words(plan: Option<&Plan>, mark: &Mark) -> String {
         Mark::Accepted { plan_hash, authority } => {
             format!("plan {plan_hash} taken up, allowed by {authority}")
         }
-        Mark::Started { step, intent, proof } => {
+        Mark::Started { step, intent, proof, .. } => {
             let proof = proof.as_ref().map(|p| format!("; proof: {}", proof_in_words(p))).unwrap_or_default();
             format!("{} begins: {intent}{proof}", step_name(plan, *step))
         }
@@ -264,6 +264,7 @@ fn outcome_in_words(outcome: &Outcome) -> String {
         Outcome::NotApplied { why, retry: false } => format!("refused: {why}"),
         Outcome::Unknown { why } => format!("got no usable reply, what became of it is not known: {why}"),
         Outcome::ObservedApplied { seen } => format!("was in fact applied: {seen}"),
+        Outcome::Repeatable { why } => format!("got no usable reply, and may be issued again: {why}"),
         Outcome::ObservedNotApplied { seen } => format!("was in fact not applied: {seen}"),
     }
 }

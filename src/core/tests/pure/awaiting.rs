@@ -26,7 +26,15 @@ fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Nex
         lines.map(|(mark, seq)| Entry { seq, at: now, term: 1, by: "test".to_owned(), mark }).collect();
     let state = State::replay(plan, &journal).expect("a journal");
     let uid = Case::recovery();
-    let cx = Context { recovery: &uid, aborted_by: None, confirm_workload: None, term: 1, now };
+    let cx = Context {
+        recovery: &uid,
+        aborted_by: None,
+        confirm_workload: None,
+        term: 1,
+        nothing_under_way: None,
+        withdrawn: None,
+        now,
+    };
     next(plan, &state, &case.evidence, &cx)
 }
 

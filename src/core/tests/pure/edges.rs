@@ -321,6 +321,8 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
         aborted_by: Some("ada"),
         confirm_workload: None,
         term: 1,
+        nothing_under_way: None,
+        withdrawn: None,
         now: at(run.world.now),
     };
     let mut stale = run.world.evidence();
@@ -336,7 +338,15 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
 #[test]
 fn without_an_accepted_plan_nothing_is_done() {
     let recovery = Case::recovery();
-    let cx = Context { recovery: &recovery, aborted_by: None, confirm_workload: None, term: 1, now: at(0) };
+    let cx = Context {
+        recovery: &recovery,
+        aborted_by: None,
+        confirm_workload: None,
+        term: 1,
+        nothing_under_way: None,
+        withdrawn: None,
+        now: at(0),
+    };
     let said = next(plan(), &State::new(plan()), &World::new(false).evidence(), &cx);
     assert!(matches!(said, Next::Wait { .. }), "{said:?}");
 }

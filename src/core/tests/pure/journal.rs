@@ -1,7 +1,7 @@
 //! The journal: legal sequences add up, illegal ones are refused by name, and lines survive serialisation.
 
 use jiff::SignedDuration;
-use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
+use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome, TurnBack};
 use reattach_core::machine::{Illegal, State, StepState};
 use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::proof::{NoUser, ProofKind};
@@ -16,7 +16,7 @@ fn accepted(plan: &SoundPlan) -> Mark {
 }
 
 fn started(step: u32) -> Mark {
-    Mark::Started { step: StepIx(step), intent: "x".into(), proof: None }
+    Mark::Started { step: StepIx(step), intent: "x".into(), proof: None, newest_job: None }
 }
 
 fn outcome(step: u32, outcome: Outcome) -> Mark {
@@ -232,9 +232,15 @@ fn every_mark_survives_serialisation() {
     let mut marks = whole_run();
     marks.extend([
         accepted(&plan),
-        Mark::Started { step: StepIx(2), intent: "detach".into(), proof: Some(proof) },
+        Mark::Started {
+            step: StepIx(2),
+            intent: "detach".into(),
+            proof: Some(proof),
+            newest_job: Some(NewestJob::Job { id: "77".into() }),
+        },
         Mark::NoUser { seen: NoUser { at: start(), lease: None } },
         outcome(1, Outcome::ObservedNotApplied { seen: "x".into() }),
+        outcome(1, Outcome::Repeatable { why: "x".into() }),
         turned(),
         Mark::TurnedBack {
             why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() },

@@ -3,9 +3,10 @@
 
 use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
+use reattach_core::consent::Word;
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{
-    Context, Effect, Left, Next, State, next, refused_to_put_back, without_journal,
+    Context, Effect, Left, Next, State, newest_job, next, refused_to_put_back, without_journal,
 };
 use reattach_core::testkit::Case;
 
@@ -29,6 +30,8 @@ pub struct Faults {
     pub replies: Vec<(usize, Reply)>,
     /// A person aborts after this many journal writes.
     pub abort_after: Option<usize>,
+    /// No person says that nothing is under way at the cloud.
+    pub nobody_declares: bool,
     /// Something is done to the world after this many journal writes.
     pub meddle: Option<(usize, fn(&mut World))>,
 }
@@ -93,12 +96,17 @@ impl Run {
             .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
         assert_eq!(replayed, self.state, "replay and incremental state differ");
         let recovery = Case::recovery();
+        let now = at(self.world.now);
+        let word = Word { by: "grace".into(), reason: "nothing is under way".into(), at: now };
+        let silent = self.faults.nobody_declares || self.world.job.is_some();
         let cx = Context {
             recovery: &recovery,
             aborted_by: self.aborted().then_some("ada"),
             confirm_workload: None,
             term: self.term,
-            now: at(self.world.now),
+            nothing_under_way: (!silent).then_some(word),
+            withdrawn: None,
+            now,
         };
         match next(self.world.plan(), &self.state, &self.world.evidence(), &cx) {
             Next::Record(mark) => {
@@ -131,7 +139,12 @@ impl Run {
         };
         self.effects += 1;
         let fault = self.faults.replies.iter().find(|(n, _)| *n == self.effects).map(|(_, r)| *r);
-        if self.write(Mark::Started { step: action.step, intent: action.intent.clone(), proof }) {
+        if self.write(Mark::Started {
+            step: action.step,
+            intent: action.intent.clone(),
+            proof,
+            newest_job: newest_job(&action.effect, &self.world.evidence()),
+        }) {
             return Step::Crashed;
         }
         let lost = Outcome::Unknown { why: "the reply was lost".into() };
@@ -180,8 +193,15 @@ impl Run {
     pub fn left(&self) -> Left {
         let recovery = Case::recovery();
         let now = at(self.world.now);
-        let cx =
-            Context { recovery: &recovery, aborted_by: None, confirm_workload: None, term: self.term, now };
+        let cx = Context {
+            recovery: &recovery,
+            aborted_by: None,
+            confirm_workload: None,
+            term: self.term,
+            nothing_under_way: None,
+            withdrawn: None,
+            now,
+        };
         let since = at(self.world.now - 1);
         without_journal(self.world.plan(), &self.state, &self.world.evidence(), &cx, since, false)
     }

@@ -61,6 +61,7 @@ fn every_schedule_ends_well() {
                 replies: s.replies.clone(),
                 abort_after: s.abort_after,
                 meddle: None,
+                nobody_declares: false,
             };
             let mut run = Run::new(world, faults);
             let mut end = None;

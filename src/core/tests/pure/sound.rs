@@ -50,6 +50,7 @@ fn a_detach_without_a_definite_no_may_have_freed() {
         step: StepIx(2),
         intent: "x".into(),
         proof: proof.then_some(ProofKind::Gone { last_seen: None }),
+        newest_job: None,
     };
     let outcome = |outcome| Mark::Outcome { step: StepIx(2), outcome };
     let say = || "x".to_owned();

@@ -12,7 +12,7 @@ use reattach_core::guest::{Answer, Seen};
 use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{Action, Context, Effect, Next, State, next};
+use reattach_core::machine::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan, make};
 use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
@@ -190,6 +190,8 @@ impl Walk {
             aborted_by: aborted.then_some("jane"),
             confirm_workload: None,
             term: self.term,
+            nothing_under_way: None,
+            withdrawn: None,
             now: self.case.now,
         };
         next(&self.plan, &self.state(), &self.case.evidence, &cx)
@@ -267,7 +269,8 @@ impl Walk {
             | Effect::DeleteAttachment { proof, .. } => Some(proof.kind().clone()),
             _ => None,
         };
-        self.record(Mark::Started { step: action.step, intent: action.intent, proof });
+        let newest_job = newest_job(&action.effect, &self.case.evidence);
+        self.record(Mark::Started { step: action.step, intent: action.intent, proof, newest_job });
         self.effects.push(action.effect);
         self.record(Mark::Outcome { step: action.step, outcome });
     }
@@ -284,7 +287,7 @@ impl Walk {
         self.journal.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    fn record(&mut self, mark: Mark) {
+    pub fn record(&mut self, mark: Mark) {
         let seq = u32::try_from(self.journal.len()).unwrap();
         self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), mark });
     }
@@ -346,7 +349,7 @@ impl Walk {
     }
 
     /// Time passes, and everything is read anew.
-    fn pass(&mut self, seconds: i64) {
+    pub fn pass(&mut self, seconds: i64) {
         self.case.now += SignedDuration::from_secs(seconds);
         let now = self.case.now;
         let since = |at: Option<Timestamp>| at.map_or(-1, |at| now.duration_since(at).as_secs());

@@ -63,6 +63,8 @@ pub struct World {
     pub device: bool,
     /// A detach job at the cloud, by whom and when it ends.
     pub job: Option<(Issuer, i64)>,
+    /// Detach jobs that have ended: the cloud's history goes back to the start.
+    pub ended: u32,
     /// An attach by the CSI driver ends then.
     pub attaching: Option<i64>,
     /// ControllerUnpublish fails while the cloud names a holder.
@@ -155,6 +157,7 @@ impl World {
             held: true,
             device: false,
             job: None,
+            ended: 0,
             attaching: None,
             unpublish_fails,
             cloud_lag: 2,
@@ -251,10 +254,12 @@ impl World {
         present(&mut e.cloud_volume, now).holders =
             if self.held { vec![INSTANCE.into()] } else { Vec::new() };
         let jobs = present(&mut e.jobs, now);
-        jobs.extend(self.job.iter().map(|_| CloudJob {
-            id: "1".into(),
+        let pending = self.job.iter().map(|_| JobStatus::Started);
+        let statuses = (0..self.ended).map(|_| JobStatus::Finished).chain(pending);
+        jobs.extend(statuses.enumerate().map(|(number, status)| CloudJob {
+            id: number.to_string(),
             action: "volume_detach".into(),
-            status: JobStatus::Started,
+            status,
             volume: Some("5551".into()),
             instance: Some(INSTANCE.into()),
             created: now,
@@ -446,6 +451,7 @@ impl World {
     pub fn cloud(&mut self) {
         if self.job.is_some_and(|(_, end)| end <= self.now) {
             self.job = None;
+            self.ended += 1;
             self.held = false;
             self.device = false;
         }

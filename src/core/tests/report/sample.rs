@@ -180,7 +180,7 @@ pub fn started(step: u32, intent: &str) -> Mark {
         no_user_since: at(50_000),
         lease_renewed: at(58_000),
     });
-    Mark::Started { step: StepIx(step), intent: intent.into(), proof }
+    Mark::Started { step: StepIx(step), intent: intent.into(), proof, newest_job: None }
 }
 
 /// An effect was accepted.

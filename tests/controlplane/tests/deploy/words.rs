@@ -15,6 +15,13 @@ pub fn declaration(who: &str) -> Value {
     } })
 }
 
+/// A person's word that nothing is under way at the cloud.
+fn nothing(who: &str) -> Value {
+    json!({ "nothingUnderWay": {
+        "declaredBy": who, "reason": "no job", "at": "2026-01-01T00:00:00Z",
+    } })
+}
+
 pub fn allowance(who: &str) -> Value {
     json!({ "powerOff": { "allowedBy": who } })
 }
@@ -60,6 +67,16 @@ pub async fn declarations(installed: &Installed<'_>) {
     let back = say(&dora, "dead", json!({ "declaration": null })).await;
     refused("taken back", back, 422, "a declaration cannot be taken back: abort instead");
 
+    // The other declaration, that nothing is under way at the cloud, needs the same verb and one's own name.
+    let needs = "declaring that nothing is under way at the cloud needs the verb declare on volumerecoveries in namespace team-a (ClusterRole reattach-declarer)";
+    refused("nothing under way, by alice", say(&alice, "dead", nothing("alice")).await, 403, needs);
+    let own_name =
+        |me: &str| format!("spec.nothingUnderWay.declaredBy must be your own user name, {me}, not dora");
+    refused("in dora's name", say(&dana, "dead", nothing("dora")).await, 403, &own_name("dana"));
+    say(&dora, "dead", nothing("dora")).await.expect("she may");
+    let back = say(&dora, "dead", json!({ "nothingUnderWay": null })).await;
+    refused("taken back", back, 422, "a declaration that nothing is under way cannot be taken back");
+
     // Given anew it is the word of whoever gives it.
     let anew = json!({ "declaration": { "at": "2026-01-01T00:59:00Z" } });
     assert_eq!(by(say(&dora, "dead", anew).await).as_deref(), Some("dora"));
@@ -102,7 +119,7 @@ pub async fn never_by_the_controller(installed: &Installed<'_>) {
     let without = async || {
         refused("declared", say(controller, "hung", declaration(CONTROLLER)).await, 403, never);
         refused("allowed", say(controller, "dead", allowance(CONTROLLER)).await, 403, never);
-        for words in [declaration(CONTROLLER), allowance(CONTROLLER)] {
+        for words in [declaration(CONTROLLER), nothing(CONTROLLER), allowance(CONTROLLER)] {
             let made = ask(controller, "team-a", "by-itself", CONTROLLER, words).await;
             refused("at creation", made, 403, never);
         }

@@ -1,0 +1,177 @@
+//! Late effects (safety rule S3): an order to the cloud whose reply was lost may land at any later time. No timer says that
+//! it cannot.
+
+use super::machine::{Faults, Reply, run};
+use super::walk::{ALL, QUIET, Walk, change, dead_node};
+use jiff::SignedDuration;
+use reattach_core::cloud::{JobStatus, PowerChange, PowerJob};
+use reattach_core::consent::Word;
+use reattach_core::ids::InstanceId;
+use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome};
+use reattach_core::machine::{Context, Effect, Next, next};
+use reattach_core::runbook::StepKind;
+use reattach_core::testkit::{Case, INSTANCE};
+
+/// A dead node's run whose power-off got no reply.
+fn power_off_unheard() -> Walk {
+    let mut walk = Walk::with(dead_node(), QUIET, ALL);
+    walk.answer(
+        |e| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Unknown { why: "no answer".into() }),
+        |_| {},
+    );
+    walk
+}
+
+/// Records what the machine has to record, as long as it does; what it says then.
+fn settled(walk: &mut Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
+    let recovery = Case::recovery();
+    for _ in 0..50 {
+        let cx = Context {
+            recovery: &recovery,
+            aborted_by,
+            confirm_workload: None,
+            term: walk.term,
+            nothing_under_way: word.cloned(),
+            withdrawn: None,
+            now: walk.case.now,
+        };
+        match next(&walk.plan, &walk.state(), &walk.case.evidence, &cx) {
+            Next::Record(mark) => walk.record(mark),
+            other => return other,
+        }
+    }
+    panic!("it records for ever\n{}", walk.story())
+}
+
+fn shutdown(walk: &mut Walk, status: JobStatus) {
+    let now = walk.case.now;
+    let finished = matches!(status, JobStatus::Finished).then_some(now);
+    let job = PowerJob {
+        id: "78".into(),
+        change: PowerChange::Off,
+        status,
+        by: Some("reattach".into()),
+        created: now,
+        finished,
+    };
+    let power = walk.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    change(power, |p| p.jobs.push(job));
+}
+
+#[test]
+fn a_lost_power_off_is_not_called_observed_without_a_look() {
+    let mut walk = power_off_unheard();
+    for seconds in [0, 61, 3_600] {
+        walk.pass(seconds);
+        let said = walk.ask();
+        assert!(matches!(&said, Next::Wait { .. }), "{seconds} s after the lost reply: {said:?}");
+    }
+}
+
+#[test]
+fn an_abort_after_a_lost_power_off_waits_for_the_order() {
+    let mut walk = power_off_unheard();
+    for seconds in [0, 61, 3_600] {
+        walk.pass(seconds);
+        let said = settled(&mut walk, Some("jane"), None);
+        assert!(matches!(&said, Next::Wait { .. }), "{seconds} s after the lost reply: {said:?}");
+    }
+    // It arrives after all.
+    shutdown(&mut walk, JobStatus::Started);
+    assert!(matches!(settled(&mut walk, Some("jane"), None), Next::Wait { .. }));
+    let power = walk.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)).unwrap();
+    change(power, |p| p.jobs.clear());
+    shutdown(&mut walk, JobStatus::Finished);
+    settled(&mut walk, Some("jane"), None);
+    let seen = |e: &&Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
+    assert!(walk.journal.iter().any(|e| seen(&e)), "{}", walk.story());
+}
+
+#[test]
+fn a_person_ends_the_wait_for_an_order_that_was_lost() {
+    let mut walk = power_off_unheard();
+    let word = |at| Word { by: "grace".into(), reason: "support looked".into(), at };
+    let early = word(walk.case.now - SignedDuration::from_secs(1));
+    walk.pass(4_000);
+    assert!(matches!(settled(&mut walk, None, Some(&early)), Next::Wait { .. }), "said before the order");
+    let late = word(walk.case.now + SignedDuration::from_secs(60));
+    assert!(matches!(settled(&mut walk, None, Some(&late)), Next::Wait { .. }), "its time is still to come");
+    let good = word(walk.case.now);
+    assert!(matches!(settled(&mut walk, None, Some(&good)), Next::Act(_)), "{}", walk.story());
+    let said = walk.journal.iter().any(
+        |e| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } if seen.contains("grace")),
+    );
+    assert!(said, "{}", walk.story());
+}
+
+#[test]
+fn a_detach_that_nobody_accounts_for_is_waited_for() {
+    for reply in [Reply::LostBefore] {
+        for aborted in [false, true] {
+            let faults = Faults { replies: vec![(2, reply)], nobody_declares: true, ..Faults::default() };
+            let mut run = run(true, faults);
+            while !run.has(|m| matches!(m, Mark::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
+                assert_eq!(run.drive(1), None);
+            }
+            run.faults.abort_after = aborted.then_some(0);
+            assert_eq!(run.drive(20_000), None, "{}", run.story());
+            assert_eq!(run.world.replicas, 0, "{}", run.story());
+            run.faults.nobody_declares = false;
+            assert!(run.drive(3_600).is_some(), "{}", run.story());
+            assert_eq!(run.world.replicas, 1, "{}", run.story());
+        }
+    }
+}
+
+#[test]
+fn a_detach_whose_job_shows_needs_nobody() {
+    let faults = Faults { replies: vec![(2, Reply::LostAfter)], nobody_declares: true, ..Faults::default() };
+    let mut run = run(true, faults);
+    assert_eq!(run.drive(3_600), Some(End::Recovered), "{}", run.story());
+    let detach = run.world.plan().find(StepKind::CloudDetach).unwrap();
+    let newest = run.journal.iter().find_map(|e| match &e.mark {
+        Mark::Started { step, newest_job, .. } if *step == detach => Some(newest_job.clone()),
+        _ => None,
+    });
+    assert_eq!(newest, Some(Some(NewestJob::Nothing)), "{}", run.story());
+}
+
+/// A machine that the run powered off is powered on again on every end, where the policy wants it on.
+#[test]
+fn a_run_that_turns_back_powers_the_machine_on() {
+    for refused in [false, true] {
+        let mut walk = Walk::with(dead_node(), QUIET, ALL);
+        walk.answer(
+            |e| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Applied { detail: "200".into() }),
+            |_| {},
+        );
+        assert!(walk.state().powered_off(&walk.plan));
+        // Accepted, and not begun: nothing is powered on before the shutdown has ended.
+        shutdown(&mut walk, JobStatus::Started);
+        assert!(matches!(settled(&mut walk, Some("jane"), None), Next::Wait { .. }), "{}", walk.story());
+        let id = InstanceId::from(INSTANCE);
+        change(walk.case.evidence.power.get_mut(&id).unwrap(), |p| p.jobs.clear());
+        shutdown(&mut walk, JobStatus::Finished);
+        change(walk.case.evidence.instances.get_mut(&id).unwrap(), |i| {
+            i.state = reattach_core::cloud::InstanceState::Off;
+        });
+        walk.pass(1);
+        let said = settled(&mut walk, Some("jane"), None);
+        let Next::Act(action) = said else { panic!("{said:?}\n{}", walk.story()) };
+        assert!(matches!(action.effect, Effect::PowerOn { .. }), "{action:?}");
+        walk.record(Mark::Started {
+            step: action.step,
+            intent: action.intent,
+            proof: None,
+            newest_job: Some(NewestJob::Job { id: "78".into() }),
+        });
+        let outcome = if refused {
+            Outcome::NotApplied { why: "forbidden".into(), retry: false }
+        } else {
+            Outcome::Applied { detail: "200".into() }
+        };
+        walk.record(Mark::Outcome { step: action.step, outcome });
+        assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
+        assert_eq!(walk.state().left_off(&walk.plan), refused);
+    }
+}

@@ -1,0 +1,125 @@
+//! The ends of a run: what was powered off is powered on, and the lock of a node stays while its run lives.
+
+use reattach_api::Phase;
+use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, JobAction, VolumeNo};
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_drill::app::App;
+use reattach_drill::in_virtual_time;
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stock::on_one_node;
+use reattach_drill::witness::is_out_of_service_by_us;
+use reattach_drill::world::{World, WorldError};
+use reattach_tests_simulation::NODES;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn redis() -> App {
+    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+/// An app on a node whose kernel then hangs, under a policy with this rule about power.
+async fn stage(power_off: &str) -> Result<Stage, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+    s.world.follow_power();
+    on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
+    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off});
+    s.world.policy_of("everything", &spec).await?;
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(10)).await;
+    Ok(s)
+}
+
+fn story(s: &Stage) -> String {
+    s.lines().iter().map(|l| l.render()).collect()
+}
+
+fn power(s: &Stage) -> Option<InstanceStatus> {
+    let instance = s.world.instance(NODES[0].0).ok()?;
+    s.world.cloud.instance(instance).map(|i| i.status)
+}
+
+fn shutdown_ordered(w: &World) -> bool {
+    w.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown)
+}
+
+fn messages(s: &Stage) -> Vec<String> {
+    let said = |r: reattach_api::VolumeRecovery| {
+        let status = r.status.unwrap_or_default();
+        format!("{:?}: {}", status.phase, status.message)
+    };
+    s.world.recoveries().into_iter().map(said).collect()
+}
+
+/// After the power-off a pod of a DaemonSet is bound to the dead node, so that it is not fenced.
+#[test]
+fn a_refused_run_powers_the_machine_on_again() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage("AllowedAndOn").await?;
+        s.hang(NODES[0].0)?;
+        s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "logs-x7k2p", "namespace": "default", "labels": {"app": "logs"}},
+            "spec": {"nodeName": NODES[0].0, "containers": [{"name": "c", "image": "i"}],
+                "tolerations": [{"operator": "Exists"}]}});
+        s.world.create("system:serviceaccount:kube-system:daemon-set-controller", &pod).await?;
+        s.pass(secs(3_600)).await;
+        Ok::<_, WorldError>((power(&s), s.world.app_ready("redis", 1), messages(&s), story(&s)))
+    });
+    let (power, ready, messages, story) = played.expect("virtual time").expect("the stage");
+    assert!(
+        ready && power == Some(InstanceStatus::Running),
+        "{power:?}, ready {ready}, {messages:#?}\n{story}"
+    );
+}
+
+#[test]
+fn an_aborted_run_powers_the_machine_on_again() {
+    for rule in ["AllowedAndOn", "Allowed"] {
+        let played = in_virtual_time(move || async move {
+            let mut s = stage(rule).await?;
+            s.hang(NODES[0].0)?;
+            s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
+            let name = s.recovery_of("redis").and_then(|r| r.metadata.name).unwrap_or_default();
+            let path = format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
+            s.world.merge("oncall", &path, &json!({"spec": {"abort": {"by": "oncall"}}})).await?;
+            s.phases(&["redis"], &[Phase::Aborted], secs(600)).await?;
+            s.pass(secs(120)).await;
+            Ok::<_, WorldError>((power(&s), messages(&s), story(&s)))
+        });
+        let (power, messages, story) = played.expect("virtual time").expect("the stage");
+        let told = messages.iter().any(|m| m.contains("Node node-a) stays powered off"));
+        let on = power == Some(InstanceStatus::Running);
+        // Without the policy's wish it is handed to a person by name.
+        assert!(
+            if rule == "Allowed" { !on && told } else { on && !told },
+            "{rule}: {power:?}, {messages:#?}\n{story}"
+        );
+    }
+}
+
+/// The cloud is busy for more than an hour, which the runbook says it waits for.
+#[test]
+fn the_lock_of_a_waiting_run_does_not_expire() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage("Allowed").await?;
+        s.world.csi.set_unpublish_fails(true);
+        let busy = DetachBehaviour::Refused { status: 400, reason: "Linode busy.".into() };
+        s.world.cloud.set_detach(VolumeNo(7001), busy)?;
+        s.hang(NODES[0].0)?;
+        let tainted = |w: &World| {
+            w.server().read("", "nodes", "", NODES[0].0).is_some_and(|n| is_out_of_service_by_us(&n))
+        };
+        s.until("tainted", secs(900), tainted).await?;
+        let gone = s.until("the taint gone", secs(5_000), move |w| !tainted(w)).await.is_ok();
+        let phase = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.phase).unwrap_or_default();
+        Ok::<_, WorldError>((gone, phase, story(&s)))
+    });
+    let (gone, phase, story) = played.expect("virtual time").expect("the stage");
+    assert!(!(gone && phase == Phase::Running), "the taint was taken from a run in phase {phase:?}\n{story}");
+}

@@ -1,0 +1,181 @@
+//! Late effects (safety rule S3): what was sent to the cloud may land at any later time. Hold, lock and zero stay until the
+//! provider's history, or a person, accounts for it; also when the record is gone.
+
+use reattach_api::Phase;
+use reattach_cloud_simulator::{
+    DetachBehaviour, Fault as CloudFault, FaultRule as CloudRule, JobAction, JobStatus, Operation, VolumeNo,
+    When,
+};
+use reattach_core::hold::HOLD_GATE;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
+use reattach_drill::app::App;
+use reattach_drill::checks;
+use reattach_drill::in_virtual_time;
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::NODES;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+const VOLUME: VolumeNo = VolumeNo(7001);
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn redis() -> App {
+    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+fn replicas(w: &World) -> i64 {
+    redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).unwrap_or(-1)
+}
+
+fn pending_detach(w: &World) -> bool {
+    let pending = |status| matches!(status, JobStatus::Scheduled | JobStatus::Started);
+    w.cloud.jobs().iter().any(|j| j.action == JobAction::VolumeDetach && pending(j.status))
+}
+
+/// A pod of the app waits behind our gate.
+fn is_gated(w: &World) -> bool {
+    let gated = |p: &serde_json::Value| {
+        p["spec"]["schedulingGates"].as_array().is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
+    };
+    w.pods("redis").iter().any(|p| gated(p))
+}
+
+fn story(s: &Stage) -> String {
+    s.lines().iter().map(|l| l.render()).collect()
+}
+
+/// A phantom attachment of an app whose driver cannot detach, so that the cloud's detach is needed.
+async fn stage(runbook: &str) -> Result<Stage, WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+    s.add(redis(), Expect::Running).await?;
+    s.world.policy_of("everything", &json!({"mode": "Auto", "precedence": 0, "runbook": runbook})).await?;
+    s.running(&["redis"], secs(180)).await?;
+    s.world.csi.set_unpublish_fails(true);
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(5)).await;
+    Ok(s)
+}
+
+/// The recovery of the night, as its path.
+fn path(s: &Stage) -> String {
+    let name = s.recovery_of("redis").and_then(|r| r.metadata.name).unwrap_or_default();
+    format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}")
+}
+
+#[test]
+fn a_detach_that_is_pending_for_an_hour_is_not_forgotten() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(SCALE_TO_ZERO).await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.until("our detach job", secs(600), pending_detach).await?;
+        let back = s.until("restored", secs(5_400), |w| replicas(w) == 1).await;
+        Ok::<_, WorldError>((back.is_ok(), pending_detach(&s.world), story(&s)))
+    });
+    let (restored, pending, story) = played.expect("virtual time").expect("the stage");
+    assert!(pending && !restored, "restored {restored}, pending {pending}\n{story}");
+}
+
+#[test]
+fn an_abort_lifts_no_hold_while_the_detach_is_pending() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(DEFAULT_RUNBOOK).await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.until("our detach job", secs(900), pending_detach).await?;
+        s.pass(secs(660)).await;
+        let recovery = path(&s);
+        s.world.merge("oncall", &recovery, &json!({"spec": {"abort": {"by": "oncall"}}})).await?;
+        s.pass(secs(300)).await;
+        Ok::<_, WorldError>((is_gated(&s.world), pending_detach(&s.world), story(&s)))
+    });
+    let (held, pending, story) = played.expect("virtual time").expect("the stage");
+    assert!(pending && held, "held {held}, pending {pending}\n{story}");
+}
+
+#[test]
+fn a_detach_that_arrives_late_pulls_no_disk() {
+    for late in [20, 75, 130, 400] {
+        let played = in_virtual_time(move || async move {
+            let mut s = stage(DEFAULT_RUNBOOK).await?;
+            s.replicas[0].detach_late(secs(late));
+            let node = s.node_of("redis");
+            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            s.pass(secs(1_200)).await;
+            s.look();
+            let broken: Vec<String> = checks::all(&s)
+                .into_iter()
+                .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)))
+                .collect();
+            let pulled = s.world.cloud.pulled().len();
+            Ok::<_, WorldError>((pulled, s.world.app_ready("redis", 1), broken, story(&s)))
+        });
+        let (pulled, ready, broken, story) = played.expect("virtual time").expect("the stage");
+        assert!(
+            pulled == 0 && ready && broken.is_empty(),
+            "{late} s late: {pulled} disks pulled, ready {ready}, {broken:#?}\n{story}"
+        );
+    }
+}
+
+/// The request never arrives. The hold stays, a person is called, and their word ends the wait.
+#[test]
+fn a_detach_that_was_lost_waits_for_a_person() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(DEFAULT_RUNBOOK).await?;
+        let mut cut =
+            CloudRule::new(vec![Operation::DetachVolume], CloudFault::Cut { when: When::BeforeEffect });
+        cut.times = Some(1);
+        s.world.cloud.add_fault(cut);
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
+        s.pass(secs(7_200)).await;
+        let held = is_gated(&s.world);
+        let message = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.message).unwrap_or_default();
+        let word = json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
+        let recovery = path(&s);
+        s.world.merge("oncall", &recovery, &json!({"spec": {"nothingUnderWay": word}})).await?;
+        s.running(&["redis"], secs(900)).await?;
+        s.phases(&["redis"], &[Phase::Recovered], secs(60)).await?;
+        Ok::<_, WorldError>((held, message, story(&s)))
+    });
+    let (held, message, story) = played.expect("virtual time").expect("the stage");
+    assert!(held && message.contains("declare --nothing-under-way"), "held {held}: {message}\n{story}");
+}
+
+#[test]
+fn a_record_deleted_by_force_restores_nothing_under_a_detach() {
+    for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
+        let played = in_virtual_time(move || async move {
+            let mut s = stage(runbook).await?;
+            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+            let node = s.node_of("redis");
+            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            s.until("our detach job", secs(900), pending_detach).await?;
+            let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
+            s.world.request(PERSON, "DELETE", policy, "application/json", &json!({})).await?;
+            let recovery = path(&s);
+            s.world.merge(PERSON, &recovery, &json!({"metadata": {"finalizers": null}})).await?;
+            s.world.request(PERSON, "DELETE", &recovery, "application/json", &json!({})).await?;
+            s.pass(secs(900)).await;
+            let free = replicas(&s.world) == 1 && !is_gated(&s.world);
+            let pending = pending_detach(&s.world);
+            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
+            let back = s.until("put back", secs(300), |w| replicas(w) == 1 && !is_gated(w)).await.is_ok();
+            Ok::<_, WorldError>((free, pending, back, story(&s)))
+        });
+        let (free, pending, back, story) = played.expect("virtual time").expect("the stage");
+        assert!(pending && !free, "{runbook}: let go {free} while the detach is pending {pending}\n{story}");
+        assert!(back, "{runbook}: nothing is put back after the detach has ended\n{story}");
+    }
+}
