@@ -149,6 +149,7 @@ impl Look<'_> {
             Err(lacks) => self
                 .user_again()
                 .or_else(|| self.handshake_begins())
+                .or_else(|| self.asks_again())
                 .unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
         }
     }
