@@ -5,6 +5,7 @@ use reattach_api::Phase;
 use reattach_drill::app::{App, AppVolume};
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
+use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::NODES;
@@ -28,7 +29,7 @@ fn postgres() -> App {
         fs_type: "ext4".into(),
     };
     app.volumes.push(wal);
-    pinned(app).with(|w| {
+    app.with(|w| {
         let volume = json!({ "name": "wal", "persistentVolumeClaim": { "claimName": "postgres-wal" } });
         let spec = &mut w["spec"]["template"]["spec"];
         match spec["volumes"].as_array_mut() {
@@ -39,29 +40,18 @@ fn postgres() -> App {
 }
 
 fn redis() -> App {
-    pinned(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"))
+    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
 }
 
-/// On the first node at first; a replacement may come to another one.
-fn pinned(app: App) -> App {
-    let first = json!({ "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 100,
-        "preference": { "matchExpressions": [
-            { "key": "kubernetes.io/hostname", "operator": "In", "values": [NODES[0].0] } ] } }] } });
-    app.with(|w| w["spec"]["template"]["spec"]["affinity"] = first)
-}
-
+/// Everything on the first node, under a policy that lets it be powered off.
 async fn set(seed: u64, apps: &[App]) -> Stage {
     let start = "2026-03-02T03:00:00Z".parse().expect("a time");
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
     s.world.follow_power();
-    for app in apps {
-        s.add(app.clone(), Expect::Running).await.expect("an app");
-    }
+    on_one_node(&mut s, &NODES, apps.iter().map(|a| (a.clone(), Expect::Running))).await.expect("they run");
     let policy =
         json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed" });
     s.world.policy_of("everything", &policy).await.expect("a policy");
-    let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
-    s.running(&names, secs(300)).await.expect("they run");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
     s
