@@ -86,6 +86,7 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     s.pass(Duration::from_secs(5)).await;
     let dead = NODES[0].0;
     s.hang(dead)?;
+    crate::on_call(&s);
     (night.then)(&s, seed);
     let down = |w: &World| APPS.iter().all(|a| !w.app_ready(a, 1));
     s.until_stored("both apps down", Duration::from_secs(120), down).await?;

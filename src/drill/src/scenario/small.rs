@@ -8,7 +8,7 @@ use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
 use crate::world::{APPS, PERSON, World, WorldError};
 use kube::ResourceExt;
-use reattach_api::Phase;
+use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, When};
 use reattach_core::hold::HOLD_TAINT_PREFIX;
 use reattach_core::policy::Mode;
@@ -228,8 +228,34 @@ pub(super) async fn lost_reply(seed: u64, sink: Sink) -> Result<Stage, WorldErro
     s.world.cloud.add_fault(FaultRule::new([Operation::DetachVolume], cut).after(1).times(1));
     s.tell(Who::Provider, "", "its API will answer the first detach with an HTML page (502, and it detaches), and drop the second unheard");
     recycle_both(&mut s).await?;
+    nothing_is_under_way(&mut s).await?;
     healed(&mut s, &["redis", "postgres"]).await?;
     Ok(s)
+}
+
+/// The cloud's history shows what became of the first detach. Of the second it shows nothing, so that it might still arrive:
+/// nothing is restored until a person has looked.
+async fn nothing_is_under_way(s: &mut Stage) -> Result<(), WorldError> {
+    let asks = |r: &VolumeRecovery| {
+        r.status.as_ref().is_some_and(|st| st.phase == Phase::Stuck && st.message.contains("declare"))
+    };
+    let calls = |w: &World| w.recoveries().iter().any(asks);
+    s.until("a recovery calls for a person", LONG, calls).await?;
+    for recovery in s.world.recoveries().into_iter().filter(asks) {
+        let claim = recovery.spec.claim_name.clone();
+        s.tell(
+            Who::Person,
+            "",
+            format!(
+                "finds no detach in the cloud's history: kubectl reattach declare {claim} --nothing-under-way"
+            ),
+        );
+        let path =
+            format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{}", recovery.name_any());
+        let word = json!({"declaredBy": PERSON, "reason": "drill", "at": s.world.now()});
+        s.world.merge(PERSON, &path, &json!({"spec": {"nothingUnderWay": word}})).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
