@@ -8,6 +8,7 @@
 pub mod conformance;
 mod effects;
 mod error;
+mod masked;
 mod provider;
 pub mod socket;
 pub mod transport;
@@ -17,6 +18,7 @@ pub use effects::{
     SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
+pub use masked::masking;
 pub use provider::{
     Capabilities, DetachOutcome, DetachRequest, Grant, Lookup, PreflightReport, Provider, Right, RightUse,
 };

@@ -3,6 +3,7 @@
 use crate::{HttpTransport, TransportError, TransportErrorKind};
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, Uri, uri::Scheme};
+use reattach_core::plain;
 use std::error::Error;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -102,10 +103,9 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// A text from outside on one line, `most` characters at the most.
+/// A text from outside on one line, `most` characters at the most, with what looks like a credential masked.
 pub fn one_line(text: &str, most: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect();
-    line.trim().to_owned()
+    plain::sentence(text, most)
 }
 
 /// Whether the host of an endpoint is this machine itself, if credentials may be sent to it: over https, or over http to

@@ -12,7 +12,7 @@ use aws_sdk_ec2::{
     error::{ProvideErrorMetadata, SdkError},
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use reattach_provider_api::{HttpTransport, ProviderError};
+use reattach_provider_api::{HttpTransport, ProviderError, masking};
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 use tokio::{sync::OnceCell, time::Instant};
 
@@ -47,7 +47,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: AwsConfig) -> Self {
-        Self(Arc::new(Inner { transport, config, ec2: OnceCell::new() }))
+        Self(Arc::new(Inner { transport: masking(transport), config, ec2: OnceCell::new() }))
     }
 
     pub(crate) fn config(&self) -> &AwsConfig {

@@ -8,7 +8,7 @@ use crate::{
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
-use reattach_provider_api::{HttpTransport, ProviderError, TransportError, TransportErrorKind};
+use reattach_provider_api::{HttpTransport, ProviderError, TransportError, TransportErrorKind, masking};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{fmt, time::Duration};
@@ -48,7 +48,7 @@ struct Failure {
 
 impl Client {
     pub(crate) fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
-        Self { transport, config }
+        Self { transport: masking(transport), config }
     }
 
     pub(crate) fn config(&self) -> &LinodeConfig {

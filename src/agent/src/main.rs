@@ -8,6 +8,7 @@ use reattach_agent::rights::Rights;
 use reattach_agent::{AgentConfig, HostRoot, News, Scan, ScanOn};
 use reattach_core::guest::Level;
 use reattach_core::ids::NodeName;
+use reattach_core::plain::{self, LogForm, LogLines};
 use reattach_core::product::Product;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("reattach-agent: {e:#}");
+            eprintln!("reattach-agent: {}", plain::line(&format!("{e:#}"), plain::TEXT_CHARS));
             if e.is::<BadValue>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
@@ -109,7 +110,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
         let inventory = Scan::new(&root)?.inventory();
         let took = started.elapsed();
         let Output::Json = args.output;
-        println!("{}", serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?);
+        let text = serde_json::to_string_pretty(&inventory).context("cannot print the inventory")?;
+        println!("{}", plain::json(&text));
         eprintln!("scanned in {:.1} ms", took.as_secs_f64() * 1e3);
         return Ok(());
     }
@@ -128,7 +130,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube=warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogLines::new(std::io::stderr(), LogForm::Json))
         .init();
     match reduced {
         Ok(Rights::Reduced) => tracing::info!("gave up user 0 and all capabilities but two"),

@@ -163,3 +163,15 @@ fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
     assert!(child.wait().unwrap().success());
     assert_eq!(messages.last().map(String::as_str), Some("agent stopped"), "{messages:?}");
 }
+
+#[test]
+fn a_complaint_is_one_line_whatever_it_quotes() {
+    let output = Command::new(env!("CARGO_BIN_EXE_reattach-agent"))
+        .args(["--host-root", "/nowhere\u{1b}[2J\nforged: all is well", "--once"])
+        .env_clear()
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("has no proc folder") && !text.contains('\u{1b}'), "{text:?}");
+}

@@ -1,12 +1,36 @@
 //! The CustomResourceDefinitions as YAML, one file each under `deploy/crds`.
 
 use crate::{NodeVolumeReport, RecoveryPolicy, VolumeRecovery};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
+use reattach_core::plain::TEXT_CHARS;
 
 /// Every CustomResourceDefinition of this build.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    vec![VolumeRecovery::crd(), RecoveryPolicy::crd(), NodeVolumeReport::crd()]
+    let mut recovery = VolumeRecovery::crd();
+    bound_conditions(&mut recovery);
+    vec![recovery, RecoveryPolicy::crd(), NodeVolumeReport::crd()]
+}
+
+/// Gives the texts of conditions their bounds. The type is Kubernetes' own, and its schema here has none; these are those
+/// of its Go type (`k8s.io/apimachinery/pkg/apis/meta/v1/types.go`), with the message as long as the status' own.
+fn bound_conditions(crd: &mut CustomResourceDefinition) {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+    for schema in schemas {
+        let status = schema.properties.as_mut().and_then(|p| p.get_mut("status"));
+        let conditions = status.and_then(|s| s.properties.as_mut()?.get_mut("conditions"));
+        let Some(JSONSchemaPropsOrArray::Schema(item)) = conditions.and_then(|c| c.items.as_mut()) else {
+            continue;
+        };
+        let bounds = [("message", TEXT_CHARS), ("reason", 1_024), ("status", 7), ("type", 316)];
+        for (name, most) in bounds {
+            if let Some(field) = item.properties.as_mut().and_then(|p| p.get_mut(name)) {
+                field.max_length = i64::try_from(most).ok();
+            }
+        }
+    }
 }
 
 /// File name and content of one generated file.

@@ -6,12 +6,14 @@
 // The lint takes the print columns of kube's derive for repetitions.
 #![allow(clippy::duplicated_attributes)]
 
+mod bounds;
 mod crds;
 mod node_volume_report;
 mod opaque;
 mod recovery_policy;
 mod volume_recovery;
 
+pub use bounds::{SMALL_STATUS_BYTES, STATUS_BYTES};
 pub use crds::{all_crds, crd_yaml};
 pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said};
 pub use opaque::{Opaque, Unreadable, UnreadableField};

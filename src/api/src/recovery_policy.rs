@@ -33,6 +33,7 @@ pub struct RecoveryPolicySpec {
     /// The runbook to use.
     #[serde(default = "default_runbook")]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
+    #[schemars(length(max = 63))]
     pub runbook: String,
     /// Of several matching policies the highest rules.
     #[serde(default)]
@@ -97,18 +98,19 @@ fn default_runbook() -> String {
 pub struct PolicySelector {
     /// Namespaces by name. Empty: all.
     #[serde(default)]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 253)))]
     pub namespaces: Vec<String>,
     /// Labels that the claim must carry.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 63 }))]
     pub claim_labels: BTreeMap<String, String>,
     /// StorageClasses by name. Empty: all.
     #[serde(default)]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 253)))]
     pub storage_classes: Vec<String>,
     /// CSI drivers by name. Empty: all that a provider knows.
     #[serde(default)]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 253)))]
     pub drivers: Vec<String>,
 }
 

@@ -48,6 +48,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub struct VolumeRecoverySpec {
     /// The PersistentVolumeClaim in this namespace.
     #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
+    #[schemars(length(max = 253))]
     pub claim_name: String,
     /// How far to go.
     #[serde(default, deserialize_with = "mode_or_observe")]
@@ -55,6 +56,7 @@ pub struct VolumeRecoverySpec {
     pub mode: Mode,
     /// The runbook to use.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
+    #[schemars(length(max = 63))]
     pub runbook: String,
     /// Why, for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +64,7 @@ pub struct VolumeRecoverySpec {
     pub reason: Option<String>,
     /// Who asks: the user name that the API server authenticated. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("requester must be your own user name (kubectl auth whoami)"))]
+    #[schemars(length(max = 1024))]
     pub requester: String,
     /// A workload with several replicas, named by a person who accepts that all of them stop: `Kind/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,9 +94,11 @@ pub struct VolumeRecoverySpec {
 pub struct NothingUnderWay {
     /// Who says so: the authenticated user name. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
+    #[schemars(length(max = 1024))]
     pub declared_by: String,
     /// Why they are sure, for the record.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why nothing is under way"))]
+    #[schemars(length(max = 1024))]
     pub reason: String,
     /// When they said it. It counts for orders that were sent before.
     pub at: Time,
@@ -105,12 +110,15 @@ pub struct NothingUnderWay {
 pub struct Declaration {
     /// The cloud's identifier of the instance.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("holder must be the instance that cannot write, as the cloud calls it"))]
+    #[schemars(length(max = 253))]
     pub holder: String,
     /// Who says so: the authenticated user name. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
+    #[schemars(length(max = 1024))]
     pub declared_by: String,
     /// Why they are sure, for the record.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why the instance cannot write"))]
+    #[schemars(length(max = 1024))]
     pub reason: String,
     /// When they said it. An hour later it does not count any more.
     pub at: Time,
@@ -126,6 +134,7 @@ pub struct Declaration {
 pub struct PowerOff {
     /// Who allows it: the authenticated user name. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("allowedBy must be your own user name (kubectl auth whoami)"))]
+    #[schemars(length(max = 1024))]
     pub allowed_by: String,
 }
 
@@ -187,9 +196,11 @@ impl VolumeRecovery {
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
     /// Who: the authenticated user name.
+    #[schemars(length(max = 1024))]
     pub by: String,
     /// Why, for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub reason: Option<String>,
 }
 
@@ -199,8 +210,10 @@ pub struct Abort {
 pub struct Approval {
     /// The plan's hash as `status.planHash` shows it.
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{16}$')").message("planHash must be the 16 hexadecimal digits of status.planHash"))]
+    #[schemars(length(max = 16))]
     pub plan_hash: String,
     /// Who: the authenticated user name.
+    #[schemars(length(max = 1024))]
     pub approver: String,
 }
 
@@ -254,6 +267,7 @@ fn phase_or_stuck<'de, D: Deserializer<'de>>(from: D) -> Result<Phase, D::Error>
 #[serde(rename_all = "camelCase")]
 pub struct PhaseTiming {
     /// The step or phase.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// When it began.
     pub started: Time,
@@ -298,22 +312,25 @@ pub struct VolumeRecoveryStatus {
     pub phase: Phase,
     /// Problem class (`A` to `E`), once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub class: Option<String>,
     /// One sentence for people.
     #[serde(default)]
+    #[schemars(length(max = 2048))]
     pub message: String,
     /// The whole diagnosis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Opaque<Diagnosis>>,
     /// Why there is no plan, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 2048)))]
     pub refusals: Vec<String>,
     /// The plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Opaque<Plan>>,
     /// The plan's hash: what an approval names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub plan_hash: Option<String>,
     /// Every effect, journaled before it is issued, and its outcome.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -337,6 +354,10 @@ pub struct VolumeRecoveryStatus {
     /// What a person is told while it waits for so long that one was called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
+    /// What was left out or cut here, because the API server stores no larger record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub left_out: Option<String>,
     /// The number of the last challenge sent to agents.
     #[serde(default)]
     pub epoch: i64,

@@ -167,6 +167,30 @@ fn every_rule_has_a_message_and_every_list_a_bound() {
     }
 }
 
+/// A tenant, a driver or a cloud wrote a part of every text. Objects without a schema are the controller's and the agent's
+/// own, who bound them.
+#[test]
+fn every_text_has_a_bound() {
+    for crd in all_crds() {
+        let root = crd.spec.names.plural.clone();
+        let schema = schema(&crd);
+        for part in ["spec", "status"] {
+            let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(part)) else { continue };
+            every(schema, &format!("{root}.{part}"), &mut |path, schema| {
+                let is_word = schema.enum_.is_some() || schema.format.as_deref() == Some("date-time");
+                if schema.type_.as_deref() == Some("string") && !is_word {
+                    assert!(schema.max_length.is_some(), "{path} may be of any length");
+                }
+                if schema.additional_properties.is_some() {
+                    assert!(schema.max_properties.is_some(), "{path} may have any number of fields");
+                }
+            });
+        }
+    }
+    let abort = at(&crd("volumerecoveries"), &["spec", "abort", "reason"]);
+    assert_eq!(abort.max_length, Some(1_024));
+}
+
 /// The paths of a value that the API server would drop, because the schema does not know them.
 fn dropped(schema: &JSONSchemaProps, value: &Value, path: &str, into: &mut Vec<String>) {
     if schema.x_kubernetes_preserve_unknown_fields == Some(true) {
@@ -230,6 +254,7 @@ fn nothing_that_we_write_is_dropped() {
         .expect("conditions"),
         timings: vec![PhaseTiming { name: "Verify".into(), started: started.clone(), millis: 1 }],
         escalation: Some(Escalation { since: started, summary: "text".into(), ticket: text() }),
+        left_out: text(),
         observed_generation: Some(1),
         ..Default::default()
     });

@@ -50,6 +50,7 @@ pub struct AbortArgs {
 /// No such recovery, one that is over, or the API server's refusal.
 pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
     args.lease.check()?;
+    let reason = records::reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
     let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
@@ -60,7 +61,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
     match &recovery.spec.abort {
         Some(abort) => note(&format!("{name} was aborted before, by {}.", abort.by)),
         None => {
-            records::abort(&session, &name, &user, args.reason.as_deref()).await?;
+            records::abort(&session, &name, &user, reason.as_deref()).await?;
             note(&format!("{name} aborted by {user}."));
         }
     }

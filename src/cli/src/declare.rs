@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use reattach_api::{Declaration, NothingUnderWay, Phase, VolumeRecovery};
 use reattach_core::ids::ObjectName;
+use reattach_core::plain;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 
@@ -101,7 +102,7 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     let declaration = Declaration {
         holder: pinned,
         declared_by: user,
-        reason: reason.to_owned(),
+        reason: plain::line(reason, 1024),
         at: Time(at),
         of_this_cluster: args.of_this_cluster,
     };
@@ -210,7 +211,7 @@ fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: Option<&Plan>, decla
         note(&format!(
             "Node {} is fenced as a whole: it has {} and {}.",
             plan.pins.node,
-            counted(wide.pods.len(), "pod"),
+            counted(wide.pod_count(), "pod"),
             counted(wide.volumes.len(), "attached volume")
         ));
     }

@@ -2,10 +2,11 @@
 
 use crate::exit::End;
 use crate::fail::{Fail, one_line};
-use crate::output::{line, note, out, width};
+use crate::output::{json_line, line, note, out, width};
 use crate::table::paragraph;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use reattach_core::plain;
 use reattach_core::recognise::{DecidingFact, Explanation, Message, Remedy, explain};
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -158,8 +159,11 @@ impl Sink {
     fn object(&mut self, object: &Value) -> Result<()> {
         let first = std::mem::take(&mut self.first);
         match self.form {
-            Form::Json => out(&format!("{}  {object}", if first { "[\n" } else { ",\n" })),
-            _ => line(&object.to_string()),
+            Form::Json => {
+                let object = plain::json(&object.to_string());
+                out(&format!("{}  {object}", if first { "[\n" } else { ",\n" }))
+            }
+            _ => json_line(object),
         }
     }
 
@@ -175,7 +179,7 @@ impl Sink {
         let width = width().unwrap_or(100).min(110);
         let mut text = if std::mem::take(&mut self.first) { String::new() } else { "\n".to_owned() };
         text.push_str(&paragraph("", &one_line(message), width));
-        text.push_str(&paragraph("  means     ", &found.sentence, width));
+        text.push_str(&paragraph("  means     ", &one_line(&found.sentence), width));
         for (i, fact) in found.deciding_facts.iter().enumerate() {
             text.push_str(&paragraph(
                 if i == 0 { "  look at   " } else { "            " },

@@ -1,6 +1,7 @@
 //! Errors as one clear sentence each: what, where, and the fix.
 
 use crate::exit::End;
+use reattach_core::plain;
 use std::error::Error as _;
 
 /// Why a command could not do its work.
@@ -147,10 +148,12 @@ fn denied(message: &str) -> Option<(String, String, String, String)> {
     Some((format!("user {user:?}"), verb.to_owned(), resource, scope))
 }
 
-/// White space of any kind becomes one space, so that a sentence stays one line.
+/// Maximum length of a text from outside in a sentence of this command, in characters.
+const TEXT_CHARS: usize = 4_096;
+
+/// The text on one line, without hidden characters, bounded.
 pub fn one_line(text: &str) -> String {
-    let visible: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    visible.split_whitespace().collect::<Vec<_>>().join(" ")
+    plain::line(text, TEXT_CHARS)
 }
 
 #[cfg(test)]

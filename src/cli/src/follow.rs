@@ -3,7 +3,7 @@
 use crate::exit::End;
 use crate::fail::{Fail, one_line};
 use crate::interrupt::Interrupt;
-use crate::output::{Format, note, out};
+use crate::output::{Format, note, out, prompt};
 use crate::plan::{refused, whole_plan};
 use crate::records::{self, phase};
 use crate::session::Session;
@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::ids::ObjectName;
 use reattach_core::report::{TEXT_WIDTH, journal_text, status_line};
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -207,7 +207,7 @@ impl Follow<'_> {
             if !shown.plan.is_empty() {
                 self.tell("\nThe facts have changed, and the plan with them:\n\n");
             }
-            self.tell(&whole_plan(plan));
+            self.tell(&whole_plan(plan, None));
             shown.plan.clone_from(&hash);
         }
         match self.consent {
@@ -261,9 +261,7 @@ impl Follow<'_> {
 
     /// Asks on the terminal; `None` when interrupted.
     async fn ask(&self, hash: &str, interrupt: &mut Interrupt) -> Result<Option<bool>> {
-        let mut stderr = std::io::stderr();
-        write!(stderr, "\nRun plan {hash}? [y/N] ")?;
-        stderr.flush()?;
+        prompt(&format!("\nRun plan {hash}? [y/N] "))?;
         let (answered, answer) = oneshot::channel();
         // A thread of its own: the runtime would wait at its end for a read that never comes.
         std::thread::spawn(move || {

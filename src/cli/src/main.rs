@@ -25,6 +25,7 @@ mod watches;
 use clap::{Parser, Subcommand};
 use exit::End;
 use fail::Fail;
+use reattach_core::plain::{LogForm, LogLines};
 use std::process::ExitCode;
 
 /// Gets stateful pods running again after a node died uncleanly: says why a volume is stuck, plans what can be done
@@ -66,7 +67,8 @@ fn main() -> ExitCode {
 fn run(verb: Verb, global: &session::Global) -> anyhow::Result<End> {
     // What a person needs to know is printed; RUST_LOG shows the rest.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let to = || LogLines::new(std::io::stderr(), LogForm::Text);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(to).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         match verb {
@@ -93,6 +95,6 @@ fn report_error(error: &anyhow::Error) -> End {
     if error.downcast_ref::<std::io::Error>().is_some_and(pipe) {
         return End::Done;
     }
-    output::note(&format!("error: {error:#}"));
+    output::note(&format!("error: {}", fail::one_line(&format!("{error:#}"))));
     error.downcast_ref::<Fail>().map_or(End::Error, Fail::end)
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
+use reattach_core::plain;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
@@ -17,13 +18,14 @@ pub enum Format {
     Yaml,
 }
 
-/// Writes text to standard output.
+/// Writes text to standard output. No hidden character but the line break passes: names and messages in the text were
+/// written by others.
 ///
 /// # Errors
 /// Standard output is closed or full.
 pub fn out(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(plain::page(text).as_bytes())?;
     stdout.flush()?;
     Ok(())
 }
@@ -36,10 +38,31 @@ pub fn line(text: &str) -> Result<()> {
     out(&format!("{text}\n"))
 }
 
-/// Writes a line of progress or advice to standard error, so that standard output stays for the result.
+/// Writes a JSON value on one line to standard output. Hidden characters stand as `\u` escapes, so that a script reads
+/// the same value and a terminal shows it as it is.
+///
+/// # Errors
+/// As [`out`].
+pub fn json_line(value: &impl Serialize) -> Result<()> {
+    line(&plain::json(&serde_json::to_string(value)?))
+}
+
+/// Writes a line of progress or advice to standard error, so that standard output stays for the result. Hidden characters
+/// do not pass, as in [`out`].
 pub fn note(text: &str) {
     // Nobody reads it: nothing is lost that a script relies on.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain::page(text));
+}
+
+/// Writes a question to standard error, without a line break behind it.
+///
+/// # Errors
+/// Standard error is closed.
+pub fn prompt(text: &str) -> Result<()> {
+    let mut stderr = std::io::stderr().lock();
+    write!(stderr, "{}", plain::page(text))?;
+    stderr.flush()?;
+    Ok(())
 }
 
 /// Writes a value as JSON or YAML; `Format::Table` prints JSON too (callers print their own tables).
@@ -50,7 +73,7 @@ pub fn value(format: Format, value: &impl Serialize) -> Result<()> {
     match format {
         // By way of JSON, so that both show the same names and number types.
         Format::Yaml => out(&serde_saphyr::to_string(&serde_json::to_value(value)?)?),
-        Format::Json | Format::Table => line(&serde_json::to_string_pretty(value)?),
+        Format::Json | Format::Table => line(&plain::json(&serde_json::to_string_pretty(value)?)),
     }
 }
 

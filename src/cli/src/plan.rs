@@ -15,6 +15,7 @@ use reattach_controller::{Collector, Depth, Providers};
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
+use reattach_core::loss::PodLoss;
 use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
 use reattach_core::report::{TEXT_WIDTH, diagnosis_text, plan_text};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
@@ -114,7 +115,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     });
     match (made, args.output) {
         (Ok(plan), Format::Table) => {
-            out(&whole_plan(&plan))?;
+            out(&whole_plan(&plan, Some(&evidence)))?;
             note("");
             if let Trouble::Phantom { at, confirmed: false, .. } = trouble {
                 note(&format!(
@@ -151,6 +152,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
                 &trouble.to_string(),
                 &sentences(&refusals),
             ))?;
+            named_losses(&evidence);
             own_rights(&session, &refusals).await;
             Ok(End::Refused)
         }
@@ -218,16 +220,44 @@ pub fn confirmation(given: Option<&str>) -> Result<(), Fail> {
     }
 }
 
-/// A plan as text, and where it fences a node, everything on that node: all of it stops.
-pub fn whole_plan(plan: &Plan) -> String {
+/// A plan as text, and where it fences a node, everything on that node: all of it stops. The plan names the pods of the
+/// claim's namespace and counts the others; `seen` names those, where the person's own rights have read them.
+pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
     let mut text = plan_text(plan);
     let Some(wide) = &plan.pins.node_wide else { return text };
-    text.push_str(&format!("\nNode {} is fenced as a whole. On it are\n", plan.pins.node));
+    let node = &plan.pins.node;
+    text.push_str(&format!("\nNode {node} is fenced as a whole. On it are\n"));
+    let mut row = |label: &str, words: &str| {
+        text.push_str(&paragraph(&format!("  {label:<7} "), words, TEXT_WIDTH));
+    };
     for (pod, _) in &wide.pods {
-        text.push_str(&paragraph("  pod     ", &pod.to_string(), TEXT_WIDTH));
+        row("pod", &pod.to_string());
     }
-    for volume in &wide.volumes {
-        text.push_str(&paragraph("  volume  ", &volume.to_string(), TEXT_WIDTH));
+    let pods = seen.and_then(|e| e.node_pods.get(node)?.shown());
+    let named: Vec<_> = pods.into_iter().flatten().filter(|p| !wide.pods.contains(p)).collect();
+    for (pod, _) in &named {
+        row("pod", &pod.to_string());
+    }
+    if named.len() < wide.other_pods.len() {
+        let others = wide.other_pods.len();
+        row(
+            "pods",
+            &format!(
+                "{others} of other namespaces; with the right to see them: kubectl get pods -A --field-selector spec.nodeName={node}"
+            ),
+        );
+    }
+    let attached = seen.and_then(|e| e.nodes.get(node)?.shown()).map(|n| n.volumes_attached.clone());
+    let names = attached.unwrap_or_else(|| wide.named_volumes().map(str::to_owned).collect());
+    names.iter().for_each(|volume| row("volume", volume));
+    if names.len() < wide.volumes.len() {
+        let others = wide.volumes.len() - names.len();
+        row(
+            "volumes",
+            &format!(
+                "{others} of other claims; with the right to see them: kubectl get node {node} -o jsonpath='{{.status.volumesAttached}}'"
+            ),
+        );
     }
     text
 }
@@ -252,6 +282,16 @@ pub fn refused(head: &str, trouble: &str, reasons: &[String]) -> String {
 
 fn sentences(refusals: &[Refusal]) -> Vec<String> {
     refusals.iter().map(ToString::to_string).collect()
+}
+
+/// Names the pods of other namespaces that a refusal only counts: this person's own rights have read them.
+fn named_losses(evidence: &Evidence) {
+    for (node, fact) in &evidence.node_losses {
+        let others = fact.shown().into_iter().flatten();
+        for PodLoss { pod, loss } in others.filter(|l| l.pod.namespace != evidence.claim_name.namespace) {
+            note(&format!("\nnote: pod {pod} on node {node}: {loss}"));
+        }
+    }
 }
 
 /// The dry run was made with the rights of the person who asks; the controller's may differ.

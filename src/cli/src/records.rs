@@ -9,7 +9,11 @@ use reattach_api::{
     VolumeRecoveryStatus,
 };
 use reattach_core::ids::ObjectName;
+use reattach_core::plain;
 use serde_json::json;
+
+/// Maximum length of a reason, in characters: the bound of the custom resource's fields.
+const REASON_CHARS: usize = 1_024;
 
 /// Its phase.
 pub fn phase(recovery: &VolumeRecovery) -> Phase {
@@ -48,7 +52,8 @@ pub async fn list(session: &Session, namespace: Option<&str>) -> Result<Vec<Volu
     let client = session.clients.read.clone();
     let api: Api<VolumeRecovery> =
         namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
-    let mut items = session.ask("list the recoveries", api.list(&ListParams::default())).await?.items;
+    let found = session.ask("list the recoveries", api.list(&ListParams::default())).await?;
+    let mut items: Vec<VolumeRecovery> = found.iter().map(made_plain).collect();
     items.sort_by_key(|r| (r.namespace(), r.spec.claim_name.clone(), r.created(), r.name_any()));
     Ok(items)
 }
@@ -93,7 +98,26 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
 /// The API server's, as a sentence.
 pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<VolumeRecovery>, Fail> {
     let api: Api<VolumeRecovery> = Api::namespaced(session.clients.read.clone(), &name.namespace);
-    session.ask("read the recovery", api.get_opt(&name.name)).await
+    let found = session.ask("read the recovery", api.get_opt(&name.name)).await?;
+    Ok(found.as_ref().map(made_plain))
+}
+
+/// The recovery as it is shown: people of its namespace wrote a part of it, so no name, reason or message in it keeps a
+/// hidden character.
+fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
+    plain::made_plain(recovery, usize::MAX)
+}
+
+/// A reason as a person gave it, on one line.
+///
+/// # Errors
+/// It is longer than the custom resource allows.
+pub fn reason(given: Option<&str>) -> Result<Option<String>, Fail> {
+    let Some(given) = given else { return Ok(None) };
+    if given.chars().count() > REASON_CHARS {
+        return Err(Fail::Usage(format!("--reason may have at most {REASON_CHARS} characters")));
+    }
+    Ok(Some(plain::line(given, REASON_CHARS)))
 }
 
 /// Asks for a recovery.

@@ -86,9 +86,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
     built_in(&args.runbook)?;
     confirmation(args.confirm_workload.as_deref())?;
     args.lease.check()?;
-    if args.reason.as_ref().is_some_and(|r| r.chars().count() > 1024) {
-        return Err(Fail::Usage("--reason may have at most 1024 characters".to_owned()).into());
-    }
+    let args = RecoverArgs { reason: records::reason(args.reason.as_deref())?, ..args };
     if args.break_glass {
         if !args.yes && !args.dry_run && !interactive() {
             return Err(Fail::Usage("--break-glass acts from here, so somebody must consent: add --yes or --dry-run, or run it on a terminal".to_owned()).into());

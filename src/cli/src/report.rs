@@ -93,7 +93,7 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         }
     }
     if readable.is_empty() {
-        return Err(Fail::Other(left_out.join("\n")).into());
+        return Err(Fail::Other(left_out.join("; ")).into());
     }
     left_out.iter().for_each(|why| note(&format!("error: {why}")));
     let incident = incident(args.title, readable, now);

@@ -2,7 +2,7 @@
 
 use crate::exit::End;
 use crate::fail::Fail;
-use crate::output::{Format, line, note, out, value, width};
+use crate::output::{Format, json_line, line, note, out, value, width};
 use crate::plan::{refused, whole_plan};
 use crate::records::{self, phase};
 use crate::session::{Global, Session};
@@ -143,6 +143,9 @@ fn text(recovery: &VolumeRecovery) -> String {
     row("created", &format!("{:.0}", record.created));
     row("phase", &record.phase);
     row("message", &record.message);
+    if let Some(left_out) = recovery.status.as_ref().and_then(|s| s.left_out.as_ref()) {
+        row("left out", left_out);
+    }
     if let Some(told) = &record.escalation {
         row("escalated", &format!("it waits since {:.0}: {}", told.since, told.summary));
     }
@@ -178,7 +181,7 @@ fn text(recovery: &VolumeRecovery) -> String {
         text.push_str(&format!("\n{}", refused("Refused", "", &record.refusals)));
     }
     match &record.plan {
-        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", whole_plan(plan))),
+        Some(plan) if record.journal.is_empty() => text.push_str(&format!("\n{}", whole_plan(plan, None))),
         Some(plan) => text.push_str(&format!("\n{}", journal_text(plan, &record.journal))),
         None => {}
     }
@@ -222,7 +225,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
             .collect();
         if args.output == Format::Json {
             for recovery in fresh {
-                line(&serde_json::to_string(recovery)?)?;
+                json_line(recovery)?;
             }
         } else if !fresh.is_empty() {
             // All of them decide the widths, so that later lines stay under the head.

@@ -112,6 +112,13 @@ pub async fn take(
     let old = api.get_opt(&name).await.map_err(failed)?;
     let continued = match judge(old.as_ref(), now) {
         Lock::Held { holder } if holder != me => {
+            // The journal stands in the recovery's namespace, whose people need not see the names of another one.
+            let holder = match recovery_of(&holder) {
+                Some(other) if other.namespace != recovery.namespace => {
+                    "a recovery of another namespace".to_owned()
+                }
+                _ => holder,
+            };
             return Err(Outcome::NotApplied { why: format!("{holder} has {place}"), retry: true });
         }
         Lock::Held { .. } => true,

@@ -5,6 +5,9 @@
 //! and decides anew; it never merges.
 //!
 //! # Guarantees
+//! Every text of a stored status is plain and bounded. A status that is too large is cut and says so; one that the API
+//! server refuses all the same is written once more, cut harder, and then given up with [`SaveError::Refused`].
+//!
 //! A line that `save` reported as stored is in the object, after every line before it.
 //!
 //! # Assumptions
@@ -18,7 +21,7 @@
 
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
-use reattach_api::VolumeRecovery;
+use reattach_api::{SMALL_STATUS_BYTES, STATUS_BYTES, VolumeRecovery};
 
 /// Why the status was not stored, or not known to be.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,10 @@ pub enum SaveError {
     /// It is gone.
     #[error("the VolumeRecovery is gone")]
     Gone,
+    /// The API server refuses this status, and a smaller one, too: nothing was written, and the same write is refused
+    /// again.
+    #[error("the API server refuses the status of the VolumeRecovery, and a shorter one, too: {0}")]
+    Refused(#[source] Box<kube::Error>),
     /// Anything else; the write may have been applied.
     #[error("the VolumeRecovery could not be written: {0}")]
     Other(#[source] Box<kube::Error>),
@@ -39,6 +46,7 @@ impl SaveError {
     pub fn is_refused(&self) -> bool {
         match self {
             Self::Conflict | Self::Gone => false,
+            Self::Refused(_) => true,
             Self::Other(error) => crate::reply::is_refused(error),
         }
     }
@@ -49,12 +57,42 @@ impl SaveError {
 /// # Errors
 /// See [`SaveError`].
 pub async fn save(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
+    let fitted = |bytes: usize| {
+        let mut recovery = recovery.clone();
+        if let Some(status) = &mut recovery.status {
+            status.fit(bytes);
+        }
+        recovery
+    };
+    let whole = fitted(STATUS_BYTES);
+    match replace(records, &whole).await {
+        // A refusal has no effect. The limits of this API server, or of the schema that it has, are not known here.
+        Err(SaveError::Refused(error)) => {
+            let small = fitted(SMALL_STATUS_BYTES);
+            if small.status == whole.status {
+                return Err(SaveError::Refused(error));
+            }
+            tracing::warn!(recovery = whole.name_any(), %error, "a status was refused and is written again, cut");
+            replace(records, &small).await
+        }
+        other => other,
+    }
+}
+
+async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
     let api: Api<VolumeRecovery> =
         Api::namespaced(records.clone(), &recovery.namespace().unwrap_or_default());
     match api.replace_status(&recovery.name_any(), &PostParams::default(), recovery).await {
         Ok(stored) => Ok(stored),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(SaveError::Gone),
+        Err(error @ kube::Error::Api(_)) if is_refusal(&error) => Err(SaveError::Refused(Box::new(error))),
         Err(error) => Err(SaveError::Other(Box::new(error))),
     }
+}
+
+/// Whether the API server looked at the object and takes none like it: too large (413), or against the schema or an
+/// admission policy (422).
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 413 | 422))
 }

@@ -17,6 +17,7 @@ use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::identity::binding_in;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
+use reattach_core::plain;
 use reattach_core::plan::Plan;
 use reattach_core::proof::{Declaration, Sighting};
 use reattach_core::runbook::{Holding, StepKind};
@@ -74,8 +75,8 @@ impl Own {
         let sightings = status.iter().flat_map(|s| &s.sightings).filter_map(|s| s.get().ok().cloned());
         let declaration = recovery.spec.declaration.as_ref().map(|d| Declaration {
             holder: InstanceId::from(d.holder.as_str()),
-            by: d.declared_by.clone(),
-            reason: d.reason.clone(),
+            by: plain::line(&d.declared_by, plain::SENTENCE_CHARS),
+            reason: plain::sentence(&d.reason, plain::SENTENCE_CHARS),
             at: d.at.0,
             of_this_cluster: d.of_this_cluster,
         });

@@ -20,6 +20,7 @@ use reattach_cluster::{Clients, Clock, facts};
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
+use reattach_core::plain;
 use reattach_core::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -286,9 +287,10 @@ impl Leader {
                 claim_name: nominee.claim.name.clone(),
                 mode: policy.spec.mode,
                 runbook: policy.spec.runbook.clone(),
-                reason: Some(
-                    format!("policy {}; {}", policy.name_any(), nominee.why).chars().take(1000).collect(),
-                ),
+                reason: Some(plain::sentence(
+                    &format!("policy {}; {}", policy.name_any(), nominee.why),
+                    plain::SENTENCE_CHARS,
+                )),
                 requester: self.settings.username.clone(),
                 confirm_workload: None,
                 abort: None,

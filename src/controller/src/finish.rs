@@ -13,9 +13,13 @@ use reattach_cluster::store::SaveError;
 use reattach_cluster::{node, reports, tidy};
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
+use reattach_core::plain;
 use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
 use serde_json::json;
+
+/// Maximum size of an Event's note in bytes (Kubernetes `pkg/apis/core/validation/events.go`).
+const NOTE_BYTES: usize = 1_024;
 
 /// Keeps a VolumeRecovery from vanishing while a workload may be at zero by its hand.
 pub(crate) const FINALIZER: &str = "reattach.dev/restore";
@@ -124,8 +128,7 @@ pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
     tracing::error!(recovery = name, namespace, class, since, message = status.message, "a person is needed");
     executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
     let told = status.escalation.as_ref();
-    // An Event's note has at most 1024 bytes.
-    let needed: String = told.map_or(&status.message, |t| &t.summary).chars().take(500).collect();
+    let needed = plain::cut(told.map_or(&status.message, |t| &t.summary), 500);
     let shows = if told.is_some_and(|t| t.ticket.is_some()) {
         "prints the ticket, ready to be sent"
     } else {
@@ -134,7 +137,7 @@ pub(crate) async fn escalate(executor: &Executor, recovery: &VolumeRecovery) {
     let note = format!(
         "it has waited since {since} and goes on by itself once this is over: {needed}. kubectl reattach status -n {namespace} {name} {shows}"
     );
-    publish(executor, &recovery.object_ref(&()), status::ESCALATED, true, note).await;
+    publish(executor, &recovery.object_ref(&()), status::ESCALATED, true, &note).await;
 }
 
 /// One Event, one log line and one count for what only a person can mend, where the status cannot say it.
@@ -142,8 +145,7 @@ pub(crate) async fn call(executor: &Executor, about: &ObjectReference, reason: &
     let class = String::new();
     tracing::error!(recovery = about.name, namespace = about.namespace, reason, note, "a person is needed");
     executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
-    // An Event's note has at most 1024 bytes.
-    publish(executor, about, reason, true, note.chars().take(900).collect()).await;
+    publish(executor, about, reason, true, &note).await;
 }
 
 /// One Event and one log line for every change of phase. Best effort: the status is the record.
@@ -166,26 +168,24 @@ pub(crate) async fn tell(executor: &Executor, recovery: &VolumeRecovery, memory:
         }
     }
     let bad = matches!(status.phase, Phase::Failed | Phase::Stuck | Phase::Refused);
-    let note = status.message.chars().take(900).collect();
-    publish(executor, &recovery.object_ref(&()), &format!("{:?}", status.phase), bad, note).await;
+    publish(executor, &recovery.object_ref(&()), &format!("{:?}", status.phase), bad, &status.message).await;
 }
 
 /// One Event and one log line for a policy that selects drivers which no provider knows: its claims are left alone.
 pub(crate) async fn warn(executor: &Executor, policy: &RecoveryPolicy) {
     let providers = &executor.collector.providers;
     for why in policy.spec.selector.drivers.iter().filter_map(|driver| providers.unknown_driver(driver)) {
-        let note: String = format!("the claims that it selects by their driver are left alone: {why}");
+        let note = format!("the claims that it selects by their driver are left alone: {why}");
         tracing::warn!(policy = policy.name_any(), note, "a policy that cannot be followed");
-        let note = note.chars().take(900).collect();
-        publish(executor, &policy.object_ref(&()), "UnknownDriver", true, note).await;
+        publish(executor, &policy.object_ref(&()), "UnknownDriver", true, &note).await;
     }
 }
 
-async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad: bool, note: String) {
+async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad: bool, note: &str) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
         reason: reason.to_owned(),
-        note: Some(note),
+        note: Some(note_of(note)),
         action: "Recover".to_owned(),
         secondary: None,
     };
@@ -194,6 +194,18 @@ async fn publish(executor: &Executor, about: &ObjectReference, reason: &str, bad
     if let Err(error) = recorder.publish(&event, about).await {
         tracing::debug!(%error, "the Event could not be written");
     }
+}
+
+/// The note of an Event: plain, and of at most as many bytes as the API server takes.
+fn note_of(text: &str) -> String {
+    let mut note = plain::sentence(text, NOTE_BYTES);
+    for most in (0..NOTE_BYTES).rev().step_by(64) {
+        if note.len() <= NOTE_BYTES {
+            break;
+        }
+        note = plain::sentence(text, most);
+    }
+    note
 }
 
 fn api(executor: &Executor, recovery: &VolumeRecovery) -> Api<VolumeRecovery> {
@@ -226,5 +238,18 @@ mod tests {
         assert_eq!(read.status.unwrap().journal.len(), 1);
         assert_eq!(exported(&recovery(false, line)), None);
         assert_eq!(exported(&recovery(true, json!([]))), None);
+    }
+
+    #[test]
+    fn a_note_fits_into_an_event_in_any_alphabet() {
+        for word in ["wort ", "日本語 ", "\u{1b}[31mß\n"] {
+            let note = note_of(&word.repeat(2_000));
+            assert!(note.len() <= NOTE_BYTES, "{} bytes", note.len());
+            assert!(
+                note.len() > NOTE_BYTES / 2 && note.contains('…') && !note.contains(['\u{1b}', '\n']),
+                "{note}"
+            );
+        }
+        assert_eq!(note_of("short"), "short");
     }
 }

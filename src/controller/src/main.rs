@@ -9,6 +9,7 @@ use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::providers::{SetupError, from_env};
 use reattach_controller::{Controller, Providers, Settings};
+use reattach_core::plain::{LogForm, LogLines};
 use reattach_core::product::Product;
 use reattach_provider_api::{ProviderError, RightUse};
 use std::net::SocketAddr;
@@ -69,7 +70,13 @@ enum LogFormat {
 async fn main() -> std::process::ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Names and messages in a log line were written by others: none of them makes a line of its own.
+    let form = match args.log_format {
+        LogFormat::Json => LogForm::Json,
+        LogFormat::Text => LogForm::Text,
+    };
+    let to = move || LogLines::new(std::io::stderr(), form);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(to).with_ansi(false);
     match args.log_format {
         LogFormat::Json => logs.json().init(),
         LogFormat::Text => logs.init(),

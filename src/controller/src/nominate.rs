@@ -6,10 +6,10 @@ use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::ResourceExt;
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::cache::Cache;
-use reattach_cluster::facts;
-use reattach_cluster::node;
 use reattach_cluster::view::claims_of;
-use reattach_core::ids::ObjectName;
+use reattach_cluster::{facts, node};
+use reattach_core::ids::{ObjectName, Uid};
+use reattach_core::plain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -31,12 +31,15 @@ const REASONS: [&str; 3] = ["FailedMount", "FailedAttachVolume", "FailedMapVolum
 /// a look.
 const GOING_FOR_LONG: SignedDuration = SignedDuration::from_secs(60);
 
+/// Maximum length of a hint, in characters: with the policy's name before it it is the reason of a recovery.
+const WHY_CHARS: usize = 700;
+
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
     let pods = cache.pods.filter(|p| !claims_of(p).is_empty() && !finished(p));
     let events = cache.events.filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
-    let by_pod: BTreeMap<String, Arc<Event>> =
-        events.into_iter().filter_map(|e| Some((e.involved_object.uid.clone()?, e))).collect();
+    let by_pod: BTreeMap<(ObjectName, Uid), Arc<Event>> =
+        events.into_iter().filter_map(|e| Some((facts::pod_of(&e)?, e))).collect();
     let dead = dead_handles(&cache.reports.filter(|_| true));
     let records = troubled_records(cache);
     let mut found = BTreeMap::new();
@@ -56,6 +59,7 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
             };
             let claim = ObjectName::new(namespace.as_str(), claim);
             let pod = ObjectName::new(namespace.as_str(), pod.name_any());
+            let why = plain::sentence(&why, WHY_CHARS);
             found.entry(claim.clone()).or_insert(Nominee { claim, pod, why });
         }
     }
@@ -73,7 +77,7 @@ fn names_what_it_is_not_bound_to(cache: &Cache, namespace: &str, claim: &str) ->
 fn hint(
     cache: &Cache,
     pod: &Pod,
-    events: &BTreeMap<String, Arc<Event>>,
+    events: &BTreeMap<(ObjectName, Uid), Arc<Event>>,
     dead: &BTreeSet<(String, String)>,
 ) -> Option<String> {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
@@ -82,7 +86,8 @@ fn hint(
         let on_dead_mount = dead.iter().any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
         return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
     }
-    if let Some(event) = pod.uid().and_then(|u| events.get(&u)) {
+    let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
+    if let Some(event) = pod.uid().and_then(|u| events.get(&(name, Uid::from(u)))) {
         return Some(format!(
             "{}: {}",
             event.reason.as_deref().unwrap_or("event"),

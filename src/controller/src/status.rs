@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
 use reattach_core::cloud::CloudVolume;
-use reattach_core::report;
+use reattach_core::{plain, report};
 
 /// The reason of the condition `Stalled` while a person was called for.
 pub(crate) const ESCALATED: &str = "Escalated";
@@ -76,7 +76,7 @@ fn set_waiting(
     let status = recovery.status.get_or_insert_with(VolumeRecoveryStatus::default);
     let before = status.clone();
     status.phase = phase;
-    status.message = message.into();
+    status.message = plain::sentence(&message.into(), plain::TEXT_CHARS);
     status.observed_generation = generation;
     match phase {
         Phase::Waiting if for_others => {

@@ -9,7 +9,7 @@ use crate::fact::Reading;
 use crate::ids::{ObjectName, PlanHash};
 use crate::loss::PodsGo;
 use crate::plan::{EffectClass, PLAN_VERSION, Plan};
-use crate::runbook::StepKind;
+use crate::runbook::{StepKind, hash16};
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -212,8 +212,12 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
         let on_it = e.node_pods.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
         say(
             "S7",
-            on_it.is_some_and(|pods| pods.iter().all(|pod| listed.pods.contains(pod)))
-                && n.volumes_attached.iter().all(|v| listed.volumes.contains(v)),
+            on_it.is_some_and(|pods| {
+                pods.iter().all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
+            }) && n.volumes_attached.iter().all(|v| {
+                let mark = hash16(v);
+                listed.volumes.iter().any(|known| known == v || *known == mark)
+            }),
             "the plan does not list everything that is on the node",
         );
     }

@@ -2,6 +2,7 @@
 
 use crate::cloud::DeviceIdentity;
 use crate::ids::{BootId, DriverName, PvName, Uid, VolumeHandle};
+use crate::plain;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,51 @@ impl DeviceUsers {
     /// Whether nothing at all was seen to use the device.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    fn make_plain(&mut self) {
+        let Self { mounts, holders, loops, openers, swap: _, claimed: _, active: _ } = self;
+        for texts in [mounts, holders, loops, openers] {
+            make_plain(texts);
+        }
+    }
+}
+
+/// Maximum length of a path or process name in a report, in characters: the kernel's own bound of a path.
+const TEXT_CHARS: usize = 4_096;
+
+/// Tenants choose the names of processes and of mount points. Identifiers are left as they are: what a text like that is
+/// compared with must not change.
+fn make_plain(texts: &mut [String]) {
+    for text in texts {
+        if text.contains(plain::is_hidden) || text.len() > TEXT_CHARS {
+            *text = plain::cut(&plain::clean(text), TEXT_CHARS);
+        }
+    }
+}
+
+impl GuestInventory {
+    /// Makes the names plain that tenants choose, before the report is written.
+    pub fn make_plain(&mut self) {
+        for device in &mut self.devices {
+            device.users.make_plain();
+        }
+        for mount in self.csi_volumes.iter_mut().flat_map(|volume| &mut volume.mounts) {
+            make_plain(std::slice::from_mut(&mut mount.path));
+        }
+        make_plain(&mut self.unreadable);
+    }
+}
+
+impl Seen {
+    /// Makes the names plain that tenants choose, before the answer is written.
+    pub fn make_plain(&mut self) {
+        match self {
+            Self::DeadMount { paths } => make_plain(paths),
+            Self::InUse { users } => users.make_plain(),
+            Self::Unreadable { items } => make_plain(items),
+            Self::NoDevice | Self::Idle | Self::Clean => {}
+        }
     }
 }
 
@@ -187,6 +233,27 @@ impl Answer {
             Seen::NoDevice => true,
             Seen::Clean => self.level == Level::Full,
             Seen::DeadMount { .. } | Seen::InUse { .. } | Seen::Idle | Seen::Unreadable { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_tenants_choose_are_made_plain() {
+        let evil = || vec!["/a\u{1b}[2J\nforged".to_owned(), "x".repeat(9_000)];
+        let users = || DeviceUsers { mounts: evil(), openers: evil(), ..DeviceUsers::default() };
+        let all = [
+            Seen::DeadMount { paths: evil() },
+            Seen::InUse { users: users() },
+            Seen::Unreadable { items: evil() },
+        ];
+        for mut seen in all {
+            seen.make_plain();
+            let text = serde_json::to_string(&seen).unwrap();
+            assert!(text.contains("/a [2J forged") && text.contains("9000 characters in all"), "{text}");
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod ids;
 pub mod journal;
 pub mod loss;
 pub mod machine;
+pub mod plain;
 pub mod plan;
 pub mod policy;
 pub mod product;

@@ -7,6 +7,7 @@ use crate::safety::Refusal;
 use crate::workload::WorkloadFacts;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Which pods go away by the effect of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,8 +137,16 @@ fn of_the_node(
         None => return out.push(Refusal::Missing { what: what(), why: "it was not read".to_owned() }),
     };
     let own = |pod: &ObjectName| workload.is_some_and(|w| w.pods.iter().any(|p| p.name == *pod));
-    for PodLoss { pod, loss } in found.iter().filter(|l| !own(&l.pod)) {
+    let here = &evidence.claim_name.namespace;
+    let (near, elsewhere): (Vec<&PodLoss>, Vec<&PodLoss>) =
+        found.iter().filter(|l| !own(&l.pod)).partition(|l| l.pod.namespace == *here);
+    for PodLoss { pod, loss } in near {
         let (node, pod) = (node.to_string(), pod.to_string());
         out.push(Refusal::LostOnNode { node, pod, loss: loss.clone() });
+    }
+    if !elsewhere.is_empty() {
+        let pods = elsewhere.iter().map(|l| &l.pod).collect::<BTreeSet<_>>().len();
+        let may_pass = elsewhere.iter().all(|l| l.loss.may_pass());
+        out.push(Refusal::LostElsewhereOnNode { node: node.to_string(), pods, may_pass });
     }
 }

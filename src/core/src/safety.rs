@@ -154,6 +154,13 @@ pub enum Refusal {
     /// S10: it is not certain whose the claim, the volume or the machine is.
     #[error("{problem}")]
     Identity { problem: IdentityProblem },
+    /// S2: pods of other namespaces on the node would lose something. The people of the claim's namespace read this, and need
+    /// not have the right to see those pods.
+    #[error(
+        "{pods} of other namespaces on node {node} would go away with the fence and lose something for good; kubectl reattach plan names them to whoever may see them; once they are moved away or deleted, reattach goes on",
+        pods = if *pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") }
+    )]
+    LostElsewhereOnNode { node: String, pods: usize, may_pass: bool },
 }
 
 impl Refusal {
@@ -171,6 +178,10 @@ impl Refusal {
                 | Self::PodWouldBeRefused { .. }
                 | Self::NeedsPeople { .. }
                 | Self::NoProofYet { .. }
-        ) || matches!(self, Self::LostOnNode { loss, .. } if loss.may_pass())
+        ) || match self {
+            Self::LostOnNode { loss, .. } => loss.may_pass(),
+            Self::LostElsewhereOnNode { may_pass, .. } => *may_pass,
+            _ => false,
+        }
     }
 }

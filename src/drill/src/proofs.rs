@@ -120,11 +120,12 @@ fn unlisted(stage: &Stage, stored: &Stored) -> Vec<String> {
     for fenced in stage.world.witness.tainted().into_iter().filter(|t| t.new) {
         let lists = |plan: &Plan| {
             let Some(wide) = plan.pins.node_wide.as_ref() else { return false };
-            let pods: BTreeSet<&str> = wide.pods.iter().map(|(_, uid)| uid.as_str()).collect();
+            let named = wide.pods.iter().map(|(_, uid)| uid.as_str());
+            let pods: BTreeSet<&str> = named.chain(wide.other_pods.iter().map(|uid| uid.as_str())).collect();
             let all = |have: &BTreeSet<String>, known: &dyn Fn(&str) -> bool| have.iter().all(|x| known(x));
             plan.pins.node.as_str() == fenced.node
                 && all(&fenced.pods, &|uid| pods.contains(uid))
-                && all(&fenced.volumes, &|v| wide.volumes.iter().any(|w| w == v))
+                && all(&fenced.volumes, &|v| wide.lists_volume(v))
         };
         if !stored.iter().filter_map(|(_, r)| plan(r)).any(lists) {
             broken.push(format!(

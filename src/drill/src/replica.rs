@@ -25,7 +25,7 @@ use tower::ServiceExt;
 /// The user that every replica is, as `deploy/` sets it up.
 pub const CONTROLLER_USER: &str = "system:serviceaccount:reattach-system:reattach-controller";
 /// The token that the simulated cloud accepts; to EC2 the identifier of the access key.
-pub const TOKEN: &str = "drill";
+pub const TOKEN: &str = "drill-token-5e77e15";
 /// The namespace of the leader Lease.
 pub const NAMESPACE: &str = "reattach-system";
 /// The name of the leader Lease.

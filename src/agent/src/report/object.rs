@@ -52,7 +52,12 @@ impl Task {
             None => Scan::new(root)?,
             Some(before) => Scan::asked(root, before, &self.open)?,
         };
-        let answers = self.open.iter().map(|challenge| scan.answer(challenge, scanned_at)).collect();
+        let answer = |challenge: &Challenge| {
+            let mut answer = scan.answer(challenge, scanned_at);
+            answer.seen.make_plain();
+            answer
+        };
+        let answers = self.open.iter().map(answer).collect();
         Ok(Looked { inventory: scan.inventory(), answers })
     }
 }
@@ -71,6 +76,7 @@ pub(super) fn status(
     {
         inventory.booted_at = old.booted_at;
     }
+    inventory.make_plain();
     let answer = |challenge: &Challenge| {
         let old = old.and_then(|status| given(status, challenge, Some(&inventory.boot_id)));
         // Neither: the machine's boot ID changed while it was looked at. The next look answers.

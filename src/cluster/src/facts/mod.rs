@@ -13,7 +13,7 @@ use reattach_core::identity::{ClaimPhase, binding};
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use std::collections::BTreeMap;
 
-pub use objects::{claim, pod, volume};
+pub use objects::{claim, pod, pod_of, volume};
 
 /// How a provider reads `spec.providerID`.
 pub type ResolveInstance<'a> = &'a dyn Fn(&str) -> Option<InstanceId>;

@@ -18,7 +18,15 @@ use reattach_core::identity::{ClaimPhase, ClaimRef};
 use reattach_core::ids::{
     BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
 };
+use reattach_core::plain;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Maximum length of a message of others in the evidence, in characters. Tenants write Events, and drivers the errors of
+/// VolumeAttachments.
+const MESSAGE_CHARS: usize = 4_096;
+
+/// Maximum length of a word of others in the evidence, in characters.
+const WORD_CHARS: usize = 253;
 
 /// A PersistentVolumeClaim.
 pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
@@ -107,7 +115,7 @@ fn topology(spec: &PersistentVolumeSpec) -> BTreeMap<String, BTreeSet<String>> {
 pub(super) fn attachment(a: &VolumeAttachment) -> AttachmentFacts {
     let status = a.status.clone().unwrap_or_default();
     let said = |e: Option<k8s_openapi::api::storage::v1::VolumeError>| {
-        e.map(|e| e.message.unwrap_or_else(|| "no message".into()))
+        e.map(|e| e.message.map_or_else(|| "no message".to_owned(), |m| plain::sentence(&m, MESSAGE_CHARS)))
     };
     AttachmentFacts {
         name: a.name_any(),
@@ -143,7 +151,9 @@ pub fn pod(p: &Pod) -> PodFacts {
         deleting_since: p.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         created: p.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
         // ContainerCreating is how every wait for a volume looks.
-        waiting_reason: waiting.filter(|r| r != "ContainerCreating" && r != "PodInitializing"),
+        waiting_reason: waiting
+            .filter(|r| r != "ContainerCreating" && r != "PodInitializing")
+            .map(|r| plain::line(&r, WORD_CHARS)),
         held: crate::hold::is_gated(p),
     }
 }
@@ -175,11 +185,20 @@ pub(super) fn node(
     }
 }
 
-/// An Event about a pod.
-pub(super) fn event(e: &Event) -> Option<EventFacts> {
-    if e.involved_object.kind.as_deref() != Some("Pod") {
+/// The pod that an Event is about, with its UID. An Event may name any object: one that names a pod of another namespace
+/// than its own was not written by a component of Kubernetes, says nothing about that pod, and is about no pod here.
+pub fn pod_of(e: &Event) -> Option<(ObjectName, Uid)> {
+    let about = &e.involved_object;
+    let namespace = e.metadata.namespace.as_deref()?;
+    if about.kind.as_deref() != Some("Pod") || about.namespace.as_deref() != Some(namespace) {
         return None;
     }
+    Some((ObjectName::new(namespace, about.name.as_deref()?), Uid::from(about.uid.as_deref()?)))
+}
+
+/// An Event about a pod.
+pub(super) fn event(e: &Event) -> Option<EventFacts> {
+    let (pod, _) = pod_of(e)?;
     let series = e.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
     let last = series.or(e.last_timestamp.as_ref().map(|t| t.0)).or(e.event_time.as_ref().map(|t| t.0)).or(e
         .metadata
@@ -188,13 +207,10 @@ pub(super) fn event(e: &Event) -> Option<EventFacts> {
         .map(|t| t.0));
     let component = e.source.as_ref().and_then(|s| s.component.clone()).filter(|c| !c.is_empty());
     Some(EventFacts {
-        pod: ObjectName::new(
-            e.metadata.namespace.clone().unwrap_or_default(),
-            e.involved_object.name.clone().unwrap_or_default(),
-        ),
-        reason: e.reason.clone().unwrap_or_default(),
-        component: component.or(e.reporting_component.clone()).unwrap_or_default(),
-        message: e.message.clone().unwrap_or_default(),
+        pod,
+        reason: plain::line(e.reason.as_deref().unwrap_or_default(), WORD_CHARS),
+        component: plain::line(&component.or(e.reporting_component.clone()).unwrap_or_default(), WORD_CHARS),
+        message: plain::sentence(e.message.as_deref().unwrap_or_default(), MESSAGE_CHARS),
         last_seen: last.unwrap_or(Timestamp::UNIX_EPOCH),
     })
 }

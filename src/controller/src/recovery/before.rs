@@ -5,7 +5,7 @@ use crate::collect::{Depth, Own};
 use crate::{finish, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use reattach_api::{Phase, VolumeRecovery};
+use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::check::check;
 use reattach_core::consent::PolicySays;
@@ -308,6 +308,10 @@ impl Executor {
     ) -> Result<VolumeRecovery, TurnError> {
         let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
         status::explain(&mut recovery, memory.cloud.as_ref());
+        // As it is stored, so that what was cut is no change.
+        if let Some(status) = &mut recovery.status {
+            status.fit(STATUS_BYTES);
+        }
         let before =
             self.collector.cache.as_ref().and_then(|c| {
                 c.recoveries.get(&recovery.namespace().unwrap_or_default(), &recovery.name_any())

@@ -7,6 +7,7 @@ use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
 use reattach_core::journal::{End, Entry, Mark, TurnBack};
 use reattach_core::machine::State;
+use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan, SoundPlan, StepIx};
 use reattach_core::report;
 use reattach_core::runbook::StepKind;
@@ -35,6 +36,8 @@ impl Executor {
             by: self.identity.clone(),
             mark,
         };
+        // Names, reasons and answers of others are in a line of the journal.
+        let entry = plain::made_plain(&entry, plain::TEXT_CHARS);
         let begins = matches!(entry.mark, Mark::Accepted { .. } | Mark::Started { .. });
         for _ in 0..TRIES {
             // Someone else wrote what this version cannot read: it is theirs now.
@@ -49,7 +52,7 @@ impl Executor {
                 // It is the same status that would be refused again.
                 Err(error) if error.is_refused() => return Err(error.into()),
                 Err(SaveError::Gone) => return Err(SaveError::Gone.into()),
-                Err(SaveError::Conflict | SaveError::Other(_)) => {
+                Err(SaveError::Conflict | SaveError::Refused(_) | SaveError::Other(_)) => {
                     let api: Api<VolumeRecovery> = Api::namespaced(
                         self.collector.clients.read.clone(),
                         &recovery.namespace().unwrap_or_default(),

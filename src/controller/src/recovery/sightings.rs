@@ -4,6 +4,7 @@ use reattach_api::VolumeRecovery;
 use reattach_core::cloud::{InstanceState, JobStatus, PowerChange};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::InstanceId;
+use reattach_core::plain;
 use reattach_core::proof::Sighting;
 use std::collections::BTreeSet;
 
@@ -23,7 +24,9 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
         // Not described itself; then at least as the holder of its volume.
         let as_holder = || holders.contains(instance).then_some((None, evidence.cloud_volume.at));
         let (state, at) = described.or_else(as_holder)?;
-        Some(Sighting { instance: instance.clone(), scope: scope.clone(), state, at })
+        let seen = Sighting { instance: instance.clone(), scope: scope.clone(), state, at };
+        // As it is stored: a word of the cloud that would be stored otherwise must not be news each time.
+        Some(plain::made_plain(&seen, plain::TEXT_CHARS))
     });
     let status = recovery.status.get_or_insert_default();
     let mut wrote = false;

@@ -6,10 +6,11 @@ use super::{
     before_holding, before_scaling, general,
 };
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::{CsiSource, Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::ids::PlanHash;
 use crate::loss::losses;
+use crate::plain;
 use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
 use crate::safety::Refusal;
 use jiff::Timestamp;
@@ -116,10 +117,12 @@ pub fn make(
     let pins = pins(evidence, &aim, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
     let target = Target { claim: &evidence.claim_name, pod: aim.pod.as_ref(), pins: &pins };
     let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request, closes_node)).collect();
+    // Names and messages of others are in the words of a plan; they are made plain before the hash is taken.
+    let steps = plain::made_plain(&steps, plain::TEXT_CHARS);
     let mut plan = Plan {
         version: PLAN_VERSION,
         claim: evidence.claim_name.clone(),
-        trouble: trouble.clone(),
+        trouble: plain::made_plain(trouble, plain::TEXT_CHARS),
         runbook: request.runbook.name.clone(),
         runbook_hash: request.runbook.hash(),
         downtime: downtime(order),
@@ -242,10 +245,9 @@ fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Resul
             let Some(Reading::Present(on_it)) = fact else {
                 return Err(missing(&format!("the pods on {}", aim.node)));
             };
-            let (mut on_it, mut volumes) = (on_it.clone(), node.volumes_attached.clone());
-            on_it.sort();
-            volumes.sort();
-            Some(NodeWide { pods: on_it, volumes })
+            let namespace = evidence.claim_name.namespace.as_str();
+            let own = pv.csi.as_ref().map(CsiSource::unique_name);
+            Some(NodeWide::of(namespace, own.as_deref(), on_it, &node.volumes_attached))
         }
         None => None,
     };

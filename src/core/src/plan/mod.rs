@@ -127,13 +127,64 @@ pub struct PinnedAttachment {
 }
 
 /// Everything on a node that is fenced as a whole.
+///
+/// A plan stands in the claim's namespace, whose people need not have the right to read anything of another one. So
+/// objects of other namespaces are pinned and counted here, and not named: a pod by its UID, a volume by a hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeWide {
-    /// Every pod that is bound to it, by name and UID.
+    /// Every pod of the claim's namespace that is bound to the node, by name and UID. Plans of earlier versions name
+    /// those of other namespaces, too.
     pub pods: Vec<(ObjectName, Uid)>,
-    /// Every volume in its `volumesAttached`, by Kubernetes' unique name.
+    /// Every pod of another namespace that is bound to the node, by UID.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_pods: Vec<Uid>,
+    /// Every volume in the node's `volumesAttached`: the claim's own by Kubernetes' unique name, each other one by
+    /// [`volume_mark`].
     pub volumes: Vec<String>,
+}
+
+impl NodeWide {
+    /// What is on a node, as a plan for a claim of `namespace` pins it. `own` is the unique name of the claim's volume.
+    pub fn of(namespace: &str, own: Option<&str>, pods: &[(ObjectName, Uid)], volumes: &[String]) -> Self {
+        let (mut named, others): (Vec<_>, Vec<_>) =
+            pods.iter().cloned().partition(|(name, _)| name.namespace == namespace);
+        let mut other_pods: Vec<Uid> = others.into_iter().map(|(_, uid)| uid).collect();
+        let pin = |name: &String| if Some(name.as_str()) == own { name.clone() } else { volume_mark(name) };
+        let mut volumes: Vec<String> = volumes.iter().map(pin).collect();
+        // The order in which an API lists them must not change the plan's hash.
+        named.sort();
+        other_pods.sort();
+        volumes.sort();
+        Self { pods: named, other_pods, volumes }
+    }
+
+    /// Whether the pod is pinned.
+    pub fn lists_pod(&self, pod: &(ObjectName, Uid)) -> bool {
+        self.pods.contains(pod) || self.other_pods.contains(&pod.1)
+    }
+
+    /// Whether the volume with this unique name is pinned.
+    pub fn lists_volume(&self, unique_name: &str) -> bool {
+        let mark = volume_mark(unique_name);
+        self.volumes.iter().any(|v| v == unique_name || *v == mark)
+    }
+
+    /// The volumes that are pinned by their unique name.
+    pub fn named_volumes(&self) -> impl Iterator<Item = &str> {
+        // A unique name has the driver and the handle, with `^` between them.
+        self.volumes.iter().map(String::as_str).filter(|v| v.contains('^'))
+    }
+
+    /// How many pods are pinned.
+    pub fn pod_count(&self) -> usize {
+        self.pods.len() + self.other_pods.len()
+    }
+}
+
+/// Stands for a volume of a node in a plan whose readers need not know it: a hash of the unique name.
+pub fn volume_mark(unique_name: &str) -> String {
+    hash16(&unique_name)
 }
 
 /// One step.

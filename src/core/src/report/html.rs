@@ -2,6 +2,7 @@
 
 use super::doc::{Block, Inline, Line, Tone};
 use super::{Incident, picture, postmortem};
+use crate::plain::is_hidden;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("style.css");
@@ -84,7 +85,7 @@ pub(super) fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
-            c if c.is_control() => out.push(' '),
+            c if is_hidden(c) => out.push(' '),
             c => out.push(c),
         }
     }

@@ -6,6 +6,7 @@ use super::words::clean;
 use super::{Incident, Record, postmortem, support_ticket};
 use crate::diagnosis::Class;
 use crate::ids::ObjectName;
+use crate::plain;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -51,7 +52,8 @@ struct Line {
 }
 
 /// The post-mortem as JSON: what is derived (`volumes`, `timeline`) and the records that it is derived from. Durations
-/// are in milliseconds, times in RFC 3339; `downTo` is null while the pod is not known to run again.
+/// are in milliseconds, times in RFC 3339; `downTo` is null while the pod is not known to run again. Characters that a
+/// terminal does not show stand as `\u` escapes.
 pub fn json(incident: &Incident) -> String {
     let volumes = incident.records.iter().map(volume).collect();
     let timeline = postmortem::timeline(incident)
@@ -66,7 +68,7 @@ pub fn json(incident: &Incident) -> String {
     let Incident { title, from, to, records, .. } = incident;
     let report = Report { title, from: *from, to: *to, volumes, timeline, records };
     // Strings, numbers and maps with string keys always serialise.
-    serde_json::to_string_pretty(&report).unwrap_or_default()
+    plain::json(&serde_json::to_string_pretty(&report).unwrap_or_default())
 }
 
 fn volume(record: &Record) -> Volume<'_> {

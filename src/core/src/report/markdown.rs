@@ -2,6 +2,7 @@
 
 use super::doc::{Block, Inline, Line};
 use super::{Incident, postmortem};
+use crate::plain::{clean, is_hidden, page};
 
 /// The post-mortem: what was down, why, for how long, what was done by whom under which authority, what was left alone,
 /// and what still needs a person.
@@ -56,7 +57,7 @@ fn escape(text: &str) -> String {
             '_' if word(i.checked_sub(1)) && word(Some(i + 1)) => out.push('_'),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' => out.extend(['\\', *c]),
             '#' if i == 0 => out.push_str("\\#"),
-            c if c.is_control() => out.push(' '),
+            c if is_hidden(*c) => out.push(' '),
             c => out.push(*c),
         }
     }
@@ -65,7 +66,7 @@ fn escape(text: &str) -> String {
 
 /// A code span whose fence is longer than any run of backticks in it. In a table cell a pipe must be escaped even here.
 fn code_span(text: &str, in_table: bool) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = clean(text);
     let text = if in_table { text.replace('|', "\\|") } else { text };
     let ticks = "`".repeat(longest_run(&text) + 1);
     let pad = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
@@ -73,7 +74,8 @@ fn code_span(text: &str, in_table: bool) -> String {
 }
 
 fn fenced(text: &str) -> String {
-    let fence = "`".repeat((longest_run(text) + 1).max(3));
+    let text = page(text);
+    let fence = "`".repeat((longest_run(&text) + 1).max(3));
     format!("{fence}text\n{}\n{fence}\n", text.trim_end())
 }
 

@@ -170,7 +170,7 @@ pub fn status_line(record: &Record) -> String {
     let took = story.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
     let fate = fate(record);
     let why = fate.why().map(|w| format!(": {w}")).unwrap_or_default();
-    let line = format!("{}: {}{took}{class}{why}", story.claim(), fate.title());
+    let line = clean(&format!("{}: {}{took}{class}{why}", story.claim(), fate.title()));
     if line.chars().count() <= TEXT_WIDTH {
         return line;
     }
@@ -192,7 +192,7 @@ struct Page {
 
 impl Page {
     fn line(&mut self, line: &str) {
-        self.text.push_str(line.trim_end());
+        self.text.push_str(clean(line).trim_end());
         self.text.push('\n');
     }
 

@@ -7,63 +7,7 @@ use crate::proof::ProofKind;
 use crate::runbook::StepKind;
 use jiff::Timestamp;
 
-/// Text from outside made safe for any output: control characters (terminal escapes among them) and characters that
-/// reorder text become spaces, so a message can neither move the cursor nor hide a part of itself.
-pub(super) fn clean(text: &str) -> String {
-    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-    text.chars().map(|c| if c.is_control() || hidden(c) { ' ' } else { c }).collect()
-}
-
-/// Text from outside as it may be shown and sent on: [`clean`], and what looks like a credential masked. That is the word
-/// after `Bearer`, what follows `token`, `password`, `secret`, `apikey` or `authorization` with `:` or `=`, and any run
-/// of 32 or more letters and digits with a digit among them (API tokens), unless it belongs to a path, a `csi-…` name or a `sha256:` digest.
-pub(super) fn quoted(text: &str) -> String {
-    let mut mask_next = false;
-    let words: Vec<String> = clean(text)
-        .split(' ')
-        .map(|word| {
-            let masked = if word.is_empty() { false } else { std::mem::take(&mut mask_next) };
-            let bare = word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
-            if bare == "bearer" || (masked && bare == "basic") {
-                mask_next = true;
-                return word.to_owned();
-            }
-            if masked {
-                return mask(0, word);
-            }
-            if let Some(at) = word.find(['=', ':']).filter(|at| names_a_secret(&word[..*at])) {
-                mask_next = at + 1 == word.len();
-                return if mask_next { word.to_owned() } else { mask(at + 1, word) };
-            }
-            let token = |run: &str| run.len() >= 32 && run.contains(|c: char| c.is_ascii_digit());
-            let name = word.contains('/') || word.contains("csi-") || word.contains("sha256:");
-            let has_token = !name && word.split(|c: char| !c.is_ascii_alphanumeric()).any(token);
-            if has_token { mask(0, word) } else { word.to_owned() }
-        })
-        .collect();
-    words.join(" ")
-}
-
-/// The text, or its beginning with an ellipsis: at most `most` characters.
-pub(super) fn cut(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
-}
-
-fn names_a_secret(name: &str) -> bool {
-    let name = name.to_lowercase();
-    ["token", "password", "passwd", "secret", "apikey", "api_key", "authorization"]
-        .iter()
-        .any(|n| name.ends_with(n))
-}
-
-/// The word with everything from a byte on masked, except the punctuation that ends it.
-fn mask(from: usize, word: &str) -> String {
-    let end = word.trim_end_matches(['.', ',', ';', ':', ')', ']', '"']).len().max(from);
-    format!("{}[masked]{}", &word[..from], &word[end..])
-}
+pub(super) use crate::plain::{clean, cut, quoted};
 
 /// `01:13:05`, in UTC.
 pub(super) fn clock(at: Timestamp) -> String {
@@ -354,11 +298,6 @@ mod tests {
         let say = |lease| mark_in_words(None, &Mark::NoUser { seen: crate::proof::NoUser { at, lease } });
         assert_eq!(say(Some(at)), "no pod uses the claim any more");
         assert!(say(None).starts_with("no proof can begin yet"));
-    }
-
-    #[test]
-    fn terminal_escapes_and_reordering_are_removed() {
-        assert_eq!(clean("a\u{1b}[2Jb\nc\u{202e}d"), "a [2Jb c d");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, lost, node_missing, orphan,
     orphan_of_the_same_name, phantom_without_policy, plan, without_policy,
 };
+use reattach_core::check::check;
 use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::{Class, StuckCause, Trouble, Verdict, diagnose};
 use reattach_core::fact::Known;
@@ -269,6 +270,41 @@ fn what_the_plan_does_not_list_stops_an_effect_on_the_node() {
     case.evidence.node_pods.clear();
     let refusals = plan(&case, ALL).unwrap_err();
     assert!(refusals.iter().any(|r| r.to_string().contains("the pods on lke-1")), "{refusals:?}");
+}
+
+/// A plan stands in the claim's namespace: it pins what is on the node of other namespaces, and names nothing of it.
+#[test]
+fn a_plan_for_a_node_names_nothing_of_other_namespaces() {
+    let salaries = |n: &str| {
+        (reattach_core::ids::ObjectName::new("payroll", format!("salaries-{n}")), format!("uid-{n}").into())
+    };
+    let foreign = "kubernetes.io/csi/linodebs.csi.linode.com^7099-pvcsalaries";
+    let mut case = dead_node_off().node(|n| n.volumes_attached.push(foreign.to_owned()));
+    change(case.evidence.node_pods.get_mut(&NodeName::from(NODE)).unwrap(), |p| p.push(salaries("a")));
+    let made = plan(&case, ALL).unwrap();
+    let text = serde_json::to_string(&made).unwrap();
+    for name in ["payroll", "salaries", "7099"] {
+        assert!(!text.contains(name), "{name} in {text}");
+    }
+    let wide = made.pins.node_wide.as_ref().unwrap();
+    assert_eq!((wide.pods.len(), wide.pod_count()), (1, 2));
+    assert!(wide.lists_pod(&salaries("a")) && wide.lists_volume(foreign));
+    assert_eq!(check(&made, &case.evidence, None, case.now), Vec::new());
+    let mut walk = Walk::new(case.clone(), QUIET);
+    assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
+
+    // What comes later stops it, and is not named either.
+    let mut later = Walk::new(case.clone(), QUIET);
+    change(later.case.evidence.node_pods.get_mut(&NodeName::from(NODE)).unwrap(), |p| p.push(salaries("b")));
+    let end = later.run(|_, _| {});
+    let said = |why: &str| why.contains("a pod of another namespace") && !why.contains("salaries");
+    assert!(matches!(&end, End::Failed { why } if said(why)), "{end:?}");
+    assert!(later.effects.is_empty());
+    let mut other = case.clone();
+    change(other.evidence.node_pods.get_mut(&NodeName::from(NODE)).unwrap(), |p| p.push(salaries("b")));
+    assert!(!check(&made, &other.evidence, None, other.now).is_empty(), "the checker sees it, too");
+    let other = case.node(|n| n.volumes_attached.push("kubernetes.io/csi/x^another".to_owned()));
+    assert!(!check(&made, &other.evidence, None, other.now).is_empty());
 }
 
 /// The volume of a pod of which no container was ever reported running is free before Kubernetes has deleted the pod. Without

@@ -1,6 +1,6 @@
 //! Nothing is lost for good on the way (S2): one list of refusals, whatever makes a pod go away.
 
-use super::walk::{ALL, QUIET, Walk, dead_node, dead_node_off, plan};
+use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, plan};
 use reattach_core::check::check;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::End;
@@ -106,10 +106,37 @@ fn each_loss_stops_a_run_before_its_first_pod_goes() {
 }
 
 fn lost(mut case: Case, loss: Loss) -> Case {
-    let losses = vec![PodLoss { pod: reattach_core::ids::ObjectName::new("other", "neighbour"), loss }];
+    let losses = vec![PodLoss { pod: reattach_core::ids::ObjectName::new("default", "neighbour"), loss }];
     let source = Source::Kubernetes("Pods on the node".into());
     case.evidence.node_losses.insert(NODE.into(), Fact::present(losses, source, case.now));
     case
+}
+
+/// The refusal stands in the claim's namespace, whose people need not see the pods of another one.
+#[test]
+fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
+    for (loss, may_pass) in [
+        (Loss::ClaimDeleting { claim: "salaries".into() }, false),
+        (Loss::NotRemade { why: "Job salaries is at its backoffLimit".into() }, true),
+    ] {
+        let mut case = lost(dead_node(), loss.clone());
+        for fact in case.evidence.node_losses.values_mut() {
+            change(fact, |all| all[0].pod = reattach_core::ids::ObjectName::new("payroll", "salaries-0"));
+        }
+        let refusals = plan(&case, ALL).unwrap_err();
+        let [refusal @ Refusal::LostElsewhereOnNode { pods: 1, .. }] = &refusals[..] else {
+            panic!("{refusals:?}")
+        };
+        assert_eq!(refusal.may_pass(), may_pass);
+        let text = format!("{refusal} {}", serde_json::to_string(refusal).unwrap());
+        assert!(!text.contains("payroll") && !text.contains("salaries"), "{text}");
+        let mut walk = Walk::new(dead_node_off(), QUIET);
+        walk.case.evidence.node_losses = case.evidence.node_losses.clone();
+        let end = walk.run(|_, _| {});
+        assert!(matches!(&end, End::Failed { why } if !why.contains("payroll")), "{end:?}");
+        let effects = walk.effects.iter().filter(|e| !matches!(e, Effect::Quarantine { .. })).count();
+        assert_eq!(effects, 0, "{:?}", walk.kinds());
+    }
 }
 
 #[test]
@@ -122,7 +149,7 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
     for loss in losses {
         let refusals = plan(&lost(dead_node(), loss.clone()), ALL).unwrap_err();
         assert!(
-            matches!(&refusals[..], [Refusal::LostOnNode { pod, .. }] if pod == "other/neighbour"),
+            matches!(&refusals[..], [Refusal::LostOnNode { pod, .. }] if pod == "default/neighbour"),
             "{refusals:?}"
         );
         let found = check(
@@ -137,7 +164,7 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
             walk.case = lost(walk.case.clone(), loss.clone());
             let end = walk.run(|_, _| {});
             assert!(
-                matches!(&end, End::Failed { why } if why.contains("other/neighbour")),
+                matches!(&end, End::Failed { why } if why.contains("default/neighbour")),
                 "{loss}: {end:?}"
             );
             assert!(
