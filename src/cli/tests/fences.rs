@@ -221,6 +221,21 @@ async fn a_declaration() {
     let dry = stage.run(&["declare", &name, "--holder", "100", "--reason", "unplugged"]).await;
     one_sentence(&dry, 1, &["is in mode DryRun and frees nothing"]);
     controller.stop().await;
+
+    // The other declaration: about what a run has ordered.
+    let nothing = ["declare", &name, "--nothing-under-way", "--reason", "no job"];
+    one_sentence(&stage.run(&nothing).await, 1, &["has no run under way", "ordered nothing that could be"]);
+    let both = stage.run(&["declare", &name, "--nothing-under-way", "--holder", "100"]).await;
+    assert_eq!(both.code, 2, "{both:?}");
+    let mut run = (*stage.server.read("reattach.dev", "volumerecoveries", NS, &name).unwrap()).clone();
+    run["status"]["phase"] = json!("Stuck");
+    run["status"]["journal"] = json!([{"of": "a run"}]);
+    stage.server.insert(&run);
+    let said = stage.run(&nothing).await;
+    ended(&said, 0, &["Declared by jane: nothing that", "is under way at the cloud (no job)"]);
+    let stored = stage.server.read("reattach.dev", "volumerecoveries", NS, &name).unwrap();
+    let word = &stored["spec"]["nothingUnderWay"];
+    assert_eq!((&word["declaredBy"], &word["reason"]), (&json!("jane"), &json!("no job")), "{word}");
 }
 
 /// A volume of a cloud that this build does not know.
