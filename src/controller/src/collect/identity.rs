@@ -239,3 +239,21 @@ impl Located {
         (!asked.contains(is)).then(|| OtherRegion { asked: asked_for, is: is.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_in_tree_volume_leads_to_the_csi_drivers() {
+        let handle = |spec: serde_json::Value| handle_of(&serde_json::from_value(spec).unwrap());
+        let csi = |handle: &str| Some(CsiSource { driver: "ebs.csi.aws.com".into(), handle: handle.into() });
+        let in_tree = |id: &str| handle(json!({"awsElasticBlockStore": {"volumeID": id}}));
+        assert_eq!(in_tree("aws://eu-central-1a/vol-1234abcd"), csi("vol-1234abcd"));
+        assert_eq!(in_tree("vol-1234abcd"), csi("vol-1234abcd"));
+        let own = json!({"csi": {"driver": "ebs.csi.aws.com", "volumeHandle": "vol-1"}});
+        assert_eq!(handle(own), csi("vol-1"));
+        assert_eq!(handle(json!({"hostPath": {"path": "/data"}})), None);
+    }
+}
