@@ -239,6 +239,17 @@ async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
     assert_eq!(count_and_stamp(&s), (1, false));
 }
 
+/// A scale to zero whose reply was lost may land after its run has ended: the workload does not stay at zero.
+#[tokio::test(start_paused = true)]
+async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
+    let mut s = Stage::new();
+    let uid = s.recovery("r", "Aborted", |_| {});
+    s.start(Providers::default()).await;
+    stamped(&s, 0, &uid);
+    a_while().await;
+    assert_eq!(count_and_stamp(&s), (2, false));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_question_goes_with_its_recovery() {
     let mut s = Stage::new();
