@@ -17,7 +17,6 @@ use crate::safety::Refusal;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fmt;
 
 /// `status.phase` of a PersistentVolumeClaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -96,27 +95,33 @@ pub enum OtherUse {
     },
 }
 
-impl fmt::Display for OtherUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl OtherUse {
+    /// In words, for the people of a namespace. Claims and pods of other namespaces are counted and not named: these people
+    /// need not have the right to see them. By the PersistentVolume's name, those who may find the rest.
+    fn in_words(&self, namespace: &str) -> String {
         match self {
             Self::PersistentVolume { name, claim, attachments, pods } => {
-                write!(f, "PersistentVolume {name}")?;
-                match claim {
-                    Some(claim) => write!(f, " (claim {claim}")?,
-                    None => write!(f, " (no claim")?,
-                }
-                for attachment in attachments {
-                    write!(f, ", VolumeAttachment {attachment}")?;
-                }
-                for pod in pods {
-                    write!(f, ", pod {pod}")?;
-                }
-                f.write_str(")")
+                let claim = match claim {
+                    Some(claim) if claim.namespace == namespace => format!("claim {claim}"),
+                    Some(_) => ELSEWHERE.to_owned(),
+                    None => "no claim".to_owned(),
+                };
+                let attachments = attachments.iter().map(|a| format!("VolumeAttachment {a}"));
+                let own = pods.iter().filter(|p| p.namespace == namespace);
+                let others = pods.iter().filter(|p| p.namespace != namespace).count();
+                let mut parts = vec![claim];
+                parts.extend(attachments);
+                parts.extend(own.map(|pod| format!("pod {pod}")));
+                parts.extend((others > 0).then(|| format!("pods of another namespace: {others}")));
+                format!("PersistentVolume {name} ({})", parts.join(", "))
             }
-            Self::InlineAttachment { name, node } => write!(f, "VolumeAttachment {name} on {node}"),
+            Self::InlineAttachment { name, node } => format!("VolumeAttachment {name} on {node}"),
         }
     }
 }
+
+/// Stands for a claim that the reader need not have the right to see.
+const ELSEWHERE: &str = "a claim of another namespace";
 
 /// A machine that reattach saw behind a Node of this cluster, kept when the Node is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,9 +153,15 @@ pub struct SeenMachine {
 pub enum IdentityProblem {
     /// The PersistentVolume is for another claim.
     #[error(
-        "claim {claim} names PersistentVolume {volume}, which is bound to claim {bound_to}; reattach treats it as no volume of {claim}"
+        "claim {claim} names PersistentVolume {volume}, which is bound to {}; reattach treats it as no volume of {claim}",
+        bound_to.as_ref().map_or_else(|| ELSEWHERE.to_owned(), |other| format!("claim {other}"))
     )]
-    OtherClaim { claim: ObjectName, volume: PvName, bound_to: ObjectName },
+    OtherClaim {
+        claim: ObjectName,
+        volume: PvName,
+        /// The other claim; none for one of another namespace, whose name the people of this one need not know.
+        bound_to: Option<ObjectName>,
+    },
     /// The PersistentVolume is for a claim of this name that was deleted since.
     #[error(
         "claim {claim} names PersistentVolume {volume}, which is bound to an earlier claim of that name (UID {bound_to}); reattach treats it as no volume of {claim}"
@@ -222,7 +233,7 @@ pub fn binding(name: &ObjectName, claim: &ClaimFacts, volume: &VolumeFacts) -> R
     let not_bound = || IdentityProblem::NotBound { claim: name.clone(), volume: volume.name.clone() };
     let Some(reserved) = &volume.claim_ref else { return Err(not_bound()) };
     if reserved.claim != *name {
-        let bound_to = reserved.claim.clone();
+        let bound_to = Some(reserved.claim.clone()).filter(|other| other.namespace == name.namespace);
         return Err(IdentityProblem::OtherClaim { claim: claim_name, volume: volume_name, bound_to });
     }
     match &reserved.uid {
@@ -316,7 +327,12 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
         None => return Err(missing("the provider makes no handle for it".to_owned())),
     }
     if !identity.others.is_empty() {
-        let others = identity.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let others = identity
+            .others
+            .iter()
+            .map(|o| o.in_words(&evidence.claim_name.namespace))
+            .collect::<Vec<_>>()
+            .join(", ");
         out.push(IdentityProblem::ManyVolumes { volume: id.clone(), others });
     }
     if let Some(OtherRegion { asked, is }) = &identity.region {

@@ -154,7 +154,7 @@ fn a_claim_that_is_bound_to_nothing_fences_no_node() {
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     assert!(
         after.says("evil/steal: NotOurs")
-            && after.says("claim evil/steal names PersistentVolume pvc-bb1d06139b334c1f, which is bound to claim default/redis-data"),
+            && after.says("claim evil/steal names PersistentVolume pvc-bb1d06139b334c1f, which is bound to a claim of another namespace"),
         "{after:#?}"
     );
     let by_the_policy = after.recoveries.iter().filter(|r| r.starts_with("evil/")).count();

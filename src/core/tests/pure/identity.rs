@@ -25,10 +25,14 @@ fn claim_ref(change: fn(&mut reattach_core::identity::ClaimRef)) -> Case {
 }
 
 /// What is wrong with the volume itself: not ours.
-const VOLUMES: [Row; 8] = [
+const VOLUMES: [Row; 9] = [
     (
         || claim_ref(|of| of.claim.namespace = "shop".into()),
-        "claim default/redis-data names PersistentVolume pvc-redis, which is bound to claim shop/redis-data",
+        "claim default/redis-data names PersistentVolume pvc-redis, which is bound to a claim of another namespace; reattach",
+    ),
+    (
+        || claim_ref(|of| of.claim.name = "other".into()),
+        "claim default/redis-data names PersistentVolume pvc-redis, which is bound to claim default/other",
     ),
     (
         || claim_ref(|of| of.uid = Some("claim-0".into())),
@@ -52,7 +56,7 @@ const VOLUMES: [Row; 8] = [
     ),
     (
         || d().identity(|i| i.others = vec![other()]),
-        "cloud volume 5551 is also used through PersistentVolume pvc-alias (claim evil/alias, VolumeAttachment csi-2 on lke-2, pod evil/thief)",
+        "cloud volume 5551 is also used through PersistentVolume pvc-alias (a claim of another namespace, VolumeAttachment csi-2 on lke-2, pods of another namespace: 1)",
     ),
     (
         || {
@@ -90,6 +94,8 @@ fn a_volume_that_may_be_another_claims_is_not_ours() {
         assert!(matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence), "{said}");
         let found = check(&made, &case.evidence, None, case.now);
         assert!(found.iter().any(|v| v.rule == "S10"), "{sentence}: {found:?}");
+        let text = serde_json::to_string(&case.diagnosis()).unwrap();
+        assert!(!text.contains("evil") && !text.contains("shop"), "a name of another namespace: {text}");
     }
 }
 
