@@ -54,7 +54,7 @@ async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
     let app = App::stateful_set(APP, VOLUME.0, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
     on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
     let policy = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
-        "snapshotBeforeForce": snapshots});
+        "snapshotBeforeForce": snapshots, "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &policy).await?;
     for replica in ["reattach-controller-0", "reattach-controller-1"] {
         s.start_replica(replica, None);

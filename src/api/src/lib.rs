@@ -18,7 +18,8 @@ pub use crds::{all_crds, crd_yaml};
 pub use node_volume_report::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus, Said};
 pub use opaque::{Opaque, Unreadable, UnreadableField};
 pub use recovery_policy::{
-    Budgets, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule,
+    Budgets, NodePolicy, OptOutRule, PolicySelector, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec,
+    SnapshotRule,
 };
 pub use volume_recovery::{
     Abort, Approval, Declaration, Escalation, NothingUnderWay, Phase, PhaseTiming, PowerOff, VolumeRecovery,
@@ -31,5 +32,7 @@ pub const GROUP: &str = "reattach.dev";
 pub const VERSION: &str = "v1alpha1";
 /// An annotation (value `true`) on a claim, a workload or a namespace that keeps reattach away from it.
 pub const OPT_OUT_ANNOTATION: &str = "reattach.dev/opt-out";
+/// An annotation (any value but `false`) on a Node that is under maintenance: reattach does not fence it.
+pub const MAINTENANCE_ANNOTATION: &str = "reattach.dev/maintenance";
 /// An annotation (value `true`) on a workload whose owner accepts that its emptyDirs are lost by a scale to zero.
 pub const EXPENDABLE_EMPTYDIRS_ANNOTATION: &str = "reattach.dev/expendable-emptydirs";

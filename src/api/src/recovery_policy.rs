@@ -1,6 +1,7 @@
 //! `RecoveryPolicy`: which claims reattach looks after, and how far it may go.
 
 use kube::{CustomResource, KubeSchema};
+use reattach_core::authority::NodeRules;
 use reattach_core::policy::Mode;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -54,6 +55,74 @@ pub struct RecoveryPolicySpec {
     #[serde(default = "default_escalation")]
     #[schemars(range(min = 60, max = 86400))]
     pub escalate_after_seconds: u32,
+    /// Which nodes may be fenced unattended for the claims that the policy rules, and how: powered off, taken out of service,
+    /// quarantined, closed to new pods. Unset: the defaults for every node where `powerOff` is not `Never`; otherwise no node.
+    /// Setting it needs the RBAC verb `poweroff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodePolicy>,
+}
+
+/// Which nodes may be fenced, and how.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePolicy {
+    /// Labels that the Node must carry. Empty: every node.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+    /// A machine is powered off only after reattach has seen its Node not Ready for so long: longer than a boot takes.
+    #[serde(default = "default_patience")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub patience_seconds: u32,
+    /// A machine is powered off only while at most so many nodes have fallen silent within 15 minutes of each other, itself
+    /// included. More are taken for a fault of the network or the control plane.
+    #[serde(default = "default_together")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub most_together: u32,
+    /// What opt-outs of other claims on the node mean.
+    #[serde(default)]
+    pub opt_outs: OptOutRule,
+}
+
+impl Default for NodePolicy {
+    fn default() -> Self {
+        Self {
+            match_labels: BTreeMap::new(),
+            patience_seconds: default_patience(),
+            most_together: default_together(),
+            opt_outs: OptOutRule::default(),
+        }
+    }
+}
+
+impl From<&NodePolicy> for NodeRules {
+    fn from(policy: &NodePolicy) -> Self {
+        Self {
+            match_labels: policy.match_labels.clone(),
+            patience_seconds: policy.patience_seconds,
+            most_together: policy.most_together,
+            override_opt_outs: policy.opt_outs == OptOutRule::Override,
+        }
+    }
+}
+
+/// What it means for a node that a claim on it is opted out.
+#[derive(
+    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub enum OptOutRule {
+    /// The node is not fenced.
+    #[default]
+    Respect,
+    /// The node is fenced, and the pod of the opted-out claim stops with it.
+    Override,
+}
+
+fn default_patience() -> u32 {
+    NodeRules::default().patience_seconds
+}
+
+fn default_together() -> u32 {
+    NodeRules::default().most_together
 }
 
 /// Whether instances may be powered off.

@@ -36,6 +36,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.claimName == oldSelf.claimName").message("claimName is fixed once created: make a new VolumeRecovery for another claim"))]
 #[x_kube(validation = Rule::new("self.requester == oldSelf.requester").message("requester is fixed once created"))]
+#[x_kube(validation = Rule::new("has(oldSelf.requesterGroups) == has(self.requesterGroups) && (!has(self.requesterGroups) || self.requesterGroups == oldSelf.requesterGroups)").message("requesterGroups is fixed once created"))]
 #[x_kube(validation = Rule::new("self.mode == oldSelf.mode").message("mode is fixed once created: approve the plan, abort, or make a new VolumeRecovery"))]
 #[x_kube(validation = Rule::new("self.runbook == oldSelf.runbook").message("runbook is fixed once created"))]
 #[x_kube(validation = Rule::new("has(oldSelf.reason) == has(self.reason) && (!has(self.reason) || self.reason == oldSelf.reason)").message("reason is fixed once created: it is what the requester said"))]
@@ -66,6 +67,10 @@ pub struct VolumeRecoverySpec {
     #[x_kube(validation = Rule::new("self.size() > 0").message("requester must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub requester: String,
+    /// Groups of theirs, by which reattach asks again later whether they have a right. Admission checks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 256)))]
+    pub requester_groups: Vec<String>,
     /// A workload with several replicas, named by a person who accepts that all of them stop: `Kind/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -126,6 +131,10 @@ pub struct Declaration {
     /// as one. Needs the RBAC verb `declare` in the whole cluster.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub of_this_cluster: bool,
+    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 256)))]
+    pub groups: Vec<String>,
 }
 
 /// A person's permission to power the holder off.
@@ -136,6 +145,10 @@ pub struct PowerOff {
     #[x_kube(validation = Rule::new("self.size() > 0").message("allowedBy must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub allowed_by: String,
+    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 256)))]
+    pub groups: Vec<String>,
 }
 
 impl VolumeRecovery {
@@ -215,6 +228,10 @@ pub struct Approval {
     /// Who: the authenticated user name.
     #[schemars(length(max = 1024))]
     pub approver: String,
+    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 256)))]
+    pub groups: Vec<String>,
 }
 
 /// Where a recovery stands.

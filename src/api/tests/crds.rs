@@ -4,7 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use reattach_api::{
-    Abort, Approval, Budgets, Declaration, Escalation, NodeVolumeReport, NodeVolumeReportSpec,
+    Abort, Approval, Budgets, Declaration, Escalation, NodePolicy, NodeVolumeReport, NodeVolumeReportSpec,
     NodeVolumeReportStatus, PhaseTiming, PolicySelector, PowerOff, RecoveryPolicy, RecoveryPolicySpec,
     VolumeRecovery, VolumeRecoverySpec, VolumeRecoveryStatus, all_crds, crd_yaml,
 };
@@ -218,6 +218,7 @@ fn dropped(schema: &JSONSchemaProps, value: &Value, path: &str, into: &mut Vec<S
 #[test]
 fn nothing_that_we_write_is_dropped() {
     let text = || Some("text".to_owned());
+    let groups = || vec!["sre".to_owned()];
     let mut recovery = VolumeRecovery::new(
         "r",
         VolumeRecoverySpec {
@@ -226,17 +227,23 @@ fn nothing_that_we_write_is_dropped() {
             runbook: "scale-to-zero".into(),
             reason: text(),
             requester: "jane".into(),
+            requester_groups: groups(),
             confirm_workload: text(),
             abort: Some(Abort { by: "jane".into(), reason: text() }),
-            approval: Some(Approval { plan_hash: "0123456789abcdef".into(), approver: "jane".into() }),
+            approval: Some(Approval {
+                plan_hash: "0123456789abcdef".into(),
+                approver: "jane".into(),
+                groups: groups(),
+            }),
             declaration: Some(Declaration {
                 holder: "1".into(),
                 declared_by: "jane".into(),
                 reason: "r".into(),
                 at: serde_json::from_value(json!("2026-01-02T03:04:05Z")).expect("a time"),
                 of_this_cluster: true,
+                groups: groups(),
             }),
-            power_off: Some(PowerOff { allowed_by: "jane".into() }),
+            power_off: Some(PowerOff { allowed_by: "jane".into(), groups: groups() }),
             nothing_under_way: None,
         },
     );
@@ -272,6 +279,10 @@ fn nothing_that_we_write_is_dropped() {
             power_off: Default::default(),
             snapshot_before_force: Default::default(),
             escalate_after_seconds: 1800,
+            nodes: Some(NodePolicy {
+                match_labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                ..NodePolicy::default()
+            }),
         },
     );
     let mut report = NodeVolumeReport::new("n", NodeVolumeReportSpec::default());

@@ -57,12 +57,12 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
     if phase(&recovery).is_final() {
         return Err(Fail::Other(format!("{name} is over already: {:?}", phase(&recovery))).into());
     }
-    let user = session.user().await?;
+    let user = session.me().await?;
     match &recovery.spec.abort {
         Some(abort) => note(&format!("{name} was aborted before, by {}.", abort.by)),
         None => {
-            records::abort(&session, &name, &user, reason.as_deref()).await?;
-            note(&format!("{name} aborted by {user}."));
+            records::abort(&session, &name, &user.name, reason.as_deref()).await?;
+            note(&format!("{name} aborted by {}.", user.name));
         }
     }
     if let Leader::None { lease, why } = look(&session, &args.lease, Patience::None).await? {

@@ -7,6 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::output::{Format, note};
 use crate::records;
 use crate::recover::duration;
+use crate::rights;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
@@ -86,9 +87,10 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
         }
         _ => {}
     }
-    let user = session.user().await?;
+    let user = session.me().await?;
+    rights::tell_of_approval(&session, &name, &user).await;
     records::approve(&session, &name, &args.plan, &user).await?;
-    note(&format!("Plan {} of {name} approved by {user}.", args.plan));
+    note(&format!("Plan {} of {name} approved by {}.", args.plan, user.name));
     if !args.wait {
         note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
         return Ok(End::Done);

@@ -6,15 +6,16 @@ use crate::interrupt::Interrupt;
 use crate::leader::take;
 use crate::output::note;
 use crate::records;
-use crate::recover::{RecoverArgs, follow, running, spec};
+use crate::recover::{RecoverArgs, follow, running, say_rights, spec};
 use crate::session::{Global, Session, preflight, providers};
 use crate::watches;
 use anyhow::Result;
 use kube::ResourceExt;
 use prometheus_client::registry::Registry;
 use reattach_cluster::gate::Gate;
+use reattach_cluster::rights::Who;
 use reattach_controller::metrics::Metrics;
-use reattach_controller::recovery::Reservations;
+use reattach_controller::recovery::{Reservations, Rights};
 use reattach_controller::{Collector, Executor, limits};
 use reattach_core::ids::ObjectName;
 use std::time::Duration;
@@ -34,13 +35,14 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
     preflight(&providers, !args.dry_run).await?;
-    let user = session.user().await?;
+    let user = session.me().await?;
+    say_rights(args, &session, &claim, &user).await?;
     // A Lease that no controller looks at would exclude none.
     let lease = args.lease.only(&session).await?;
     let mut tasks = JoinSet::new();
     let cache = watches::start(&session, &mut tasks).await?;
 
-    let identity = format!("{user}@{}/{}", host(), std::process::id());
+    let identity = format!("{}@{}/{}", user.name, host(), std::process::id());
     let mut interrupt = Interrupt::listen(true)?;
     let (elector, leadership) = tokio::select! {
         biased;
@@ -58,14 +60,17 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
             cache: Some(cache.clone()),
             providers,
             clock: session.clock.clone(),
+            neighbours: Default::default(),
         },
         gate: Gate::new(session.clients.clone(), leading)
             .locking_nodes_in(args.node_lock_namespace.as_deref().unwrap_or(&lease.namespace)),
         identity,
         metrics: Metrics::register(&mut Registry::default()),
         reservations: Reservations::default(),
+        rights: Rights::of(&user.name),
     };
-    let ended = drive(args, &session, executor, &cache, &claim, user, &mut interrupt).await;
+    let users = Users { me: user, controller: lease.controller_user() };
+    let ended = drive(args, &session, executor, &cache, &claim, users, &mut interrupt).await;
     end_election.send_replace(true);
     if election.await.is_err() {
         note(&format!("note: Lease {lease} was not given back; it runs out by itself"));
@@ -82,13 +87,21 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     ended
 }
 
+/// The users that a record may name.
+struct Users {
+    /// The person at the command line.
+    me: Who,
+    /// The user name of the controller, whose recoveries go as far as their policy.
+    controller: String,
+}
+
 async fn drive(
     args: &RecoverArgs,
     session: &Session,
     executor: Executor,
     cache: &reattach_cluster::cache::Cache,
     claim: &ObjectName,
-    user: String,
+    users: Users,
     interrupt: &mut Interrupt,
 ) -> Result<End> {
     let recovery = match running(session, claim).await? {
@@ -110,21 +123,21 @@ async fn drive(
             note(&format!("Resuming recovery {}.", old.name_any()));
             old
         }
-        None => records::create(session, &claim.namespace, spec(args, claim, &user)).await?,
+        None => records::create(session, &claim.namespace, spec(args, claim, &users.me)).await?,
     };
     let name = ObjectName::new(claim.namespace.as_str(), recovery.name_any());
     note(&format!("Recovery {name}, asked for by {}.", recovery.spec.requester));
     let (stop, stopped) = watch::channel(false);
     let (gone_tx, gone) = watch::channel(false);
     let driver = tokio::spawn({
-        let (name, cache) = (name.clone(), cache.clone());
+        let (name, cache, controller) = (name.clone(), cache.clone(), users.controller);
         async move {
-            let phase = executor.drive(&name, |n| limits(&cache, n), stopped).await;
+            let phase = executor.drive(&name, |n| limits(&cache, n, &controller), stopped).await;
             gone_tx.send_replace(true);
             phase
         }
     });
-    let ended = follow(session, args, name.clone(), user).run(Some(gone), interrupt).await;
+    let ended = follow(session, args, name.clone(), users.me).run(Some(gone), interrupt).await;
     // The turn under way ends first: an effect is never cut off between itself and its journal line.
     let settle = async {
         let last = records::again(session, &name).await;

@@ -97,13 +97,14 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
             .into());
         }
     }
-    let user = session.user().await?;
+    let user = session.me().await?;
     let at = session.server_time().await?;
     let declaration = Declaration {
         holder: pinned,
-        declared_by: user,
+        declared_by: user.name,
         reason: plain::line(reason, 1024),
         at: Time(at),
+        groups: user.groups,
         of_this_cluster: args.of_this_cluster,
     };
     records::declare(&session, &name, &declaration).await?;
@@ -190,7 +191,7 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
 
 /// What it means.
 fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: Option<&Plan>, declaration: &Declaration) {
-    let Declaration { holder, declared_by, reason, at, of_this_cluster } = declaration;
+    let Declaration { holder, declared_by, reason, at, of_this_cluster, .. } = declaration;
     let until = at.0.saturating_add(GOOD_FOR).unwrap_or(at.0);
     note(&format!("Declared by {declared_by}: instance {holder} cannot write ({reason})."));
     if *of_this_cluster {

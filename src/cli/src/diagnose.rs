@@ -58,8 +58,13 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<End> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     preflight(&providers, false).await?;
-    let mut collector =
-        Collector { clients: session.clients.clone(), cache: None, providers, clock: session.clock.clone() };
+    let mut collector = Collector {
+        clients: session.clients.clone(),
+        cache: None,
+        providers,
+        clock: session.clock.clone(),
+        neighbours: Default::default(),
+    };
     let mut tasks = JoinSet::new();
     let wanted: Vec<(ObjectName, Option<String>)> = if args.claims.is_empty() {
         let cache = watches::start(&session, &mut tasks).await?;

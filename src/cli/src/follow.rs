@@ -11,6 +11,7 @@ use crate::table::paragraph;
 use anyhow::Result;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
+use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
 use reattach_core::report::{TEXT_WIDTH, journal_text, status_line};
 use std::io::{BufRead, IsTerminal};
@@ -51,8 +52,8 @@ pub struct Follow<'a> {
     pub name: ObjectName,
     /// Who decides.
     pub consent: Consent,
-    /// The user's name, for approval and abort.
-    pub user: String,
+    /// The user, for approval and abort.
+    pub user: Who,
     /// How to print the end.
     pub format: Format,
     /// When to stop following.
@@ -246,7 +247,7 @@ impl Follow<'_> {
                     return Err(error.into());
                 }
             }
-            note(&format!("\nPlan {hash} approved by {}.", self.user));
+            note(&format!("\nPlan {hash} approved by {}.", self.user.name));
             shown.approved = Some(hash.to_owned());
         }
         Ok(None)
@@ -297,7 +298,7 @@ impl Follow<'_> {
     /// Takes back a request that has touched nothing, so that it neither lingers nor runs later by surprise.
     async fn end_request(&self, recovery: &VolumeRecovery, why: &str, end: End) -> Result<Option<End>> {
         let last = recovery.clone();
-        records::abort(self.session, &self.name, &self.user, Some(why)).await?;
+        records::abort(self.session, &self.name, &self.user.name, Some(why)).await?;
         let until = Instant::now() + SETTLED_WITHIN;
         while Instant::now() < until {
             match records::again(self.session, &self.name).await? {

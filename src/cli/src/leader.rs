@@ -51,6 +51,13 @@ pub struct LeaseName {
     pub name: String,
 }
 
+impl LeaseName {
+    /// The user name of the controller as `deploy/` installs it, in the namespace of its Lease.
+    pub fn controller_user(&self) -> String {
+        format!("system:serviceaccount:{}:reattach-controller", self.namespace)
+    }
+}
+
 impl fmt::Display for LeaseName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

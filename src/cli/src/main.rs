@@ -17,6 +17,7 @@ mod plan;
 mod records;
 mod recover;
 mod report;
+mod rights;
 mod session;
 mod status;
 mod table;

@@ -4,14 +4,17 @@ use crate::diagnose;
 use crate::exit::End;
 use crate::fail::{Fail, one_line};
 use crate::output::{Format, note, out, value};
+use crate::rights;
 use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
 use crate::table::paragraph;
 use anyhow::Result;
 use clap::Args;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{Subject, ruling};
-use reattach_controller::{Collector, Depth, Providers};
+use reattach_controller::{Collector, Depth, Providers, ceiling};
+use reattach_core::authority::Ceiling;
 use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
@@ -74,8 +77,13 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     preflight(&providers, false).await?;
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
-    let collector =
-        Collector { clients: session.clients.clone(), cache: None, providers, clock: session.clock.clone() };
+    let collector = Collector {
+        clients: session.clients.clone(),
+        cache: None,
+        providers,
+        clock: session.clock.clone(),
+        neighbours: Default::default(),
+    };
     let collected = collector.collect(&claim, None, Depth::Plan);
     let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
     let now = session.clock.now();
@@ -93,6 +101,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         }
         return Ok(diagnose::end(&diagnosis.verdict));
     };
+    let (allowed, ceiling) = allowed(&session, &args, &collector.providers, &evidence).await?;
     let by_hand = collector.providers.by_hand(&evidence);
     let confirm_workload = args.confirm_workload.as_deref();
     let request = Request {
@@ -100,7 +109,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         confirm_workload,
         commands: by_hand.commands(),
         for_show: true,
-        allowed: allowed(&session, &args, &collector.providers, &evidence).await?,
+        allowed,
     };
     let made = make(&evidence, &diagnosis, &request, now).and_then(|plan| {
         let objections = check(&plan, &evidence, confirm_workload, now);
@@ -129,6 +138,12 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             ));
             if let Err(waits) = may_begin(&plan, &evidence, now) {
                 note(&format!("It would wait before its first step: {waits}."));
+            }
+            if let Ok(me) = session.me().await {
+                let mandate = rights::own_mandate(&session, &me, &plan, ceiling, args.allow_power_off).await;
+                for stands in rights::against(&mandate, &plan, &evidence, now) {
+                    note(&format!("It would not run on your approval: {stands}."));
+                }
             }
             let power_off = plan.find(StepKind::PowerOff).is_some();
             match &args.runbook_file {
@@ -169,14 +184,18 @@ async fn allowed(
     args: &PlanArgs,
     providers: &Providers,
     evidence: &Evidence,
-) -> Result<Allowed, Fail> {
+) -> Result<(Allowed, Option<Ceiling>), Fail> {
     let api: Api<RecoveryPolicy> = Api::all(session.clients.read.clone());
-    let (power_off, snapshot) = match api.list(&ListParams::default()).await {
+    let (power_off, snapshot, ceiling) = match api.list(&ListParams::default()).await {
         Ok(found) => {
             let policies: Vec<_> = found.items.into_iter().map(Arc::new).collect();
             let subject = Subject::of(evidence);
             let policy = subject.and_then(|s| ruling(&policies, &s));
-            policy.map(|p| (p.spec.power_off, p.spec.snapshot_before_force)).unwrap_or_default()
+            let read = |p: &RecoveryPolicy| {
+                let ceiling = Some(ceiling(p.name_any(), &p.spec));
+                (p.spec.power_off, p.spec.snapshot_before_force, ceiling)
+            };
+            policy.map(read).unwrap_or_default()
         }
         // Whoever sees only a namespace still sees a plan; the cautious one.
         Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -187,7 +206,7 @@ async fn allowed(
         }
         Err(error) => return Err(Fail::kubernetes(&error, &session.server, "list the policies")),
     };
-    Ok(providers.allowed(evidence, power_off, args.allow_power_off, snapshot))
+    Ok((providers.allowed(evidence, power_off, args.allow_power_off, snapshot), ceiling))
 }
 
 /// One of the compiled-in runbooks.
@@ -258,6 +277,9 @@ pub fn whole_plan(plan: &Plan, seen: Option<&Evidence>) -> String {
                 "{others} of other claims; with the right to see them: kubectl get node {node} -o jsonpath='{{.status.volumesAttached}}'"
             ),
         );
+    }
+    for claim in &wide.claims {
+        text.push_str(&paragraph("  claim   ", &claim.to_string(), TEXT_WIDTH));
     }
     text
 }

@@ -8,6 +8,7 @@ use reattach_api::{
     Declaration, NothingUnderWay, Phase, UnreadableField, VolumeRecovery, VolumeRecoverySpec,
     VolumeRecoveryStatus,
 };
+use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
 use reattach_core::plain;
 use serde_json::json;
@@ -151,9 +152,13 @@ pub async fn approve(
     session: &Session,
     recovery: &ObjectName,
     plan_hash: &str,
-    approver: &str,
+    approver: &Who,
 ) -> Result<(), Fail> {
-    let spec = json!({ "approval": { "planHash": plan_hash, "approver": approver } });
+    let mut approval = json!({ "planHash": plan_hash, "approver": approver.name });
+    if !approver.groups.is_empty() {
+        approval["groups"] = json!(approver.groups);
+    }
+    let spec = json!({ "approval": approval });
     patch(session, recovery, "approve the plan", spec).await
 }
 

@@ -9,11 +9,13 @@ use crate::leader::{Leader, LeaseArgs, Patience, look};
 use crate::output::{Format, note, value};
 use crate::plan::{built_in, confirmation};
 use crate::records;
+use crate::rights;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
 use kube::ResourceExt;
 use reattach_api::{PowerOff, VolumeRecovery, VolumeRecoverySpec};
+use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
@@ -105,7 +107,8 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
         .into());
     }
     require_controller(&session, &args.lease).await?;
-    let user = session.user().await?;
+    let user = session.me().await?;
+    say_rights(&args, &session, &claim, &user).await?;
     // From here on there is a request to take back when the user thinks better of it.
     let mut interrupt = Interrupt::listen(false)?;
     let recovery = records::create(&session, &claim.namespace, spec(&args, &claim, &user)).await?;
@@ -118,12 +121,31 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
         note(&format!("See its plan: kubectl reattach status -n {} {}", name.namespace, name.name));
         return Ok(End::Done);
     }
-    note(&format!("Recovery {name}, asked for by {user}."));
+    note(&format!("Recovery {name}, asked for by {}.", user.name));
     follow(&session, &args, name, user).run(None, &mut interrupt).await
 }
 
+/// Says what the user's rights are worth here.
+///
+/// # Errors
+/// A right without which the request would be refused.
+pub async fn say_rights(
+    args: &RecoverArgs,
+    session: &Session,
+    claim: &ObjectName,
+    user: &Who,
+) -> Result<(), Fail> {
+    if args.allow_power_off {
+        rights::require_power_off(session, claim, user).await?;
+    }
+    if !args.dry_run {
+        rights::tell_of_approval(session, claim, user).await;
+    }
+    Ok(())
+}
+
 /// How this command follows its recovery.
-pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, user: String) -> Follow<'a> {
+pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, user: Who) -> Follow<'a> {
     let consent = match (args.dry_run, args.yes, interactive()) {
         (true, _, _) => Consent::ShowOnly,
         (_, true, _) => Consent::Given,
@@ -142,18 +164,21 @@ pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, us
 }
 
 /// The request.
-pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &str) -> VolumeRecoverySpec {
+pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecoverySpec {
     VolumeRecoverySpec {
         claim_name: claim.name.clone(),
         mode: if args.dry_run { Mode::DryRun } else { Mode::Approve },
         runbook: args.runbook.clone(),
         reason: args.reason.clone(),
-        requester: user.to_owned(),
+        requester: user.name.clone(),
+        requester_groups: user.groups.clone(),
         confirm_workload: args.confirm_workload.clone(),
         abort: None,
         approval: None,
         declaration: None,
-        power_off: args.allow_power_off.then(|| PowerOff { allowed_by: user.to_owned() }),
+        power_off: args
+            .allow_power_off
+            .then(|| PowerOff { allowed_by: user.name.clone(), groups: user.groups.clone() }),
         nothing_under_way: None,
     }
 }

@@ -7,7 +7,8 @@ use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
-use reattach_cluster::client::{load, whoami};
+use reattach_cluster::client::{load, who_am_i};
+use reattach_cluster::rights::Who;
 use reattach_cluster::{Clients, Clock};
 use reattach_controller::Providers;
 use reattach_controller::providers::{SetupError, from_env};
@@ -123,12 +124,20 @@ impl Session {
     /// # Errors
     /// The API server does not say: nothing may be asked for or approved then.
     pub async fn user(&self) -> Result<String, Fail> {
-        let name = self.ask("find out who you are", whoami(&self.clients.records)).await?;
-        match name.as_str() {
+        Ok(self.me().await?.name)
+    }
+
+    /// The same with the groups, by which the controller asks later whether the right is still there.
+    ///
+    /// # Errors
+    /// The API server does not say: nothing may be asked for or approved then.
+    pub async fn me(&self) -> Result<Who, Fail> {
+        let me = self.ask("find out who you are", who_am_i(&self.clients.records)).await?;
+        match me.name.as_str() {
             "" => Err(Fail::Other(
                 "the API server does not tell your user name, which a request must carry".to_owned(),
             )),
-            _ => Ok(name),
+            _ => Ok(me),
         }
     }
 

@@ -153,7 +153,7 @@ fn text(recovery: &VolumeRecovery) -> String {
         row("approval", &format!("plan {} by {}", approval.plan_hash, approval.approver));
     }
     if let Some(said) = &recovery.spec.declaration {
-        let Declaration { holder, declared_by, reason, at, of_this_cluster } = said;
+        let Declaration { holder, declared_by, reason, at, of_this_cluster, .. } = said;
         let ours = if *of_this_cluster { " and is this cluster's" } else { "" };
         row(
             "declared",

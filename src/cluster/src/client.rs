@@ -131,7 +131,7 @@ fn restricted(client: Client) -> Client {
     Client::new(service, namespace)
 }
 
-/// The allow-list of safety rule S6: our custom resources, our Leases, Events, self-subject reviews, and dry runs.
+/// The allow-list of safety rule S6: our custom resources, our Leases, Events, access reviews, and dry runs.
 pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
     if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
         return true;
@@ -156,7 +156,10 @@ pub fn changes_only_records(method: &Method, path: &str, query: &str) -> bool {
         // Creating a Lease names it in the body; the name is checked where it can be seen.
         ("coordination.k8s.io", Some("leases")) => name.is_none_or(|n| n.starts_with("reattach-")),
         ("" | "events.k8s.io", Some("events")) => *method != Method::DELETE,
-        ("authorization.k8s.io", Some("selfsubjectaccessreviews" | "selfsubjectrulesreviews")) => true,
+        (
+            "authorization.k8s.io",
+            Some("selfsubjectaccessreviews" | "selfsubjectrulesreviews" | "subjectaccessreviews"),
+        ) => true,
         ("authentication.k8s.io", Some("selfsubjectreviews")) => true,
         _ => false,
     }
@@ -214,10 +217,19 @@ pub async fn require_crds(client: &Client) -> Result<(), ConnectError> {
 /// # Errors
 /// The API server's error.
 pub async fn whoami(records: &Client) -> Result<String, kube::Error> {
+    Ok(who_am_i(records).await?.name)
+}
+
+/// The same with the groups, as a record keeps them.
+///
+/// # Errors
+/// The API server's error.
+pub async fn who_am_i(records: &Client) -> Result<crate::rights::Who, kube::Error> {
     use k8s_openapi::api::authentication::v1::SelfSubjectReview;
     let api: kube::Api<SelfSubjectReview> = kube::Api::all(records.clone());
     let review = api.create(&kube::api::PostParams::default(), &SelfSubjectReview::default()).await?;
-    Ok(review.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default())
+    let user = review.status.and_then(|s| s.user_info).unwrap_or_default();
+    Ok(crate::rights::Who::recorded(user.username.unwrap_or_default(), user.groups.unwrap_or_default()))
 }
 
 /// Returns when the process is told to end (SIGTERM or SIGINT).
@@ -256,6 +268,7 @@ mod tests {
             (Method::POST, "/api/v1/namespaces/a/events", ""),
             (Method::POST, "/apis/events.k8s.io/v1/namespaces/a/events", ""),
             (Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", ""),
+            (Method::POST, "/apis/authorization.k8s.io/v1/subjectaccessreviews", ""),
             (Method::POST, "/api/v1/namespaces/a/pods", "dryRun=All"),
         ];
         let no = [

@@ -16,6 +16,7 @@ pub mod node;
 pub mod node_lock;
 pub mod reply;
 pub mod reports;
+pub mod rights;
 pub mod stamped;
 pub mod store;
 pub mod tidy;

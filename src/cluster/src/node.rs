@@ -36,6 +36,14 @@ pub fn is_ready(node: &Node) -> bool {
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Whether its kubelet has stopped posting (`Ready` is `Unknown`), and when the control plane last changed that condition.
+pub fn silence(node: &Node) -> (bool, Option<jiff::Timestamp>) {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
+    let silent = ready.is_some_and(|c| c.status == "Unknown");
+    (silent, ready.filter(|_| silent).and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0))
+}
+
 /// Whether the Node carries the out-of-service taint with our value.
 pub fn is_out_of_service_by_us(node: &Node) -> bool {
     taints(node).iter().any(is_ours)

@@ -2,6 +2,7 @@
 
 mod identity;
 
+use crate::neighbours::Neighbours;
 use crate::providers::{Located, Providers, SHARED_FOR};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -95,6 +96,8 @@ pub struct Collector {
     pub providers: Providers,
     /// The clock.
     pub clock: Clock,
+    /// What this process remembers of other nodes and workloads.
+    pub neighbours: Neighbours,
 }
 
 impl Collector {
@@ -232,10 +235,16 @@ impl Collector {
         names.extend(holders.filter_map(|h| e.node_of_instance(h).cloned()));
         let down = |n: &NodeName| e.nodes.get(n).is_some_and(|f| !f.shown().is_some_and(|n| n.ready));
         names.retain(down);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let live = is_live(depth);
+        let (down, at) = self.down(live).await?;
+        e.down = Some(Fact::present(down, Source::Kubernetes("Nodes".to_owned()), at));
         for node in names {
             let source = Source::Kubernetes(format!("Pods on {node}"));
             let (pods, at) = match &self.cache {
-                Some(cache) if !is_live(depth) => {
+                Some(cache) if !live => {
                     let bound =
                         |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
                     (cache.pods.filter(bound), cache.as_of())
@@ -249,8 +258,11 @@ impl Collector {
             };
             let names = facts::names(pods.iter().map(AsRef::as_ref));
             e.node_pods.insert(node.clone(), Fact::present(names, source.clone(), at));
-            let lost = self.losses_of(&pods, is_live(depth)).await?;
-            e.node_losses.insert(node, Fact::present(lost, source, at));
+            let lost = self.losses_of(&pods, live).await?;
+            e.node_losses.insert(node.clone(), Fact::present(lost, source, at));
+            let source = Source::Kubernetes(format!("the claims of the pods on {node}"));
+            let claims = self.claims_of_pods(&pods, live).await?;
+            e.node_claims.insert(node, Fact::present(claims, source, at));
         }
         Ok(())
     }

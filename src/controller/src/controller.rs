@@ -9,14 +9,17 @@ use crate::nominate::{Nominee, nominees};
 use crate::pace::Rest;
 use crate::policies::{Subject, ruling};
 use crate::providers::Providers;
-use crate::recovery::{Executor, Limits, Ruling};
+use crate::recovery::{Executor, Limits, Rights, Ruling};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
-use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoverySpec};
+use reattach_api::{
+    Opaque, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, VolumeRecovery, VolumeRecoverySpec,
+};
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::lease::{Elector, Leadership};
 use reattach_cluster::{Clients, Clock, facts};
+use reattach_core::authority::Ceiling;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
@@ -102,12 +105,14 @@ impl Controller {
                 cache: Some(cache.clone()),
                 providers: self.providers.clone(),
                 clock: self.clock.clone(),
+                neighbours: crate::neighbours::Neighbours::default(),
             },
             gate: Gate::new(self.clients.clone(), leadership.clone())
                 .locking_nodes_in(self.locks.as_deref().unwrap_or(namespace)),
             identity: self.settings.identity.clone(),
             metrics: self.metrics.clone(),
             reservations: crate::recovery::Reservations::default(),
+            rights: Rights::of(&self.settings.username),
         };
         Leader {
             executor,
@@ -150,6 +155,10 @@ impl Leader {
         loop {
             let leading = self.executor.gate.leadership().is_some();
             self.executor.metrics.leader.set(leading.into());
+            // A standby remembers too since when nodes are down, so that a new leader need not begin to wait.
+            let nodes = self.cache.nodes.filter(|_| true);
+            let now = self.executor.collector.clock.now();
+            self.executor.collector.neighbours.note(nodes.iter().map(AsRef::as_ref), now);
             if leading {
                 self.sweep(&stop).await;
             }
@@ -232,7 +241,7 @@ impl Leader {
             let (executor, cache, stop) = (self.executor.clone(), self.cache.clone(), stop.clone());
             let (task_name, username) = (name.clone(), self.settings.username.clone());
             let handle = self.drivers.spawn(async move {
-                let limits = |n: &ObjectName| under_policy(&cache, n, &username);
+                let limits = |n: &ObjectName| limits(&cache, n, &username);
                 executor.drive(&task_name, limits, stop).await;
                 task_name
             });
@@ -292,6 +301,7 @@ impl Leader {
                     plain::SENTENCE_CHARS,
                 )),
                 requester: self.settings.username.clone(),
+                requester_groups: Vec::new(),
                 confirm_workload: None,
                 abort: None,
                 approval: None,
@@ -361,8 +371,8 @@ fn running(cache: &Cache) -> Vec<(ObjectName, String)> {
     cache.recoveries.filter(runs).iter().map(|r| (name(r), node(r))).collect()
 }
 
-/// What limits the recovery `name` now.
-pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
+/// What limits the recovery `name` now. `controller` is the user name of the controller.
+pub fn limits(cache: &Cache, name: &ObjectName, controller: &str) -> Limits {
     let own = cache.recoveries.get(&name.namespace, &name.name);
     let claim = own.as_ref().map(|r| Executor::claim_of(r));
     let running: Vec<_> = running(cache).into_iter().filter(|(n, _)| n != name).collect();
@@ -379,18 +389,12 @@ pub fn limits(cache: &Cache, name: &ObjectName) -> Limits {
         budgets: spec.map(|p| p.budgets.clone()).unwrap_or_default(),
         running,
         rival,
-        made_by_policy: false,
+        made_by_policy: own.is_some_and(|r| r.spec.requester == controller),
         ruling: policy.as_deref().map(Ruling::of),
+        ceiling: policy.as_ref().map(|p| ceiling(p.name_any(), &p.spec)),
         snapshot: spec.map(|p| p.snapshot_before_force).unwrap_or_default(),
         escalate_after_seconds: spec.map(|p| p.escalate_after_seconds),
     }
-}
-
-/// The same, for a controller that makes recoveries under policies as `username`.
-fn under_policy(cache: &Cache, name: &ObjectName, username: &str) -> Limits {
-    let own = cache.recoveries.get(&name.namespace, &name.name);
-    let made_by_policy = own.is_some_and(|r| r.spec.requester == username);
-    Limits { made_by_policy, ..limits(cache, name) }
 }
 
 /// The policy that rules a claim now.
@@ -403,6 +407,17 @@ fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<RecoveryPolicy>
     let policies = cache.policies.filter(|_| true);
     let ruling = ruling(&policies, &subject)?.name_any();
     policies.into_iter().find(|p| p.name_any() == ruling)
+}
+
+/// How far a policy lets anybody go who has no right at cluster scope.
+pub fn ceiling(policy: String, spec: &RecoveryPolicySpec) -> Ceiling {
+    Ceiling {
+        policy,
+        mode: spec.mode,
+        runbook: spec.runbook.clone(),
+        power_off: spec.power_off != PowerOffRule::Never,
+        nodes: spec.nodes.as_ref().map(Into::into),
+    }
 }
 
 /// Whether a diagnosis is worth an object: one of ours, a provider's lock, or trouble that people should see named.

@@ -12,6 +12,7 @@ pub mod listener;
 mod losses;
 pub mod machines;
 pub mod metrics;
+pub mod neighbours;
 mod nominate;
 pub mod pace;
 mod perform;
@@ -21,7 +22,7 @@ pub mod recovery;
 mod status;
 
 pub use collect::{Collector, Depth};
-pub use controller::{Controller, Settings, limits};
+pub use controller::{Controller, Settings, ceiling, limits};
 pub use nominate::{Nominee, nominees};
 pub use providers::Providers;
 pub use recovery::{Executor, Turn};

@@ -54,7 +54,9 @@ async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
     let cache = Cache::start(&clients.read, stage.clock(), &mut tasks);
     cache.ready().await;
     let cache = watched.then_some(cache);
-    let collector = Collector { clients, cache, providers: providers(cloud), clock: stage.clock() };
+    let neighbours = Default::default();
+    let collector =
+        Collector { clients, cache, providers: providers(cloud), clock: stage.clock(), neighbours };
     collector.collect(&ObjectName::new(NS, CLAIM), Some(Own::default()), Depth::Plan).await.unwrap()
 }
 

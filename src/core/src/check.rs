@@ -210,10 +210,15 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
         }
         let Some(listed) = &p.node_wide else { return others(plan, attachments, say) };
         let on_it = e.node_pods.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
+        let used = e.node_claims.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
         say(
             "S7",
             on_it.is_some_and(|pods| {
                 pods.iter().all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
+            }) && used.is_some_and(|all| {
+                all.iter().all(|c| {
+                    listed.claims.contains(&c.claim) || listed.other_claims.contains(&hash16(&c.claim))
+                })
             }) && n.volumes_attached.iter().all(|v| {
                 let mark = hash16(v);
                 listed.volumes.iter().any(|known| known == v || *known == mark)

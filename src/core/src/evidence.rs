@@ -3,6 +3,7 @@
 //! A collector fills it (from watch caches, live reads and the cloud); diagnosis, planning, checking and the
 //! executor's next step read it. It serialises, so a fixture is a file that a person can read.
 
+use crate::authority::Mandate;
 use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use crate::fact::{Fact, Reading, Source};
 use crate::guest::{Answer, GuestInventory};
@@ -13,6 +14,7 @@ use crate::ids::{
     VolumeId,
 };
 use crate::loss::PodLoss;
+use crate::outage::DownNode;
 use crate::proof::{Declaration, Sighting};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
@@ -91,8 +93,30 @@ pub struct Evidence {
     /// A named human's word that a holder cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declaration: Option<Declaration>,
+    /// Every claim that a pod on a node of which a holder is fenced uses: what the fence would move.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_claims: BTreeMap<NodeName, Fact<Vec<NodeClaim>>>,
+    /// Every Node that is not Ready. None: not read, since nothing on a whole node is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<Fact<Vec<DownNode>>>,
+    /// What the recovery may do, and by whose word. None: not read; then nothing may be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mandate: Option<Fact<Mandate>>,
     /// Events that name one of the pods, newest last.
     pub events: Vec<EventFacts>,
+}
+
+/// A claim that a pod on a node uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeClaim {
+    /// The claim.
+    pub claim: ObjectName,
+    /// The pod.
+    pub pod: ObjectName,
+    /// What keeps reattach away from it, in words: an annotation, or a policy that only observes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opted_out: Option<String>,
 }
 
 /// A PersistentVolumeClaim.
@@ -293,6 +317,12 @@ pub struct NodeFacts {
     /// It carries our quarantine taint ([`crate::fence::QUARANTINE_TAINT`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quarantined: bool,
+    /// `metadata.labels`, for the selectors of rules for nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The annotation by which someone says that the node is under maintenance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<String>,
 }
 
 impl NodeFacts {

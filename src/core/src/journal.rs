@@ -14,6 +14,7 @@
 //! # Caveats
 //! Times are the writer's clock; order comes from the sequence alone, and intervals are measured within one term.
 
+use crate::authority::Denial;
 use crate::consent::Withdrawal;
 use crate::plan::StepIx;
 use crate::proof::{NoUser, ProofKind};
@@ -207,6 +208,12 @@ pub enum TurnBack {
     Withdrawn {
         /// What changed.
         why: Withdrawal,
+    },
+    /// The policy or a person's right does not reach so far any more.
+    #[error("{denial}")]
+    Denied {
+        /// Why.
+        denial: Denial,
     },
 }
 

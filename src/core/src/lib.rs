@@ -4,6 +4,7 @@
 //! output: `now` is always an argument. The crates around it gather [`evidence::Evidence`], perform
 //! [`machine::Effect`]s and store the [`journal`].
 
+pub mod authority;
 pub mod check;
 pub mod cloud;
 pub mod consent;
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod journal;
 pub mod loss;
 pub mod machine;
+pub mod outage;
 pub mod plain;
 pub mod plan;
 pub mod policy;

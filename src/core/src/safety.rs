@@ -1,5 +1,6 @@
 //! Every refusal: why a plan may not be made or may not go on (safety rules S1, S2, S7, S9). Data, printed as sentences.
 
+use crate::authority::Denial;
 use crate::diagnosis::Class;
 use crate::evidence::AccessMode;
 use crate::identity::IdentityProblem;
@@ -161,6 +162,29 @@ pub enum Refusal {
         pods = if *pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") }
     )]
     LostElsewhereOnNode { node: String, pods: usize, may_pass: bool },
+    /// Nobody's word reaches so far.
+    #[error("{denial}")]
+    Denied { denial: Denial },
+    /// S7: the node is under maintenance.
+    #[error(
+        "node {node} carries the annotation {annotation}, so it is under maintenance and is not fenced; reattach goes on by itself once the annotation is off"
+    )]
+    Maintenance { node: String, annotation: String },
+    /// S7: a claim on the node is opted out.
+    #[error(
+        "claim {claim} is on node {node} and is opted out by {what}, so the node is not fenced; take the opt-out off, move the claim's pod away, or set spec.nodes.optOuts of the RecoveryPolicy to Override"
+    )]
+    OptedOutOnNode { node: String, claim: String, what: String },
+    /// S7: the node may only be booting.
+    #[error(
+        "node {node} has been down for {seconds} s and may only be booting, so its machine is not powered off before {patience} s (spec.nodes.patienceSeconds); shut the machine down at the cloud if it must go faster"
+    )]
+    MayBeBooting { node: String, seconds: i64, patience: u32 },
+    /// S7: the outage brake.
+    #[error(
+        "node {node} fell silent together with {list}, which points to the network or the control plane, so none of them is powered off (spec.nodes.mostTogether is {limit}); mend that, or shut a machine down at the cloud that is dead for certain", list = others.join(", ")
+    )]
+    DownTogether { node: String, others: Vec<String>, limit: u32 },
 }
 
 impl Refusal {
@@ -178,9 +202,13 @@ impl Refusal {
                 | Self::PodWouldBeRefused { .. }
                 | Self::NeedsPeople { .. }
                 | Self::NoProofYet { .. }
+                | Self::Maintenance { .. }
+                | Self::MayBeBooting { .. }
+                | Self::DownTogether { .. }
         ) || match self {
             Self::LostOnNode { loss, .. } => loss.may_pass(),
             Self::LostElsewhereOnNode { may_pass, .. } => *may_pass,
+            Self::Denied { denial } => denial.may_pass(),
             _ => false,
         }
     }

@@ -9,10 +9,11 @@
 
 mod plans;
 
+use crate::authority::{Asker, Ceiling, Mandate, NodeRules};
 use crate::cloud::{CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
 use crate::evidence::{
-    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeFacts, OwnerFacts,
-    PodFacts, VolumeFacts,
+    AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeClaim, NodeFacts,
+    OwnerFacts, PodFacts, VolumeFacts,
 };
 use crate::fact::{Fact, Known, Source};
 use crate::guest::{
@@ -20,6 +21,8 @@ use crate::guest::{
 };
 use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
+use crate::outage::DownNode;
+use crate::policy::Mode;
 use crate::workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -179,6 +182,9 @@ impl Case {
             node_losses: BTreeMap::new(),
             sightings: Vec::new(),
             declaration: None,
+            node_claims: BTreeMap::new(),
+            down: None,
+            mandate: Some(Fact::present(mandate(), kubernetes("rights"), at)),
             events: vec![EventFacts {
                 pod: ObjectName::new("default", "redis-0"),
                 reason: "FailedMount".to_owned(),
@@ -211,6 +217,8 @@ impl Case {
             csi_drivers: vec!["linodebs.csi.linode.com".into()],
             out_of_service_by_us: false,
             quarantined: false,
+            labels: BTreeMap::new(),
+            maintenance: None,
         };
         let guest = GuestInventory {
             boot_id: boot(name),
@@ -235,6 +243,28 @@ impl Case {
         self.evidence
             .instances
             .insert(instance.into(), Fact::present(cloud, Source::Cloud("linode".to_owned()), at));
+        self
+    }
+
+    /// The node is the only one that is down, for ten minutes now, and [`Self::deployment`]'s claim the only one on it.
+    pub fn alone_down(mut self, node: &str) -> Self {
+        let at = start();
+        let down = DownNode { name: node.into(), since: ago(600), changed: Some(ago(600)), silent: true };
+        self.evidence.down = Some(Fact::present(vec![down], kubernetes("Nodes"), at));
+        let pods = self.evidence.pods.shown().into_iter().flatten();
+        let pod = pods.map(|p| p.name.clone()).next();
+        let used = pod.map(|pod| NodeClaim { claim: self.evidence.claim_name.clone(), pod, opted_out: None });
+        let fact = Fact::present(used.into_iter().collect(), kubernetes("the claims of the node's pods"), at);
+        self.evidence.node_claims.insert(node.into(), fact);
+        self
+    }
+
+    /// Changes what the recovery may do.
+    pub fn mandate(mut self, change: impl FnOnce(&mut Mandate)) -> Self {
+        match &mut self.evidence.mandate {
+            Some(fact) => change(value(fact)),
+            None => panic!("testkit: there is no mandate"),
+        }
         self
     }
 
@@ -481,6 +511,25 @@ pub fn attachment(name: &str, node: &str) -> AttachmentFacts {
         attached: true,
         attach_error: None,
         detach_error: None,
+    }
+}
+
+/// What a recovery may do that the controller made under a policy that allows everything.
+pub fn mandate() -> Mandate {
+    Mandate {
+        mode: Mode::Auto,
+        runbook: crate::runbook::DEFAULT_RUNBOOK.to_owned(),
+        ceiling: Some(Ceiling {
+            policy: "everything".to_owned(),
+            mode: Mode::Auto,
+            runbook: crate::runbook::DEFAULT_RUNBOOK.to_owned(),
+            power_off: true,
+            nodes: Some(NodeRules { patience_seconds: 0, ..NodeRules::default() }),
+        }),
+        asker: Asker::Controller,
+        approved: None,
+        power_off: None,
+        declared: None,
     }
 }
 

@@ -365,7 +365,8 @@ impl World {
         precedence: i32,
         runbook: &str,
     ) -> Result<(), WorldError> {
-        self.policy_of(name, &json!({"mode": mode, "precedence": precedence, "runbook": runbook})).await
+        let spec = json!({"mode": mode, "precedence": precedence, "runbook": runbook, "nodes": {"patienceSeconds": 60}});
+        self.policy_of(name, &spec).await
     }
 
     /// Creates a policy with this spec.

@@ -76,8 +76,8 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
         App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
     ];
     on_one_node(&mut s, &NODES, apps.into_iter().map(|a| (a, expect))).await?;
-    let policy =
-        json!({"mode": night.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
+    let policy = json!({"mode": night.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+        "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &policy).await?;
     s.world.csi.set_unpublish_fails(night.unpublish_fails);
     s.start_replica("reattach-controller-0", night.crash);

@@ -54,6 +54,8 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         csi_drivers: Vec::new(),
         out_of_service_by_us: false,
         quarantined: false,
+        labels: BTreeMap::new(),
+        maintenance: None,
     };
     let cloud = CloudVolume {
         id: volume.clone(),
@@ -96,6 +98,9 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
+        node_claims: BTreeMap::new(),
+        down: None,
+        mandate: None,
     }
 }
 

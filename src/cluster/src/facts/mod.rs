@@ -80,6 +80,9 @@ pub fn evidence(
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
+        node_claims: BTreeMap::new(),
+        down: None,
+        mandate: None,
         events,
     }
 }
@@ -114,7 +117,7 @@ pub fn names<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<(ObjectName, Ui
 }
 
 /// The opt-out annotation, in words.
-pub(crate) fn opt_out(annotations: Option<&BTreeMap<String, String>>, what: &str) -> Option<String> {
+pub fn opt_out(annotations: Option<&BTreeMap<String, String>>, what: &str) -> Option<String> {
     let value = annotations?.get(OPT_OUT_ANNOTATION)?;
     (value != "false").then(|| what.to_owned())
 }

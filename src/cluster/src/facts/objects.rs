@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
+use reattach_api::MAINTENANCE_ANNOTATION;
 use reattach_core::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
     VolumeFacts,
@@ -27,6 +28,9 @@ const MESSAGE_CHARS: usize = 4_096;
 
 /// Maximum length of a word of others in the evidence, in characters.
 const WORD_CHARS: usize = 253;
+
+/// kured's annotation on a Node that it reboots (kubereboot/kured, `KuredRebootInProgressAnnotation`).
+const KURED_ANNOTATION: &str = "weave.works/kured-reboot-in-progress";
 
 /// A PersistentVolumeClaim.
 pub fn claim(c: &PersistentVolumeClaim) -> ClaimFacts {
@@ -158,6 +162,13 @@ pub fn pod(p: &Pod) -> PodFacts {
     }
 }
 
+/// The annotation by which someone says that the node is under maintenance.
+fn maintenance(annotations: Option<&std::collections::BTreeMap<String, String>>) -> Option<String> {
+    let keys = [MAINTENANCE_ANNOTATION, KURED_ANNOTATION];
+    let said = |key: &&str| annotations.and_then(|a| a.get(*key)).is_some_and(|v| v != "false");
+    keys.into_iter().find(said).map(str::to_owned)
+}
+
 /// A Node with its Lease and CSINode.
 pub(super) fn node(
     n: &Node,
@@ -177,6 +188,8 @@ pub(super) fn node(
         volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
         out_of_service_by_us: is_out_of_service_by_us(n),
         quarantined: quarantined_by(n).is_some(),
+        labels: n.metadata.labels.clone().unwrap_or_default(),
+        maintenance: maintenance(n.metadata.annotations.as_ref()),
         taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),
         lease_renewed: lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0)),
         csi_drivers: csi

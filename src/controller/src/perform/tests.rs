@@ -62,10 +62,17 @@ impl Scene {
         let clock = Clock::starting_at(start);
         let executor = Executor {
             gate: Gate::new(clients.clone(), leading),
-            collector: Collector { clients, cache: None, providers, clock: clock.clone() },
+            collector: Collector {
+                clients,
+                cache: None,
+                providers,
+                clock: clock.clone(),
+                neighbours: Default::default(),
+            },
             identity: "test".to_owned(),
             metrics: Metrics::register(&mut Registry::default()),
             reservations: crate::recovery::Reservations::default(),
+            rights: crate::recovery::Rights::of("test"),
         };
         Self { server, cloud, executor, evidence: Case::deployment().evidence, recovery, clock }
     }

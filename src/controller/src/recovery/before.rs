@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
 use reattach_cluster::{reports, store};
+use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::check;
 use reattach_core::consent::PolicySays;
 use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
@@ -14,7 +15,7 @@ use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make, may_begin};
+use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make, may_begin, may_touch_node_later};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -55,6 +56,7 @@ impl Executor {
             // The workload and whether its pods would come back: asked only where there is something to plan.
             evidence = self.collector.collect(&claim, own(), Depth::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
+            self.add_mandate(&mut evidence, &recovery, limits, false).await?;
         }
         memory.note_cloud(&evidence);
         recovery = self.note_sightings(recovery, &evidence).await?;
@@ -179,8 +181,32 @@ impl Executor {
 
     /// What the cloud can do and the policy or a person allows.
     fn allowed(&self, recovery: &VolumeRecovery, evidence: &Evidence, limits: &Limits) -> Allowed {
-        let by_a_person = recovery.spec.power_off.is_some();
+        let word = recovery.spec.power_off.as_ref().and_then(|_| self.mandate(evidence));
+        let by_a_person = word.is_some_and(|m| m.may_power_off().is_ok());
         self.collector.providers.allowed(evidence, limits.power_off(), by_a_person, limits.snapshot)
+    }
+
+    fn mandate<'a>(&self, evidence: &'a Evidence) -> Option<&'a Mandate> {
+        mandate(evidence, self.collector.clock.now()).ok()
+    }
+
+    /// Why the word of a person who allowed a power-off does not count.
+    fn power_off_denied(&self, recovery: &VolumeRecovery, evidence: &Evidence) -> Option<String> {
+        recovery.spec.power_off.as_ref()?;
+        let denial = self.mandate(evidence)?.may_power_off().err()?;
+        Some(denial.to_string())
+    }
+
+    /// Nobody's word lets this plan run, or touch the whole of its node, now.
+    fn denied(&self, plan: &Plan, evidence: &Evidence) -> Vec<Refusal> {
+        let now = self.collector.clock.now();
+        match mandate(evidence, now) {
+            Ok(mandate) => match mandate.may_act(&plan.hash) {
+                Ok(()) => may_touch_node_later(plan, evidence, now),
+                Err(denial) => vec![Refusal::Denied { denial }],
+            },
+            Err(why) => vec![Refusal::Missing { what: "what this recovery may do".to_owned(), why }],
+        }
     }
 
     async fn refuse(
@@ -212,7 +238,11 @@ impl Executor {
         let status = recovery.status.get_or_insert_default();
         status.refusals.clear();
         let node = plan.pins.node.to_string();
-        let summary = format!("{}; plan {}", plan.trouble, plan.hash);
+        let mut summary = format!("{}; plan {}", plan.trouble, plan.hash);
+        if let Some(denied) = self.power_off_denied(&recovery, evidence) {
+            summary = format!("{summary}; {denied}");
+        }
+        let status = recovery.status.get_or_insert_default();
         status.plan_hash = Some(plan.hash.to_string());
         status.plan = (recovery.spec.mode != Mode::Observe).then(|| Plan::clone(&plan).into());
         let pause = Turn::Pause { until: self.later(LOOK_AGAIN) };
@@ -242,6 +272,16 @@ impl Executor {
         if let Err(refusal) = may_begin(&plan, evidence, self.collector.clock.now()) {
             recovery.status.get_or_insert_default().refusals = vec![refusal.to_string()];
             self.keep(recovery, Phase::Waiting, format!("{summary}; {refusal}"), memory).await?;
+            return Ok(pause);
+        }
+        let denied = self.denied(&plan, evidence);
+        if !denied.is_empty() {
+            let passing = denied.iter().all(Refusal::may_pass);
+            let sentences: Vec<String> = denied.iter().map(ToString::to_string).collect();
+            let message = format!("{summary}; {}", sentences.join("; "));
+            recovery.status.get_or_insert_default().refusals = sentences;
+            let phase = if passing { Phase::Waiting } else { Phase::Refused };
+            self.keep(recovery, phase, message, memory).await?;
             return Ok(pause);
         }
         let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());

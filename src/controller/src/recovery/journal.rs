@@ -201,6 +201,7 @@ fn left_off(plan: &Plan, state: &State) -> String {
 fn unwanted(why: Option<&TurnBack>) -> String {
     match why {
         Some(TurnBack::Withdrawn { why }) => why.to_string(),
+        Some(TurnBack::Denied { denial }) => denial.to_string(),
         Some(
             TurnBack::Aborted { .. }
             | TurnBack::Deadline { .. }
@@ -229,6 +230,7 @@ mod tests {
         case.evidence.node_pods.insert(NODE.into(), pods);
         let lost = Fact::present(Vec::new(), Source::Kubernetes("Pods".into()), case.now);
         case.evidence.node_losses.insert(NODE.into(), lost);
+        case = case.alone_down(NODE);
         let runbook = Runbook::built_in(DEFAULT_RUNBOOK).unwrap();
         let request = Request {
             runbook: &runbook,

@@ -21,12 +21,14 @@
 
 mod before;
 mod journal;
+mod mandate;
 mod reserve;
 mod run;
 mod sightings;
 mod undo;
 mod unsound;
 
+pub use mandate::Rights;
 pub use reserve::Reservations;
 
 use crate::collect::Collector;
@@ -42,6 +44,7 @@ use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
+use reattach_core::authority::Ceiling;
 use reattach_core::cloud::CloudVolume;
 use reattach_core::consent::PolicySays;
 use reattach_core::evidence::Evidence;
@@ -73,6 +76,8 @@ pub struct Executor {
     pub metrics: Metrics,
     /// Places of the runs under way; shared by all drivers of the process.
     pub reservations: Reservations,
+    /// How far people's rights reach.
+    pub rights: Rights,
 }
 
 /// What a turn leads to.
@@ -190,6 +195,8 @@ pub struct Limits {
     pub made_by_policy: bool,
     /// The policy that rules the claim now. None: no policy selects it.
     pub ruling: Option<Ruling>,
+    /// What that policy allows anybody who has no right at cluster scope.
+    pub ceiling: Option<Ceiling>,
     /// Whether the policy that rules the claim now wants a snapshot before a detach by force, whoever made the recovery.
     pub snapshot: SnapshotRule,
     /// After how many seconds the policy calls for a person when a recovery waits for others. None: no policy says so.

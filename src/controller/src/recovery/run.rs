@@ -66,7 +66,8 @@ impl Executor {
             return self.freeze(recovery, &state, leadership.term, memory).await;
         }
         self.keep_the_lock(&recovery, &plan, &state, memory).await;
-        let evidence = self.look(&recovery, &plan, &state, memory, false).await?;
+        let mut evidence = self.look(&recovery, &plan, &state, memory, false).await?;
+        self.add_mandate(&mut evidence, &recovery, limits, false).await?;
         memory.note_cloud(&evidence);
         let mut recovery = self.note_sightings(recovery, &evidence).await?;
         let mut wrote = false;
@@ -199,7 +200,8 @@ impl Executor {
         limits: &Limits,
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
-        let live = self.look(&recovery, plan, state, memory, true).await?;
+        let mut live = self.look(&recovery, plan, state, memory, true).await?;
+        self.add_mandate(&mut live, &recovery, limits, true).await?;
         let recovery = self.note_sightings(recovery, &live).await?;
         let limits = Limits { ruling: self.live_ruling(&live).await?, ..limits.clone() };
         let action = match self.ask(&recovery, plan, state, &live, &limits) {

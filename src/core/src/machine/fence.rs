@@ -118,7 +118,8 @@ impl Look<'_> {
         if self.proof().is_ok() {
             return self.skipped("there is a proof already that it cannot write");
         }
-        if let Some(other) = self.was_refused().or_else(|| self.not_to_be_fenced()) {
+        let refused = self.was_refused().or_else(|| self.not_to_be_fenced());
+        if let Some(other) = refused.or_else(|| self.power_off_denied()) {
             return other;
         }
         let pins = &self.plan.pins;
@@ -232,7 +233,7 @@ impl Look<'_> {
     }
 
     /// What stands against an effect on the whole node now (S7, S8): it is back, or more is on it than the plan lists.
-    fn not_to_be_fenced(&self) -> Option<Next> {
+    pub(super) fn not_to_be_fenced(&self) -> Option<Next> {
         let pins = &self.plan.pins;
         let node = match self.fenced_node() {
             Ok(node) => node,
@@ -266,6 +267,18 @@ impl Look<'_> {
                 false => "a pod of another namespace".to_owned(),
             };
             return Some(self.refused(&format!("{pod} is on {} and not in the plan", pins.node)));
+        }
+        let claims = self.evidence.node_claims.get(&pins.node).map(|f| f.read(self.cx.now, MAX_AGE));
+        let Some(Reading::Present(claims)) = claims else {
+            return Some(self.poll(&format!("the claims of the pods on {} must be read", pins.node)));
+        };
+        // A plan of an earlier version lists no claims.
+        let new = claims.iter().filter(|c| listed.pins_claims() && !listed.lists_claim(&c.claim)).count();
+        if new > 0 {
+            let node = &pins.node;
+            return Some(
+                self.refused(&format!("{new} more of the claims in use on {node} than the plan has")),
+            );
         }
         let more = node.volumes_attached.iter().filter(|v| !listed.lists_volume(v)).count();
         let why = format!("{more} more of the volumes that are attached to {} than the plan has", pins.node);

@@ -39,6 +39,11 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
     let entered = state.entered_at().unwrap_or(cx.now);
     let look = Look { plan, state, evidence, cx, ix, step, entered };
     let over = look.identity_lost().or_else(|| look.nothing_wrong()).or_else(|| look.machine_is_back());
+    if over.is_none()
+        && let Some(spared) = look.node_is_spared()
+    {
+        return spared;
+    }
     let proposal = over.unwrap_or_else(|| match step.kind {
         StepKind::ScaleToZero => look.scale_to_zero(),
         StepKind::Hold => look.hold(),

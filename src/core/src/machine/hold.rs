@@ -53,6 +53,9 @@ impl Look<'_> {
         let Some(node) = self.evidence.node(&self.plan.pins.node, self.cx.now) else {
             return self.poll(&format!("Node {} must be read", self.plan.pins.node));
         };
+        if let Some(spared) = self.not_to_be_closed() {
+            return spared;
+        }
         Next::Act(Action {
             step: self.ix,
             intent: format!("close Node {} to new pods", node.name),

@@ -23,6 +23,7 @@ mod fence;
 mod forward;
 mod hold;
 mod identity;
+mod mandate;
 mod observe;
 mod orders;
 mod record;
@@ -306,6 +307,6 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
     }
     match state.turned_back() {
         Some(why) => unwind::next(plan, state, evidence, cx, why),
-        None => forward::next(plan, state, evidence, cx),
+        None => mandate::next(plan, state, evidence, cx),
     }
 }

@@ -361,7 +361,7 @@ fn stuck(why: String) -> Next {
 
 fn end(why: &TurnBack) -> Next {
     let end = match why {
-        TurnBack::Aborted { .. } | TurnBack::Withdrawn { .. } => End::Aborted,
+        TurnBack::Aborted { .. } | TurnBack::Withdrawn { .. } | TurnBack::Denied { .. } => End::Aborted,
         other @ (TurnBack::Deadline { .. }
         | TurnBack::Refused { .. }
         | TurnBack::Failed { .. }

@@ -245,9 +245,14 @@ fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Resul
             let Some(Reading::Present(on_it)) = fact else {
                 return Err(missing(&format!("the pods on {}", aim.node)));
             };
+            let fact = evidence.node_claims.get(&aim.node).map(|f| f.read(now, MAX_AGE));
+            let Some(Reading::Present(used)) = fact else {
+                return Err(missing(&format!("the claims of the pods on {}", aim.node)));
+            };
+            let claims: Vec<_> = used.iter().map(|c| c.claim.clone()).collect();
             let namespace = evidence.claim_name.namespace.as_str();
             let own = pv.csi.as_ref().map(CsiSource::unique_name);
-            Some(NodeWide::of(namespace, own.as_deref(), on_it, &node.volumes_attached))
+            Some(NodeWide::of(namespace, own.as_deref(), on_it, &node.volumes_attached, &claims))
         }
         None => None,
     };

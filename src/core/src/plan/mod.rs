@@ -3,6 +3,7 @@
 mod aim;
 mod begin;
 mod build;
+mod nodes;
 mod refusals;
 mod sound;
 mod words;
@@ -18,6 +19,7 @@ use std::fmt;
 pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
 pub use build::{Allowed, Commands, Request, Snapshots, make};
+pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
 pub use sound::{SoundPlan, Unsound, may_have_freed};
 
@@ -142,11 +144,23 @@ pub struct NodeWide {
     /// Every volume in the node's `volumesAttached`: the claim's own by Kubernetes' unique name, each other one by
     /// [`volume_mark`].
     pub volumes: Vec<String>,
+    /// Every claim of the claim's namespace that a pod on the node uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<ObjectName>,
+    /// Every claim of another namespace that a pod on the node uses, by [`claim_mark`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_claims: Vec<String>,
 }
 
 impl NodeWide {
     /// What is on a node, as a plan for a claim of `namespace` pins it. `own` is the unique name of the claim's volume.
-    pub fn of(namespace: &str, own: Option<&str>, pods: &[(ObjectName, Uid)], volumes: &[String]) -> Self {
+    pub fn of(
+        namespace: &str,
+        own: Option<&str>,
+        pods: &[(ObjectName, Uid)],
+        volumes: &[String],
+        claims: &[ObjectName],
+    ) -> Self {
         let (mut named, others): (Vec<_>, Vec<_>) =
             pods.iter().cloned().partition(|(name, _)| name.namespace == namespace);
         let mut other_pods: Vec<Uid> = others.into_iter().map(|(_, uid)| uid).collect();
@@ -156,7 +170,24 @@ impl NodeWide {
         named.sort();
         other_pods.sort();
         volumes.sort();
-        Self { pods: named, other_pods, volumes }
+        let (mut claims, others): (Vec<_>, Vec<_>) =
+            claims.iter().cloned().partition(|claim| claim.namespace == namespace);
+        let mut other_claims: Vec<String> = others.iter().map(claim_mark).collect();
+        claims.sort();
+        claims.dedup();
+        other_claims.sort();
+        other_claims.dedup();
+        Self { pods: named, other_pods, volumes, claims, other_claims }
+    }
+
+    /// Whether the plan pins claims. Plans of earlier versions do not, and a node that is fenced has at least the plan's own.
+    pub fn pins_claims(&self) -> bool {
+        !self.claims.is_empty() || !self.other_claims.is_empty()
+    }
+
+    /// Whether the claim is pinned.
+    pub fn lists_claim(&self, claim: &ObjectName) -> bool {
+        self.claims.contains(claim) || self.other_claims.contains(&claim_mark(claim))
     }
 
     /// Whether the pod is pinned.
@@ -185,6 +216,11 @@ impl NodeWide {
 /// Stands for a volume of a node in a plan whose readers need not know it: a hash of the unique name.
 pub fn volume_mark(unique_name: &str) -> String {
     hash16(&unique_name)
+}
+
+/// Stands for a claim of another namespace in a plan whose readers need not know it: a hash of its name.
+pub fn claim_mark(claim: &ObjectName) -> String {
+    hash16(claim)
 }
 
 /// One step.

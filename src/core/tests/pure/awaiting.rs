@@ -14,7 +14,8 @@ fn for_a_dead_node() -> (SoundPlan, Timestamp) {
     let source = Source::Kubernetes("Pods".to_owned());
     let (node, now) = (dead.evidence.nodes.keys().next().expect("a node").clone(), dead.now);
     dead.evidence.node_losses.insert(node.clone(), Fact::present(Vec::new(), source.clone(), now));
-    dead.evidence.node_pods.insert(node, Fact::present(Vec::new(), source, now));
+    dead.evidence.node_pods.insert(node.clone(), Fact::present(Vec::new(), source, now));
+    dead = dead.alone_down(node.as_str());
     (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A").sound().expect("its hash"), now)
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::type_complexity)] // Tests may panic and take the time.
 
+mod authority;
 mod awaiting;
 mod before_effects;
 mod check;

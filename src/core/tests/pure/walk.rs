@@ -488,6 +488,9 @@ impl Walk {
         e.power.values_mut().for_each(|f| f.at = now);
         e.node_pods.values_mut().for_each(|f| f.at = now);
         e.node_losses.values_mut().for_each(|f| f.at = now);
+        e.node_claims.values_mut().for_each(|f| f.at = now);
+        e.down.iter_mut().for_each(|f| f.at = now);
+        e.mandate.iter_mut().for_each(|f| f.at = now);
         (e.claim.at, e.volume.at, e.attachments.at, e.pods.at) = (now, now, now, now);
         (e.workload.at, e.cloud_volume.at, e.identity.at, e.machines.at) = (now, now, now, now);
         if let Some(policy) = &mut e.hold_policy {

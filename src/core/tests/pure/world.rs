@@ -244,6 +244,7 @@ impl World {
             present(&mut e.attachments, now).push(facts);
         }
         e.hold_policy.iter_mut().for_each(|fact| fact.at = now);
+        e.mandate.iter_mut().for_each(|fact| fact.at = now);
         let node = present(e.nodes.get_mut(&NODE.into()).unwrap(), now);
         node.volumes_in_use = if self.in_use { vec![volume_name()] } else { Vec::new() };
         node.volumes_attached = if self.volumes_attached { vec![volume_name()] } else { Vec::new() };

@@ -48,7 +48,7 @@ pub(super) async fn set(seed: u64, power_off: &str, apps: &[App], sink: Sink) ->
     s.world.follow_power();
     on_one_node(&mut s, &NODES, apps.iter().map(|a| (a.clone(), Expect::Running))).await?;
     let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": power_off,
-        "escalateAfterSeconds": 300});
+        "escalateAfterSeconds": 300, "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &spec).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;

@@ -53,6 +53,8 @@ async fn installed_on_a_real_control_plane() {
     words::power_off(&installed).await;
     words::never_by_the_controller(&installed).await;
     words::power_off_by_policy(&installed).await;
+    words::nodes_by_policy(&installed).await;
+    words::groups_of_others(&installed).await;
 
     tenants::what_is_not_theirs(&installed).await;
     tenants::names_that_are_not_theirs(&installed).await;

@@ -157,6 +157,7 @@ pub async fn of_the_controller(installed: &Installed<'_>) {
             ("admissionregistration.k8s.io", "mutatingadmissionpolicies", "", WRITE, None),
             ("apiextensions.k8s.io", "customresourcedefinitions", "", WRITE, None),
             ("authorization.k8s.io", "selfsubjectaccessreviews", "create", "", None),
+            ("authorization.k8s.io", "subjectaccessreviews", "create", "", None),
         ],
     )
     .await;

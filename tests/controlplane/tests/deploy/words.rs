@@ -231,3 +231,65 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
     petra.create(&post, &policy("off", json!({ "powerOff": "AllowedAndOn" }))).await.expect("she may");
     petra.delete("off", &DeleteParams::default()).await.expect("deleted");
 }
+
+/// Rules for nodes are the word of people who may have machines powered off.
+pub async fn nodes_by_policy(installed: &Installed<'_>) {
+    let (pete, petra) = (installed.as_user("pete").await, installed.as_user("petra").await);
+    let (pete, petra) = (Api::<RecoveryPolicy>::all(pete), Api::<RecoveryPolicy>::all(petra));
+    let post = PostParams::default();
+    let change = async |api: &Api<RecoveryPolicy>, spec: Value| {
+        api.patch("nodes", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
+    };
+    let needs = "other rules for nodes (spec.nodes) need the verb poweroff on recoverypolicies";
+    let made = pete.create(&post, &policy("nodes", json!({ "nodes": {} }))).await;
+    refused("created with rules for nodes", made, 403, needs);
+    pete.create(&post, &policy("nodes", json!({ "mode": "Observe" }))).await.expect("without any");
+    refused("added", change(&pete, json!({ "nodes": {} })).await, 403, needs);
+    let rules = json!({ "nodes": { "matchLabels": { "pool": "db" }, "mostTogether": 2 } });
+    change(&petra, rules).await.expect("she may");
+    for nodes in [
+        json!({ "patienceSeconds": 0 }),
+        json!({ "mostTogether": 9 }),
+        json!({ "optOuts": "Override" }),
+        json!({ "matchLabels": { "pool": null } }),
+    ] {
+        refused(&nodes.to_string(), change(&pete, json!({ "nodes": nodes })).await, 403, needs);
+    }
+    let wider = "another selector or precedence of a policy with rules for nodes";
+    refused("wider", change(&pete, json!({ "precedence": 7 })).await, 403, wider);
+    let further = "a less cautious mode of a policy that has nodes fenced";
+    refused("further", change(&pete, json!({ "mode": "Auto" })).await, 403, further);
+    change(&pete, json!({ "budgets": { "node": 1 } })).await.expect("another budget");
+    change(&petra, json!({ "mode": "Auto" })).await.expect("she may");
+    change(&pete, json!({ "mode": "Approve" })).await.expect("more cautious");
+    change(&pete, json!({ "nodes": null })).await.expect("no node any more");
+    // Where machines may be powered off, rules that go leave the defaults for every node.
+    change(&petra, json!({ "nodes": { "matchLabels": { "pool": "db" } }, "powerOff": "Allowed" }))
+        .await
+        .expect("she may");
+    refused("taken away", change(&pete, json!({ "nodes": null })).await, 403, needs);
+    pete.delete("nodes", &DeleteParams::default()).await.expect("deleted");
+}
+
+/// A record's groups are those of the person who writes it: they cannot borrow the rights of a group that they are not in.
+pub async fn groups_of_others(installed: &Installed<'_>) {
+    let (alice, olga, dora) =
+        (installed.as_user("alice").await, installed.as_user("olga").await, installed.as_user("dora").await);
+    let masters = json!(["system:masters"]);
+    let asked = ask(&alice, "team-a", "groups", "alice", json!({ "requesterGroups": masters })).await;
+    refused("a requester", asked, 403, "spec.requesterGroups names a group that you are not in");
+    let own = json!({ "requesterGroups": ["system:authenticated"] });
+    ask(&alice, "team-a", "groups", "alice", own).await.expect("her own");
+    let change = say(&alice, "groups", json!({ "requesterGroups": null })).await;
+    refused("changed", change, 422, "requesterGroups is fixed once created");
+    for (client, word, mut words, says) in [
+        (&olga, "approval", crate::admission::approval("olga"), "spec.approval.groups names a group"),
+        (&dora, "declaration", declaration("dora"), "spec.declaration.groups names a group"),
+        (&dora, "powerOff", allowance("dora"), "spec.powerOff.groups names a group"),
+    ] {
+        words[word]["groups"] = masters.clone();
+        refused(word, say(client, "groups", words.clone()).await, 403, says);
+        words[word]["groups"] = json!(["system:authenticated"]);
+        say(client, "groups", words).await.expect("their own");
+    }
+}

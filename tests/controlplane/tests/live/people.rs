@@ -43,6 +43,12 @@ pub async fn people_decide() {
 
     stage.policy(Mode::Observe).await;
     strike(&stage).await;
+    // Her right ends at the namespace, and the policy only observes.
+    let arguments = ["recover", APP, "-n", "shop", "--yes", "--runbook", "scale-to-zero"];
+    let said = stage.reattach(&olga, &arguments).await.ended(4);
+    assert!(format!("{}{}", said.out, said.err).contains("at most mode Observe"), "{said:#?}");
+    assert_eq!(stage.count("shop", "Deployment", APP).await, (1, false));
+    stage.person_everywhere("olga", &["reattach-approver"]).await;
     let ran = stage
         .reattach(
             &olga,
@@ -52,8 +58,12 @@ pub async fn people_decide() {
         .ended(0);
     say!("recover: {}", ran.err.lines().last().unwrap_or_default());
     healed(&stage).await;
-    let by_olga =
-        stage.recoveries("shop").await.into_iter().find(|r| r.spec.requester == "olga").expect("hers");
+    let by_olga = stage
+        .recoveries("shop")
+        .await
+        .into_iter()
+        .find(|r| r.spec.requester == "olga" && r.spec.reason.is_some())
+        .expect("hers");
     assert_eq!((by_olga.spec.mode, by_olga.spec.reason.as_deref()), (Mode::Approve, Some("INC-42")));
 
     aborted_in_the_middle(&stage, &olga).await;

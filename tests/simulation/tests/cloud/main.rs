@@ -66,6 +66,7 @@ impl Scene {
             cache: None,
             providers: linode(&stage.world.cloud),
             clock: Clock::starting_at(stage.world.now()),
+            neighbours: Default::default(),
         };
         Self { stage, collector, claim, node, holder }
     }

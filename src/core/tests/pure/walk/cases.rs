@@ -33,6 +33,7 @@ pub fn dead_node() -> Case {
     let source = Source::Kubernetes("Pods on the node".into());
     case.evidence.node_pods.insert(NODE.into(), Fact::present(on_it, source.clone(), case.now));
     case.evidence.node_losses.insert(NODE.into(), Fact::present(Vec::new(), source, case.now));
+    case = case.alone_down(NODE);
     let none = PowerFacts { jobs: Vec::new(), off_stays_off: false };
     case.evidence.power.insert(INSTANCE.into(), Fact::present(none, cloud(), case.now));
     case

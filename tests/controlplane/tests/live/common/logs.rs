@@ -28,7 +28,10 @@ pub fn is_record(event: &AuditEvent) -> bool {
             ("reattach.dev", "nodevolumereports") => true,
             ("coordination.k8s.io", "leases") => own_lease(),
             ("" | "events.k8s.io", "events") => event.verb == "create" || event.verb == "patch",
-            ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews") => true,
+            (
+                "authorization.k8s.io",
+                "selfsubjectaccessreviews" | "selfsubjectrulesreviews" | "subjectaccessreviews",
+            ) => true,
             ("authentication.k8s.io", "selfsubjectreviews") => true,
             _ => false,
         }

@@ -210,6 +210,9 @@ impl Stage {
 
     async fn policy_of(&self, mut spec: Value) {
         spec["precedence"] = json!(10);
+        // The nodes of other stages fall silent too, and no kubelet here takes a boot's time.
+        let nodes = json!({"patienceSeconds": 60, "mostTogether": 100});
+        spec.as_object_mut().expect("an object").entry("nodes").or_insert(nodes);
         if let Some(name) = &self.name {
             spec["selector"] = json!({"namespaces": [name]});
             // Those of other stages count too.

@@ -1,0 +1,91 @@
+//! How far the user's own rights reach, said before anything is asked for.
+
+use crate::fail::Fail;
+use crate::output::note;
+use crate::session::Session;
+use jiff::Timestamp;
+use reattach_cluster::rights::{Who, reach};
+use reattach_core::authority::{Approved, Asker, Ceiling, Mandate, Person, Reach};
+use reattach_core::evidence::Evidence;
+use reattach_core::fact::{Fact, Source};
+use reattach_core::ids::ObjectName;
+use reattach_core::plan::{Plan, may_touch_node};
+use reattach_core::policy::Mode;
+
+/// Says what the user's right to let plans run is worth for this recovery or claim.
+pub async fn tell_of_approval(session: &Session, about: &ObjectName, me: &Who) {
+    let ns = &about.namespace;
+    match reach(&session.clients.records, &me.name, me, "approve", about).await {
+        Reach::Cluster => {}
+        Reach::Namespace => note(&format!(
+            "note: your right to approve ends at namespace {ns}, so the plan goes no further than the RecoveryPolicy that rules the claim; beyond it takes the verb approve on volumerecoveries at cluster scope"
+        )),
+        Reach::Nowhere => note(&format!(
+            "note: you do not have the verb approve on volumerecoveries in namespace {ns} (ClusterRole reattach-approver), so a person who has it must approve the plan"
+        )),
+        Reach::Unknown { why } => {
+            note(&format!("note: how far your rights reach could not be looked up: {why}"))
+        }
+    }
+}
+
+/// Makes sure that the user may allow a power-off.
+///
+/// # Errors
+/// [`Fail::Other`] without the right.
+pub async fn require_power_off(session: &Session, about: &ObjectName, me: &Who) -> Result<(), Fail> {
+    let ns = &about.namespace;
+    match reach(&session.clients.records, &me.name, me, "poweroff", about).await {
+        Reach::Cluster => Ok(()),
+        Reach::Namespace => {
+            note(&format!(
+                "note: your right to allow a power-off ends at namespace {ns}, so it counts only where the RecoveryPolicy that rules the claim lets machines be powered off"
+            ));
+            Ok(())
+        }
+        Reach::Nowhere => Err(Fail::Other(format!(
+            "--allow-power-off needs the verb poweroff on volumerecoveries (ClusterRole reattach-power-off), which you do not have in namespace {ns}; nothing was asked for. Ask without it, or ask a person who has it"
+        ))),
+        Reach::Unknown { why } => {
+            note(&format!("note: how far your rights reach could not be looked up: {why}"));
+            Ok(())
+        }
+    }
+}
+
+/// What a recovery that the user asks for and approves could do.
+pub async fn own_mandate(
+    session: &Session,
+    me: &Who,
+    plan: &Plan,
+    ceiling: Option<Ceiling>,
+    allow_power_off: bool,
+) -> Mandate {
+    let records = &session.clients.records;
+    let person = async |verb: &str| {
+        let reach = reach(records, &me.name, me, verb, &plan.claim).await;
+        Person { name: me.name.clone(), reach }
+    };
+    let by = person("approve").await;
+    let power_off = if allow_power_off { Some(person("poweroff").await) } else { None };
+    Mandate {
+        mode: Mode::Approve,
+        runbook: plan.runbook.clone(),
+        ceiling,
+        asker: Asker::Person(by.clone()),
+        approved: Some(Approved { plan: plan.hash.clone(), by }),
+        power_off,
+        declared: None,
+    }
+}
+
+/// What stands against running the plan under this mandate.
+pub fn against(mandate: &Mandate, plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<String> {
+    if let Err(denial) = mandate.may_act(&plan.hash) {
+        return vec![denial.to_string()];
+    }
+    let mut evidence = evidence.clone();
+    let source = Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
+    evidence.mandate = Some(Fact::present(mandate.clone(), source, now));
+    may_touch_node(plan, &evidence, now).iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,300 @@
+//! What an effect on a whole node would reach besides the claim that it is for: the claims of the node's other pods, with
+//! what keeps reattach away from them; and which other nodes are down.
+
+use crate::collect::Collector;
+use crate::policies::{Subject, ruling};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{ListParams, ObjectMeta};
+use kube::{Api, Client, ResourceExt};
+use reattach_api::RecoveryPolicy;
+use reattach_cluster::facts;
+use reattach_cluster::node::{is_ready, silence};
+use reattach_cluster::view::claims_of;
+use reattach_core::evidence::NodeClaim;
+use reattach_core::ids::{NodeName, ObjectName};
+use reattach_core::outage::DownNode;
+use reattach_core::policy::Mode;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What an owner of pods says is asked for anew after so long, unless everything is read anew.
+const OWNERS_KNOWN_FOR: SignedDuration = SignedDuration::from_secs(15);
+/// A chain of owners is never followed further.
+const MAX_OWNERS: usize = 3;
+
+/// Since when nodes are down, as this process saw it; and what owners of pods say. Clones share one memory.
+#[derive(Clone, Default)]
+pub struct Neighbours {
+    down: Arc<Mutex<BTreeMap<(String, String), Timestamp>>>,
+    owners: Arc<Mutex<BTreeMap<Owned, Said>>>,
+}
+
+/// When an owner was read, and its opt-out in words.
+type Said = (Timestamp, Option<String>);
+
+/// Namespace, kind and name of an owner, with its UID.
+type Owned = (String, String, String, String);
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Neighbours {
+    /// Notes which of all Nodes are down at `now`, and answers since when each of them is.
+    pub fn note<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>, now: Timestamp) -> Vec<DownNode> {
+        let mut known = lock(&self.down);
+        let mut still = BTreeMap::new();
+        let mut found = Vec::new();
+        for node in nodes.into_iter().filter(|n| !is_ready(n)) {
+            let key = (node.name_any(), node.uid().unwrap_or_default());
+            let since = known.get(&key).copied().unwrap_or(now);
+            let (silent, changed) = silence(node);
+            found.push(DownNode { name: NodeName::from(node.name_any()), since, changed, silent });
+            still.insert(key, since);
+        }
+        *known = still;
+        found
+    }
+}
+
+impl Collector {
+    /// Every Node that is down, from the watches or live.
+    pub(crate) async fn down(&self, live: bool) -> Result<(Vec<DownNode>, Timestamp), kube::Error> {
+        let now = self.clock.now();
+        match &self.cache {
+            Some(cache) if !live => {
+                let nodes = cache.nodes.filter(|_| true);
+                Ok((self.neighbours.note(nodes.iter().map(AsRef::as_ref), now), cache.as_of()))
+            }
+            _ => {
+                let nodes = Api::<Node>::all(self.clients.read.clone()).list(&ListParams::default()).await?;
+                Ok((self.neighbours.note(&nodes.items, now), now))
+            }
+        }
+    }
+
+    /// The claims of these pods of one node, sorted, with what keeps reattach away from each.
+    pub(crate) async fn claims_of_pods(
+        &self,
+        pods: &[Arc<Pod>],
+        live: bool,
+    ) -> Result<Vec<NodeClaim>, kube::Error> {
+        let finished = |p: &Pod| {
+            let phase = p.status.as_ref().and_then(|s| s.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let mut found = Vec::new();
+        let mut policies: Option<Vec<Arc<RecoveryPolicy>>> = None;
+        for pod in pods.iter().filter(|p| !finished(p)) {
+            let claims = claims_of(pod);
+            if claims.is_empty() {
+                continue;
+            }
+            let ns = pod.namespace().unwrap_or_default();
+            let mut of_pod =
+                facts::opt_out(pod.metadata.annotations.as_ref(), &format!("pod {ns}/{}", pod.name_any()));
+            if of_pod.is_none() {
+                of_pod = self.namespace_opts_out(&ns, live).await?;
+            }
+            if of_pod.is_none() {
+                of_pod = self.owner_opts_out(&ns, &pod.metadata, live).await?;
+            }
+            if policies.is_none() {
+                policies = Some(self.policies(live).await?);
+            }
+            for name in claims {
+                let claim = ObjectName::new(ns.as_str(), name.as_str());
+                let mut opted_out = of_pod.clone();
+                if opted_out.is_none()
+                    && let Some(object) = self.claim_on_node(&claim, live).await?
+                {
+                    opted_out =
+                        facts::opt_out(object.metadata.annotations.as_ref(), &format!("claim {claim}"));
+                    if opted_out.is_none() {
+                        opted_out = self
+                            .observed(&claim, &object, policies.as_deref().unwrap_or_default(), live)
+                            .await?;
+                    }
+                }
+                let pod = ObjectName::new(ns.as_str(), pod.name_any());
+                found.push(NodeClaim { claim, pod, opted_out });
+            }
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    async fn policies(&self, live: bool) -> Result<Vec<Arc<RecoveryPolicy>>, kube::Error> {
+        match &self.cache {
+            Some(cache) if !live => Ok(cache.policies.filter(|_| true)),
+            _ => {
+                let api: Api<RecoveryPolicy> = Api::all(self.clients.read.clone());
+                match api.list(&ListParams::default()).await {
+                    Ok(list) => Ok(list.items.into_iter().map(Arc::new).collect()),
+                    // A person who sees only a namespace cannot read them; what observes is not known then, and opt-outs by
+                    // annotation count all the same.
+                    Err(kube::Error::Api(s)) if s.is_forbidden() && self.cache.is_none() => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    async fn claim_on_node(
+        &self,
+        name: &ObjectName,
+        live: bool,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>, kube::Error> {
+        match &self.cache {
+            Some(cache) if !live => Ok(cache.claims.get(&name.namespace, &name.name)),
+            _ => {
+                let api: Api<PersistentVolumeClaim> =
+                    Api::namespaced(self.clients.read.clone(), &name.namespace);
+                Ok(api.get_opt(&name.name).await?.map(Arc::new))
+            }
+        }
+    }
+
+    async fn namespace_opts_out(&self, name: &str, live: bool) -> Result<Option<String>, kube::Error> {
+        let namespace = match &self.cache {
+            Some(cache) if !live => cache.namespaces.get("", name),
+            _ => Api::<Namespace>::all(self.clients.read.clone()).get_opt(name).await?.map(Arc::new),
+        };
+        let annotations = namespace.as_ref().and_then(|n| n.metadata.annotations.as_ref());
+        Ok(facts::opt_out(annotations, &format!("namespace {name}")))
+    }
+
+    /// A policy that only observes the claim.
+    async fn observed(
+        &self,
+        name: &ObjectName,
+        claim: &PersistentVolumeClaim,
+        policies: &[Arc<RecoveryPolicy>],
+        live: bool,
+    ) -> Result<Option<String>, kube::Error> {
+        let pv = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| !n.is_empty());
+        let by_driver = policies.iter().any(|p| !p.spec.selector.drivers.is_empty());
+        let volume = match (&self.cache, pv.filter(|_| by_driver)) {
+            (_, None) => None,
+            (Some(cache), Some(pv)) if !live => cache.volumes.get("", &pv),
+            (_, Some(pv)) => {
+                let api: Api<PersistentVolume> = Api::all(self.clients.read.clone());
+                api.get_opt(&pv).await?.map(Arc::new)
+            }
+        };
+        let driver = volume.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
+        let subject = Subject { namespace: &name.namespace, claim: &facts::claim(claim), driver };
+        let observes = ruling(policies, &subject).filter(|p| p.spec.mode == Mode::Observe);
+        Ok(observes.map(|p| format!("RecoveryPolicy {}, whose mode for it is Observe", p.name_any())))
+    }
+
+    /// The opt-out of a workload above the pod. Kinds that Kubernetes does not come with are not read.
+    async fn owner_opts_out(
+        &self,
+        namespace: &str,
+        of: &ObjectMeta,
+        live: bool,
+    ) -> Result<Option<String>, kube::Error> {
+        let now = self.clock.now();
+        let Some(first) = controller_of(of).cloned() else { return Ok(None) };
+        let key = (namespace.to_owned(), first.kind.clone(), first.name.clone(), first.uid.clone());
+        let known = lock(&self.neighbours.owners).get(&key).cloned();
+        if let Some((at, said)) = known
+            && !live
+            && now.duration_since(at) < OWNERS_KNOWN_FOR
+        {
+            return Ok(said);
+        }
+        let mut said = None;
+        let mut owner = Some(first);
+        for _ in 0..MAX_OWNERS {
+            let Some(next) = owner.take() else { break };
+            let Some(object) = read_owner(&self.clients.read, namespace, &next).await? else { break };
+            said = facts::opt_out(
+                object.annotations.as_ref(),
+                &format!("{} {namespace}/{}", next.kind, next.name),
+            );
+            if said.is_some() {
+                break;
+            }
+            owner = controller_of(&object).cloned();
+        }
+        let mut owners = lock(&self.neighbours.owners);
+        owners.retain(|_, (at, _)| now.duration_since(*at) < OWNERS_KNOWN_FOR);
+        owners.insert(key, (now, said.clone()));
+        Ok(said)
+    }
+}
+
+fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+}
+
+/// The metadata of a built-in owner; none where it is gone, of another kind, or hidden from us.
+async fn read_owner(
+    client: &Client,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<Option<ObjectMeta>, kube::Error> {
+    async fn get<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<ObjectMeta>, kube::Error>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        match Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await {
+            Ok(found) => Ok(found.map(|o| o.meta().clone())),
+            Err(kube::Error::Api(s)) if s.is_forbidden() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+    let name = owner.name.as_str();
+    match (owner.api_version.as_str(), owner.kind.as_str()) {
+        ("apps/v1", "StatefulSet") => get::<StatefulSet>(client, namespace, name).await,
+        ("apps/v1", "ReplicaSet") => get::<ReplicaSet>(client, namespace, name).await,
+        ("apps/v1", "Deployment") => get::<Deployment>(client, namespace, name).await,
+        ("apps/v1", "DaemonSet") => get::<DaemonSet>(client, namespace, name).await,
+        ("batch/v1", "Job") => get::<Job>(client, namespace, name).await,
+        ("batch/v1", "CronJob") => get::<CronJob>(client, namespace, name).await,
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(name: &str, ready: &str) -> Node {
+        serde_json::from_value(json!({"metadata": {"name": name, "uid": name}, "status": {"conditions": [
+            {"type": "Ready", "status": ready, "lastTransitionTime": "2026-03-02T03:00:00Z"}]}}))
+        .expect("a Node")
+    }
+
+    #[test]
+    fn a_node_is_down_since_it_was_first_seen_so() {
+        let memory = Neighbours::default();
+        let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
+        let since = |nodes: &[Node], now: i64| -> Vec<(String, i64, bool)> {
+            let down = memory.note(nodes, at(now));
+            down.iter().map(|d| (d.name.to_string(), d.since.as_second(), d.silent)).collect()
+        };
+        assert_eq!(since(&[node("a", "Unknown"), node("b", "True")], 10), [("a".to_owned(), 10, true)]);
+        assert_eq!(
+            since(&[node("a", "Unknown"), node("b", "False")], 20),
+            [("a".to_owned(), 10, true), ("b".to_owned(), 20, false)]
+        );
+        assert_eq!(since(&[node("a", "True")], 30), []);
+        assert_eq!(
+            since(&[node("a", "Unknown")], 40),
+            [("a".to_owned(), 40, true)],
+            "it was back in between"
+        );
+    }
+}

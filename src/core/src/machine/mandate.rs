@@ -1,0 +1,125 @@
+//! Before each effect of the way forward: may this recovery still do it? Policy, rights and approval are read again with the
+//! other evidence, so that a run whose word was taken back turns back.
+
+use super::forward::{self, Look, wait};
+use super::observe::CLOUD_POLL;
+use super::unwind::later;
+use super::{Action, Context, Effect, Next, State, StepState};
+use crate::authority::{Mandate, mandate};
+use crate::evidence::Evidence;
+use crate::journal::{Mark, Outcome, TurnBack};
+use crate::plan::{Plan, may_touch_node};
+use crate::runbook::StepKind;
+
+/// The next thing on the way forward, as far as the recovery's mandate allows it.
+pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+    let step = state.current().and_then(|ix| plan.steps.get(ix.index())).map(|s| s.kind);
+    // What only puts back, or looks, needs no word.
+    if step.is_none_or(ends_a_run) {
+        return forward::next(plan, state, evidence, cx);
+    }
+    let doubt = match mandate(evidence, cx.now) {
+        Ok(mandate) => match mandate.may_act(&plan.hash) {
+            Ok(()) => return forward::next(plan, state, evidence, cx),
+            Err(denial) if !denial.may_pass() => {
+                return Next::Record(Mark::TurnedBack { why: TurnBack::Denied { denial } });
+            }
+            Err(denial) => denial.to_string(),
+        },
+        Err(why) => format!("what this recovery may do is not known ({why})"),
+    };
+    match forward::next(plan, state, evidence, cx) {
+        Next::Act(Action { effect, .. }) if !puts_back(&effect) => wait(doubt, later(cx.now, CLOUD_POLL)),
+        other => other,
+    }
+}
+
+/// Does the step take away what the run put there, or only look at the end? Turning back would do no more.
+fn ends_a_run(step: StepKind) -> bool {
+    match step {
+        StepKind::Restore | StepKind::Lift | StepKind::Untaint | StepKind::PowerOn | StepKind::Verify => true,
+        StepKind::ScaleToZero
+        | StepKind::Hold
+        | StepKind::Release
+        | StepKind::AwaitDetached
+        | StepKind::CloudDetach
+        | StepKind::Await
+        | StepKind::PowerOff
+        | StepKind::Prove
+        | StepKind::Quarantine
+        | StepKind::TaintOutOfService
+        | StepKind::Challenge
+        | StepKind::DeleteAttachment
+        | StepKind::Snapshot
+        | StepKind::CloudForce
+        | StepKind::Requeue => false,
+    }
+}
+
+fn puts_back(effect: &Effect) -> bool {
+    match effect {
+        Effect::Restore { .. }
+        | Effect::Lift { .. }
+        | Effect::OpenNode { .. }
+        | Effect::Untaint { .. }
+        | Effect::PowerOn { .. } => true,
+        Effect::ScaleToZero { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::CloseNode { .. }
+        | Effect::CloudDetach { .. }
+        | Effect::Snapshot { .. }
+        | Effect::CloudForce { .. }
+        | Effect::PowerOff { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. }
+        | Effect::Requeue { .. } => false,
+    }
+}
+
+impl Look<'_> {
+    /// What stands against touching the whole node, before the run has done so. The wait for a brake, a boot or a maintenance
+    /// has no deadline: nothing was done yet, the status says what is waited for, and a person is called.
+    pub(super) fn node_is_spared(&self) -> Option<Next> {
+        let steps = [StepKind::PowerOff, StepKind::Quarantine, StepKind::TaintOutOfService];
+        let due = match self.state.step(self.ix) {
+            StepState::Pending
+            | StepState::Issued { outcome: Outcome::NotApplied { retry: true, .. }, .. } => true,
+            StepState::Started { .. } | StepState::Issued { .. } | StepState::Closed { .. } => false,
+        };
+        let begun = |kind: &StepKind| *kind != self.step.kind && self.state.in_force(self.plan, *kind);
+        if !due || !steps.contains(&self.step.kind) || steps.iter().any(begun) {
+            return None;
+        }
+        // The step itself says so.
+        if let Some(Next::Record(_)) = self.not_to_be_fenced() {
+            return None;
+        }
+        let refusals = may_touch_node(self.plan, self.evidence, self.cx.now);
+        if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
+            return Some(self.refused(&refusal.to_string()));
+        }
+        let refusal = refusals.first()?;
+        Some(wait(refusal.to_string(), later(self.cx.now, CLOUD_POLL)))
+    }
+
+    /// What stands against closing the node to new pods.
+    pub(super) fn not_to_be_closed(&self) -> Option<Next> {
+        let refusals = may_touch_node(self.plan, self.evidence, self.cx.now);
+        let refusal = refusals.iter().find(|r| !r.may_pass()).or_else(|| refusals.first())?;
+        let say = refusal.to_string();
+        Some(if refusal.may_pass() { self.poll(&say) } else { self.refused(&say) })
+    }
+
+    /// May the machine not be powered off by the word that there is now?
+    pub(super) fn power_off_denied(&self) -> Option<Next> {
+        match mandate(self.evidence, self.cx.now).map(Mandate::may_power_off) {
+            Ok(Ok(())) => None,
+            Ok(Err(denial)) if !denial.may_pass() => Some(self.refused(&denial.to_string())),
+            Ok(Err(denial)) => Some(self.poll(&denial.to_string())),
+            Err(why) => Some(self.poll(&format!("what this recovery may do is not known ({why})"))),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What stands against an effect on a whole node: nobody's word reaches that far, the rules do not select the node, it is
+//! under maintenance, something on it is opted out, it may only be booting, or it fell silent together with others.
+
+use super::Plan;
+use crate::authority::{NodeRules, NodeWord, mandate};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::fact::Reading;
+use crate::outage::silent_together;
+use crate::proof;
+use crate::runbook::StepKind;
+use crate::safety::Refusal;
+use jiff::Timestamp;
+
+impl Plan {
+    /// Does the plan stop every pod of the node?
+    pub fn fences(&self) -> bool {
+        let steps = [StepKind::PowerOff, StepKind::Quarantine, StepKind::TaintOutOfService];
+        steps.iter().any(|kind| self.find(*kind).is_some())
+    }
+}
+
+/// Every refusal of touching the whole of the plan's node now. Empty for a plan that leaves the node as a whole alone, and
+/// for a Node that does not exist.
+pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
+    if !plan.fences() && !plan.closes_node {
+        return Vec::new();
+    }
+    let name = &plan.pins.node;
+    let missing = |what: String, why: String| vec![Refusal::Missing { what, why }];
+    let node = match evidence.nodes.get(name).map(|f| f.read(now, MAX_AGE)) {
+        Some(Reading::Present(node)) => node,
+        Some(Reading::Absent) => return Vec::new(),
+        Some(other) => return missing(format!("Node {name}"), other.gap().unwrap_or_default()),
+        None => return missing(format!("Node {name}"), "it was not read".to_owned()),
+    };
+    let mandate = match mandate(evidence, now) {
+        Ok(mandate) => mandate,
+        Err(why) => return missing("what this recovery may do".to_owned(), why),
+    };
+    let word = match mandate.over_node(name, &plan.hash) {
+        Ok(word) => word,
+        Err(denial) => return vec![Refusal::Denied { denial }],
+    };
+    let mut out = Vec::new();
+    let rules = match &word {
+        NodeWord::Rules { policy, rules } => {
+            if !rules.select(&node.labels) {
+                let denial = crate::authority::Denial::NodeNotSelected {
+                    node: name.to_string(),
+                    policy: policy.clone(),
+                };
+                out.push(Refusal::Denied { denial });
+            }
+            rules.clone()
+        }
+        NodeWord::Person { .. } => NodeRules::default(),
+    };
+    if let Some(annotation) = &node.maintenance {
+        out.push(Refusal::Maintenance { node: name.to_string(), annotation: annotation.clone() });
+    }
+    if plan.fences() {
+        if !rules.override_opt_outs {
+            opt_outs(plan, evidence, now, &mut out);
+        }
+        let judged = matches!(word, NodeWord::Person { saw_the_plan: true, .. });
+        let proven = proof::of_the_machine(evidence, &plan.pins.holder, now).is_ok();
+        // What the cloud or a person says of the machine itself is explained by no partition.
+        if !judged && !proven && plan.find(StepKind::PowerOff).is_some() {
+            brakes(plan, node, &rules, evidence, now, &mut out);
+        }
+    }
+    out
+}
+
+/// Claims on the node that nobody may move.
+fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
+    let node = &plan.pins.node;
+    match evidence.node_claims.get(node).map(|f| f.read(now, MAX_AGE)) {
+        Some(Reading::Present(claims)) => {
+            for claim in claims {
+                let Some(what) = &claim.opted_out else { continue };
+                let own = claim.claim.namespace == evidence.claim_name.namespace;
+                // The people of the plan's namespace read the refusal, and need not have the right to see other namespaces.
+                let refusal = Refusal::OptedOutOnNode {
+                    node: node.to_string(),
+                    claim: if own { claim.claim.to_string() } else { "of another namespace".to_owned() },
+                    what: if own { what.clone() } else { "an annotation or its policy".to_owned() },
+                };
+                if !out.contains(&refusal) {
+                    out.push(refusal);
+                }
+            }
+        }
+        other => out.push(Refusal::Missing {
+            what: format!("the claims of the pods on {node}"),
+            why: other.and_then(|r| r.gap()).unwrap_or_else(|| "they were not read".to_owned()),
+        }),
+    }
+}
+
+/// A node that may only be booting, or that an outage may have cut off.
+fn brakes(
+    plan: &Plan,
+    node: &NodeFacts,
+    rules: &NodeRules,
+    evidence: &Evidence,
+    now: Timestamp,
+    out: &mut Vec<Refusal>,
+) {
+    let name = &plan.pins.node;
+    let down = match evidence.down.as_ref().map(|f| f.read(now, MAX_AGE)) {
+        Some(Reading::Present(down)) => down,
+        other => {
+            out.push(Refusal::Missing {
+                what: "which nodes are down".to_owned(),
+                why: other.and_then(|r| r.gap()).unwrap_or_else(|| "it was not read".to_owned()),
+            });
+            return;
+        }
+    };
+    // Ready now, or newer than the list: then it has been down for no time at all.
+    let own = down.iter().find(|d| d.name == node.name).filter(|_| !node.ready);
+    let down_for = own.map_or(0, |d| d.down_for(now).as_secs());
+    if down_for < i64::from(rules.patience_seconds) {
+        out.push(Refusal::MayBeBooting {
+            node: name.to_string(),
+            seconds: down_for,
+            patience: rules.patience_seconds,
+        });
+    }
+    let together = silent_together(down, name);
+    if together.len() > usize::try_from(rules.most_together).unwrap_or(usize::MAX) {
+        let others = together.iter().filter(|n| *n != name).map(ToString::to_string).collect();
+        out.push(Refusal::DownTogether { node: name.to_string(), others, limit: rules.most_together });
+    }
+}
+
+/// The same before the first step: the patience may run out while the run's own first wait lasts, so that both are not waited
+/// for one after the other.
+pub fn may_touch_node_later(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
+    let first = plan.steps.first().filter(|s| s.kind == StepKind::Await);
+    let ahead = first.map_or(0, |s| s.patience_seconds.unwrap_or(s.deadline_seconds));
+    let waits_anyway = |r: &Refusal| match r {
+        Refusal::MayBeBooting { seconds, patience, .. } => {
+            i64::from(*patience).saturating_sub(*seconds) <= i64::from(ahead)
+        }
+        _ => false,
+    };
+    let mut all = may_touch_node(plan, evidence, now);
+    all.retain(|r| !waits_anyway(r));
+    all
+}

@@ -1,0 +1,300 @@
+//! Who may make reattach do what: a policy is a ceiling for everybody without a right at cluster scope, and a right that was
+//! taken away since stops a run.
+
+use reattach_api::{Phase, VolumeRecovery};
+use reattach_cloud_simulator::{InstanceStatus, JobAction};
+use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
+use reattach_drill::app::App;
+use reattach_drill::in_virtual_time;
+use reattach_drill::stage::{Expect, Stage};
+use reattach_drill::stock::on_one_node;
+use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_sim::kubelet::DiskAfter;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
+const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
+/// Has every verb on VolumeRecoveries in the namespace of the apps.
+const ADAM: &str = "adam@example.org";
+/// Has them at cluster scope.
+const CARLA: &str = "carla@example.org";
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn story(s: &Stage) -> String {
+    s.lines().iter().map(|l| l.render()).collect()
+}
+
+/// Plays a night in virtual time; an assertion in it fails the test.
+fn night<F>(play: impl FnOnce() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), WorldError>>,
+{
+    in_virtual_time(play).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The people who have lost their rights.
+type Withdrawn = Arc<Mutex<BTreeSet<&'static str>>>;
+
+/// Redis on the first of two nodes, under a policy; adam and carla have their rights until they are withdrawn.
+async fn stage(spec: Value) -> Result<(Stage, Withdrawn), WorldError> {
+    let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+    let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+    s.world.follow_power();
+    let withdrawn = Withdrawn::default();
+    let gone = withdrawn.clone();
+    s.world.server().set_access(Some(Arc::new(move |user, what| {
+        let lost = gone.lock().is_ok_and(|g| g.contains(user));
+        let own = what["group"] == "reattach.dev" && what["resource"] == "volumerecoveries";
+        own && !lost && (user == CARLA || user == ADAM && what["namespace"] == "default")
+    })));
+    let app = App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache");
+    on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
+    let mut policy = json!({"precedence": 0, "runbook": DEFAULT_RUNBOOK});
+    for (key, value) in spec.as_object().expect("an object") {
+        policy[key] = value.clone();
+    }
+    s.world.policy_of("everything", &policy).await?;
+    s.start_replica("reattach-controller-0", None);
+    s.pass(secs(10)).await;
+    Ok((s, withdrawn))
+}
+
+async fn phantom(s: &mut Stage) -> Result<(), WorldError> {
+    s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await?;
+    s.pass(secs(30)).await;
+    Ok(())
+}
+
+/// A person asks for a recovery of redis.
+async fn ask(s: &Stage, who: &str, spec: Value) -> Result<(), WorldError> {
+    let mut body =
+        json!({"claimName": "redis-data", "requester": who, "mode": "Auto", "runbook": DEFAULT_RUNBOOK});
+    for (key, value) in spec.as_object().expect("an object") {
+        body[key] = value.clone();
+    }
+    let name = format!("by-{}", who.split('@').next().unwrap_or_default());
+    let object = json!({"apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+        "metadata": {"name": name, "namespace": "default"}, "spec": body});
+    s.world.create(who, &object).await.map(|_| ())
+}
+
+fn of(w: &World, who: &str) -> Option<VolumeRecovery> {
+    w.recoveries().into_iter().find(|r| r.spec.requester == who)
+}
+
+/// Phase and message of a person's recovery.
+fn says(s: &Stage, who: &str) -> String {
+    let status = of(&s.world, who).and_then(|r| r.status).unwrap_or_default();
+    format!("{:?}: {}", status.phase, status.message)
+}
+
+/// A person approves the plan of the recovery that `asked` asked for.
+async fn approve(s: &mut Stage, asked: &str, who: &str) -> Result<(), WorldError> {
+    let waits =
+        |w: &World| of(w, asked).and_then(|r| r.status).is_some_and(|st| st.phase == Phase::AwaitingApproval);
+    s.until("a plan to approve", secs(300), waits).await?;
+    let recovery = of(&s.world, asked).expect("it is there");
+    let hash = recovery.status.and_then(|st| st.plan_hash).expect("a hash");
+    let name = recovery.metadata.name.unwrap_or_default();
+    let path = format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}");
+    s.world.merge(who, &path, &json!({"spec": {"approval": {"planHash": hash, "approver": who}}})).await?;
+    Ok(())
+}
+
+#[test]
+fn a_namespace_admin_goes_no_further_than_the_policy() {
+    night(|| async {
+        for (mode, words) in [("Observe", "at most mode Observe"), ("Approve", "at most mode Approve")] {
+            let (mut s, _) = stage(json!({"mode": mode})).await?;
+            phantom(&mut s).await?;
+            ask(&s, ADAM, json!({})).await?;
+            s.pass(secs(300)).await;
+            assert!(s.world.ledger.effects().is_empty(), "{mode}\n{}", story(&s));
+            let said = says(&s, ADAM);
+            assert!(said.starts_with("Refused") && said.contains(words) && said.contains(ADAM), "{said}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_cluster_admin_goes_further_than_the_policy() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
+        phantom(&mut s).await?;
+        ask(&s, CARLA, json!({})).await?;
+        s.running(&["redis"], secs(600)).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_claim_without_a_policy_is_left_to_cluster_admins() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Auto", "selector": {"namespaces": ["elsewhere"]}})).await?;
+        for policy in ["default"] {
+            let path = format!("/apis/reattach.dev/v1alpha1/recoverypolicies/{policy}");
+            s.world.request(PERSON, "DELETE", &path, "application/json", &json!({})).await?;
+        }
+        phantom(&mut s).await?;
+        ask(&s, ADAM, json!({})).await?;
+        s.pass(secs(200)).await;
+        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(says(&s, ADAM).contains("no RecoveryPolicy selects the claim"), "{}", says(&s, ADAM));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_namespace_admin_uses_the_runbook_of_the_policy() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Approve", "runbook": SCALE_TO_ZERO})).await?;
+        phantom(&mut s).await?;
+        ask(&s, ADAM, json!({"mode": "Approve"})).await?;
+        approve(&mut s, ADAM, ADAM).await?;
+        s.pass(secs(200)).await;
+        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(says(&s, ADAM).contains("names runbook scale-to-zero"), "{}", says(&s, ADAM));
+        Ok(())
+    });
+}
+
+/// The policy lets no machine be powered off, so a permission that reaches no further than a namespace lets none either.
+#[test]
+fn a_namespace_admin_powers_no_machine_off() {
+    night(|| async {
+        for nodes in [json!({"patienceSeconds": 60}), Value::Null] {
+            let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
+            s.hang(NODES[0].0)?;
+            ask(&s, ADAM, json!({"mode": "Approve", "powerOff": {"allowedBy": ADAM}})).await?;
+            approve(&mut s, ADAM, ADAM).await?;
+            s.pass(secs(600)).await;
+            let off = s.world.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown);
+            assert!(!off && s.world.ledger.effects().is_empty(), "{}", story(&s));
+            assert!(says(&s, ADAM).contains("lets no machine be powered off"), "{}", says(&s, ADAM));
+        }
+        Ok(())
+    });
+}
+
+/// The machine is off already by its owner; to take its node out of service reaches beyond the namespace.
+#[test]
+fn a_namespace_admin_fences_no_node() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never"})).await?;
+        let dead = NODES[0].0;
+        s.hang(dead)?;
+        s.shut_down(dead).await?;
+        ask(&s, ADAM, json!({"mode": "Approve"})).await?;
+        approve(&mut s, ADAM, ADAM).await?;
+        s.pass(secs(600)).await;
+        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(says(&s, ADAM).contains("needs more than a right in one namespace"), "{}", says(&s, ADAM));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_cluster_admin_may_power_off_and_fence() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
+        let dead = NODES[0].0;
+        s.hang(dead)?;
+        ask(&s, CARLA, json!({"mode": "Approve", "powerOff": {"allowedBy": CARLA}})).await?;
+        approve(&mut s, CARLA, CARLA).await?;
+        s.running(&["redis"], secs(900)).await?;
+        let instance = s.world.instance(dead)?;
+        let status = s.world.cloud.instance(instance).map(|i| i.status);
+        assert_eq!(status, Some(InstanceStatus::Offline), "{}", story(&s));
+        Ok(())
+    });
+}
+
+/// The run has begun, and waits whether the node comes back; then the approver loses the right.
+#[test]
+fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
+    night(|| async {
+        for who in [ADAM, CARLA] {
+            let spec = json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
+            let (mut s, withdrawn) = stage(spec).await?;
+            s.hang(NODES[0].0)?;
+            ask(&s, who, json!({"mode": "Approve", "powerOff": {"allowedBy": who}})).await?;
+            approve(&mut s, who, who).await?;
+            let runs =
+                |w: &World| of(w, who).and_then(|r| r.status).is_some_and(|st| st.phase == Phase::Running);
+            s.until("a run", secs(60), runs).await?;
+            withdrawn.lock().expect("the lock").insert(who);
+            s.pass(secs(300)).await;
+            assert!(s.world.ledger.effects().is_empty(), "{who}\n{}", story(&s));
+            let said = says(&s, who);
+            assert!(said.starts_with("Aborted") && said.contains("does not have the verb approve"), "{said}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_approval_without_the_right_lets_nothing_run() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
+        phantom(&mut s).await?;
+        ask(&s, ADAM, json!({"mode": "Approve"})).await?;
+        approve(&mut s, ADAM, "eve@example.org").await?;
+        s.pass(secs(300)).await;
+        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(
+            says(&s, ADAM).contains("eve@example.org does not have the verb approve"),
+            "{}",
+            says(&s, ADAM)
+        );
+        Ok(())
+    });
+}
+
+/// Within the policy a right in the namespace is enough.
+#[test]
+fn a_namespace_admin_approves_what_the_policy_allows() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
+        phantom(&mut s).await?;
+        ask(&s, ADAM, json!({"mode": "Approve"})).await?;
+        approve(&mut s, ADAM, ADAM).await?;
+        s.running(&["redis"], secs(600)).await?;
+        Ok(())
+    });
+}
+
+/// A person sets the policy to Observe while a run of the controller holds the claim: it turns back.
+#[test]
+fn a_policy_that_says_observe_stops_a_run() {
+    night(|| async {
+        let (mut s, _) = stage(json!({"mode": "Auto"})).await?;
+        s.world.csi.set_unpublish_fails(true);
+        phantom(&mut s).await?;
+        let held = |w: &World| {
+            let label = |r: &VolumeRecovery| {
+                r.metadata.labels.as_ref().is_some_and(|l| l.contains_key("reattach.dev/hold"))
+            };
+            w.recoveries().iter().any(label)
+        };
+        s.until("a hold", secs(300), held).await?;
+        s.world.merge(PERSON, POLICY, &json!({"spec": {"mode": "Observe"}})).await?;
+        s.pass(secs(5)).await;
+        let at = s.world.ledger.len();
+        s.pass(secs(600)).await;
+        let after = s.world.ledger.entries();
+        let after: Vec<String> = after[at..].iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
+        let freeing: Vec<&String> =
+            after.iter().filter(|l| l.contains("/detach") || l.contains("eviction")).collect();
+        assert!(freeing.is_empty(), "{freeing:#?}\n{}", story(&s));
+        assert!(!held(&s.world), "the hold is lifted\n{}", story(&s));
+        Ok(())
+    });
+}
