@@ -116,6 +116,12 @@ fn the_lock_of_a_waiting_run_does_not_expire() {
             w.server().read("", "nodes", "", NODES[0].0).is_some_and(|n| is_out_of_service_by_us(&n))
         };
         s.until("tainted", secs(900), tainted).await?;
+        s.pass(secs(300)).await;
+        // Another leader, which has nothing to write into the journal while it waits.
+        s.start_replica("reattach-controller-1", None);
+        s.pass(secs(5)).await;
+        let old = s.replicas.remove(0);
+        old.stop().await;
         let gone = s.until("the taint gone", secs(5_000), move |w| !tainted(w)).await.is_ok();
         let phase = s.recovery_of("redis").and_then(|r| r.status).map(|st| st.phase).unwrap_or_default();
         Ok::<_, WorldError>((gone, phase, story(&s)))

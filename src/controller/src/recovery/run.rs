@@ -119,7 +119,9 @@ impl Executor {
         if !due || !state.locks_the_node(plan) {
             return;
         }
-        let Ok(pass) = self.gate.put_back(state.term()) else { return };
+        // A new leader that only waits has written no line of its term yet.
+        let Some(leadership) = self.gate.leadership() else { return };
+        let Ok(pass) = self.gate.put_back(leadership.term) else { return };
         let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
         let node = &plan.pins.node;
         match node_lock::renew(&pass, node, &name, self.collector.clock.now()).await {
