@@ -68,6 +68,7 @@ pub struct RecoveryPolicySpec {
 pub struct NodePolicy {
     /// Labels that the Node must carry. Empty: every node.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 63 }))]
     pub match_labels: BTreeMap<String, String>,
     /// A machine is powered off only after reattach has seen its Node not Ready for so long: longer than a boot takes.
     #[serde(default = "default_patience")]
