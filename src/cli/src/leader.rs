@@ -8,7 +8,7 @@ use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use reattach_cluster::lease::{Elector, LEASE_DURATION, Leadership};
+use reattach_cluster::lease::{Elector, LEASE_DURATION, Leadership, VACANT};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -225,6 +225,9 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
             };
             let (why, limit) = match lease.as_ref().map(|l| (holder(l), l)) {
                 None => ("it does not exist".to_owned(), FIRST_WITHIN),
+                Some((holder, _)) if holder == VACANT => {
+                    ("no controller has held it yet".to_owned(), FIRST_WITHIN)
+                }
                 Some((holder, _)) if holder.is_empty() => {
                     ("its last holder gave it up".to_owned(), TAKEN_WITHIN)
                 }
@@ -279,7 +282,8 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
             ));
         }
         if let Some(now) = found {
-            let seen = (holder(&now), now.resource_version());
+            let holder = Some(holder(&now)).filter(|h| h != VACANT).unwrap_or_default();
+            let seen = (holder, now.resource_version());
             let renewed = before.as_ref().is_some_and(|b| b.0 == seen.0 && b.1 != seen.1);
             if !seen.0.is_empty() && seen.0 != me {
                 if renewed {

@@ -8,9 +8,11 @@
 //! Two holders never overlap as long as clocks run at about the same rate, also when requests are slow:
 //! - A holder counts its lease from the moment *before* it sent the write that renewed it, and stops relying on the lease
 //!   `MARGIN` before the end.
-//! - A contender takes over only after the record has been unchanged, or missing, for one whole lease duration, counted
-//!   on its own monotonic clock from the moment *after* its read was answered. A missing Lease is no free Lease: it may
-//!   have been deleted under a leader that cannot see that yet. Only a holder that gave the Lease up ends that wait.
+//! - A contender takes over only after the record has been unchanged for one whole lease duration, counted on its own
+//!   monotonic clock from the moment *after* its read was answered. Only a holder that gave the Lease up ends that wait.
+//! - A missing Lease is no free Lease: it may have been deleted under a leader that cannot see that yet. A contender writes
+//!   a record with the holder [`VACANT`] first, which must then stay unchanged as any other; a leader that lives replaces
+//!   it with its own.
 //!
 //! Terms never shrink. The term (`leaseTransitions`) grows with every change of holder and stands in every journal entry,
 //! so a late write of an old leader is recognised. A new term is higher than that of the Lease *and* of every line of
@@ -58,19 +60,17 @@ pub struct Leadership {
     pub until: Instant,
 }
 
+/// The holder in a Lease that a contender wrote because there was none. Nobody leads by it.
+pub const VACANT: &str = "vacant";
+
 /// The Lease as last read, and since when it has been unchanged on our own clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// It does not exist.
-    Missing {
-        /// When the first of the reads that did not find it was answered.
-        since: Instant,
-        /// How long its last holder may rely on it.
-        duration: Duration,
-    },
+    Missing,
     /// It exists.
     Found {
-        /// The holder's identity; empty when the last holder gave it up.
+        /// The holder's identity; empty when the last holder gave it up, [`VACANT`] when there was no Lease.
         holder: String,
         /// `leaseTransitions`.
         term: u64,
@@ -81,22 +81,6 @@ pub enum Record {
         /// When the first read that found this version was answered.
         since: Instant,
     },
-}
-
-impl Record {
-    fn term(&self) -> u64 {
-        match self {
-            Self::Missing { .. } => 0,
-            Self::Found { term, .. } => *term,
-        }
-    }
-
-    /// When every holder that may stand behind this record has stopped relying on it.
-    fn lapses(&self) -> Instant {
-        match self {
-            Self::Missing { since, duration } | Self::Found { since, duration, .. } => *since + *duration,
-        }
-    }
 }
 
 /// What to do about the Lease.
@@ -112,6 +96,8 @@ pub enum Decision {
         /// The term that we hold.
         term: u64,
     },
+    /// There is none: write one that nobody holds, and see whether it stays unchanged.
+    Reserve,
     /// Another process may rely on it: read it again then.
     Wait {
         /// The earliest moment at which it may be taken.
@@ -150,24 +136,31 @@ impl Hold {
 
 /// Decides from the record and our own hold alone. `highest` is the highest term in any journal. Pure.
 pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
-    let acquire = Decision::Acquire { term: record.term().max(highest).saturating_add(1) };
-    let once_lapsed = |acquire| {
-        let until = record.lapses();
-        if now >= until { acquire } else { Decision::Wait { until } }
+    let Record::Found { holder, term, duration, since, .. } = record else {
+        return match hold {
+            // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
+            Hold::Held { term, until } if now < until => Decision::Renew { term },
+            Hold::Held { .. } | Hold::Tried { .. } | Hold::None => Decision::Reserve,
+        };
     };
-    match (record, hold) {
+    let nobodys = holder.is_empty() || holder == VACANT;
+    let acquire = Decision::Acquire { term: (*term).max(highest).saturating_add(1) };
+    match hold {
         // Nobody else can have written our identity with our term.
-        (Record::Found { holder, term, .. }, Hold::Held { .. } | Hold::Tried { .. })
-            if holder == me && hold.term() == Some(*term) =>
-        {
+        Hold::Held { .. } | Hold::Tried { .. } if holder == me && hold.term() == Some(*term) => {
             Decision::Renew { term: *term }
         }
-        // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
-        (Record::Missing { .. }, Hold::Held { term, until }) if now < until => Decision::Renew { term },
+        // Written by a contender that found none, or restored from a backup, before anybody can have taken it.
+        Hold::Held { term, until } if nobodys && now < until => Decision::Renew { term },
         // A journal with a higher term shows that this is not the Lease's newest state: its holder is not known.
-        (Record::Found { holder, term, .. }, _) if holder.is_empty() && *term >= highest => acquire,
+        Hold::Held { .. } | Hold::Tried { .. } | Hold::None if holder.is_empty() && *term >= highest => {
+            acquire
+        }
         // Our own identity with a term that we do not hold comes from a backup: another process may lead.
-        (Record::Found { .. } | Record::Missing { .. }, _) => once_lapsed(acquire),
+        Hold::Held { .. } | Hold::Tried { .. } | Hold::None => {
+            let lapses = *since + *duration;
+            if now >= lapses { acquire } else { Decision::Wait { until: lapses } }
+        }
     }
 }
 
@@ -178,10 +171,12 @@ pub struct Elector {
     name: String,
     me: String,
     clock: crate::Clock,
-    record: Option<Record>,
+    record: Record,
     hold: Hold,
     /// The highest term in any journal, as listed since the Lease last changed.
     highest: Option<u64>,
+    /// The highest term that this process ever read in the Lease.
+    highest_seen: u64,
 }
 
 /// What one read of the Lease led to.
@@ -211,9 +206,10 @@ impl Elector {
             name: name.into(),
             me: me.into(),
             clock,
-            record: None,
+            record: Record::Missing,
             hold: Hold::None,
             highest: None,
+            highest_seen: 0,
         }
     }
 
@@ -290,9 +286,12 @@ impl Elector {
         if matches!(self.hold, Hold::Held { until, .. } if now >= until) {
             self.hold = Hold::None;
         }
-        let record = self.record.clone().unwrap_or(Record::Missing { since: now, duration: LEASE_DURATION });
-        let decision = decide(&record, &self.me, self.hold, self.highest.unwrap_or(0), now);
+        let decision = decide(&self.record, &self.me, self.hold, self.highest.unwrap_or(0), now);
         let (term, acquires) = match decision {
+            Decision::Reserve => {
+                self.hold = Hold::None;
+                return self.reserve().await;
+            }
             Decision::Wait { until } => {
                 self.hold = Hold::None;
                 return Ok(Round::Waiting { wake: until.min(now + RENEW_EVERY) });
@@ -330,33 +329,43 @@ impl Elector {
         }
     }
 
+    /// Writes a Lease that nobody holds.
+    async fn reserve(&mut self) -> Result<Round, kube::Error> {
+        let term = self.highest_seen;
+        let again = |seconds| Ok(Round::Waiting { wake: Instant::now() + seconds });
+        match self.write(None, term, true, VACANT).await {
+            Ok(written) => {
+                self.note(Some(&written), Instant::now());
+                again(RENEW_EVERY)
+            }
+            Err(kube::Error::Api(status)) if status.is_already_exists() => again(Duration::from_millis(200)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Keeps what a read that was answered at `now` said.
     fn note(&mut self, lease: Option<&Lease>, now: Instant) {
-        let last = match &self.record {
-            Some(Record::Missing { duration, .. } | Record::Found { duration, .. }) => *duration,
-            None => LEASE_DURATION,
-        };
         let Some(lease) = lease else {
-            if !matches!(self.record, Some(Record::Missing { .. })) {
-                self.record = Some(Record::Missing { since: now, duration: last.max(LEASE_DURATION) });
-                self.highest = None;
-            }
+            self.record = Record::Missing;
+            self.highest = None;
             return;
         };
         let read = lease.metadata.resource_version.clone().unwrap_or_default();
-        if matches!(&self.record, Some(Record::Found { version, .. }) if *version == read) {
+        if matches!(&self.record, Record::Found { version, .. } if *version == read) {
             return;
         }
         let spec = lease.spec.clone().unwrap_or_default();
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15);
+        let term = u64::try_from(spec.lease_transitions.unwrap_or(0)).unwrap_or(0);
         self.highest = None;
-        self.record = Some(Record::Found {
+        self.highest_seen = self.highest_seen.max(term);
+        self.record = Record::Found {
             holder: spec.holder_identity.unwrap_or_default(),
-            term: u64::try_from(spec.lease_transitions.unwrap_or(0)).unwrap_or(0),
+            term,
             version: read,
             duration: Duration::from_secs(seconds),
             since: now,
-        });
+        };
     }
 
     /// Lists every journal for the highest term. A term that no Lease can have is of no leader: its run stays held by the

@@ -181,9 +181,11 @@ async fn a_living_holder_writes_a_deleted_lease_again() {
     insert_released(&server, 4);
     let (mut holder, mut contender) = (elector(&server, "a"), elector(&server, "b"));
     let (mine, _) = lead(&mut holder).await;
+    // The contender never sees the Lease, however often it looks.
     for _ in 0..10 {
         delete(&server).await;
         assert_eq!(contender.round().await.unwrap().0, None);
+        assert_eq!(lease(&server)["spec"]["holderIdentity"], VACANT);
         tokio::time::sleep(RENEW_EVERY).await;
         let (still, _) = holder.round().await.unwrap();
         assert_eq!(still.map(|l| l.term), Some(mine.term));
@@ -324,7 +326,6 @@ async fn decisions() {
         duration: LEASE_DURATION,
         since: now - secs(age),
     };
-    let missing = |age| Record::Missing { since: now - secs(age), duration: LEASE_DURATION };
     let held = |term| Hold::Held { term, until: now + secs(1) };
     let wait = |age| Decision::Wait { until: now - secs(age) + LEASE_DURATION };
     let acquire = |term| Decision::Acquire { term };
@@ -343,12 +344,16 @@ async fn decisions() {
         (found("", 5, 0), Hold::None, 5, acquire(6)),
         (found("", 5, 0), Hold::None, 6, wait(0)),
         (found("", 5, 15), Hold::None, 6, acquire(7)),
-        (missing(0), held(5), 0, Decision::Renew { term: 5 }),
-        (missing(0), Hold::Tried { term: 5 }, 0, wait(0)),
-        (missing(14), Hold::None, 0, wait(14)),
-        (missing(15), Hold::None, 0, acquire(1)),
-        (missing(15), Hold::None, 7, acquire(8)),
-        (missing(0), Hold::Held { term: 5, until: now }, 7, wait(0)),
+        (found(VACANT, 3, 0), held(5), 0, Decision::Renew { term: 5 }),
+        (found("", 3, 0), held(5), 0, Decision::Renew { term: 5 }),
+        (found(VACANT, 3, 0), Hold::Held { term: 5, until: now }, 0, wait(0)),
+        (found(VACANT, 3, 14), Hold::None, 0, wait(14)),
+        (found(VACANT, 3, 15), Hold::None, 0, acquire(4)),
+        (found(VACANT, 3, 15), Hold::None, 7, acquire(8)),
+        (Record::Missing, held(5), 0, Decision::Renew { term: 5 }),
+        (Record::Missing, Hold::Tried { term: 5 }, 0, Decision::Reserve),
+        (Record::Missing, Hold::Held { term: 5, until: now }, 7, Decision::Reserve),
+        (Record::Missing, Hold::None, 7, Decision::Reserve),
     ];
     for (record, hold, highest, expected) in table {
         let said = decide(&record, "me", hold, highest, now);
