@@ -49,8 +49,8 @@ async fn set(seed: u64, apps: &[App]) -> Stage {
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
     s.world.follow_power();
     on_one_node(&mut s, &NODES, apps.iter().map(|a| (a.clone(), Expect::Running))).await.expect("they run");
-    let policy =
-        json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed" });
+    let policy = json!({ "mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "Allowed",
+        "nodes": { "patienceSeconds": 60 } });
     s.world.policy_of("everything", &policy).await.expect("a policy");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
