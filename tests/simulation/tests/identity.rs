@@ -41,7 +41,8 @@ async fn stage() -> Result<Stage, WorldError> {
     let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
     s.world.follow_power();
     on_one_node(&mut s, &NODES, [(redis(), Expect::Restored)].into_iter()).await?;
-    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed"});
+    let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+        "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &spec).await?;
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(60)).await;
