@@ -158,6 +158,7 @@ fn rights_to_change_something_are_these() {
         ("reattach-controller", "create patch", "events. events.events.k8s.io"),
         ("reattach-controller", "create patch", "pods."),
         ("reattach-controller", "create", "pods/eviction."),
+        ("reattach-controller", "create", "subjectaccessreviews.authorization.k8s.io"),
         ("reattach-controller", "delete patch", "volumeattachments.storage.k8s.io"),
         ("reattach-controller", "patch", "nodes."),
         ("reattach-controllerreattach-system", "create delete patch update", "leases.coordination.k8s.io"),
