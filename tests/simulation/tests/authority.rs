@@ -66,6 +66,13 @@ async fn stage(spec: Value) -> Result<(Stage, Withdrawn), WorldError> {
     Ok((s, withdrawn))
 }
 
+/// The node of redis hangs, and Kubernetes has called it not Ready for a while.
+async fn dead_node(s: &mut Stage) -> Result<(), WorldError> {
+    s.hang(NODES[0].0)?;
+    s.pass(secs(70)).await;
+    Ok(())
+}
+
 async fn phantom(s: &mut Stage) -> Result<(), WorldError> {
     s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await?;
     s.pass(secs(30)).await;
@@ -172,7 +179,7 @@ fn a_namespace_admin_powers_no_machine_off() {
     night(|| async {
         for nodes in [json!({"patienceSeconds": 60}), Value::Null] {
             let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
-            s.hang(NODES[0].0)?;
+            dead_node(&mut s).await?;
             ask(&s, ADAM, json!({"mode": "Approve", "powerOff": {"allowedBy": ADAM}})).await?;
             approve(&mut s, ADAM, ADAM).await?;
             s.pass(secs(600)).await;
@@ -190,7 +197,7 @@ fn a_namespace_admin_fences_no_node() {
     night(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never"})).await?;
         let dead = NODES[0].0;
-        s.hang(dead)?;
+        dead_node(&mut s).await?;
         s.shut_down(dead).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
         approve(&mut s, ADAM, ADAM).await?;
@@ -206,7 +213,7 @@ fn a_cluster_admin_may_power_off_and_fence() {
     night(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         let dead = NODES[0].0;
-        s.hang(dead)?;
+        dead_node(&mut s).await?;
         ask(&s, CARLA, json!({"mode": "Approve", "powerOff": {"allowedBy": CARLA}})).await?;
         approve(&mut s, CARLA, CARLA).await?;
         s.running(&["redis"], secs(900)).await?;
@@ -224,7 +231,7 @@ fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
         for who in [ADAM, CARLA] {
             let spec = json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
             let (mut s, withdrawn) = stage(spec).await?;
-            s.hang(NODES[0].0)?;
+            dead_node(&mut s).await?;
             ask(&s, who, json!({"mode": "Approve", "powerOff": {"allowedBy": who}})).await?;
             approve(&mut s, who, who).await?;
             let runs =
