@@ -87,11 +87,17 @@ impl Aftermath {
         self.recoveries.iter().any(|r| r.contains(words))
     }
 
+    /// Nothing was even tried.
+    #[track_caller]
+    fn nothing_tried(&self) {
+        assert!(self.effects.is_empty() && self.broken.is_empty(), "{self:#?}\n{}", self.story);
+    }
+
     /// The victim's machine and volume are as they were, and nothing was even tried.
     #[track_caller]
     fn untouched(&self, holder: u64) {
-        let untouched = self.effects.is_empty() && self.holder == Some(InstanceNo(holder));
-        assert!(untouched && self.broken.is_empty(), "{self:#?}\n{}", self.story);
+        self.nothing_tried();
+        assert_eq!(self.holder, Some(InstanceNo(holder)), "{self:#?}\n{}", self.story);
     }
 }
 
@@ -175,7 +181,8 @@ fn a_run_whose_claim_is_no_longer_bound_turns_back() {
         s.pass(secs(600)).await;
         Ok(s)
     });
-    after.untouched(NODES[0].1);
+    // Kubernetes itself detaches a volume that no bound claim wants.
+    after.nothing_tried();
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     assert!(after.says("Failed") && after.says("bound to an earlier claim of that name"), "{after:#?}");
 }
@@ -327,6 +334,7 @@ fn a_restored_claim_is_not_the_one_that_the_volume_names() {
         s.pass(secs(900)).await;
         Ok(s)
     });
-    after.untouched(NODES[0].1);
+    after.nothing_tried();
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     assert!(after.recoveries.is_empty(), "such a claim nominates nothing: {after:#?}");
 }
