@@ -80,18 +80,23 @@ fn says(s: &Stage, app: &str) -> String {
 /// One app on each node.
 async fn spread(s: &mut Stage, nodes: &[(&str, u64)]) -> Result<(), WorldError> {
     for (number, (node, _)) in nodes.iter().enumerate() {
-        let (n, node) = (number as u64, (*node).to_owned());
-        let app = App::deployment(&format!("app{n}"), 7100 + n, &format!("pvcbb1d06139b33{n:04}"), "an app")
-            .with(move |w| {
-                w["spec"]["template"]["spec"]["affinity"] = json!({"nodeAffinity": {
-                    "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": {"matchExpressions": [
-                        {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}}]}});
-            });
+        let n = number as u64;
+        let name = format!("app{n}");
+        let app = App::deployment(&name, 7100 + n, &format!("pvcbb1d06139b33{n:04}"), "an app");
+        close_all_but(s, nodes, Some(node)).await?;
         s.add(app, Expect::Restored).await?;
+        s.running(&[&name], secs(600)).await?;
     }
-    let names: Vec<String> = (0..nodes.len()).map(|n| format!("app{n}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    s.running(&names, secs(600)).await?;
+    close_all_but(s, nodes, None).await
+}
+
+/// Cordons every node but one; none: no node is cordoned any more.
+async fn close_all_but(s: &Stage, nodes: &[(&str, u64)], open: Option<&str>) -> Result<(), WorldError> {
+    for (node, _) in nodes {
+        let closed = open.is_some_and(|open| open != *node).then_some(true);
+        let body = json!({"spec": {"unschedulable": closed}});
+        s.world.merge(PERSON, &format!("/api/v1/nodes/{node}"), &body).await?;
+    }
     Ok(())
 }
 

@@ -157,8 +157,6 @@ fn rights_to_change_something_are_these() {
         ("reattach-controller", "create delete patch update", "nodevolumereports.reattach.dev"),
         ("reattach-controller", "create patch", "events. events.events.k8s.io"),
         ("reattach-controller", "create patch", "pods."),
-        // A question about a person's right, which changes nothing.
-        ("reattach-controller", "create", "subjectaccessreviews.authorization.k8s.io"),
         ("reattach-controller", "create", "pods/eviction."),
         ("reattach-controller", "create", "subjectaccessreviews.authorization.k8s.io"),
         ("reattach-controller", "delete patch", "volumeattachments.storage.k8s.io"),
