@@ -14,14 +14,20 @@ const EVIL: &str = "seen\u{1b}[2J\u{1b}]0;owned\u{7}\nFORGED: everything was rec
 
 /// Checks one output: every character is shown, and no line begins with words of the tenant.
 #[track_caller]
-fn assert_plain(ran: &Ran) {
+fn plain(ran: &Ran, explained: bool) {
     for text in [&ran.out, &ran.err] {
         for line in text.lines() {
             assert!(!line.contains(is_hidden), "{line:?} in {text:?}");
-            assert!(!line.trim_start().starts_with("FORGED"), "a line is forged: {text}");
+            // What is wrapped is indented; an explained text is the reader's own, and wrapped from the first column.
+            assert!(!line.starts_with("FORGED") || explained, "a line is forged: {text}");
         }
         assert!(!text.contains('\r'), "{text:?}");
     }
+}
+
+#[track_caller]
+fn assert_plain(ran: &Ran) {
+    plain(ran, false);
 }
 
 fn evil_event(stage: &Stage) {
@@ -128,7 +134,7 @@ async fn an_explained_text_is_shown_plainly() {
     ] {
         let ran = stage.run(args).await;
         assert_eq!(ran.code, 0, "{ran:?}");
-        assert_plain(&ran);
+        plain(&ran, true);
         assert!(ran.out.len() < 40_000, "{args:?}: {} bytes", ran.out.len());
     }
     let ran = stage.run(&["explain", "-m", &message]).await;

@@ -190,6 +190,8 @@ fn reasons_of_people_reach_our_records_plainly() {
             stage(2, &json!({ "mode": "Observe", "precedence": 0, "runbook": DEFAULT_RUNBOOK })).await;
         s.start_replica("reattach-controller-0", None);
         s.pass(secs(5)).await;
+        s.hang(NODES[0].0).expect("it hangs");
+        s.pass(secs(60)).await;
         let said = json!({ "holder": NODES[0].1.to_string(), "declaredBy": PERSON, "reason": EVIL,
             "at": s.world.now().to_string() });
         let object = json!({
@@ -199,7 +201,6 @@ fn reasons_of_people_reach_our_records_plainly() {
                 "requester": PERSON, "declaration": said },
         });
         s.world.server().insert(&object);
-        s.hang(NODES[0].0).expect("it hangs");
         let mut found = BTreeSet::new();
         for _ in 0..120 {
             s.pass(secs(1)).await;
@@ -212,7 +213,9 @@ fn reasons_of_people_reach_our_records_plainly() {
         found.extend(look(&s.world));
         let own =
             s.world.recoveries().into_iter().find(|r| r.metadata.name.as_deref() == Some("of-a-person"));
-        assert_eq!(own.and_then(|r| r.status).map(|s| s.phase), Some(Phase::Aborted));
+        let phase = own.and_then(|r| r.status).map(|s| s.phase);
+        let story: String = s.lines().iter().map(|l| l.render()).collect();
+        assert_eq!(phase, Some(Phase::Aborted), "{story}");
         assert_eq!(found, BTreeSet::new());
     });
 }
@@ -221,8 +224,8 @@ fn reasons_of_people_reach_our_records_plainly() {
 #[test]
 fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
     play(|| async {
-        let policy =
-            json!({ "mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed" });
+        let policy = json!({ "mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+            "nodes": { "patienceSeconds": 60 } });
         let mut s = stage(3, &policy).await;
         let dead = NODES[0].0;
         let server = s.world.server().clone();
@@ -259,7 +262,8 @@ fn a_plan_that_fences_a_node_names_nothing_of_other_namespaces() {
             }
         }
         assert_eq!(seen, Vec::<String>::new());
-        assert!(fenced >= 3, "the plan pins {fenced} pods of other namespaces");
+        let story: String = s.lines().iter().map(|l| l.render()).collect();
+        assert!(fenced >= 3, "the plan pins {fenced} pods of other namespaces\n{story}");
         s.running(&["redis", "postgres"], secs(600)).await.expect("both heal on the other node");
         let recovery = recovery_of(&s.world, &redis()).expect("a recovery");
         assert_eq!(recovery.status.map(|s| s.phase), Some(Phase::Recovered));
