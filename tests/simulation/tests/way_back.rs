@@ -18,6 +18,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What puts the workload back.
+const WORKLOAD: &str = "/apis/apps/v1/namespaces/default/deployments/redis";
+/// What ends a hold.
+const HOLD: [&str; 2] =
+    ["/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/", "/api/v1/namespaces/default/pods/"];
 /// The most requests of a controller in a minute in which it can do nothing. Its Lease alone takes 40.
 const QUIET_MINUTE: usize = 300;
 
@@ -117,10 +122,20 @@ fn phase(s: &Stage) -> (Phase, String) {
 }
 
 fn unbroken(s: &mut Stage) {
+    unbroken_but(s, &[]);
+}
+
+/// The same after something was put back without a journal: writes to these paths were not announced by a line.
+fn unbroken_but(s: &mut Stage, put_back: &[&str]) {
     s.look();
+    let expected = |b: &String| {
+        b.starts_with("S3: not announced: ")
+            && put_back.iter().any(|path| b.contains(&format!(" PATCH {path}")))
+    };
     let broken: Vec<String> = checks::all(s)
         .into_iter()
         .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)))
+        .filter(|b| !expected(b))
         .collect();
     let timeline: String = s.lines().iter().map(|l| l.render()).collect();
     assert!(broken.is_empty(), "{broken:#?}\n{timeline}");
@@ -193,7 +208,7 @@ fn a_run_that_gave_up_restores_by_its_stamp() {
         assert!(said.contains("everything has been put back since"), "{said}");
         s.running(&["redis"], secs(600)).await.expect("it runs");
         s.pass(secs(30)).await;
-        unbroken(&mut s);
+        unbroken_but(&mut s, &[WORKLOAD]);
     });
 }
 
@@ -216,7 +231,7 @@ fn a_refused_status_leaves_nothing_at_zero() {
             s.phases(&["redis"], &[Phase::Failed, Phase::Recovered], secs(300)).await.expect("over");
             s.running(&["redis"], secs(600)).await.expect("it runs");
             s.pass(secs(60)).await;
-            unbroken(&mut s);
+            unbroken_but(&mut s, &[WORKLOAD]);
         });
     }
 }
@@ -276,7 +291,7 @@ fn a_refused_status_leaves_no_pod_held() {
         let over = [Phase::Recovered, Phase::Failed, Phase::Resolved];
         s.phases(&["redis"], &over, secs(900)).await.expect("over");
         s.pass(secs(30)).await;
-        unbroken(&mut s);
+        unbroken_but(&mut s, &HOLD);
     });
 }
 

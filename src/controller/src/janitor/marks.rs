@@ -15,6 +15,8 @@ use reattach_core::evidence::CsiSource;
 use reattach_core::guest::Challenge;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
+use reattach_core::machine::{State, StepState};
+use reattach_core::runbook::StepKind;
 use reattach_core::workload::ScalePath;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -185,9 +187,18 @@ fn is_bound(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty())
 }
 
-/// Whether a recovery that is under way holds a claim of the pod.
+/// Whether a recovery that is under way holds a claim of the pod, or is about to take the gate off itself.
 fn speaks_for(recovery: &VolumeRecovery, pod: &Pod) -> bool {
     !is_final(recovery)
-        && recovery.labels().get(HOLD_LABEL).is_some_and(|v| v == "true")
         && claims_of(pod).contains(&recovery.spec.claim_name)
+        && (recovery.labels().get(HOLD_LABEL).is_some_and(|v| v == "true") || lifts(recovery))
+}
+
+/// Whether the run's next step about its hold is to end it: the label goes first, and the gates in the same step.
+fn lifts(recovery: &VolumeRecovery) -> bool {
+    let Some(plan) = recovery.sound_plan() else { return false };
+    let Ok((_, journal)) = recovery.history() else { return false };
+    let Ok(state) = State::replay(&plan, journal) else { return false };
+    let lift = plan.find(StepKind::Lift).map(|ix| state.step(ix));
+    state.in_force(&plan, StepKind::Hold) && !matches!(lift, None | Some(StepState::Closed { .. }))
 }

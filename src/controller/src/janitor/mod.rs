@@ -14,7 +14,7 @@
 //! | out-of-service taint of ours | its Node is Ready; its lock has expired or is nobody's; its recovery is over or gone |
 //! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
 //! | closing taint of a hold | its recovery is over or gone |
-//! | scheduling gate, label of a hold | no recovery of the claim is under way with the label; gate: no job of the volume is pending at the cloud |
+//! | scheduling gate, label of a hold | no recovery of the claim is under way with the label, or about to end its hold; gate: no job of the volume is pending at the cloud |
 //! | stamp | its recovery is over or gone, and no job of its volumes is pending at the cloud: the workload is restored by the stamp alone, if it is still at 0 |
 //! | question to an agent | its recovery is gone |
 //!
