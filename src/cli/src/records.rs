@@ -106,7 +106,16 @@ pub async fn again(session: &Session, name: &ObjectName) -> Result<Option<Volume
 /// The recovery as it is shown: people of its namespace wrote a part of it, so no name, reason or message in it keeps a
 /// hidden character.
 fn made_plain(recovery: &VolumeRecovery) -> VolumeRecovery {
-    plain::made_plain(recovery, usize::MAX)
+    let mut shown = plain::made_plain(recovery, usize::MAX);
+    // A ticket has lines of its own. The controller wrote it, and quoted texts of others in it line by line.
+    let ticket =
+        |r: &VolumeRecovery| r.status.as_ref()?.escalation.as_ref()?.ticket.as_deref().map(plain::page);
+    if let (Some(ticket), Some(status)) = (ticket(recovery), &mut shown.status)
+        && let Some(told) = &mut status.escalation
+    {
+        told.ticket = Some(ticket);
+    }
+    shown
 }
 
 /// A reason as a person gave it, on one line.

@@ -56,7 +56,7 @@ fn evil_recovery(stage: &Stage) {
         "status": {"phase": "Aborted", "class": "B", "message": EVIL, "refusals": [EVIL, EVIL], "epoch": 0,
             "leftOut": EVIL,
             "diagnosis": {"verdict": {"verdict": "unclassified", "missing": [{"what": EVIL, "why": EVIL}]}, "facts": [EVIL]},
-            "escalation": {"since": "2026-03-02T03:00:00Z", "summary": EVIL, "ticket": EVIL},
+            "escalation": {"since": "2026-03-02T03:00:00Z", "summary": EVIL, "ticket": EVIL.replace('\n', " ")},
             "journal": [line(0, json!({"mark": "accepted", "planHash": EVIL, "authority": EVIL}))]},
     }));
 }
