@@ -156,11 +156,26 @@ pub(crate) fn leftovers(stage: &Stage) -> Vec<String> {
     found
 }
 
+/// Whether a request renews the lock of a node that its holder has already.
+fn keeps_a_lock(entry: &Entry, name: &str, before: &[Entry]) -> bool {
+    let of_it = |e: &&Entry| {
+        e.accepted()
+            && e.resource().1 == "leases"
+            && (e.path == entry.path || e.body["metadata"]["name"] == name)
+    };
+    let holder = |e: &Entry| e.body["spec"]["holderIdentity"].clone();
+    let last = before.iter().rev().find(of_it).filter(|e| e.method != "DELETE");
+    entry.method == "PUT" && last.is_some_and(|e| holder(e).is_string() && holder(e) == holder(entry))
+}
+
 /// Whether a request only takes away what is ours: the janitor's, and the end's, without a line in the journal.
 pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bool {
     match entry.resource() {
         // The lock of a node.
-        ("coordination.k8s.io", "leases", name) => entry.method == "DELETE" && name.starts_with("node-"),
+        ("coordination.k8s.io", "leases", name) if name.starts_with("node-") => {
+            entry.method == "DELETE" || keeps_a_lock(entry, name, before)
+        }
+        ("coordination.k8s.io", "leases", _) => false,
         ("", "nodes", _) => {
             let ours = |body: &serde_json::Value| -> BTreeSet<String> {
                 let taints = body["spec"]["taints"].as_array().into_iter().flatten();
