@@ -107,6 +107,10 @@ pub struct NothingUnderWay {
     pub reason: String,
     /// When they said it. It counts for orders that were sent before.
     pub at: Time,
+    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 256)))]
+    pub groups: Vec<String>,
 }
 
 /// A person's word that an instance cannot write, on which a volume may be freed (safety rule S1).

@@ -127,9 +127,15 @@ async fn nothing_under_way(
         ))
         .into());
     }
-    let user = session.user().await?;
+    let user = session.me().await?;
     let at = session.server_time().await?;
-    let word = NothingUnderWay { declared_by: user.clone(), reason: reason.to_owned(), at: Time(at) };
+    let word = NothingUnderWay {
+        declared_by: user.name.clone(),
+        reason: plain::line(reason, 1024),
+        at: Time(at),
+        groups: user.groups,
+    };
+    let user = user.name;
     records::nothing_under_way(session, name, &word).await?;
     note(&format!("Declared by {user}: nothing that {name} ordered is under way at the cloud ({reason})."));
     note(

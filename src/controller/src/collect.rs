@@ -13,6 +13,7 @@ use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
 use reattach_cluster::{Clients, Clock, dry_run, facts, hold};
+use reattach_core::consent::Word;
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Source};
@@ -65,6 +66,8 @@ pub struct Own {
     pub sightings: Vec<Sighting>,
     /// A person's word that a holder cannot write.
     pub declaration: Option<Declaration>,
+    /// A person's word that nothing which it ordered is under way.
+    pub nothing_under_way: Option<Word>,
 }
 
 impl Own {
@@ -81,7 +84,13 @@ impl Own {
             at: d.at.0,
             of_this_cluster: d.of_this_cluster,
         });
-        Self { asked: epoch.map(|epoch| (uid(), epoch)), sightings: sightings.collect(), declaration }
+        let nothing_under_way = recovery.spec.nothing_under_way.as_ref().map(|w| Word {
+            by: w.declared_by.clone(),
+            reason: w.reason.clone(),
+            at: w.at.0,
+        });
+        let asked = epoch.map(|epoch| (uid(), epoch));
+        Self { asked, sightings: sightings.collect(), declaration, nothing_under_way }
     }
 }
 
@@ -111,7 +120,7 @@ impl Collector {
         own: Option<Own>,
         depth: Depth<'_>,
     ) -> Result<Evidence, kube::Error> {
-        let Own { asked, sightings, declaration } = own.unwrap_or_default();
+        let Own { asked, sightings, declaration, nothing_under_way } = own.unwrap_or_default();
         let live = is_live(depth);
         let pinned = match depth {
             Depth::Execute { plan, .. } => Some(plan.pins.node.as_str()),
@@ -131,6 +140,7 @@ impl Collector {
         let mut evidence = facts::evidence(claim, &view, asked, &resolve, at);
         evidence.sightings = sightings;
         evidence.declaration = declaration;
+        evidence.nothing_under_way = nothing_under_way;
         // Nothing is looked up for a claim that has no right to the volume that it names. In the course of a run what was
         // done with the volume has an end to be seen, whatever became of the claim.
         let executing = matches!(depth, Depth::Execute { .. });

@@ -43,7 +43,8 @@ pub enum Withdrawal {
 }
 
 /// A named person's word, with its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Word {
     /// The authenticated user name.
     pub by: String,

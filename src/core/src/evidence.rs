@@ -5,6 +5,7 @@
 
 use crate::authority::Mandate;
 use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
+use crate::consent::Word;
 use crate::fact::{Fact, Reading, Source};
 use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
@@ -93,6 +94,9 @@ pub struct Evidence {
     /// A named human's word that a holder cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declaration: Option<Declaration>,
+    /// A named human's word that nothing which this recovery ordered is under way at the cloud.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nothing_under_way: Option<Word>,
     /// Every claim that a pod on a node of which a holder is fenced uses: what the fence would move.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_claims: BTreeMap<NodeName, Fact<Vec<NodeClaim>>>,

@@ -182,6 +182,7 @@ impl Case {
             node_losses: BTreeMap::new(),
             sightings: Vec::new(),
             declaration: None,
+            nothing_under_way: None,
             node_claims: BTreeMap::new(),
             down: None,
             mandate: Some(Fact::present(mandate(), kubernetes("rights"), at)),

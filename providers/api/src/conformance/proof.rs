@@ -98,6 +98,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
+        nothing_under_way: None,
         node_claims: BTreeMap::new(),
         down: None,
         mandate: None,

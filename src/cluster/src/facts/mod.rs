@@ -80,6 +80,7 @@ pub fn evidence(
         node_losses: BTreeMap::new(),
         sightings: Vec::new(),
         declaration: None,
+        nothing_under_way: None,
         node_claims: BTreeMap::new(),
         down: None,
         mandate: None,

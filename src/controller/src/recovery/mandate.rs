@@ -39,7 +39,7 @@ impl Rights {
 }
 
 impl Executor {
-    /// Puts into the evidence what the recovery may do, and takes out of it a declaration whose author has no right to it.
+    /// Puts into the evidence what the recovery may do, and takes out of it the declarations whose author has no right to them.
     pub(super) async fn add_mandate(
         &self,
         evidence: &mut Evidence,
@@ -49,6 +49,14 @@ impl Executor {
     ) -> Result<(), kube::Error> {
         let source = || Source::Kubernetes("RecoveryPolicies and access reviews".to_owned());
         let now = self.collector.clock.now();
+        let spec = &recovery.spec;
+        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
+        if let Some(word) = &spec.nothing_under_way {
+            match self.reach(&word.declared_by, &word.groups, "declare", &name, live).await {
+                Reach::Cluster | Reach::Namespace => {}
+                Reach::Nowhere | Reach::Unknown { .. } => evidence.nothing_under_way = None,
+            }
+        }
         let (ceiling, at) = match &self.collector.cache {
             Some(cache) if !live => (limits.ceiling.clone(), cache.as_of()),
             _ => (self.ceiling_now(evidence).await?, now),
@@ -59,8 +67,6 @@ impl Executor {
             evidence.mandate = Some(Fact::unknown(why, source(), now));
             return Ok(());
         }
-        let spec = &recovery.spec;
-        let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
         let asker = if limits.made_by_policy {
             Asker::Controller
         } else {

@@ -12,7 +12,7 @@ use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::gate::Authority;
 use reattach_cluster::{node_lock, store};
-use reattach_core::consent::{Said, Word, withdrawal};
+use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
@@ -326,6 +326,7 @@ impl Executor {
             approved: recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone()),
             policy: limits.policy_says(recovery),
         };
+        cx.nothing_under_way = evidence.nothing_under_way.clone();
         cx.withdrawn = withdrawal(plan, state, evidence, &said, cx.now);
         next(plan, state, evidence, &cx)
     }
@@ -338,12 +339,7 @@ impl Executor {
         let now = self.collector.clock.now();
         // Without leadership nothing is journaled or issued, whatever the answer.
         let term = self.gate.leadership().map_or(0, |l| l.term);
-        let nothing_under_way = recovery.spec.nothing_under_way.as_ref().map(|w| Word {
-            by: w.declared_by.clone(),
-            reason: w.reason.clone(),
-            at: w.at.0,
-        });
-        let withdrawn = None;
+        let (nothing_under_way, withdrawn) = (None, None);
         Context { recovery: uid, aborted_by, confirm_workload, term, nothing_under_way, withdrawn, now }
     }
 
