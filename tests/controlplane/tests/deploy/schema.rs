@@ -39,10 +39,7 @@ pub async fn creation(installed: &Installed<'_>) {
             json!({ "claimName": "" }),
             "claimName must be the name of a PersistentVolumeClaim in this namespace",
         ),
-        (
-            json!({ "claimName": "c".repeat(254) }),
-            "claimName must be the name of a PersistentVolumeClaim in this namespace",
-        ),
+        (json!({ "claimName": "c".repeat(254) }), "spec.claimName: Too long"),
         // A name is no path to somewhere else.
         (
             json!({ "claimName": "team-b/data" }),
@@ -63,12 +60,12 @@ pub async fn creation(installed: &Installed<'_>) {
         (json!({ "mode": "Force" }), "supported values: \"Observe\", \"DryRun\", \"Approve\", \"Auto\""),
         (hash("0123456789ABCDEF"), "planHash must be the 16 hexadecimal digits of status.planHash"),
         (hash("0123456789abcde"), "planHash must be the 16 hexadecimal digits of status.planHash"),
-        (hash("0123456789abcdef0"), "planHash must be the 16 hexadecimal digits of status.planHash"),
+        (hash("0123456789abcdef0"), "spec.approval.planHash: Too long"),
         (json!({ "approval": { "approver": "admin" } }), "spec.approval.planHash: Required value"),
         (json!({ "abort": { "reason": "none" } }), "spec.abort.by: Required value"),
         (word(json!({ "holder": "" })), "holder must be the instance that cannot write"),
         (word(json!({ "reason": "" })), "reason must say why the instance cannot write"),
-        (word(json!({ "reason": "r".repeat(1025) })), "reason must say why the instance cannot write"),
+        (word(json!({ "reason": "r".repeat(1025) })), "spec.declaration.reason: Too long"),
         (word(json!({ "declaredBy": "" })), "declaredBy must be your own user name (kubectl auth whoami)"),
         (word(json!({ "at": "yesterday" })), "spec.declaration.at"),
         (word(json!({ "at": null })), "spec.declaration.at: Required value"),
