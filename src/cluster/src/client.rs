@@ -100,7 +100,8 @@ fn with_field_manager(
         return None;
     }
     let (path, manager) = (request.uri().path(), product.user_agent());
-    let query = query.trim_end_matches('&');
+    // kube begins its queries with an ampersand.
+    let query = query.trim_matches('&');
     let and = if query.is_empty() { "" } else { "&" };
     Some(format!("{path}?{query}{and}fieldManager={manager}").parse())
 }
