@@ -1,8 +1,7 @@
 //! A night in which a node dies: class A, with everything a test wants to go wrong besides.
 
-use crate::{Morning, NODES};
+use crate::{Morning, NODES, postgres, redis, story};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::app::App;
 use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
 use reattach_drill::replica::CrashPoint;
@@ -71,10 +70,7 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     s.world.follow_power();
     let expect = if night.heals { Expect::Running } else { Expect::Restored };
-    let apps = [
-        App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"),
-        App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"),
-    ];
+    let apps = [redis(), postgres()];
     on_one_node(&mut s, &NODES, apps.into_iter().map(|a| (a, expect))).await?;
     let policy = json!({"mode": night.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
         "nodes": {"patienceSeconds": 60}});
@@ -121,6 +117,6 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     let found = checks::all(&s).into_iter();
     broken.extend(found.flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule))));
     broken.extend(late.map(|e| e.to_string()));
-    let timeline = s.lines().iter().map(|l| l.render()).collect();
+    let timeline = story(&s);
     Ok(Morning { broken, requests, died, timeline })
 }

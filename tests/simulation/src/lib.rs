@@ -17,11 +17,51 @@ use reattach_drill::world::{World, WorldError};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use serde_json::json;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The nodes of [`phantom_night`].
 pub const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
+
+/// So many seconds.
+pub fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A cache with one replica.
+pub fn redis() -> App {
+    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
+}
+
+/// A database with one replica.
+pub fn postgres() -> App {
+    App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
+}
+
+/// The timeline of a stage, for a person who looks for the reason of a failure.
+pub fn story(s: &Stage) -> String {
+    s.lines().iter().map(|l| l.render()).collect()
+}
+
+/// Plays a scene in virtual time; an assertion in it fails the test.
+///
+/// # Panics
+/// Without virtual time.
+pub fn play<F: Future<Output = ()>>(scene: impl FnOnce() -> F + Send + 'static) {
+    in_virtual_time(scene).expect("virtual time");
+}
+
+/// Plays a night in virtual time; an error or an assertion in it fails the test.
+///
+/// # Panics
+/// Without virtual time, and when the night ends with an error.
+pub fn in_night<F>(night: impl FnOnce() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), WorldError>>,
+{
+    in_virtual_time(night).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
+}
 
 /// The seeds of one test: 1 to `usual`, or as many as `REATTACH_SEEDS` says; `REATTACH_SEED` names a single one.
 pub fn seeds(usual: u64) -> Vec<u64> {
@@ -157,7 +197,7 @@ pub struct Morning {
 /// Two apps on two nodes, both nodes recycled uncleanly; ends when both run again, or too late.
 pub fn phantom_night(seed: u64, night: Night) -> Morning {
     let played = in_virtual_time(move || async move {
-        match play(seed, night).await {
+        match play_phantom(seed, night).await {
             Ok(morning) => morning,
             Err(error) => {
                 Morning { broken: vec![error.to_string()], requests: 0, died: None, timeline: String::new() }
@@ -167,12 +207,11 @@ pub fn phantom_night(seed: u64, night: Night) -> Morning {
     played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
 }
 
-async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
+async fn play_phantom(seed: u64, night: Night) -> Result<Morning, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
-    s.add(App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache"), Expect::Running).await?;
-    s.add(App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database"), Expect::Running)
-        .await?;
+    s.add(redis(), Expect::Running).await?;
+    s.add(postgres(), Expect::Running).await?;
     s.world.policy("everything", Mode::Auto, 0, night.runbook).await?;
     let apps = ["redis", "postgres"];
     s.running(&apps, Duration::from_secs(180)).await?;
@@ -207,7 +246,7 @@ async fn play(seed: u64, night: Night) -> Result<Morning, WorldError> {
         .flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule)));
     let mut broken: Vec<String> = broken.collect();
     broken.extend(late.map(|e| e.to_string()));
-    let timeline = s.lines().iter().map(|l| l.render()).collect();
+    let timeline = story(&s);
     Ok(Morning { broken, requests, died, timeline })
 }
 

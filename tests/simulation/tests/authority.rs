@@ -10,6 +10,7 @@ use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
+use reattach_tests_simulation::{in_night, secs, story};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -22,22 +23,6 @@ const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
 const ADAM: &str = "adam@example.org";
 /// Has them at cluster scope.
 const CARLA: &str = "carla@example.org";
-
-fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-fn story(s: &Stage) -> String {
-    s.lines().iter().map(|l| l.render()).collect()
-}
-
-/// Plays a night in virtual time; an assertion in it fails the test.
-fn night<F>(play: impl FnOnce() -> F + Send + 'static)
-where
-    F: Future<Output = Result<(), WorldError>>,
-{
-    in_virtual_time(play).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
-}
 
 /// The people who have lost their rights.
 type Withdrawn = Arc<Mutex<BTreeSet<&'static str>>>;
@@ -117,7 +102,7 @@ async fn approve(s: &mut Stage, asked: &str, who: &str) -> Result<(), WorldError
 
 #[test]
 fn a_namespace_admin_goes_no_further_than_the_policy() {
-    night(|| async {
+    in_night(|| async {
         for (mode, words) in [("Observe", "at most mode Observe"), ("Approve", "at most mode Approve")] {
             let (mut s, _) = stage(json!({"mode": mode})).await?;
             phantom(&mut s).await?;
@@ -133,7 +118,7 @@ fn a_namespace_admin_goes_no_further_than_the_policy() {
 
 #[test]
 fn a_cluster_admin_goes_further_than_the_policy() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         phantom(&mut s).await?;
         ask(&s, CARLA, json!({})).await?;
@@ -144,7 +129,7 @@ fn a_cluster_admin_goes_further_than_the_policy() {
 
 #[test]
 fn a_claim_without_a_policy_is_left_to_cluster_admins() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Auto", "selector": {"namespaces": ["elsewhere"]}})).await?;
         for policy in ["default"] {
             let path = format!("/apis/reattach.dev/v1alpha1/recoverypolicies/{policy}");
@@ -161,7 +146,7 @@ fn a_claim_without_a_policy_is_left_to_cluster_admins() {
 
 #[test]
 fn a_namespace_admin_uses_the_runbook_of_the_policy() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve", "runbook": SCALE_TO_ZERO})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
@@ -176,7 +161,7 @@ fn a_namespace_admin_uses_the_runbook_of_the_policy() {
 /// The policy lets no machine be powered off, so a permission that reaches no further than a namespace lets none either.
 #[test]
 fn a_namespace_admin_powers_no_machine_off() {
-    night(|| async {
+    in_night(|| async {
         for nodes in [json!({"patienceSeconds": 60}), Value::Null] {
             let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
             dead_node(&mut s).await?;
@@ -194,7 +179,7 @@ fn a_namespace_admin_powers_no_machine_off() {
 /// The machine is off already by its owner; to take its node out of service reaches beyond the namespace.
 #[test]
 fn a_namespace_admin_fences_no_node() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never"})).await?;
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
@@ -210,7 +195,7 @@ fn a_namespace_admin_fences_no_node() {
 
 #[test]
 fn a_cluster_admin_may_power_off_and_fence() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
@@ -227,7 +212,7 @@ fn a_cluster_admin_may_power_off_and_fence() {
 /// The run has begun, and waits whether the node comes back; then the approver loses the right.
 #[test]
 fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
-    night(|| async {
+    in_night(|| async {
         for who in [ADAM, CARLA] {
             let spec = json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
             let (mut s, withdrawn) = stage(spec).await?;
@@ -249,7 +234,7 @@ fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
 
 #[test]
 fn an_approval_without_the_right_lets_nothing_run() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
@@ -268,7 +253,7 @@ fn an_approval_without_the_right_lets_nothing_run() {
 /// Within the policy a right in the namespace is enough.
 #[test]
 fn a_namespace_admin_approves_what_the_policy_allows() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
@@ -281,7 +266,7 @@ fn a_namespace_admin_approves_what_the_policy_allows() {
 /// A person sets the policy to Observe while a run of the controller holds the claim: it turns back.
 #[test]
 fn a_policy_that_says_observe_stops_a_run() {
-    night(|| async {
+    in_night(|| async {
         let (mut s, _) = stage(json!({"mode": "Auto"})).await?;
         s.world.csi.set_unpublish_fails(true);
         phantom(&mut s).await?;

@@ -13,10 +13,9 @@ use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, redis, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 
 const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
 const CLAIM: &str = "/api/v1/namespaces/default/persistentvolumeclaims/redis-data";
@@ -36,14 +35,6 @@ impl Change {
     fn merge(path: &'static str, body: Value) -> Self {
         Self { method: "PATCH", path, body, silent: false }
     }
-}
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
 }
 
 fn replicas(w: &World) -> i64 {

@@ -9,18 +9,9 @@ use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::witness::is_out_of_service_by_us;
 use reattach_drill::world::{World, WorldError};
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
-}
 
 /// An app on a node whose kernel then hangs, under a policy with this rule about power.
 async fn stage(power_off: &str) -> Result<Stage, WorldError> {
@@ -33,10 +24,6 @@ async fn stage(power_off: &str) -> Result<Stage, WorldError> {
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(10)).await;
     Ok(s)
-}
-
-fn story(s: &Stage) -> String {
-    s.lines().iter().map(|l| l.render()).collect()
 }
 
 fn power(s: &Stage) -> Option<InstanceStatus> {

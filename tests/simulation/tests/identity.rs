@@ -8,20 +8,15 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The number of the victim's volume at the cloud.
 const VOLUME: VolumeNo = VolumeNo(7001);
 /// A machine of the same account that is no node of this cluster.
 const STRANGER: u64 = 999;
 const RECOVERIES: &str = "/apis/reattach.dev/v1alpha1/namespaces";
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 fn redis() -> App {
     App::deployment("redis", VOLUME.0, "pvcbb1d06139b334c1f", "the cache")

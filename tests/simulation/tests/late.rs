@@ -14,20 +14,12 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
 const VOLUME: VolumeNo = VolumeNo(7001);
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
-}
 
 fn replicas(w: &World) -> i64 {
     redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).unwrap_or(-1)
@@ -44,10 +36,6 @@ fn is_gated(w: &World) -> bool {
         p["spec"]["schedulingGates"].as_array().is_some_and(|g| g.iter().any(|g| g["name"] == HOLD_GATE))
     };
     w.pods("redis").iter().any(|p| gated(p))
-}
-
-fn story(s: &Stage) -> String {
-    s.lines().iter().map(|l| l.render()).collect()
 }
 
 /// A phantom attachment of an app whose driver cannot detach, so that the cloud's detach is needed.

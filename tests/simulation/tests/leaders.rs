@@ -10,7 +10,7 @@ use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{
-    NODES, Night, Part, all_good, cut_off_the_leader, parts, phantom_night, seeds,
+    NODES, Night, Part, all_good, cut_off_the_leader, parts, phantom_night, redis, secs, seeds,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -77,14 +77,6 @@ fn two_leaders_under_a_partition() {
         runbook: if seed % 4 < 2 { SCALE_TO_ZERO } else { DEFAULT_RUNBOOK },
         ..Night::default()
     });
-}
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
 }
 
 fn replicas(w: &World) -> i64 {

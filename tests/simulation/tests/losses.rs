@@ -8,16 +8,11 @@ use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, redis, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 
 const PERSON: &str = "sre@example.org";
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// A database whose pod uses a second claim.
 fn postgres() -> App {
@@ -37,10 +32,6 @@ fn postgres() -> App {
             None => spec["volumes"] = json!([volume]),
         }
     })
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
 }
 
 /// Everything on the first node, under a policy that lets it be powered off.

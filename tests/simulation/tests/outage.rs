@@ -8,6 +8,7 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_tests_simulation::{in_night, postgres, redis, secs, story};
 use serde_json::{Value, json};
 use std::future::Future;
 use std::sync::Arc;
@@ -16,35 +17,11 @@ use std::time::Duration;
 const NODES: [(&str, u64); 3] = [("node-a", 101), ("node-b", 102), ("node-c", 103)];
 const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
 
-fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-fn story(s: &Stage) -> String {
-    s.lines().iter().map(|l| l.render()).collect()
-}
-
-/// Plays a night in virtual time; an assertion in it fails the test.
-fn night<F>(play: impl FnOnce() -> F + Send + 'static)
-where
-    F: Future<Output = Result<(), WorldError>>,
-{
-    in_virtual_time(play).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
-}
-
 async fn stage(nodes: &[(&str, u64)]) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let s = Stage::new(1, start, nodes, Arc::new(|_| {})).await?;
     s.world.follow_power();
     Ok(s)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
-}
-
-fn postgres() -> App {
-    App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
 }
 
 /// A policy for everything in mode Auto that lets machines be powered off, with these rules for nodes.
@@ -103,7 +80,7 @@ async fn close_all_but(s: &Stage, nodes: &[(&str, u64)], open: Option<&str>) -> 
 /// The API server's load balancer lost the kubelets; the machines and their pods run and write.
 #[test]
 fn a_partition_of_every_node_powers_none_off() {
-    night(|| async {
+    in_night(|| async {
         let nodes: [(&str, u64); 8] = [
             ("n1", 101),
             ("n2", 102),
@@ -142,7 +119,7 @@ fn a_partition_of_every_node_powers_none_off() {
 /// does.
 #[test]
 fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
-    night(|| async {
+    in_night(|| async {
         let mut s = stage(&NODES).await?;
         spread(&mut s, &NODES).await?;
         policy(&s, "Allowed", None).await?;
@@ -163,7 +140,7 @@ fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
 
 #[test]
 fn one_dead_node_is_fenced_after_its_patience() {
-    night(|| async {
+    in_night(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Allowed", Some(json!({}))).await?;
@@ -182,7 +159,7 @@ fn one_dead_node_is_fenced_after_its_patience() {
 
 #[test]
 fn a_node_under_maintenance_is_left_alone_until_it_is_over() {
-    night(|| async {
+    in_night(|| async {
         for annotation in ["reattach.dev/maintenance", "weave.works/kured-reboot-in-progress"] {
             let mut s = stage(&NODES).await?;
             on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
@@ -234,7 +211,7 @@ async fn beside_an_opt_out(what: &str, rules: Value) -> Result<Stage, WorldError
 
 #[test]
 fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
-    night(|| async {
+    in_night(|| async {
         for what in ["claim", "workload", "policy"] {
             let s = beside_an_opt_out(what, json!({"patienceSeconds": 60})).await?;
             assert!(s.world.ledger.effects().is_empty(), "{what}\n{}", story(&s));
@@ -250,7 +227,7 @@ fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
 
 #[test]
 fn a_policy_may_override_opt_outs_on_a_node() {
-    night(|| async {
+    in_night(|| async {
         let rules = json!({"patienceSeconds": 60, "optOuts": "Override"});
         let mut s = beside_an_opt_out("claim", rules).await?;
         s.running(&["redis"], secs(900)).await?;
@@ -266,7 +243,7 @@ fn a_policy_may_override_opt_outs_on_a_node() {
 
 #[test]
 fn a_node_that_the_rules_do_not_select_is_left_alone() {
-    night(|| async {
+    in_night(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Allowed", Some(json!({"patienceSeconds": 60, "matchLabels": {"pool": "fenced"}})))
@@ -288,7 +265,7 @@ fn a_node_that_the_rules_do_not_select_is_left_alone() {
 /// tainted by us all the same.
 #[test]
 fn without_rules_for_nodes_no_node_is_fenced_unattended() {
-    night(|| async {
+    in_night(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Never", None).await?;

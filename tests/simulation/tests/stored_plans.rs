@@ -7,20 +7,11 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, redis, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 
 const PERSON: &str = "sre@example.org";
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
-}
 
 fn replicas(w: &World) -> Value {
     redis().read(w.server()).expect("the workload")["spec"]["replicas"].clone()

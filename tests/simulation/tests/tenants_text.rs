@@ -12,7 +12,6 @@ use reattach_core::plain::{TEXT_CHARS, every_text, is_hidden};
 use reattach_core::report::{Incident, Record, TICKET_CHARS, html, json as report_json, markdown};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
-use reattach_drill::in_virtual_time;
 use reattach_drill::replica::TOKEN;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::stock::on_one_node;
@@ -20,33 +19,19 @@ use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::{ApiServer, Clock, manifests};
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, play, postgres, secs};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Words of a tenant: terminal escapes, a forged line, reordered and hidden characters, a C1 control, markup.
 const EVIL: &str = "seen\u{1b}[2J\u{1b}]0;owned\u{7}\nFORGED: recovered\r\u{202e}txt\u{200b}\u{9b}31m\u{2066}|end|\u{7f} <script>alert(1)</script>";
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn play<F: Future<Output = ()>>(scene: impl FnOnce() -> F + Send + 'static) {
-    in_virtual_time(scene).expect("virtual time");
-}
 
 fn redis() -> App {
     App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache").with(|w| {
         w["metadata"]["annotations"] = json!({ "note": EVIL });
         w["spec"]["template"]["metadata"]["annotations"] = json!({ "note": EVIL });
     })
-}
-
-fn postgres() -> App {
-    App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
 }
 
 async fn stage(seed: u64, policy: &Value) -> Stage {

@@ -8,28 +8,17 @@ use reattach_cluster::workloads::{self, Detail, Owner};
 use reattach_core::ids::ObjectName;
 use reattach_drill::app::App;
 use reattach_drill::checks;
-use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of, state_of};
 use reattach_drill::world::{APPS, World};
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::{ApiServer, Clock};
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, play, secs};
 use serde_json::{Value, json};
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 const PERSON: &str = "sre@example.org";
 const FINALIZER: &str = "reattach.dev/restore";
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn play<F: Future<Output = ()>>(scene: impl FnOnce() -> F + Send + 'static) {
-    in_virtual_time(scene).expect("virtual time");
-}
 
 fn pinned(app: App, node: &str) -> App {
     let selector = json!({ "kubernetes.io/hostname": node });

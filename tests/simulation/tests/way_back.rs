@@ -12,11 +12,9 @@ use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch, Verb};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::NODES;
+use reattach_tests_simulation::{NODES, play, redis, secs};
 use serde_json::{Value, json};
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What puts the workload back.
 const WORKLOAD: &str = "/apis/apps/v1/namespaces/default/deployments/redis";
@@ -25,18 +23,6 @@ const HOLD: [&str; 2] =
     ["/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/", "/api/v1/namespaces/default/pods/"];
 /// The most requests of a controller in a minute in which it can do nothing. Its Lease alone takes 40.
 const QUIET_MINUTE: usize = 300;
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-fn play<F: Future<Output = ()>>(scene: impl FnOnce() -> F + Send + 'static) {
-    in_virtual_time(scene).expect("virtual time");
-}
-
-fn redis() -> App {
-    App::deployment("redis", 7001, "pvcbb1d06139b334c1f", "the cache")
-}
 
 fn replicas(w: &World) -> i64 {
     redis().read(w.server()).and_then(|o| o["spec"]["replicas"].as_i64()).expect("the workload")
