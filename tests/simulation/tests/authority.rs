@@ -5,7 +5,6 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, JobAction};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::app::App;
-use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
@@ -13,9 +12,7 @@ use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{in_night, secs, story};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
 const POLICY: &str = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";

@@ -5,7 +5,6 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::JobAction;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::ledger::Entry;
 use reattach_drill::stage::{Expect, Stage};

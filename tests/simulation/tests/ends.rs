@@ -3,7 +3,6 @@
 use reattach_api::Phase;
 use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, JobAction, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;

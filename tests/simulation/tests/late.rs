@@ -8,7 +8,6 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::hold::HOLD_GATE;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::app::App;
 use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
@@ -17,7 +16,6 @@ use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
 
 const VOLUME: VolumeNo = VolumeNo(7001);
 

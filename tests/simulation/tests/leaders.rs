@@ -3,7 +3,6 @@
 use reattach_api::Phase;
 use reattach_core::policy::Mode;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::replica::{CONTROLLER_USER, CrashPoint, LEASE, NAMESPACE, Side};
 use reattach_drill::stage::{Expect, Stage};

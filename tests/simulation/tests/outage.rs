@@ -4,15 +4,12 @@ use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceStatus, JobAction, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
-use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_tests_simulation::{in_night, postgres, redis, secs, story};
 use serde_json::{Value, json};
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 const NODES: [(&str, u64); 3] = [("node-a", 101), ("node-b", 102), ("node-c", 103)];
 const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";

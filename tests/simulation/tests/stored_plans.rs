@@ -2,7 +2,6 @@
 
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::journal::Mark;
-use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, World};

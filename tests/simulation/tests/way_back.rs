@@ -4,9 +4,7 @@
 use jiff::Timestamp;
 use reattach_api::{Phase, condition};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
-use reattach_drill::app::App;
 use reattach_drill::checks;
-use reattach_drill::in_virtual_time;
 use reattach_drill::replica::CONTROLLER_USER;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{APPS, PERSON, World};
