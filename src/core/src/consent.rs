@@ -115,24 +115,7 @@ pub fn withdrawal(
 /// Whether every step that is left puts something back or only looks.
 fn only_puts_back(plan: &Plan, state: &State) -> bool {
     let Some(current) = state.current() else { return true };
-    plan.steps.iter().skip(current.index()).all(|step| match step.kind {
-        StepKind::Restore | StepKind::Lift | StepKind::Untaint | StepKind::PowerOn | StepKind::Verify => true,
-        StepKind::Await
-        | StepKind::Requeue
-        | StepKind::Hold
-        | StepKind::Release
-        | StepKind::AwaitDetached
-        | StepKind::ScaleToZero
-        | StepKind::Challenge
-        | StepKind::DeleteAttachment
-        | StepKind::Prove
-        | StepKind::Snapshot
-        | StepKind::CloudDetach
-        | StepKind::CloudForce
-        | StepKind::PowerOff
-        | StepKind::Quarantine
-        | StepKind::TaintOutOfService => false,
-    })
+    plan.steps.iter().skip(current.index()).all(|step| step.kind.only_puts_back())
 }
 
 /// Whether the plan powers the instance off and has not yet.

@@ -131,6 +131,29 @@ pub enum StepKind {
 }
 
 impl StepKind {
+    /// Does the step only take away what the run put there, or look? Nobody's word is needed for it, and to turn back would
+    /// do no more.
+    pub fn only_puts_back(self) -> bool {
+        match self {
+            Self::Restore | Self::Lift | Self::Untaint | Self::PowerOn | Self::Verify => true,
+            Self::ScaleToZero
+            | Self::Hold
+            | Self::Release
+            | Self::AwaitDetached
+            | Self::CloudDetach
+            | Self::Requeue
+            | Self::Await
+            | Self::PowerOff
+            | Self::Prove
+            | Self::TaintOutOfService
+            | Self::Quarantine
+            | Self::Challenge
+            | Self::DeleteAttachment
+            | Self::Snapshot
+            | Self::CloudForce => false,
+        }
+    }
+
     /// Which pods go away by its effect. What is lost with them is asked for by this alone ([`crate::loss::losses`]), so
     /// that a new way to make a pod go meets the same refusals.
     pub fn pods_go(self) -> PodsGo {

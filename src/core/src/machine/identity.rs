@@ -6,7 +6,6 @@ use crate::diagnosis::Trouble;
 use crate::evidence::NodeFacts;
 use crate::identity::refusals;
 use crate::proof::{NoUser, answers_clean};
-use crate::runbook::StepKind;
 use crate::safety::Refusal;
 
 impl Look<'_> {
@@ -35,27 +34,7 @@ impl Look<'_> {
     /// Turns the run back where claim, volume or holder turn out not to be what the plan takes them for. What is only
     /// not known is left to the step, which waits for it.
     pub(super) fn identity_lost(&self) -> Option<Next> {
-        let only_puts_back = match self.step.kind {
-            StepKind::Lift | StepKind::Restore | StepKind::Untaint | StepKind::PowerOn | StepKind::Verify => {
-                true
-            }
-            StepKind::ScaleToZero
-            | StepKind::Hold
-            | StepKind::Release
-            | StepKind::AwaitDetached
-            | StepKind::CloudDetach
-            | StepKind::Requeue
-            | StepKind::Await
-            | StepKind::PowerOff
-            | StepKind::Prove
-            | StepKind::Quarantine
-            | StepKind::TaintOutOfService
-            | StepKind::Challenge
-            | StepKind::DeleteAttachment
-            | StepKind::Snapshot
-            | StepKind::CloudForce => false,
-        };
-        if only_puts_back {
+        if self.step.kind.only_puts_back() {
             return None;
         }
         let found = refusals(self.evidence, Some(&self.plan.pins.holder), self.cx.now);

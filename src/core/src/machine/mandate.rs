@@ -4,7 +4,7 @@
 use super::forward::{self, Look, wait};
 use super::observe::CLOUD_POLL;
 use super::unwind::later;
-use super::{Action, Context, Effect, Next, State, StepState};
+use super::{Action, Context, Next, State, StepState};
 use crate::authority::{Mandate, mandate};
 use crate::evidence::Evidence;
 use crate::journal::{Mark, Outcome, TurnBack};
@@ -15,7 +15,7 @@ use crate::runbook::StepKind;
 pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
     let step = state.current().and_then(|ix| plan.steps.get(ix.index())).map(|s| s.kind);
     // What only puts back, or looks, needs no word.
-    if step.is_none_or(ends_a_run) {
+    if step.is_none_or(StepKind::only_puts_back) {
         return forward::next(plan, state, evidence, cx);
     }
     let doubt = match mandate(evidence, cx.now) {
@@ -29,53 +29,8 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         Err(why) => format!("what this recovery may do is not known ({why})"),
     };
     match forward::next(plan, state, evidence, cx) {
-        Next::Act(Action { effect, .. }) if !puts_back(&effect) => wait(doubt, later(cx.now, CLOUD_POLL)),
+        Next::Act(Action { effect, .. }) if !effect.puts_back() => wait(doubt, later(cx.now, CLOUD_POLL)),
         other => other,
-    }
-}
-
-/// Does the step take away what the run put there, or only look at the end? Turning back would do no more.
-fn ends_a_run(step: StepKind) -> bool {
-    match step {
-        StepKind::Restore | StepKind::Lift | StepKind::Untaint | StepKind::PowerOn | StepKind::Verify => true,
-        StepKind::ScaleToZero
-        | StepKind::Hold
-        | StepKind::Release
-        | StepKind::AwaitDetached
-        | StepKind::CloudDetach
-        | StepKind::Await
-        | StepKind::PowerOff
-        | StepKind::Prove
-        | StepKind::Quarantine
-        | StepKind::TaintOutOfService
-        | StepKind::Challenge
-        | StepKind::DeleteAttachment
-        | StepKind::Snapshot
-        | StepKind::CloudForce
-        | StepKind::Requeue => false,
-    }
-}
-
-fn puts_back(effect: &Effect) -> bool {
-    match effect {
-        Effect::Restore { .. }
-        | Effect::Lift { .. }
-        | Effect::OpenNode { .. }
-        | Effect::Untaint { .. }
-        | Effect::PowerOn { .. } => true,
-        Effect::ScaleToZero { .. }
-        | Effect::Hold
-        | Effect::Release { .. }
-        | Effect::CloseNode { .. }
-        | Effect::CloudDetach { .. }
-        | Effect::Snapshot { .. }
-        | Effect::CloudForce { .. }
-        | Effect::PowerOff { .. }
-        | Effect::TaintOutOfService { .. }
-        | Effect::Quarantine { .. }
-        | Effect::Challenge { .. }
-        | Effect::DeleteAttachment { .. }
-        | Effect::Requeue { .. } => false,
     }
 }
 
