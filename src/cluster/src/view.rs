@@ -64,9 +64,9 @@ impl View {
     pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&str>) -> Self {
         let mut view = Self {
             claim: cache.claims.get(&claim.namespace, &claim.name),
-            claims: cache.claims.filter(|c| c.namespace().as_deref() == Some(&claim.namespace)),
+            claims: cache.claims.filter(|c| c.metadata.namespace.as_deref() == Some(&claim.namespace)),
             namespace: cache.namespaces.get("", &claim.namespace),
-            pods: cache.pods.filter(|p| p.namespace().as_deref() == Some(&claim.namespace)),
+            pods: cache.pods.filter(|p| p.metadata.namespace.as_deref() == Some(&claim.namespace)),
             events: cache.events.filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
             ..Self::default()
         };

@@ -94,9 +94,14 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
 /// Returns the record of a recovery that was deleted after it had begun to act, as one line of JSON. The object goes with its
 /// finalizer, whoever had it deleted: a person, the namespace's end, or Kubernetes' garbage collector.
 fn exported(recovery: &VolumeRecovery) -> Option<String> {
+    recovery.metadata.deletion_timestamp.as_ref()?;
+    record_that_acted(recovery)
+}
+
+/// Returns the record of a recovery that began to act, as one line of JSON.
+pub(crate) fn record_that_acted(recovery: &VolumeRecovery) -> Option<String> {
     let acted = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
-    recovery.metadata.deletion_timestamp.as_ref().filter(|_| acted)?;
-    serde_json::to_string(recovery).ok()
+    acted.then(|| serde_json::to_string(recovery).ok()).flatten()
 }
 
 /// Gives the lock of the plan's node back, if this run can have taken it.

@@ -5,10 +5,12 @@
 
 pub mod collect;
 pub mod controller;
+pub mod driving;
 mod finish;
 pub mod http;
 mod janitor;
 pub mod listener;
+mod looking;
 mod losses;
 pub mod machines;
 pub mod metrics;
@@ -18,8 +20,11 @@ pub mod pace;
 mod perform;
 pub mod policies;
 pub mod providers;
+pub mod records;
 pub mod recovery;
 mod status;
+mod turns;
+mod wakeup;
 
 pub use collect::{Collector, Depth};
 pub use controller::{Controller, Settings, ceiling, limits};

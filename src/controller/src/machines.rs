@@ -12,6 +12,7 @@
 //! What cannot be read or written is logged and tried again with the next sweep.
 
 use crate::recovery::Executor;
+use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -47,8 +48,24 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
+    /// Runs until the process is to stop. What is under way then is dropped: it changes our own records alone.
+    pub(crate) async fn run(mut self, executor: Executor, cache: Cache, mut wakeup: Wakeup) {
+        loop {
+            if executor.gate.leadership().is_some() {
+                tokio::select! {
+                    biased;
+                    () = wakeup.stop() => return,
+                    () = self.sweep(&executor, &cache) => {}
+                }
+            }
+            if wakeup.next(Instant::now() + AT_LEAST_EVERY).await == Woken::Stop {
+                return;
+            }
+        }
+    }
+
     /// Compares Nodes and records once, if it is time.
-    pub(crate) async fn sweep(&mut self, executor: &Executor, cache: &Cache) {
+    async fn sweep(&mut self, executor: &Executor, cache: &Cache) {
         let started = Instant::now();
         if self.next.is_some_and(|at| started < at) {
             return;

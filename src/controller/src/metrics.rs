@@ -46,6 +46,8 @@ pub struct Metrics {
     pub leader: Gauge<i64, AtomicI64>,
     /// Recoveries with a run under way.
     pub running: Gauge<i64, AtomicI64>,
+    /// Recoveries that are driven now, with or without a run.
+    pub driven: Gauge<i64, AtomicI64>,
     /// Seconds from the plan's acceptance to the end of a recovery that succeeded.
     pub duration: Histogram,
 }
@@ -59,6 +61,7 @@ impl Metrics {
             effects: Family::default(),
             leader: Gauge::default(),
             running: Gauge::default(),
+            driven: Gauge::default(),
             duration: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
         };
         registry.register("reattach_recoveries_ended", "Recoveries that ended", metrics.ended.clone());
@@ -70,6 +73,11 @@ impl Metrics {
         registry.register("reattach_effects", "Effects that passed or met the gate", metrics.effects.clone());
         registry.register("reattach_leader", "1 while this process is leader", metrics.leader.clone());
         registry.register("reattach_recoveries_running", "Recoveries under way", metrics.running.clone());
+        registry.register(
+            "reattach_recoveries_driven",
+            "Recoveries that are driven, with or without a run",
+            metrics.driven.clone(),
+        );
         registry.register_with_unit(
             "reattach_recovery",
             "From acceptance to recovery",

@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::cache::Cache;
 use reattach_cluster::view::claims_of;
@@ -11,6 +11,7 @@ use reattach_cluster::{facts, node};
 use reattach_core::ids::{ObjectName, Uid};
 use reattach_core::plain;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// A claim to look at, and why.
@@ -22,6 +23,8 @@ pub struct Nominee {
     pub pod: ObjectName,
     /// The hint in words.
     pub why: String,
+    /// Changes with each object that the hint and a look at the claim rest on.
+    pub version: u64,
 }
 
 /// Event reasons that a volume that cannot be attached or mounted leaves (Kubernetes `pkg/kubelet/events/event.go`).
@@ -36,15 +39,19 @@ const WHY_CHARS: usize = 700;
 
 /// Every claim that a hint points at, once, sorted.
 pub fn nominees(cache: &Cache) -> Vec<Nominee> {
-    let pods = cache.pods.filter(|p| !claims_of(p).is_empty() && !finished(p));
+    let pods = cache.pods.filter(|p| !finished(p));
     let events = cache.events.filter(|e| e.reason.as_deref().is_some_and(|r| REASONS.contains(&r)));
     let by_pod: BTreeMap<(ObjectName, Uid), Arc<Event>> =
         events.into_iter().filter_map(|e| Some((facts::pod_of(&e)?, e))).collect();
     let dead = dead_handles(&cache.reports.filter(|_| true));
-    let records = troubled_records(cache);
-    let mut found = BTreeMap::new();
+    let mut records: BTreeMap<String, Vec<Arc<VolumeAttachment>>> = BTreeMap::new();
+    for record in cache.attachments.filter(|_| true) {
+        if let Some(volume) = record.spec.source.persistent_volume_name.clone() {
+            records.entry(volume).or_default().push(record);
+        }
+    }
+    let mut found: BTreeMap<ObjectName, Found> = BTreeMap::new();
     for pod in pods {
-        let why = hint(cache, &pod, &by_pod, &dead);
         let namespace = pod.namespace().unwrap_or_default();
         for claim in claims_of(&pod) {
             if names_what_it_is_not_bound_to(cache, &namespace, &claim) {
@@ -52,18 +59,65 @@ pub fn nominees(cache: &Cache) -> Vec<Nominee> {
             }
             let of_the_volume = || {
                 let claim = cache.claims.get(&namespace, &claim)?;
-                records.get(claim.spec.as_ref()?.volume_name.as_deref()?).cloned()
+                records.get(claim.spec.as_ref()?.volume_name.as_deref()?)
             };
-            let Some(why) = why.clone().or_else(|| of_the_volume().filter(|_| !is_ready(&pod))) else {
-                continue;
-            };
+            let event = event_of(&pod, &by_pod);
+            let why = hint(cache, &pod, event, &dead).or_else(|| {
+                let records = of_the_volume().filter(|_| !is_ready(&pod))?;
+                records.iter().rev().find_map(|record| trouble(cache, record))
+            });
             let claim = ObjectName::new(namespace.as_str(), claim);
-            let pod = ObjectName::new(namespace.as_str(), pod.name_any());
-            let why = plain::sentence(&why, WHY_CHARS);
-            found.entry(claim.clone()).or_insert(Nominee { claim, pod, why });
+            let found = found.entry(claim).or_default();
+            hash_object(&*pod, &mut found.version);
+            event.iter().for_each(|event| hash_object(&***event, &mut found.version));
+            pod.spec
+                .as_ref()
+                .and_then(|s| s.node_name.as_deref())
+                .into_iter()
+                .for_each(|n| hash_node(cache, n, &mut found.version));
+            if let (None, Some(why)) = (&found.nominee, why) {
+                found.nominee = Some((ObjectName::new(namespace.as_str(), pod.name_any()), why));
+            }
         }
     }
-    found.into_values().collect()
+    let nominee = |(claim, mut found): (ObjectName, Found)| {
+        let (pod, why) = found.nominee?;
+        if let Some(object) = cache.claims.get(&claim.namespace, &claim.name) {
+            hash_object(&*object, &mut found.version);
+            let volume = object.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
+            cache.volumes.get("", volume).into_iter().for_each(|v| hash_object(&*v, &mut found.version));
+            for record in records.get(volume).into_iter().flatten() {
+                hash_object(&**record, &mut found.version);
+                hash_node(cache, &record.spec.node_name, &mut found.version);
+            }
+        }
+        let why = plain::sentence(&why, WHY_CHARS);
+        Some(Nominee { claim, pod, why, version: found.version.finish() })
+    };
+    found.into_iter().filter_map(nominee).collect()
+}
+
+/// What was found about a claim so far.
+#[derive(Default)]
+struct Found {
+    /// The pod that led to it, and the hint.
+    nominee: Option<(ObjectName, String)>,
+    version: DefaultHasher,
+}
+
+fn hash_object<K: Resource>(object: &K, version: &mut DefaultHasher) {
+    (object.meta().uid.as_deref(), object.meta().resource_version.as_deref()).hash(version);
+}
+
+/// A Node, and what its agent says.
+fn hash_node(cache: &Cache, node: &str, version: &mut DefaultHasher) {
+    cache.nodes.get("", node).iter().for_each(|n| hash_object(&**n, version));
+    cache.reports.get("", node).iter().for_each(|r| hash_object(&**r, version));
+}
+
+fn event_of<'a>(pod: &Pod, events: &'a BTreeMap<(ObjectName, Uid), Arc<Event>>) -> Option<&'a Arc<Event>> {
+    let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
+    events.get(&(name, Uid::from(pod.uid()?)))
 }
 
 /// Whether the claim names a PersistentVolume that Kubernetes has not bound to it: anybody who may create a claim can
@@ -77,7 +131,7 @@ fn names_what_it_is_not_bound_to(cache: &Cache, namespace: &str, claim: &str) ->
 fn hint(
     cache: &Cache,
     pod: &Pod,
-    events: &BTreeMap<(ObjectName, Uid), Arc<Event>>,
+    event: Option<&Arc<Event>>,
     dead: &BTreeSet<(String, String)>,
 ) -> Option<String> {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
@@ -86,8 +140,7 @@ fn hint(
         let on_dead_mount = dead.iter().any(|(n, uid)| *n == node && pod.uid().as_ref() == Some(uid));
         return on_dead_mount.then(|| format!("the agent on {node} sees a dead mount under a Ready pod"));
     }
-    let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
-    if let Some(event) = pod.uid().and_then(|u| events.get(&(name, Uid::from(u)))) {
+    if let Some(event) = event {
         return Some(format!(
             "{}: {}",
             event.reason.as_deref().unwrap_or("event"),
@@ -106,34 +159,26 @@ fn lives(cache: &Cache, node: &str) -> bool {
     cache.nodes.get("", node).is_some_and(|n| node::is_ready(&n))
 }
 
-/// What is wrong with a VolumeAttachment of each PersistentVolume, as far as the record itself shows it. Kubernetes says
-/// so in an Event once, if at all, and Events go after an hour.
-fn troubled_records(cache: &Cache) -> BTreeMap<String, String> {
+/// What is wrong with a VolumeAttachment, as far as the record itself shows it. Kubernetes says so in an Event once, if at all,
+/// and Events go after an hour.
+fn trouble(cache: &Cache, a: &VolumeAttachment) -> Option<String> {
     let now = cache.as_of();
-    let trouble = |a: &VolumeAttachment| {
-        let (name, node) = (a.name_any(), &a.spec.node_name);
-        let status = a.status.as_ref();
-        let error = status.and_then(|s| s.detach_error.as_ref().or(s.attach_error.as_ref()));
-        if !lives(cache, node) {
-            return Some(format!(
-                "VolumeAttachment {name} names node {node}, which is not Ready or does not exist"
-            ));
-        }
-        if let Some(error) = error {
-            let said = error.message.as_deref().unwrap_or("no message");
-            return Some(format!("VolumeAttachment {name}: {said}"));
-        }
-        let since = a.metadata.deletion_timestamp.as_ref().map(|t| now.duration_since(t.0));
-        since
-            .filter(|d| *d > GOING_FOR_LONG)
-            .map(|d| format!("VolumeAttachment {name} has been going for {} s", d.as_secs()))
-    };
-    let all = cache.attachments.filter(|_| true);
-    let found = all.iter().filter_map(|a| {
-        let volume = a.spec.source.persistent_volume_name.clone()?;
-        Some((volume, trouble(a)?))
-    });
-    found.collect()
+    let (name, node) = (a.name_any(), &a.spec.node_name);
+    let status = a.status.as_ref();
+    let error = status.and_then(|s| s.detach_error.as_ref().or(s.attach_error.as_ref()));
+    if !lives(cache, node) {
+        return Some(format!(
+            "VolumeAttachment {name} names node {node}, which is not Ready or does not exist"
+        ));
+    }
+    if let Some(error) = error {
+        let said = error.message.as_deref().unwrap_or("no message");
+        return Some(format!("VolumeAttachment {name}: {said}"));
+    }
+    let since = a.metadata.deletion_timestamp.as_ref().map(|t| now.duration_since(t.0));
+    since
+        .filter(|d| *d > GOING_FOR_LONG)
+        .map(|d| format!("VolumeAttachment {name} has been going for {} s", d.as_secs()))
 }
 
 fn finished(pod: &Pod) -> bool {

@@ -1,9 +1,15 @@
 //! Which policy rules a claim.
 
+use crate::finish;
+use crate::recovery::Executor;
 use kube::ResourceExt;
 use reattach_api::{RecoveryPolicy, RecoveryPolicySpec};
+use reattach_cluster::cache::Cache;
+use reattach_cluster::facts;
 use reattach_core::evidence::{ClaimFacts, Evidence};
+use reattach_core::ids::ObjectName;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What policies look at.
@@ -40,4 +46,31 @@ fn selects(spec: &RecoveryPolicySpec, subject: &Subject<'_>) -> bool {
         && listed(&s.storage_classes, subject.claim.storage_class.as_deref())
         && listed(&s.drivers, subject.driver)
         && s.claim_labels.iter().all(|(k, v)| subject.claim.labels.get(k) == Some(v))
+}
+
+/// The policy that rules a claim now, as the watches have both.
+pub(crate) fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<RecoveryPolicy>> {
+    let claim = cache.claims.get(&name.namespace, &name.name)?;
+    let pv =
+        claim.spec.as_ref().and_then(|s| s.volume_name.as_ref()).and_then(|pv| cache.volumes.get("", pv));
+    let driver = pv.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
+    let subject = Subject { namespace: &name.namespace, claim: &facts::claim(&claim), driver };
+    let policies = cache.policies.filter(|_| true);
+    let ruling = ruling(&policies, &subject)?.name_any();
+    policies.into_iter().find(|p| p.name_any() == ruling)
+}
+
+/// Tells each version of a policy once that it selects what no provider knows. `warned` has those that were looked at, by UID
+/// and generation.
+pub(crate) async fn warn_of_policies(
+    executor: &Executor,
+    cache: &Cache,
+    warned: &mut BTreeSet<(String, i64)>,
+) {
+    for policy in cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
+        let generation = policy.metadata.generation.unwrap_or_default();
+        if warned.insert((policy.uid().unwrap_or_default(), generation)) {
+            finish::warn(executor, &policy).await;
+        }
+    }
 }

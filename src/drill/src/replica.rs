@@ -105,6 +105,7 @@ pub struct Replica {
     tap: Arc<Tap>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
+    metrics: Metrics,
 }
 
 impl Replica {
@@ -133,8 +134,13 @@ impl Replica {
         };
         let metrics = Metrics::register(&mut Registry::default());
         let clock = Clock::starting_at(server.clock().now());
-        let controller =
-            Controller::new(Clients::over(client.clone(), client), providers, clock, settings, metrics);
+        let controller = Controller::new(
+            Clients::over(client.clone(), client),
+            providers,
+            clock,
+            settings,
+            metrics.clone(),
+        );
         let (ready, _) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let killed = tap.clone();
@@ -145,12 +151,17 @@ impl Replica {
                 () = controller.run(ready, stopped) => {}
             }
         });
-        Self { name: name.to_owned(), tap, stop, task }
+        Self { name: name.to_owned(), tap, stop, task, metrics }
     }
 
     /// The pod's name: the holder of the Lease and the writer of journal lines.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// How many changing requests it has made.

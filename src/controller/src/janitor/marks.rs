@@ -1,7 +1,8 @@
 //! Gates, labels of holds, stamps and questions.
 
-use super::{Room, is_final, is_over};
+use super::{EVERY, Room, is_final, is_over};
 use crate::collect::HISTORY;
+use crate::turns::{After, Offer, Turns};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::ListParams;
@@ -19,57 +20,93 @@ use reattach_core::machine::{State, StepState};
 use reattach_core::runbook::StepKind;
 use reattach_core::workload::ScalePath;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How many volumes the cloud is asked about in one sweep for gates that nobody speaks for; the others wait for the next.
 const VOLUMES_PER_SWEEP: usize = 20;
+/// Gated pods that are read for and freed in one sweep. The janitor's other work waits meanwhile.
+const PODS_PER_SWEEP: usize = 50;
+/// A sweep over gated pods ends after this time, where the API server is slow.
+const SWEEP_ENDS_AFTER: Duration = Duration::from_secs(2);
 
 impl Room<'_> {
-    /// Gates of pods for whose claims no recovery speaks, and labels of recoveries that are over.
-    pub(super) async fn holds(&self) {
+    /// Gates of pods for whose claims no recovery speaks, and labels of recoveries that are over. Returns whether there are
+    /// more of them.
+    pub(super) async fn holds(&self, gates: &mut Turns) -> bool {
         for recovery in self.cache.recoveries.filter(|r| r.labels().contains_key(HOLD_LABEL) && is_over(r)) {
-            let Ok(pass) = self.executor.gate.tidy() else { return };
+            let Ok(pass) = self.executor.gate.tidy() else { return false };
             let outcome = tidy::unhold(&pass, &recovery).await;
             self.tell(&format!("the hold of recovery {}", recovery.name_any()), &outcome);
         }
-        let mut asked: BTreeMap<Vec<ObjectName>, Option<String>> = BTreeMap::new();
-        for pod in self.cache.pods.filter(|p| hold::is_gated(p) && !is_bound(p)) {
-            let namespace = pod.namespace().unwrap_or_default();
-            let seen = self.cache.recoveries.filter(|r| r.namespace().as_ref() == Some(&namespace));
-            if seen.iter().any(|r| speaks_for(r, &pod)) {
-                continue;
+        let gated = self.cache.pods.filter(|p| hold::is_gated(p) && !is_bound(p));
+        gates.offer(gated.iter().map(|pod| {
+            (ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any()), Offer::default())
+        }));
+        let begun = Instant::now();
+        let mut asked = BTreeMap::new();
+        let mut read = 0;
+        while let Some(name) = gates.next(Instant::now()) {
+            if let Some(pod) = self.cache.pods.get(&name.namespace, &name.name)
+                && self.ungate(&name, &pod, &mut asked).await
+            {
+                read += 1;
             }
-            let api: Api<VolumeRecovery> = Api::namespaced(self.read(), &namespace);
-            let live = match api.list(&ListParams::default()).await {
-                Ok(live) => live.items,
-                Err(error) => return tracing::warn!(%error, "whether a hold is in force could not be read"),
-            };
-            if live.iter().any(|r| speaks_for(r, &pod)) {
-                continue;
+            // Until the watch tells that the gate is gone, or a recovery speaks for it no more.
+            gates.ended(&name, After::Rest(EVERY), Instant::now());
+            let enough = read >= PODS_PER_SWEEP || begun.elapsed() >= SWEEP_ENDS_AFTER;
+            if enough || self.wakeup.is_told_to_stop() {
+                return true;
             }
-            // Many pods may wait for one volume: it is asked about once.
-            let claims: Vec<ObjectName> =
-                claims_of(&pod).into_iter().map(|c| ObjectName::new(namespace.as_str(), c)).collect();
-            if !asked.contains_key(&claims) {
-                if asked.len() >= VOLUMES_PER_SWEEP {
-                    continue;
-                }
-                let answer = self.detach_under_way(&claims).await;
-                asked.insert(claims.clone(), answer);
-            }
-            if let Some(why) = asked.get(&claims).and_then(Option::as_ref) {
-                tracing::error!(
-                    pod = pod.name_any(),
-                    namespace,
-                    why,
-                    "a person is needed: the pod waits by a hold whose recovery is gone, and is not let go yet"
-                );
-                continue;
-            }
-            let Ok(pass) = self.executor.gate.tidy() else { return };
-            let name = ObjectName::new(namespace, pod.name_any());
-            let outcome = tidy::ungate(&pass, &name, &Uid::from(pod.uid().unwrap_or_default())).await;
-            self.tell(&format!("the gate of pod {name}"), &outcome);
         }
+        false
+    }
+
+    /// Takes the gate off a pod that no recovery speaks for. Returns whether anything was asked for it.
+    async fn ungate(
+        &self,
+        name: &ObjectName,
+        pod: &Pod,
+        asked: &mut BTreeMap<Vec<ObjectName>, Option<String>>,
+    ) -> bool {
+        let seen = self.cache.recoveries.filter(|r| r.metadata.namespace.as_ref() == Some(&name.namespace));
+        if seen.iter().any(|r| speaks_for(r, pod)) {
+            return false;
+        }
+        let api: Api<VolumeRecovery> = Api::namespaced(self.read(), &name.namespace);
+        let live = match api.list(&ListParams::default()).await {
+            Ok(live) => live.items,
+            Err(error) => {
+                tracing::warn!(pod = %name, %error, "whether a hold is in force could not be read");
+                return true;
+            }
+        };
+        if live.iter().any(|r| speaks_for(r, pod)) {
+            return true;
+        }
+        // Many pods may wait for one volume: it is asked about once.
+        let claims: Vec<ObjectName> =
+            claims_of(pod).into_iter().map(|c| ObjectName::new(name.namespace.as_str(), c)).collect();
+        if !asked.contains_key(&claims) {
+            if asked.len() >= VOLUMES_PER_SWEEP {
+                return true;
+            }
+            let answer = self.detach_under_way(&claims).await;
+            asked.insert(claims.clone(), answer);
+        }
+        if let Some(why) = asked.get(&claims).and_then(Option::as_ref) {
+            tracing::error!(
+                pod = name.name,
+                namespace = name.namespace,
+                why,
+                "a person is needed: the pod waits by a hold whose recovery is gone, and is not let go yet"
+            );
+            return true;
+        }
+        let Ok(pass) = self.executor.gate.tidy() else { return true };
+        let outcome = tidy::ungate(&pass, name, &Uid::from(pod.uid().unwrap_or_default())).await;
+        self.tell(&format!("the gate of pod {name}"), &outcome);
+        true
     }
 
     /// Workloads whose stamp no recovery leads to any more.

@@ -1,7 +1,7 @@
 //! What recoveries left behind and nobody takes away any more: taints, gates, labels, stamps, questions.
 //!
 //! # Expected flow
-//! The leader calls [`Janitor::sweep`] with every look at the cluster. The watches say what carries a mark of ours; before
+//! [`Janitor::run`] is one of the leader's loops. The watches say what carries a mark of ours; before
 //! something goes, the recovery that speaks for it is looked for live: a watch that lags must not take a hold away from a
 //! run that has just begun.
 //!
@@ -22,7 +22,7 @@
 //! A recovery that is under way cares for its own marks; its finalizer keeps it from vanishing meanwhile.
 //!
 //! # Caveats
-//! Stamps are looked for once a minute, in Deployments, StatefulSets and ReplicaSets.
+//! Gates are taken off in turns: some at a time, the namespaces one after another. Stamps are looked for once a minute, in Deployments, StatefulSets and ReplicaSets.
 //!
 //! # Errors
 //! What cannot be read or written is logged and tried again with the next sweep.
@@ -32,6 +32,8 @@ mod nodes;
 
 use crate::metrics::EffectLabels;
 use crate::recovery::Executor;
+use crate::turns::{Bounds, Turns};
+use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
@@ -54,25 +56,51 @@ const SELDOM: Duration = Duration::from_secs(60);
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// The leader's janitor, with the moments at which it looks again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Janitor {
     next_urgent: Option<Instant>,
     next: Option<Instant>,
     next_seldom: Option<Instant>,
     answers: Answers,
+    /// Pods with a gate of ours.
+    gates: Turns,
+}
+
+impl Default for Janitor {
+    fn default() -> Self {
+        let gates = Turns::new(Bounds { at_once: 1, per_namespace: 1 });
+        Self { next_urgent: None, next: None, next_seldom: None, answers: Answers::default(), gates }
+    }
 }
 
 impl Janitor {
+    /// Runs until the process is to stop, and ends what it has begun then: a write of its own must not land after the Lease was
+    /// released.
+    pub(crate) async fn run(mut self, executor: Executor, cache: Cache, mut wakeup: Wakeup) {
+        loop {
+            if executor.gate.leadership().is_some() {
+                self.sweep(&executor, &cache, &wakeup).await;
+            }
+            let now = Instant::now();
+            let at = self.next.unwrap_or(now).clamp(now + AT_ONCE, now + AT_LEAST_EVERY);
+            if wakeup.next(at).await == Woken::Stop {
+                return;
+            }
+        }
+    }
+
     /// Looks once.
-    pub(crate) async fn sweep(&mut self, executor: &Executor, cache: &Cache) {
-        let room = Room { executor, cache, answers: &self.answers };
+    async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
+        let room = Room { executor, cache, answers: &self.answers, wakeup };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
         }
         if due(&mut self.next, EVERY) {
             room.out_of_service().await;
             room.quarantines().await;
-            room.holds().await;
+            if room.holds(&mut self.gates).await {
+                self.next = Some(Instant::now() + AT_ONCE);
+            }
             room.closed_nodes().await;
         }
         if due(&mut self.next_seldom, SELDOM) {
@@ -112,6 +140,7 @@ struct Room<'a> {
     executor: &'a Executor,
     cache: &'a Cache,
     answers: &'a Answers,
+    wakeup: &'a Wakeup,
 }
 
 impl Room<'_> {

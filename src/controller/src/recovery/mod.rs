@@ -171,9 +171,28 @@ impl Memory {
     }
 }
 
+/// The place that a driver has in the line of its namespace, for as long as its recovery has had no effect.
+pub(crate) struct InLine {
+    /// Becomes true when the driver is to give its place up.
+    give_way: watch::Receiver<bool>,
+    /// Whether an earlier driver of this process gave its place up: people were told where the recovery stands.
+    again: bool,
+    /// Whether it woke the driver.
+    told: bool,
+}
+
+impl InLine {
+    /// A place that is to be given up when `give_way` becomes true.
+    pub(crate) fn new(give_way: watch::Receiver<bool>, again: bool) -> Self {
+        Self { give_way, again, told: false }
+    }
+}
+
 /// What ended a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Woken {
+    /// Others wait for the driver's place.
+    GiveWay,
     /// The process ends.
     Stop,
     /// The pause is over.
@@ -246,6 +265,16 @@ impl Limits {
     }
 }
 
+/// Resolves once when others wait for the driver's place; never for a driver without one.
+async fn told_to_give_way(line: &mut Option<InLine>) {
+    let Some(line) = line.as_mut().filter(|line| !line.told) else { return std::future::pending().await };
+    if line.give_way.wait_for(|told| *told).await.is_err() {
+        std::future::pending().await
+    }
+    // A run that has begun meanwhile keeps its place, and must not be woken again and again.
+    line.told = true;
+}
+
 impl Executor {
     /// Drives one recovery until it is over, it is gone, `stop` turns true, or leadership is lost.
     pub async fn drive(
@@ -254,7 +283,20 @@ impl Executor {
         limits: impl Fn(&ObjectName) -> Limits,
         stop: watch::Receiver<bool>,
     ) -> Option<Phase> {
-        let phase = self.drive_to_the_end(name, limits, stop).await;
+        let phase = self.drive_to_the_end(name, limits, stop, None).await;
+        self.reservations.give_back(name);
+        phase
+    }
+
+    /// The same for one of many, which gives its place up when it is told to and its recovery has had no effect.
+    pub(crate) async fn drive_in_line(
+        &self,
+        name: &ObjectName,
+        limits: impl Fn(&ObjectName) -> Limits,
+        stop: watch::Receiver<bool>,
+        line: InLine,
+    ) -> Option<Phase> {
+        let phase = self.drive_to_the_end(name, limits, stop, Some(line)).await;
         self.reservations.give_back(name);
         phase
     }
@@ -264,10 +306,13 @@ impl Executor {
         name: &ObjectName,
         limits: impl Fn(&ObjectName) -> Limits,
         mut stop: watch::Receiver<bool>,
+        mut line: Option<InLine>,
     ) -> Option<Phase> {
         let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
         let mut memory = Memory::default();
         let mut changes = self.collector.cache.as_ref().map(reattach_cluster::cache::Cache::changes);
+        // Whether the last turn is known to have begun no run. After a lost reply nobody knows.
+        let mut may_give_way = false;
         loop {
             if *stop.borrow() || self.gate.leadership().is_none() {
                 return None;
@@ -278,6 +323,16 @@ impl Executor {
             let turn = match api.get_opt(&name.name).await {
                 Ok(None) => return None,
                 Ok(Some(recovery)) => {
+                    let status = recovery.status.as_ref();
+                    if let Some(line) = &line {
+                        let acted = status.is_some_and(|s| !s.journal.is_empty());
+                        if may_give_way && !acted && *line.give_way.borrow() {
+                            return None;
+                        }
+                        if line.again && memory.told.is_none() {
+                            memory.told = status.map(|s| s.phase);
+                        }
+                    }
                     about = Some(recovery.object_ref(&()));
                     self.turn(recovery, &limits(name), &mut memory).await
                 }
@@ -287,6 +342,11 @@ impl Executor {
                 // What only waits for a person takes no place from others.
                 self.reservations.give_back(name);
             }
+            may_give_way = match &turn {
+                Ok(Turn::Pause { .. } | Turn::NeedsPerson) => true,
+                Ok(Turn::Again | Turn::Final(_)) => false,
+                Err(error) => error.pace() == Some(Fruitless::Refused),
+            };
             let fruitless = match turn {
                 Ok(Turn::Again) if std::mem::take(&mut memory.moved) => {
                     memory.backoff.reset();
@@ -298,10 +358,16 @@ impl Executor {
                     memory.backoff.reset();
                     memory.refused_since = None;
                     let until = until.min(self.later(AT_LEAST_EVERY));
-                    match self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop).await {
+                    let pause = self.pause(name, until, Timestamp::MIN, &mut changes, &seen, &mut stop);
+                    let woken = tokio::select! {
+                        biased;
+                        woken = pause => woken,
+                        () = told_to_give_way(&mut line) => Woken::GiveWay,
+                    };
+                    match woken {
                         Woken::Stop => return None,
                         Woken::News => memory.woken = Some(self.collector.clock.now()),
-                        Woken::Time => {}
+                        Woken::Time | Woken::GiveWay => {}
                     }
                     continue;
                 }
@@ -324,7 +390,7 @@ impl Executor {
             match self.pause(name, until, calm, &mut changes, &seen, &mut stop).await {
                 Woken::Stop => return None,
                 Woken::News => memory.woken = Some(self.collector.clock.now()),
-                Woken::Time => {}
+                Woken::Time | Woken::GiveWay => {}
             }
         }
     }
