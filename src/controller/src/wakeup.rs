@@ -92,3 +92,34 @@ impl Wakeup {
 async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|s| *s).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_wakes_once_and_is_not_lost_with_a_dropped_wait() {
+        let (stop, stopped) = watch::channel(false);
+        let (leads, leadership) = watch::channel(None);
+        let (changed, changes) = watch::channel(0_u64);
+        let mut wakeup = Wakeup { stop: stopped, leadership, changes, settle: SETTLE, settled: None };
+        let soon = || Instant::now() + AT_LEAST_EVERY;
+        changed.send_replace(1);
+        // The wait is dropped while the burst goes on.
+        let dropped = tokio::time::timeout(SETTLE / 2, wakeup.next(soon())).await;
+        assert!(dropped.is_err());
+        changed.send_replace(2);
+        let start = Instant::now();
+        assert_eq!(wakeup.next(soon()).await, Woken::News);
+        assert_eq!(start.elapsed(), SETTLE / 2);
+        assert_eq!(wakeup.next(soon()).await, Woken::Time, "the burst was heard whole");
+        wakeup.took(Duration::from_secs(60));
+        changed.send_replace(3);
+        let start = Instant::now();
+        assert_eq!(wakeup.next(soon()).await, Woken::News);
+        assert_eq!(start.elapsed(), LONGEST_SETTLE, "passes that take long are made less often");
+        stop.send_replace(true);
+        assert_eq!(wakeup.next(soon()).await, Woken::Stop);
+        drop(leads);
+    }
+}
