@@ -1,16 +1,58 @@
-//! Finding workloads that carry a stamp, without a recovery that leads to them.
+//! Finding workloads that carry a stamp, without a recovery that leads to them, and what they show of their past.
+//!
+//! # Assumptions
+//! What a workload shows of its past, by the sources of Kubernetes 1.36:
+//! - A StatefulSet keeps the claims that it made when it is scaled to zero (reattach scales none whose retention policy
+//!   deletes them): each ordinal below the count has a claim of each template.
+//! - A Deployment's ReplicaSets carry the count that was wanted when the Deployment controller last scaled them
+//!   (`deployment.kubernetes.io/desired-replicas`). The ReplicaSet that was scaled to zero last carries 0; those of earlier
+//!   revisions keep their count.
+//! - A HorizontalPodAutoscaler that aims at the workload says how many it may have. Its status tells nothing: it follows the
+//!   zero.
+//! - `metadata.managedFields` names the last writer of each field. A writer names itself, so this is a sign and no proof.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client, ResourceExt};
 use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
-use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
+use reattach_core::stamp::{MOST_RESTORED, STAMP_ANNOTATION, Shown, Stamp, Traces};
 use reattach_core::workload::WorkloadRef;
+use serde_json::Value;
 
 /// How many objects one page of a list has, as in kubectl.
 const PAGE: u32 = 500;
 
-/// A workload with a stamp of its own: copies, which name another object's UID, are left out.
+/// The programs of reattach that scale workloads; their version follows a slash.
+const OUR_MANAGERS: [&str; 2] = ["reattach-controller", "kubectl-reattach"];
+
+/// The count that a Deployment had when its controller last scaled this ReplicaSet.
+const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
+
+/// A workload with the annotation of a stamp, as its metadata shows it. Copies are left out: they name another object's UID,
+/// or stand on a ReplicaSet of a Deployment, whose controller copies annotations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marked {
+    /// Which.
+    pub workload: WorkloadRef,
+    /// What the stamp says; an annotation that is no stamp is an error, one sentence.
+    pub stamp: Result<Stamp, String>,
+    /// Whether reattach wrote what it shows.
+    pub written: Written,
+}
+
+/// What reattach wrote last, by `metadata.managedFields`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The stamp, as it is.
+    pub stamp: bool,
+    /// `spec.replicas`, as it is.
+    pub replicas: bool,
+}
+
+/// A workload with an intact stamp of its own, as it was read whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stamped {
     /// Which.
@@ -21,82 +63,271 @@ pub struct Stamped {
     pub replicas: i32,
     /// What the stamp says.
     pub stamp: Stamp,
-    /// The claims that its pods use, as many pods as the stamp counts.
-    pub claims: Vec<ObjectName>,
+    /// Whether reattach wrote what it shows.
+    pub written: Written,
+    /// The claims that its template names.
+    named_claims: Vec<String>,
+    /// The names of a StatefulSet's claim templates.
+    claim_templates: Vec<String>,
+    /// The ordinal of a StatefulSet's first pod.
+    first_ordinal: i64,
 }
 
-/// Every Deployment, StatefulSet and ReplicaSet of the cluster with an intact stamp.
+/// Every Deployment, StatefulSet and ReplicaSet of the cluster with the annotation of a stamp. Only metadata is read.
 ///
 /// # Caveats
 /// Other kinds with `/scale` are not looked through: their recovery's finalizer is what leads to them.
 ///
 /// # Errors
 /// The first read that failed.
-pub async fn find(client: &Client) -> Result<Vec<Stamped>, kube::Error> {
-    let kinds = [
-        ApiResource::erase::<Deployment>(&()),
-        ApiResource::erase::<StatefulSet>(&()),
-        ApiResource::erase::<ReplicaSet>(&()),
-    ];
+pub async fn find(client: &Client) -> Result<Vec<Marked>, kube::Error> {
     let mut found = Vec::new();
-    for kind in &kinds {
-        for name in marked(client, kind).await? {
-            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &name.namespace, kind);
-            found.extend(api.get_opt(&name.name).await?.and_then(|object| stamped(kind, &name, &object)));
+    for kind in kinds() {
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = api.list_metadata(&params).await?;
+            found.extend(page.items.iter().filter_map(|object| marked(&kind, &object.metadata)));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
         }
     }
     Ok(found)
 }
 
-/// The objects of a kind with the annotation. Only metadata is read.
-async fn marked(client: &Client, kind: &ApiResource) -> Result<Vec<ObjectName>, kube::Error> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
-    let mut found = Vec::new();
-    let mut params = ListParams::default().limit(PAGE);
-    loop {
-        let page = api.list_metadata(&params).await?;
-        let marked = page.items.iter().filter(|o| o.annotations().contains_key(STAMP_ANNOTATION));
-        found.extend(marked.map(|o| ObjectName::new(o.namespace().unwrap_or_default(), o.name_any())));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(found),
-        }
-    }
+fn kinds() -> [ApiResource; 3] {
+    [
+        ApiResource::erase::<Deployment>(&()),
+        ApiResource::erase::<StatefulSet>(&()),
+        ApiResource::erase::<ReplicaSet>(&()),
+    ]
 }
 
-fn stamped(kind: &ApiResource, name: &ObjectName, object: &DynamicObject) -> Option<Stamped> {
-    let stamp = Stamp::from_annotation(object.annotations().get(STAMP_ANNOTATION)?).ok()?;
-    let uid = Uid::from(object.uid()?);
-    // The Deployment controller copies annotations to ReplicaSets.
-    if stamp.workload != uid {
+fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
+    let stamp = Stamp::from_annotation(meta.annotations.as_ref()?.get(STAMP_ANNOTATION)?);
+    let uid = Uid::from(meta.uid.clone()?);
+    let is_copy = match &stamp {
+        Ok(stamp) => stamp.workload != uid,
+        Err(_) => meta.owner_references.iter().flatten().any(|o| o.kind == "Deployment"),
+    };
+    if is_copy {
         return None;
     }
-    let replicas = object.data["spec"]["replicas"].as_i64().unwrap_or(1);
-    Some(Stamped {
+    let name = ObjectName::new(meta.namespace.clone()?, meta.name.clone()?);
+    Some(Marked {
         workload: WorkloadRef {
             api_version: kind.api_version.clone(),
             kind: kind.kind.clone(),
             plural: kind.plural.clone(),
-            name: name.clone(),
+            name,
             uid,
         },
-        resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
-        replicas: i32::try_from(replicas).unwrap_or(i32::MAX),
-        claims: claims(name, &object.data, stamp.replicas),
         stamp,
+        written: written(meta),
     })
 }
 
-/// The claims that the template names, and those that a StatefulSet makes for each of its pods.
-fn claims(name: &ObjectName, object: &serde_json::Value, pods: i32) -> Vec<ObjectName> {
-    let list =
-        |pointer: &str| object.pointer(pointer).and_then(|v| v.as_array()).cloned().unwrap_or_default();
-    let volumes = list("/spec/template/spec/volumes");
-    let named = volumes.iter().filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str());
-    let mut names: Vec<String> = named.map(str::to_owned).collect();
-    let templates = list("/spec/volumeClaimTemplates");
-    for template in templates.iter().filter_map(|t| t["metadata"]["name"].as_str()) {
-        names.extend((0..pods).map(|number| format!("{template}-{}-{number}", name.name)));
+/// Which fields reattach wrote last.
+fn written(meta: &ObjectMeta) -> Written {
+    let ours = |manager: &str| {
+        OUR_MANAGERS.iter().any(|ours| {
+            manager.strip_prefix(ours).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    };
+    let annotation = format!("f:{STAMP_ANNOTATION}");
+    let mut written = Written::default();
+    for entry in meta.managed_fields.iter().flatten().filter(|e| e.manager.as_deref().is_some_and(ours)) {
+        let Some(fields) = entry.fields_v1.as_ref().map(|f| &f.0) else { continue };
+        let has = |path: &[&str]| path.iter().try_fold(fields, |at, key| at.get(key)).is_some();
+        written.stamp |= has(&["f:metadata", "f:annotations", &annotation]);
+        written.replicas |= has(&["f:spec", "f:replicas"]);
     }
-    names.into_iter().map(|claim| ObjectName::new(name.namespace.as_str(), claim)).collect()
+    written
+}
+
+/// Reads a marked workload whole. `None`: it is gone, or its stamp is.
+///
+/// # Errors
+/// The read failed.
+pub async fn read(client: &Client, marked: &Marked) -> Result<Option<Stamped>, kube::Error> {
+    let Some(kind) = kinds().into_iter().find(|k| k.kind == marked.workload.kind) else { return Ok(None) };
+    let name = &marked.workload.name;
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &name.namespace, &kind);
+    Ok(api.get_opt(&name.name).await?.and_then(|object| stamped(&kind, &object)))
+}
+
+fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
+    let Marked { workload, stamp, written } = marked(kind, &object.metadata)?;
+    let names = |pointer: &str, name: &str| -> Vec<String> {
+        let list = object.data.pointer(pointer).and_then(Value::as_array);
+        let names = list.into_iter().flatten().filter_map(|v| v.pointer(name)?.as_str());
+        names.map(str::to_owned).collect()
+    };
+    let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_i64);
+    Some(Stamped {
+        workload,
+        resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
+        replicas: number("/spec/replicas").map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        stamp: stamp.ok()?,
+        written,
+        named_claims: names("/spec/template/spec/volumes", "/persistentVolumeClaim/claimName"),
+        claim_templates: names("/spec/volumeClaimTemplates", "/metadata/name"),
+        first_ordinal: number("/spec/ordinals/start").unwrap_or(0),
+    })
+}
+
+impl Stamped {
+    /// The claims that so many of its pods use: those that the template names, and those that a StatefulSet makes for each
+    /// pod. At most those of [`MOST_RESTORED`] pods: a count may come from an annotation.
+    pub fn claims(&self, pods: i32) -> Vec<ObjectName> {
+        let named = self.named_claims.iter().map(|name| self.claim(name));
+        let made = (0..pods.min(MOST_RESTORED)).flat_map(|number| self.claims_of(number));
+        named.chain(made).collect()
+    }
+
+    /// The claims that a StatefulSet makes for one of its pods, counted from its first.
+    fn claims_of(&self, number: i32) -> impl Iterator<Item = ObjectName> {
+        let ordinal = self.first_ordinal.saturating_add(number.into());
+        let set = &self.workload.name.name;
+        self.claim_templates.iter().map(move |template| self.claim(&format!("{template}-{set}-{ordinal}")))
+    }
+
+    fn claim(&self, name: &str) -> ObjectName {
+        ObjectName::new(self.workload.name.namespace.as_str(), name)
+    }
+
+    /// What it shows of its past.
+    ///
+    /// # Errors
+    /// The first read that failed: nothing is concluded from what could not be read.
+    pub async fn traces(&self, client: &Client) -> Result<Traces, kube::Error> {
+        let written_by_us = self.written.stamp || self.written.replicas && self.replicas == 0;
+        if !written_by_us {
+            return Ok(Traces { written_by_us, past: None });
+        }
+        let own = match self.workload.kind.as_str() {
+            "StatefulSet" => self.by_claims(client).await?,
+            "Deployment" => self.by_replica_sets(client).await?,
+            _ => None,
+        };
+        let past = own.into_iter().chain(self.by_autoscalers(client).await?).max_by_key(|s| s.replicas);
+        Ok(Traces { written_by_us, past })
+    }
+
+    /// How many of a StatefulSet's pods have had their claims: a claim that was never bound has had no pod.
+    async fn by_claims(&self, client: &Client) -> Result<Option<Shown>, kube::Error> {
+        if self.claim_templates.is_empty() {
+            return Ok(None);
+        }
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &self.workload.name.namespace);
+        let mut replicas = 0;
+        'pods: for number in 0..self.stamp.replicas.min(MOST_RESTORED) {
+            for claim in self.claims_of(number) {
+                let claim = api.get_opt(&claim.name).await?;
+                let bound = claim.and_then(|c| c.status?.phase).is_some_and(|phase| phase == "Bound");
+                if !bound {
+                    break 'pods;
+                }
+            }
+            replicas = number + 1;
+        }
+        let by = format!("the first {replicas} of its pods have bound claims");
+        Ok(Some(Shown { replicas, by }))
+    }
+
+    /// The greatest count that one of a Deployment's ReplicaSets remembers.
+    async fn by_replica_sets(&self, client: &Client) -> Result<Option<Shown>, kube::Error> {
+        let api: Api<ReplicaSet> = Api::namespaced(client.clone(), &self.workload.name.namespace);
+        let sets = api.list(&ListParams::default()).await?;
+        let own = |s: &&ReplicaSet| {
+            s.owner_references()
+                .iter()
+                .any(|o| o.uid == self.workload.uid.as_str() && o.controller == Some(true))
+        };
+        let counts = sets.items.iter().filter(own).filter_map(|s| {
+            let desired: i32 = s.annotations().get(DESIRED_REPLICAS)?.parse().ok()?;
+            let by = format!("its ReplicaSet {} was wanted with {desired} replicas in all", s.name_any());
+            Some(Shown { replicas: desired, by })
+        });
+        Ok(counts.max_by_key(|shown| shown.replicas))
+    }
+
+    /// The greatest count that a HorizontalPodAutoscaler lets it have.
+    async fn by_autoscalers(&self, client: &Client) -> Result<Option<Shown>, kube::Error> {
+        let WorkloadRef { kind, name, .. } = &self.workload;
+        let api: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), &name.namespace);
+        let scalers = api.list(&ListParams::default()).await?;
+        let most = scalers.items.iter().filter_map(|h| {
+            let spec = h.spec.as_ref()?;
+            let target = &spec.scale_target_ref;
+            let by = format!("HorizontalPodAutoscaler {} allows {}", h.name_any(), spec.max_replicas);
+            (target.kind == *kind && target.name == name.name)
+                .then_some(Shown { replicas: spec.max_replicas, by })
+        });
+        Ok(most.max_by_key(|shown| shown.replicas))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn deployment(stamp: &str, managers: &Value) -> ObjectMeta {
+        serde_json::from_value(json!({"name": "redis", "namespace": "cache", "uid": "u-1",
+            "annotations": {STAMP_ANNOTATION: stamp}, "managedFields": managers}))
+        .unwrap()
+    }
+
+    fn entry(manager: &str, fields: &Value) -> Value {
+        json!({"manager": manager, "operation": "Update", "apiVersion": "apps/v1", "fieldsType": "FieldsV1",
+            "fieldsV1": fields})
+    }
+
+    #[test]
+    fn the_last_writer_is_read_from_managed_fields() {
+        let stamp = json!({"f:metadata": {"f:annotations": {".": {}, "f:reattach.dev/restore": {}}}});
+        let count = json!({"f:spec": {"f:replicas": {}}});
+        let other = json!({"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:template": {}}});
+        for (manager, fields, stamped, counted) in [
+            ("reattach-controller/0.1.0", &stamp, true, false),
+            ("kubectl-reattach/0.1.0", &count, false, true),
+            ("reattach-controller", &stamp, true, false),
+            ("reattach-controllers/0.1.0", &stamp, false, false),
+            ("kubectl-edit", &stamp, false, false),
+            ("reattach-controller/0.1.0", &other, false, false),
+        ] {
+            let meta = deployment("", &json!([entry("kubectl", &other), entry(manager, fields)]));
+            let expected = Written { stamp: stamped, replicas: counted };
+            assert_eq!(written(&meta), expected, "{manager} {fields}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_a_stamp_is_left_out() {
+        let kind = ApiResource::erase::<Deployment>(&());
+        let of = |uid: &str| {
+            json!({"replicas": 2, "workload": uid, "recovery": "r", "at": "2026-03-01T00:00:00Z"}).to_string()
+        };
+        assert!(marked(&kind, &deployment(&of("u-1"), &json!([]))).is_some());
+        assert!(marked(&kind, &deployment(&of("u-2"), &json!([]))).is_none());
+    }
+
+    /// A count that an editor wrote must not make a list of two thousand million names.
+    #[test]
+    fn the_claims_of_an_absurd_count_are_bounded() {
+        let kind = ApiResource::erase::<StatefulSet>(&());
+        let stamp =
+            json!({"replicas": i32::MAX, "workload": "u-1", "recovery": "r", "at": "2026-03-01T00:00:00Z"});
+        let mut object = DynamicObject::new("redis", &kind);
+        object.metadata = deployment(&stamp.to_string(), &json!([]));
+        object.data = json!({"spec": {"replicas": 0, "ordinals": {"start": 1},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}}]}});
+        let stamped = stamped(&kind, &object).unwrap();
+        let claims = stamped.claims(stamped.stamp.replicas);
+        assert_eq!(claims.len(), 110);
+        assert_eq!(claims[0].name, "data-redis-1");
+    }
 }

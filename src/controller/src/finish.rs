@@ -16,6 +16,7 @@ use reattach_core::journal::Entry;
 use reattach_core::plain;
 use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
+use reattach_core::workload::WorkloadRef;
 use serde_json::json;
 
 /// Maximum size of an Event's note in bytes (Kubernetes `pkg/apis/core/validation/events.go`).
@@ -151,6 +152,24 @@ pub(crate) async fn call(executor: &Executor, about: &ObjectReference, reason: &
     tracing::error!(recovery = about.name, namespace = about.namespace, reason, note, "a person is needed");
     executor.metrics.escalated.get_or_create(&ClassLabels { class }).inc();
     publish(executor, about, reason, true, &note).await;
+}
+
+/// One Event and one log line about what others wrote and reattach leaves alone.
+pub(crate) async fn remark(executor: &Executor, about: &ObjectReference, reason: &str, note: String) {
+    tracing::warn!(object = about.name, namespace = about.namespace, reason, note, "left alone");
+    publish(executor, about, reason, true, &note).await;
+}
+
+/// A workload, as the object that an Event is about.
+pub(crate) fn about(workload: &WorkloadRef) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(workload.api_version.clone()),
+        kind: Some(workload.kind.clone()),
+        namespace: Some(workload.name.namespace.to_string()),
+        name: Some(workload.name.name.to_string()),
+        uid: Some(workload.uid.to_string()),
+        ..ObjectReference::default()
+    }
 }
 
 /// One Event and one log line for every change of phase. Best effort: the status is the record.

@@ -6,6 +6,9 @@ mod common;
 
 use common::{BOOT, CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage, a_while};
 use reattach_controller::Providers;
+use reattach_core::journal::Mark;
+use reattach_core::plan::Plan;
+use reattach_core::runbook::StepKind;
 use reattach_core::testkit::Case;
 use reattach_sim::manifests;
 use serde_json::{Value, json};
@@ -206,14 +209,33 @@ async fn a_gate_stays_while_a_recovery_holds_the_claim() {
     assert!(labels["reattach.dev/hold"].is_null(), "{labels}");
 }
 
+/// The controller's name among the managers of a workload: it wrote the stamp and the count last.
+fn ours() -> Value {
+    json!([{"manager": "reattach-controller/0.1.0", "operation": "Update", "apiVersion": "apps/v1",
+        "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}},
+            "f:metadata": {"f:annotations": {"f:reattach.dev/restore": {}}}}}])
+}
+
+/// A StatefulSet at this count, with a stamp for two replicas of this recovery.
 fn stamped(stage: &Stage, replicas: i64, recovery: &str) {
+    stamped_for(stage, replicas, 2, recovery, &ours());
+}
+
+fn stamped_for(stage: &Stage, replicas: i64, count: i64, recovery: &str, managers: &Value) {
     let mut set = manifests::stateful_set(NS, "redis", replicas);
     let old = stage.server.read("apps", "statefulsets", NS, "redis");
     let uid = old.map_or_else(|| json!("set-uid"), |o| o["metadata"]["uid"].clone());
     set["metadata"]["uid"] = uid.clone();
-    let stamp = json!({"replicas": 2, "workload": uid, "recovery": recovery, "at": START}).to_string();
+    let stamp = json!({"replicas": count, "workload": uid, "recovery": recovery, "at": START}).to_string();
     set["metadata"]["annotations"] = json!({"reattach.dev/restore": stamp});
+    set["metadata"]["managedFields"] = managers.clone();
     stage.put(set, "apps", "statefulsets");
+}
+
+/// The set has had this pod: its claim is bound.
+fn claim_of(stage: &Stage, ordinal: u32) {
+    let (claim, volume) = (format!("data-redis-{ordinal}"), format!("pvc-of-{ordinal}"));
+    stage.put(manifests::claim(NS, &claim, &volume), "", "persistentvolumeclaims");
 }
 
 fn count_and_stamp(stage: &Stage) -> (i64, bool) {
@@ -222,9 +244,17 @@ fn count_and_stamp(stage: &Stage) -> (i64, bool) {
     (set["spec"]["replicas"].as_i64().unwrap(), !stamp.is_null())
 }
 
+/// The notes of the Events about stamps.
+fn notes(stage: &Stage) -> Vec<String> {
+    let events = stage.server.list("", "events", Some(NS));
+    let about = |e: &&std::sync::Arc<Value>| e["reason"].as_str().is_some_and(|r| r.starts_with("Stamp"));
+    events.iter().filter(about).map(|e| format!("{} {}", e["reason"], e["message"])).collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
     let mut s = Stage::new();
+    claim_of(&s, 1);
     let uid = s.recovery("r", "Stuck", |r| r["status"]["journal"] = json!([{"of": "another version"}]));
     stamped(&s, 0, &uid);
     s.start(Providers::default()).await;
@@ -237,17 +267,103 @@ async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
     stamped(&s, 1, "gone");
     a_while().await;
     assert_eq!(count_and_stamp(&s), (1, false));
+    assert_eq!(notes(&s), Vec::<String>::new());
 }
 
 /// A scale to zero whose reply was lost may land after its run has ended: the workload does not stay at zero.
 #[tokio::test(start_paused = true)]
 async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
     let mut s = Stage::new();
-    let uid = s.recovery("r", "Aborted", |_| {});
+    let uid = ended_after_scaling(&s, "set-uid");
     s.start(Providers::default()).await;
+    // The journal's count is 1, whatever the stamp says.
     stamped(&s, 0, &uid);
     a_while().await;
+    assert_eq!(count_and_stamp(&s), (1, false));
+    let notes = notes(&s);
+    assert!(notes.len() == 1 && notes[0].contains("the recovery's journal says 1"), "{notes:?}");
+}
+
+/// A recovery that was aborted after it began to scale this workload to zero.
+fn ended_after_scaling(stage: &Stage, workload: &str) -> String {
+    let mut plan: Plan = Case::deployment().plan().unwrap();
+    plan.pins.workload.uid = workload.into();
+    plan.hash = plan.computed_hash();
+    let scale = plan.find(StepKind::ScaleToZero).unwrap();
+    let started = json!({"seq": 0, "at": START, "term": 1, "by": "controller-0",
+        "mark": serde_json::to_value(Mark::Started {
+            step: scale, intent: "scale it".into(), proof: None, newest_job: None }).unwrap()});
+    stage.recovery("r", "Aborted", |r| {
+        r["status"]["plan"] = serde_json::to_value(&plan).unwrap();
+        r["status"]["journal"] = json!([started]);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stamp_of_a_recovery_that_did_not_scale_is_ignored() {
+    for of_another in [false, true] {
+        let mut s = Stage::new();
+        let uid =
+            if of_another { ended_after_scaling(&s, "another") } else { s.recovery("r", "Aborted", |_| {}) };
+        s.start(Providers::default()).await;
+        stamped(&s, 0, &uid);
+        for _ in 0..5 {
+            a_while().await;
+        }
+        assert_eq!(count_and_stamp(&s), (0, true), "of another workload: {of_another}");
+        let notes = notes(&s);
+        assert!(notes.len() == 1 && notes[0].contains("did not scale this workload"), "{notes:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stamp_that_others_wrote_last_is_ignored_and_reported_once() {
+    let mut s = Stage::new();
+    let mut theirs = ours();
+    theirs[0]["manager"] = json!("kubectl-edit");
+    stamped_for(&s, 0, i64::from(i32::MAX), "gone", &theirs);
+    s.start(Providers::default()).await;
+    for _ in 0..5 {
+        a_while().await;
+    }
+    assert_eq!(count_and_stamp(&s), (0, true));
+    let notes = notes(&s);
+    assert!(notes.len() == 1 && notes[0].contains("StampIgnored"), "{notes:?}");
+}
+
+/// A StatefulSet's past is in its claims; a claim that is missing or not bound ends the row.
+#[tokio::test(start_paused = true)]
+async fn a_stamp_beyond_the_claims_of_the_set_is_cut() {
+    let mut s = Stage::new();
+    claim_of(&s, 1);
+    claim_of(&s, 3);
+    stamped_for(&s, 0, i64::from(i32::MAX), "gone", &ours());
+    s.start(Providers::default()).await;
+    a_while().await;
     assert_eq!(count_and_stamp(&s), (2, false));
+    let notes = notes(&s);
+    assert!(notes.len() == 1 && notes[0].contains("the first 2 of its pods have bound claims"), "{notes:?}");
+}
+
+/// An autoscaler that aims at the workload says how many it may have.
+#[tokio::test(start_paused = true)]
+async fn a_stamp_within_an_autoscalers_bound_counts() {
+    let mut s = Stage::new();
+    s.server.insert(&json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "redis", "namespace": NS}, "spec": {"maxReplicas": 5, "minReplicas": 1,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "redis"}}}));
+    stamped_for(&s, 0, 4, "gone", &ours());
+    s.start(Providers::default()).await;
+    a_while().await;
+    assert_eq!(count_and_stamp(&s), (4, false));
+    stamped_for(&s, 0, 6, "gone", &ours());
+    a_while().await;
+    assert_eq!(count_and_stamp(&s), (5, false));
+    assert!(
+        notes(&s).iter().any(|n| n.contains("HorizontalPodAutoscaler redis allows 5")),
+        "{:?}",
+        notes(&s)
+    );
 }
 
 #[tokio::test(start_paused = true)]

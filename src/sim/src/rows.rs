@@ -37,6 +37,9 @@ const COMPARE: Duration = Duration::from_secs(90);
 /// Longest wait for the mount attempt after that one: at 64 or 128 s after the node's return.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(150);
 
+/// The annotation that the row of the last writer writes.
+const NOTE: &str = "reattach.dev/row";
+
 /// Why a row could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
@@ -100,13 +103,14 @@ impl Seen {
 }
 
 /// Names of all rows, for [`Rig::row`].
-pub const ROWS: [&str; 6] = [
+pub const ROWS: [&str; 7] = [
     "delete-the-pod",
     "scale-back-early",
     "scale-and-wait",
     "mount-back-off",
     "re-publish",
     "two-attachments",
+    "last-writer",
 ];
 
 impl Rig {
@@ -122,6 +126,7 @@ impl Rig {
             "mount-back-off" => self.mount_back_off().await,
             "re-publish" => self.re_publish().await,
             "two-attachments" => self.two_attachments().await,
+            "last-writer" => self.last_writer().await,
             other => Err(RowError::Rig(format!("there is no row {other:?}"))),
         }
     }
@@ -263,6 +268,35 @@ impl Rig {
             Seen::exactly("times to the same instance", same_holder.into(), 1),
             Seen::exactly("times for the same VolumeAttachment", same.into(), 1),
             Seen::seconds("s until kubelet's next attempt has mounted it", healed, (3.0, 160.0)),
+        ])
+    }
+
+    /// `managedFields` names the last writer that changed a field. A writer that sends the value that is there, or that claims
+    /// another's name, shows how far that is a proof.
+    async fn last_writer(&self) -> Result<Vec<Seen>, RowError> {
+        self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
+        let note = |value: serde_json::Value| json!({"metadata": {"annotations": {NOTE: value}}});
+        let path = ["f:metadata", "f:annotations", "f:reattach.dev/row"];
+        let count = ["f:spec", "f:replicas"];
+        self.write_as("first/1", "", &note(json!("1"))).await?;
+        self.write_as("second/1", "", &note(json!("1"))).await?;
+        let written = self.writers(&path).await?;
+        self.write_as("second/1", "", &note(json!("2"))).await?;
+        let changed = self.writers(&path).await?;
+        self.write_as("first/1", "", &note(json!("3"))).await?;
+        let claimed = self.writers(&path).await?;
+        self.write_as("third/1", "", &note(serde_json::Value::Null)).await?;
+        let removed = self.writers(&path).await?;
+        self.write_as("fourth/1", "/scale", &json!({"spec": {"replicas": 0}})).await?;
+        let scaled = self.writers(&count).await?;
+        self.heal().await?;
+        let is = |seen: &[String], expected: &[&str]| usize::from(seen == expected);
+        Ok(vec![
+            Seen::exactly("writers: the first one", is(&written, &["first/1 "]), 1),
+            Seen::exactly("writers: the one that changed the value", is(&changed, &["second/1 "]), 1),
+            Seen::exactly("writers: the name that the request gives", is(&claimed, &["first/1 "]), 1),
+            Seen::exactly("writers of what was removed", removed.len(), 0),
+            Seen::exactly("writers of the count: by /scale", is(&scaled, &["fourth/1 scale"]), 1),
         ])
     }
 

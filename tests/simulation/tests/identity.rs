@@ -11,6 +11,7 @@ use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_tests_simulation::{NODES, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The number of the victim's volume at the cloud.
 const VOLUME: VolumeNo = VolumeNo(7001);
@@ -295,6 +296,39 @@ fn a_machine_that_a_person_vouches_for_is_freed() {
     });
     assert!(after.effects.iter().any(|e| e.contains("7001/detach")), "{after:#?}");
     assert!(NODES.iter().any(|(_, n)| after.holder == Some(InstanceNo(*n))), "{after:#?}");
+}
+
+/// The person who vouched for the machine has lost the right since: before the run begins, or while it runs; everywhere, or
+/// in the whole cluster only.
+#[test]
+fn a_withdrawn_right_to_vouch_for_a_machine_frees_nothing() {
+    for (in_the_run, keeps_namespace) in [(false, false), (false, true), (true, false), (true, true)] {
+        let after = played(move || async move {
+            let mut s = held_by_a_stranger().await?;
+            let withdrawn = Arc::new(AtomicBool::new(false));
+            let lost = withdrawn.clone();
+            s.world.server().set_access(Some(Arc::new(move |user, what| {
+                let word = user == "oncall" && what["verb"] == "declare" && lost.load(Ordering::SeqCst);
+                !word || keeps_namespace && what["namespace"] == "default"
+            })));
+            let refused = |w: &World| phases(w).contains(&Phase::Refused);
+            s.until("the refusal", secs(300), refused).await?;
+            let name = s.world.recoveries().first().and_then(|r| r.metadata.name.clone()).unwrap_or_default();
+            let word = json!({"spec": {"declaration": {"holder": "999", "declaredBy": "oncall",
+                "ofThisCluster": true, "reason": "a node of last week", "at": s.world.now().to_string()}}});
+            s.world.merge("oncall", &format!("{RECOVERIES}/default/volumerecoveries/{name}"), &word).await?;
+            if in_the_run {
+                s.until("a run", secs(300), |w| phases(w).contains(&Phase::Running)).await?;
+            }
+            withdrawn.store(true, Ordering::SeqCst);
+            s.pass(secs(900)).await;
+            Ok(s)
+        });
+        let freed = after.effects.iter().any(|e| e.contains("/detach"));
+        assert!(!freed, "in the run: {in_the_run}\n{after:#?}\n{}", after.story);
+        assert_eq!(after.holder, Some(InstanceNo(STRANGER)), "{after:#?}");
+        assert!(after.says("instance 999"), "{after:#?}");
+    }
 }
 
 /// A cluster is restored from a backup beside the one that was backed up: the same names with other UIDs, the same account, and

@@ -1,4 +1,4 @@
-//! Gates, labels of holds, stamps and questions.
+//! Gates, labels of holds and questions.
 
 use super::{EVERY, Room, is_final, is_over};
 use crate::collect::HISTORY;
@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
-use reattach_cluster::stamped::{self, Stamped};
 use reattach_cluster::view::claims_of;
 use reattach_cluster::{hold, reports, tidy};
 use reattach_core::cloud::VolumeState;
@@ -18,7 +17,6 @@ use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use reattach_core::machine::{State, StepState};
 use reattach_core::runbook::StepKind;
-use reattach_core::workload::ScalePath;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -109,40 +107,9 @@ impl Room<'_> {
         true
     }
 
-    /// Workloads whose stamp no recovery leads to any more.
-    pub(super) async fn stamps(&self) {
-        let found = match stamped::find(&self.read()).await {
-            Ok(found) if found.is_empty() => return,
-            Ok(found) => found,
-            Err(error) => return tracing::warn!(%error, "stamps could not be looked for"),
-        };
-        // After the stamps: a recovery exists before its stamp does.
-        let (known, over) = match self.recoveries_and_over().await {
-            Ok(both) => both,
-            Err(error) => return tracing::warn!(%error, "whose the stamps are could not be read"),
-        };
-        for Stamped { workload, resource_version, replicas, stamp, claims } in found {
-            // One that is over may have left a write on its way, which has landed since.
-            if known.contains(&stamp.recovery) && !over.contains(&stamp.recovery) {
-                continue;
-            }
-            // What its recovery had ordered may be under way still, and nobody journals it any more.
-            if let Some(why) = self.detach_under_way(&claims).await {
-                tracing::error!(%workload, why, "a person is needed: the workload is at zero by a recovery that is gone, and is not restored yet");
-                continue;
-            }
-            // Someone else has set a count already: theirs stands.
-            let count = (replicas == 0).then_some(stamp.replicas);
-            let Ok(pass) = self.executor.gate.tidy() else { return };
-            let path = ScalePath::Replicas;
-            let outcome = tidy::restore(&pass, &workload, &resource_version, path, count).await;
-            self.tell(&format!("{workload} with the stamp of recovery {}", stamp.recovery), &outcome);
-        }
-    }
-
     /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A claim or PersistentVolume that is
     /// gone, and a driver that no provider knows, have none of ours.
-    async fn detach_under_way(&self, claims: &[ObjectName]) -> Option<String> {
+    pub(super) async fn detach_under_way(&self, claims: &[ObjectName]) -> Option<String> {
         for claim in claims {
             let volume = self.cache.claims.get(&claim.namespace, &claim.name);
             let volume = volume.and_then(|c| c.spec.as_ref()?.volume_name.clone());

@@ -15,20 +15,23 @@
 //! | quarantine | its Node is Ready and the agent of this boot answered clean; recovery gone: its report shows no dead mount |
 //! | closing taint of a hold | its recovery is over or gone |
 //! | scheduling gate, label of a hold | no recovery of the claim is under way with the label, or about to end its hold; gate: no job of the volume is pending at the cloud |
-//! | stamp | its recovery is over or gone, and no job of its volumes is pending at the cloud: the workload is restored by the stamp alone, if it is still at 0 |
+//! | stamp | its recovery is over or gone, reattach did scale the workload, and no job of its volumes is pending at the cloud: a workload that is still at 0 is restored to the journal's count, or without a journal within its own past ([`reattach_core::stamp`]) |
 //! | question to an agent | its recovery is gone |
 //!
 //! # Assumptions
 //! A recovery that is under way cares for its own marks; its finalizer keeps it from vanishing meanwhile.
 //!
 //! # Caveats
-//! Gates are taken off in turns: some at a time, the namespaces one after another. Stamps are looked for once a minute, in Deployments, StatefulSets and ReplicaSets.
+//! Gates are taken off in turns: some at a time, the namespaces one after another. Stamps are looked for once a minute, in
+//! Deployments, StatefulSets and ReplicaSets. A stamp on a workload that reattach did not scale stays where it is, and is
+//! reported once.
 //!
 //! # Errors
 //! What cannot be read or written is logged and tried again with the next sweep.
 
 mod marks;
 mod nodes;
+mod stamps;
 
 use crate::metrics::EffectLabels;
 use crate::recovery::Executor;
@@ -64,12 +67,19 @@ pub(crate) struct Janitor {
     answers: Answers,
     /// Pods with a gate of ours.
     gates: Turns,
+    stamps: stamps::Known,
 }
 
 impl Default for Janitor {
     fn default() -> Self {
-        let gates = Turns::new(Bounds { at_once: 1, per_namespace: 1 });
-        Self { next_urgent: None, next: None, next_seldom: None, answers: Answers::default(), gates }
+        Self {
+            next_urgent: None,
+            next: None,
+            next_seldom: None,
+            answers: Answers::default(),
+            gates: Turns::new(Bounds { at_once: 1, per_namespace: 1 }),
+            stamps: stamps::Known::default(),
+        }
     }
 }
 
@@ -91,7 +101,7 @@ impl Janitor {
 
     /// Looks once.
     async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
-        let room = Room { executor, cache, answers: &self.answers, wakeup };
+        let room = Room { executor, cache, answers: &self.answers, wakeup, stamps: &self.stamps };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
         }
@@ -102,6 +112,7 @@ impl Janitor {
                 self.next = Some(Instant::now() + AT_ONCE);
             }
             room.closed_nodes().await;
+            room.note_scales();
         }
         if due(&mut self.next_seldom, SELDOM) {
             room.questions().await;
@@ -141,6 +152,7 @@ struct Room<'a> {
     cache: &'a Cache,
     answers: &'a Answers,
     wakeup: &'a Wakeup,
+    stamps: &'a stamps::Known,
 }
 
 impl Room<'_> {
@@ -154,11 +166,10 @@ impl Room<'_> {
         Ok(all.items.iter().map(Executor::uid_of).collect())
     }
 
-    /// The UIDs of all recoveries, and of those that are over, read live.
-    async fn recoveries_and_over(&self) -> Result<(BTreeSet<Uid>, BTreeSet<Uid>), kube::Error> {
+    /// All recoveries by UID, read live.
+    async fn records(&self) -> Result<BTreeMap<Uid, VolumeRecovery>, kube::Error> {
         let all = Api::<VolumeRecovery>::all(self.read()).list(&ListParams::default()).await?.items;
-        let over = all.iter().filter(|r| is_over(r)).map(Executor::uid_of).collect();
-        Ok((all.iter().map(Executor::uid_of).collect(), over))
+        Ok(all.into_iter().map(|r| (Executor::uid_of(&r), r)).collect())
     }
 
     /// Counts and logs what was done.

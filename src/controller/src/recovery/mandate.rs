@@ -57,6 +57,21 @@ impl Executor {
                 Reach::Nowhere | Reach::Unknown { .. } => evidence.nothing_under_way = None,
             }
         }
+        let declared = match &spec.declaration {
+            Some(word) => {
+                let reach = self.reach(&word.declared_by, &word.groups, "declare", &name, live).await;
+                Some(Person { name: word.declared_by.clone(), reach })
+            }
+            None => None,
+        };
+        match declared.as_ref().map(|p| &p.reach) {
+            Some(Reach::Cluster) => {}
+            // That a machine is this cluster's is said with a right at cluster scope only.
+            Some(Reach::Namespace) => {
+                evidence.declaration.iter_mut().for_each(|d| d.of_this_cluster = false);
+            }
+            Some(Reach::Nowhere | Reach::Unknown { .. }) | None => evidence.declaration = None,
+        }
         let (ceiling, at) = match &self.collector.cache {
             Some(cache) if !live => (limits.ceiling.clone(), cache.as_of()),
             _ => (self.ceiling_now(evidence).await?, now),
@@ -94,21 +109,6 @@ impl Executor {
             }
             None => None,
         };
-        let declared = match &spec.declaration {
-            Some(word) => {
-                let reach = self.reach(&word.declared_by, &word.groups, "declare", &name, live).await;
-                Some(Person { name: word.declared_by.clone(), reach })
-            }
-            None => None,
-        };
-        match declared.as_ref().map(|p| &p.reach) {
-            Some(Reach::Cluster) => {}
-            // That a machine is this cluster's is said with a right at cluster scope only.
-            Some(Reach::Namespace) => {
-                evidence.declaration.iter_mut().for_each(|d| d.of_this_cluster = false);
-            }
-            Some(Reach::Nowhere | Reach::Unknown { .. }) | None => evidence.declaration = None,
-        }
         let mandate = Mandate {
             mode: spec.mode,
             runbook: spec.runbook.clone(),

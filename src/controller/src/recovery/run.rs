@@ -21,6 +21,7 @@ use reattach_core::machine::{
 };
 use reattach_core::plan::SoundPlan;
 use reattach_core::runbook::StepKind;
+use reattach_core::stamp::{self, Doubt};
 use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
@@ -272,7 +273,9 @@ impl Executor {
         let step = plan.steps.get(action.step.index()).map(|s| s.kind);
         self.count(step, &outcome, shut);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
+        let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
         self.append(recovery, plan, Mark::Outcome { step: action.step, outcome }, memory).await?;
+        self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
     }
 
@@ -391,4 +394,15 @@ impl Executor {
 /// The last line of a journal that was replayed.
 fn last_line(recovery: &VolumeRecovery) -> Option<&Entry> {
     recovery.status.as_ref()?.journal.last()?.get().ok()
+}
+
+/// What was wrong with the stamp of a workload that was restored by the journal's count.
+pub(super) fn doubt(
+    effect: &Effect,
+    evidence: &Evidence,
+    recovery: &VolumeRecovery,
+    plan: &SoundPlan,
+) -> Option<Doubt> {
+    let Effect::Restore { replicas: Some(_), .. } = effect else { return None };
+    stamp::edited(evidence.workload.shown()?, &Executor::uid_of(recovery), plan.pins.replicas)
 }

@@ -1,6 +1,7 @@
 //! Putting back what a run left when its journal takes no more lines: it ended and needs a person, or the API server refuses
 //! its status. The marks in the cluster say what to put back; a workload must not stay at zero for want of a line.
 
+use super::run::doubt;
 use super::{Executor, Memory, Turn, TurnError};
 use crate::finish;
 use crate::metrics::EffectLabels;
@@ -122,6 +123,10 @@ impl Executor {
         let labels = EffectLabels { step: "PutBack".to_owned(), outcome: word.to_owned() };
         self.metrics.effects.get_or_create(&labels).inc();
         tracing::warn!(recovery = %Self::claim_of(recovery), intent = action.intent, ?outcome, "put back without a journal");
+        if outcome.applied() {
+            let doubt = doubt(&action.effect, &live, recovery, plan);
+            self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
+        }
         Ok(match outcome {
             o if o.applied() => Undone::Some,
             Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },

@@ -1,14 +1,15 @@
 //! A run whose stored plan is not the plan that was accepted: another version made it, or its content was changed.
 
 use super::{Executor, Memory, Turn, TurnError};
-use crate::finish::FINALIZER;
+use crate::finish::{self, FINALIZER};
 use jiff::SignedDuration;
+use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_cluster::{stamped, tidy};
-use reattach_core::ids::Uid;
+use reattach_cluster::stamped::{self, Marked};
+use reattach_cluster::tidy;
 use reattach_core::plan::{Unsound, may_have_freed};
-use reattach_core::stamp::STAMP_ANNOTATION;
-use reattach_core::workload::ScalePath;
+use reattach_core::stamp::{Doubt, STAMP_ANNOTATION, Scaled, Verdict, judge};
+use reattach_core::workload::{ScalePath, WorkloadRef};
 
 /// A restoring write that was refused, or a list that could not be read, is tried again so much later.
 const TRIED_AGAIN: SignedDuration = SignedDuration::from_secs(20);
@@ -25,7 +26,7 @@ impl Executor {
     ) -> Result<Turn, TurnError> {
         // A journal that cannot be read may hold a detach, too.
         let may_have_freed = recovery.history().map_or(true, |(_, journal)| may_have_freed(journal));
-        let restored = may_have_freed || self.put_back_by_stamp(&Self::uid_of(&recovery)).await;
+        let restored = may_have_freed || self.put_back_by_stamp(&recovery).await;
         let why = sentence(unsound, may_have_freed, recovery.metadata.deletion_timestamp.is_some());
         if memory.told != Some(Phase::Stuck) {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
@@ -34,26 +35,64 @@ impl Executor {
         if restored { Ok(Turn::NeedsPerson) } else { Ok(Turn::Pause { until: self.later(TRIED_AGAIN) }) }
     }
 
-    /// Restores every workload that carries a stamp of this recovery. Returns whether none is left.
-    async fn put_back_by_stamp(&self, recovery: &Uid) -> bool {
-        let found = match stamped::find(&self.collector.clients.read).await {
+    /// Restores every workload of its namespace that carries a stamp of this recovery. Returns whether none is left.
+    ///
+    /// The plan is not to be trusted, so its count is not either: the stamp counts within what the workload shows of its
+    /// past, as for a recovery whose record is gone.
+    async fn put_back_by_stamp(&self, recovery: &VolumeRecovery) -> bool {
+        let (uid, namespace) = (Self::uid_of(recovery), recovery.namespace().unwrap_or_default());
+        let read = &self.collector.clients.read;
+        let found = match stamped::find(read).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "the stamps of a recovery could not be looked for");
                 return false;
             }
         };
+        let is_own = |m: &&Marked| {
+            m.workload.name.namespace == namespace && m.stamp.as_ref().is_ok_and(|s| s.recovery == uid)
+        };
         let mut all = true;
-        for own in found.iter().filter(|s| s.stamp.recovery == *recovery) {
-            // Someone else has set a count already: theirs stands.
-            let count = (own.replicas == 0).then_some(own.stamp.replicas);
-            let Ok(pass) = self.gate.tidy() else { return false };
-            let path = ScalePath::Replicas;
-            let outcome = tidy::restore(&pass, &own.workload, &own.resource_version, path, count).await;
-            tracing::warn!(workload = %own.workload, ?outcome, "put back by its stamp: the plan is not sound");
-            all &= outcome.applied();
+        for marked in found.iter().filter(is_own) {
+            match self.put_one_back(marked).await {
+                Ok(done) => all &= done,
+                Err(error) => {
+                    tracing::warn!(workload = %marked.workload, %error, "a stamped workload could not be read");
+                    all = false;
+                }
+            }
         }
         all
+    }
+
+    /// Returns whether nothing is left to restore by this stamp.
+    async fn put_one_back(&self, marked: &Marked) -> Result<bool, kube::Error> {
+        let read = &self.collector.clients.read;
+        let Some(own) = stamped::read(read, marked).await? else { return Ok(true) };
+        let (replicas, doubt) = match judge(&own.stamp, &Scaled::NoJournal(own.traces(read).await?)) {
+            Verdict::Restore { replicas, doubt } => (replicas, doubt),
+            Verdict::Ignore(why) => {
+                tracing::warn!(workload = %own.workload, %why, "a stamp is ignored");
+                return Ok(true);
+            }
+        };
+        // Someone else has set a count already: theirs stands.
+        let count = (own.replicas == 0).then_some(replicas);
+        let Ok(pass) = self.gate.tidy() else { return Ok(false) };
+        let path = ScalePath::Replicas;
+        let outcome = tidy::restore(&pass, &own.workload, &own.resource_version, path, count).await;
+        tracing::warn!(workload = %own.workload, ?outcome, "put back by its stamp: the plan is not sound");
+        if outcome.applied() && count.is_some() {
+            self.call_about_stamp(&own.workload, doubt.as_ref()).await;
+        }
+        Ok(outcome.applied())
+    }
+
+    /// Calls a person to a workload that was restored to another count than its stamp says.
+    pub(crate) async fn call_about_stamp(&self, workload: &WorkloadRef, doubt: Option<&Doubt>) {
+        if let Some(doubt) = doubt {
+            finish::call(self, &finish::about(workload), "StampNotBelieved", doubt.to_string()).await;
+        }
     }
 }
 

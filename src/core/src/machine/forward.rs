@@ -12,7 +12,7 @@ use crate::plan::{Plan, PlannedStep, Scope, Side, StepIx, before_scaling, genera
 use crate::proof::NoUser;
 use crate::runbook::{Holding, StepKind};
 use crate::safety::Refusal;
-use crate::stamp::Stamp;
+use crate::stamp::{self, Stamp};
 use crate::workload::{ScalePath, WorkloadFacts};
 use jiff::{SignedDuration, Timestamp};
 
@@ -178,7 +178,7 @@ impl Look<'_> {
     }
 
     fn own_stamp(&self, w: &WorkloadFacts) -> bool {
-        matches!(&w.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery && s.workload == w.workload.uid)
+        matches!(&w.stamp, Some(Ok(s)) if stamp::own(s, &w.workload, self.cx.recovery).is_some())
     }
 
     fn propose_scale(&self) -> Next {
@@ -428,7 +428,7 @@ impl Look<'_> {
                     self.completed("the count is restored and the stamp is off")
                 }
                 // Also one that was refused: what the run is for is done, and only the way back is left.
-                _ => put_back(self.ix, w, self.state, self.cx).unwrap_or_else(|| {
+                _ => put_back(self.ix, self.plan, w, self.state, self.cx).unwrap_or_else(|| {
                     if w.replicas == 0 {
                         return self
                             .taken_over()

@@ -14,6 +14,7 @@ use crate::hold::hold_taint;
 use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::runbook::{Holding, StepKind};
+use crate::stamp;
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 
@@ -61,7 +62,7 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
         Reading::Absent => return end(why),
         _ => return wait("the workload must be read to restore it"),
     };
-    match put_back(restore, w, state, cx) {
+    match put_back(restore, plan, w, state, cx) {
         Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => stuck(format!(
             "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
             w.workload,
@@ -213,26 +214,36 @@ pub(super) fn backoff(attempts: u32) -> SignedDuration {
     RETRY.saturating_mul(factor).min(LONGEST_RETRY)
 }
 
-/// The restoring effect, if one is still due: the stamp alone decides.
-pub(super) fn put_back(restore: StepIx, w: &WorkloadFacts, state: &State, cx: &Context<'_>) -> Option<Next> {
+/// The restoring effect, if one is still due. The stamp says that the workload is at zero by this run; the count is the one
+/// that was planned and journaled, since everybody who may write the workload can edit a stamp.
+pub(super) fn put_back(
+    restore: StepIx,
+    plan: &Plan,
+    w: &WorkloadFacts,
+    state: &State,
+    cx: &Context<'_>,
+) -> Option<Next> {
     let Some(Ok(stamp)) = &w.stamp else { return None };
-    if stamp.recovery != *cx.recovery || stamp.workload != w.workload.uid {
-        return None;
-    }
+    stamp::own(stamp, &w.workload, cx.recovery)?;
     if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore) {
         let until = later(*at, backoff(state.attempts(restore)));
         if cx.now < until {
             return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
         }
     }
-    let replicas = (w.replicas == 0).then_some(stamp.replicas);
-    let intent = match replicas {
+    let replicas = (w.replicas == 0).then_some(plan.pins.replicas);
+    let mut intent = match replicas {
         Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
         None => format!(
             "remove the stamp from {}; its {} replicas are someone else's and stand",
             w.workload, w.replicas
         ),
     };
+    if replicas.is_some()
+        && let Some(doubt) = stamp::edited(w, cx.recovery, plan.pins.replicas)
+    {
+        intent = format!("{intent}; {doubt}");
+    }
     Some(Next::Act(Action {
         step: restore,
         intent,

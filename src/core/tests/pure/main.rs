@@ -29,5 +29,6 @@ mod runbook;
 mod schedules;
 mod snapshots;
 mod sound;
+mod stamps;
 mod walk;
 mod world;

@@ -38,6 +38,8 @@ pub struct Va {
 pub enum Mark {
     None,
     Ours,
+    /// Ours, with another count.
+    Recounted,
     Edited,
     Another,
 }
@@ -228,6 +230,7 @@ impl World {
         w.stamp = match self.stamp {
             Mark::None => None,
             Mark::Ours => Some(Ok(stamp(Case::recovery()))),
+            Mark::Recounted => Some(Ok(Stamp { replicas: 5_000, ..stamp(Case::recovery()) })),
             Mark::Another => Some(Ok(stamp("recovery-2".into()))),
             Mark::Edited => Some(Err("annotation is not a stamp of ours".into())),
         };
@@ -298,7 +301,7 @@ impl World {
                 if resource_version.as_str() != self.version.to_string() {
                     return conflict();
                 }
-                if self.stamp != Mark::Ours {
+                if !matches!(self.stamp, Mark::Ours | Mark::Recounted) {
                     return Err("restored without an intact stamp".into());
                 }
                 if let Some(count) = replicas {

@@ -17,6 +17,7 @@ mod events;
 mod gc;
 mod hold;
 mod hooks;
+mod managers;
 mod patch;
 mod request;
 mod resource;

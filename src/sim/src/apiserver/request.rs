@@ -64,6 +64,8 @@ pub(super) struct ApiRequest {
     pub namespace: Option<String>,
     pub name: Option<String>,
     pub subresource: Option<String>,
+    /// The subresource that `managedFields` names as the way of a write.
+    pub written_through: Option<String>,
     pub query: BTreeMap<String, String>,
     pub content_type: String,
     pub metadata_only: bool,

@@ -260,6 +260,7 @@ impl ApiServer {
             namespace: if rt.namespaced { namespace } else { None },
             rt,
             name,
+            written_through: subresource.clone(),
             subresource,
             dry_run: query.get("dryRun").is_some_and(|d| d == "All"),
             query,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::defaults;
 use super::hooks::AdmissionRequest;
+use super::managers;
 use super::patch::{self, PatchKind};
 use super::request::{ApiRequest, Verb};
 use super::resource::{self, ResourceType};
@@ -179,6 +180,9 @@ impl State {
         if rt.is("apiextensions.k8s.io", "customresourcedefinitions") {
             established(&mut object, now);
         }
+        if managers::are_kept(req) {
+            managers::track(req, None, &mut object, Vec::new(), now);
+        }
         if req.dry_run {
             return Ok(Arc::new(object));
         }
@@ -224,6 +228,7 @@ impl State {
             return Err(ApiStatus::bad_request("the name of the object does not match the name on the URL"));
         }
         check_versions(req, name, &old, &new["metadata"])?;
+        let managers = managers::base(req, Some(&old), &new);
         let mut next = if status_only {
             let mut next = (*old).clone();
             next["status"] = new["status"].clone();
@@ -250,6 +255,9 @@ impl State {
         next["apiVersion"] = old["apiVersion"].clone();
         next["kind"] = old["kind"].clone();
         prune(&mut next);
+        if managers::are_kept(req) && !managers.is_empty() {
+            next["metadata"]["managedFields"] = json!(managers);
+        }
         if let Some(schema) = &rt.schema {
             defaults::from_schema(schema, &mut next);
         }
@@ -262,6 +270,9 @@ impl State {
         }
         if next == *old {
             return Ok(old);
+        }
+        if managers::are_kept(req) {
+            managers::track(req, Some(&old), &mut next, managers, now);
         }
         if req.dry_run {
             return Ok(Arc::new(next));

@@ -150,9 +150,28 @@ impl Rig {
     }
 
     pub(super) async fn scale(&self, replicas: i64) -> Result<(), RowError> {
-        let path = format!("/apis/apps/v1/namespaces/{}/statefulsets/{}", self.namespace, self.set);
-        self.kapi().patch(&path, MERGE, &json!({"spec": {"replicas": replicas}})).await?;
+        self.kapi().patch(&self.set_path(), MERGE, &json!({"spec": {"replicas": replicas}})).await?;
         Ok(())
+    }
+
+    /// Changes the StatefulSet, or a subresource of it, under the name of a field manager.
+    pub(super) async fn write_as(&self, manager: &str, part: &str, body: &Value) -> Result<(), RowError> {
+        let path = format!("{}{part}?fieldManager={manager}", self.set_path());
+        self.kapi().patch(&path, MERGE, body).await?;
+        Ok(())
+    }
+
+    /// The field managers that have a field of the StatefulSet, each with the subresource that it wrote through.
+    pub(super) async fn writers(&self, field: &[&str]) -> Result<Vec<String>, RowError> {
+        let set = self.kapi().get(&self.set_path()).await?.unwrap_or_default();
+        let has = |entry: &&Value| field.iter().try_fold(&entry["fieldsV1"], |at, key| at.get(key)).is_some();
+        let name = |e: &Value| format!("{} {}", text(e, "/manager"), text(e, "/subresource"));
+        let all = set["metadata"]["managedFields"].as_array();
+        Ok(all.into_iter().flatten().filter(has).map(name).collect())
+    }
+
+    fn set_path(&self) -> String {
+        format!("/apis/apps/v1/namespaces/{}/statefulsets/{}", self.namespace, self.set)
     }
 
     /// Cordons a node, or takes that back.

@@ -1,0 +1,257 @@
+//! Stamps that no recovery cares for any more.
+
+use super::{Room, is_final, is_over};
+use crate::finish;
+use crate::metrics::EffectLabels;
+use kube::ResourceExt;
+use reattach_api::VolumeRecovery;
+use reattach_cluster::stamped::{self, Marked, Stamped};
+use reattach_cluster::tidy;
+use reattach_core::ids::Uid;
+use reattach_core::journal::Mark;
+use reattach_core::plan::SoundPlan;
+use reattach_core::runbook::StepKind;
+use reattach_core::stamp::{STAMP_ANNOTATION, Scaled, Stamp, Verdict, judge};
+use reattach_core::workload::{ScalePath, WorkloadRef};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Maximum number of stamps of one namespace that are acted on or reported in one sweep; the others wait for the next.
+/// Everybody who may write workloads can write as many stamps as there are workloads, and no namespace must delay another.
+const STAMPS_PER_NAMESPACE: usize = 20;
+
+/// What the janitor knows of stamps beside what the cluster shows.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Scales to zero that were seen in journals, by the UID of the recovery: what counts after a record was deleted by
+    /// force, for as long as this process lives.
+    scales: Mutex<BTreeMap<Uid, Scale>>,
+    /// Stamps that were reported, by the UID of the workload: each is reported once.
+    reported: Mutex<BTreeMap<Uid, Result<Stamp, String>>>,
+}
+
+/// A workload that a journal says was scaled to zero, and the count before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Scale {
+    workload: Uid,
+    replicas: i32,
+}
+
+impl Known {
+    fn scale_of(&self, recovery: &Uid) -> Option<Scale> {
+        self.scales.lock().unwrap_or_else(PoisonError::into_inner).get(recovery).cloned()
+    }
+
+    /// Forgets everything that no stamp and no recovery is about any more.
+    fn forget(&self, found: &[Marked], live: impl Fn(&Uid) -> bool) {
+        let named = |uid: &Uid| found.iter().any(|m| m.stamp.as_ref().is_ok_and(|s| s.recovery == *uid));
+        let mut scales = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        scales.retain(|recovery, _| live(recovery) || named(recovery));
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.retain(|workload, _| found.iter().any(|m| m.workload.uid == *workload));
+    }
+
+    /// Whether this stamp was not reported yet. From now on it was.
+    fn is_news(&self, marked: &Marked) -> bool {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.insert(marked.workload.uid.clone(), marked.stamp.clone()).as_ref() != Some(&marked.stamp)
+    }
+}
+
+/// What the record of a recovery says of a stamp that names it.
+enum Word {
+    /// The recovery is under way and cares for its own stamp.
+    CaresItself,
+    /// The recovery is over or gone, or did not scale this workload.
+    Scaled(Scaled),
+    /// No journal says; the workload itself has to be looked at.
+    Silent,
+}
+
+impl Room<'_> {
+    /// Keeps in mind which workloads the recoveries that are under way have scaled to zero.
+    pub(super) fn note_scales(&self) {
+        for recovery in self.cache.recoveries.filter(|r| !is_final(r) && !r.finalizers().is_empty()) {
+            if let Some(scale) = recovery.sound_plan().and_then(|plan| scale_in(&recovery, &plan)) {
+                let mut scales = self.stamps.scales.lock().unwrap_or_else(PoisonError::into_inner);
+                scales.insert(crate::recovery::Executor::uid_of(&recovery), scale);
+            }
+        }
+    }
+
+    /// Workloads whose stamp no recovery leads to any more.
+    pub(super) async fn stamps(&self) {
+        let found = match stamped::find(&self.read()).await {
+            Ok(found) => found,
+            Err(error) => return tracing::warn!(%error, "stamps could not be looked for"),
+        };
+        if found.is_empty() {
+            let cached = |uid: &Uid| {
+                !self.cache.recoveries.filter(|r| r.uid().as_deref() == Some(uid.as_str())).is_empty()
+            };
+            return self.stamps.forget(&found, cached);
+        }
+        // After the stamps: a recovery exists before its stamp does.
+        let records = match self.records().await {
+            Ok(records) => records,
+            Err(error) => return tracing::warn!(%error, "whose the stamps are could not be read"),
+        };
+        self.stamps.forget(&found, |uid| records.contains_key(uid));
+        let mut taken: BTreeMap<&str, usize> = BTreeMap::new();
+        for marked in &found {
+            if self.wakeup.is_told_to_stop() {
+                return;
+            }
+            let namespace = taken.entry(marked.workload.name.namespace.as_str()).or_default();
+            if *namespace >= STAMPS_PER_NAMESPACE {
+                continue;
+            }
+            let took = match &marked.stamp {
+                Ok(stamp) => self.stamp(marked, stamp, &records).await,
+                Err(why) => self.no_stamp(marked, why, &records).await,
+            };
+            match took {
+                Ok(took) => *namespace += usize::from(took),
+                Err(error) => {
+                    *namespace += 1;
+                    tracing::warn!(workload = %marked.workload, %error, "a stamped workload could not be read");
+                }
+            }
+        }
+    }
+
+    /// Deals with one stamp. Returns whether that took a write, a report or reads of its own.
+    async fn stamp(
+        &self,
+        marked: &Marked,
+        stamp: &Stamp,
+        records: &BTreeMap<Uid, VolumeRecovery>,
+    ) -> Result<bool, kube::Error> {
+        let scaled = match self.word(&marked.workload, stamp, records) {
+            Word::CaresItself => return Ok(false),
+            Word::Scaled(scaled) => scaled,
+            // Who wrote it last stands in the metadata: a forged stamp costs no further read.
+            Word::Silent if !marked.written.stamp && !marked.written.replicas => {
+                Scaled::NoJournal(reattach_core::stamp::Traces::default())
+            }
+            Word::Silent => match stamped::read(&self.read(), marked).await? {
+                Some(own) => Scaled::NoJournal(own.traces(&self.read()).await?),
+                None => return Ok(true),
+            },
+        };
+        if let Verdict::Ignore(why) = judge(stamp, &scaled) {
+            return Ok(self.report(marked, &why.to_string()).await);
+        }
+        match stamped::read(&self.read(), marked).await? {
+            // What was judged is the stamp that is there.
+            Some(own) if own.stamp == *stamp => self.restore(&own, &scaled).await,
+            Some(_) | None => {}
+        }
+        Ok(true)
+    }
+
+    /// What is said of the stamp by its recovery, as it is now or as this process saw it earlier.
+    fn word(&self, workload: &WorkloadRef, stamp: &Stamp, records: &BTreeMap<Uid, VolumeRecovery>) -> Word {
+        let Some(recovery) = records.get(&stamp.recovery) else {
+            // That recovery scaled one workload, and a stamp of it on another one is forged.
+            return match self.stamps.scale_of(&stamp.recovery) {
+                Some(scale) if scale.workload == workload.uid => {
+                    Word::Scaled(Scaled::Journaled { replicas: scale.replicas })
+                }
+                Some(_) => Word::Scaled(Scaled::Never),
+                None => Word::Silent,
+            };
+        };
+        let Ok((plan, _)) = recovery.history() else { return unless_over(recovery) };
+        if plan.is_none() {
+            return Word::Scaled(Scaled::Never);
+        }
+        let Some(plan) = recovery.sound_plan() else { return unless_over(recovery) };
+        match scale_in(recovery, &plan) {
+            Some(scale) if scale.workload == workload.uid => {
+                // A recovery that is over may have left a write on its way, which has landed since.
+                if is_over(recovery) {
+                    Word::Scaled(Scaled::Journaled { replicas: scale.replicas })
+                } else {
+                    Word::CaresItself
+                }
+            }
+            Some(_) | None => Word::Scaled(Scaled::Never),
+        }
+    }
+
+    async fn restore(&self, own: &Stamped, scaled: &Scaled) {
+        let Stamped { workload, resource_version, stamp, .. } = own;
+        let Verdict::Restore { replicas, doubt } = judge(stamp, scaled) else { return };
+        // What its recovery had ordered may be under way still, and nobody journals it any more.
+        if let Some(why) = self.detach_under_way(&own.claims(replicas)).await {
+            tracing::error!(%workload, why, "a person is needed: the workload is at zero by a recovery that is gone, and is not restored yet");
+            return;
+        }
+        // Someone else has set a count already: theirs stands.
+        let count = (own.replicas == 0).then_some(replicas);
+        let Ok(pass) = self.executor.gate.tidy() else { return };
+        let outcome = tidy::restore(&pass, workload, resource_version, ScalePath::Replicas, count).await;
+        self.tell(&format!("{workload} with the stamp of recovery {}", stamp.recovery), &outcome);
+        if outcome.applied() && count.is_some() {
+            self.executor.call_about_stamp(workload, doubt.as_ref()).await;
+        }
+    }
+
+    /// Reports an annotation that is no stamp, unless a recovery is under way that has to do with the workload: its run sees
+    /// the annotation itself. Returns whether it was reported now.
+    async fn no_stamp(
+        &self,
+        marked: &Marked,
+        why: &str,
+        records: &BTreeMap<Uid, VolumeRecovery>,
+    ) -> Result<bool, kube::Error> {
+        let concerns = |r: &&VolumeRecovery| {
+            !is_over(r) && r.sound_plan().is_some_and(|plan| plan.pins.workload.uid == marked.workload.uid)
+        };
+        if records.values().any(|r| concerns(&r)) {
+            return Ok(false);
+        }
+        if !marked.written.replicas {
+            return Ok(self
+                .report(marked, &format!("{why}, and no recovery has to do with the workload. It is ignored"))
+                .await);
+        }
+        if !self.stamps.is_news(marked) {
+            return Ok(false);
+        }
+        let note = format!(
+            "{why}, and reattach wrote the workload's count last: the workload may be at zero by a recovery that is gone. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
+        );
+        finish::call(self.executor, &finish::about(&marked.workload), "StampUnreadable", note).await;
+        Ok(true)
+    }
+
+    /// Reports a stamp that is ignored: once, however often it is seen. Returns whether it was reported now.
+    async fn report(&self, marked: &Marked, why: &str) -> bool {
+        if !self.stamps.is_news(marked) {
+            return false;
+        }
+        let labels = EffectLabels { step: "Janitor".to_owned(), outcome: "ignored".to_owned() };
+        self.executor.metrics.effects.get_or_create(&labels).inc();
+        let note = format!("{} carries a stamp of reattach: {why}", marked.workload);
+        finish::remark(self.executor, &finish::about(&marked.workload), "StampIgnored", note).await;
+        true
+    }
+}
+
+/// A record that cannot be read is left to its own run; once that is over, the record says nothing.
+fn unless_over(recovery: &VolumeRecovery) -> Word {
+    if is_over(recovery) { Word::Silent } else { Word::CaresItself }
+}
+
+/// The scale to zero that the journal says was begun.
+fn scale_in(recovery: &VolumeRecovery, plan: &SoundPlan) -> Option<Scale> {
+    let scale = plan.find(StepKind::ScaleToZero)?;
+    let (_, journal) = recovery.history().ok()?;
+    let begun = |mark: &Mark| matches!(mark, Mark::Started { step, .. } if *step == scale);
+    journal
+        .iter()
+        .any(|e| begun(&e.mark))
+        .then(|| Scale { workload: plan.pins.workload.uid.clone(), replicas: plan.pins.replicas })
+}
