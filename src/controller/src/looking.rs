@@ -82,8 +82,9 @@ impl Looks {
             }
             let next_pass = Instant::now() + AT_LEAST_EVERY;
             loop {
-                self.begin_looks();
-                let at = self.line.next_rested().map_or(next_pass, |rested| rested.min(next_pass));
+                let now = Instant::now();
+                self.begin_looks(now);
+                let at = self.line.next_rested(now).map_or(next_pass, |rested| rested.min(next_pass));
                 tokio::select! {
                     biased;
                     Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
@@ -124,8 +125,7 @@ impl Looks {
         self.line.offer(line);
     }
 
-    fn begin_looks(&mut self) {
-        let now = Instant::now();
+    fn begin_looks(&mut self, now: Instant) {
         while let Some(claim) = self.line.next(now) {
             let Some(nominee) = self.nominated.get(&claim).cloned() else {
                 self.line.leave(&claim);

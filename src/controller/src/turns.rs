@@ -208,11 +208,11 @@ impl Turns {
         line.map_or(0, |line| line.places.values().filter(|place| place.is_due(now)).count())
     }
 
-    /// The next moment at which a rest is over.
-    pub fn next_rested(&self) -> Option<Instant> {
+    /// The next moment after `now` at which a rest is over. What has rested already waits for a place.
+    pub fn next_rested(&self, now: Instant) -> Option<Instant> {
         let all = self.lines.values().flat_map(|line| line.places.values());
         let until = |place: &Place| match place.state {
-            State::Resting { until } => Some(until),
+            State::Resting { until } => Some(until).filter(|until| *until > now),
             State::Waiting | State::UnderWay { .. } => None,
         };
         all.filter_map(until).min()
@@ -288,6 +288,9 @@ mod tests {
         turns.ended(&name("crowd", 1), After::Rest(MINUTE), now);
         assert_eq!(turns.next(now), Some(name("crowd", 2)), "its place is free again");
         assert_eq!(turns.next(now), None);
+        let rested = turns.next_rested(now).unwrap();
+        assert_eq!(turns.next(rested), None, "all places of the namespace are taken");
+        assert_eq!(turns.next_rested(rested), None, "time frees none of them");
     }
 
     #[tokio::test(start_paused = true)]
@@ -302,7 +305,7 @@ mod tests {
                 moments.push(start.elapsed().as_millis());
                 turns.ended(&next, After::Rest(MINUTE), now);
             }
-            tokio::time::sleep_until(turns.next_rested().unwrap()).await;
+            tokio::time::sleep_until(turns.next_rested(now).unwrap()).await;
         }
         assert_eq!(moments[..4], [0, 1_000, 2_000, 3_000]);
         let pauses: Vec<u128> = moments.windows(2).map(|w| w[1] - w[0]).collect();
