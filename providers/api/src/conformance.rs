@@ -95,6 +95,9 @@ pub enum Trouble {
     /// Reads of one volume or instance are answered about another volume, which nobody holds, and about
     /// [`Scene::other`].
     MixedUp,
+    /// The volume is tagged as one of cluster `lke7`, and the holder as a machine of it; where drivers of this cloud tag
+    /// such things, the volume also as made for PersistentVolume `pvc-7` and claim `shop/data`.
+    Tagged,
 }
 
 /// A provider over a cloud that can be troubled. Each case gets a new one.
@@ -196,7 +199,8 @@ pub async fn all<H: Harness>(fresh: impl Fn() -> H) -> Report {
             plain, stuck, slow, too_slow, locked, locked_unseen, busy, detaching, throttled, throttled_without_a_time,
             error_before_effect, error_after_effect, cut_before_effect, cut_after_effect, foreign_success, stale_read,
             wrong_holder, unattached_forgiving, unattached_strict, detached_meanwhile, volume_gone, instance_gone,
-            wrong_account, no_rights, bad_credential, read_retries, reads_fail, mixed_up, batches, pending_job, finished_job;
+            wrong_account, no_rights, bad_credential, read_retries, reads_fail, mixed_up, owner_tags, batches,
+            pending_job, finished_job;
         optional:
             moved_meanwhile, force_needs_more_than_a_handshake, power, power_of_unknown_outcome, snapshot,
             snapshot_of_unknown_outcome, scope, power_history;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use reattach_core::{
     cloud::{
         CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobStatus,
-        PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
+        OwnerTags, PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
     },
     ids::{InstanceId, VolumeId},
 };
@@ -52,6 +52,7 @@ pub(crate) fn volume(found: &Volume) -> Result<CloudVolume, String> {
         holders,
         // What an EBS volume's NVMe controller reports as its serial number.
         identity: DeviceIdentity { serial: id.replacen('-', "", 1) },
+        owner: owner(found.tags()),
     })
 }
 
@@ -146,6 +147,7 @@ pub(crate) fn instance(found: &Instance) -> Result<CloudInstance, String> {
         label: name(found.tags()).unwrap_or(id).to_owned(),
         state,
         auto_restart: starts_by_itself(found),
+        owner: OwnerTags { clusters: owner(found.tags()).clusters, ..OwnerTags::default() },
     })
 }
 
@@ -213,6 +215,53 @@ pub(crate) fn time(at: &DateTime) -> Result<Timestamp, String> {
 
 fn name(tags: &[Tag]) -> Option<&str> {
     tags.iter().find(|tag| tag.key() == Some("Name")).and_then(Tag::value).filter(|name| !name.is_empty())
+}
+
+/// Prefix of a tag's key that ends with the name of the cluster to which the object belongs, whatever the value says
+/// (`owned`, or `shared` for one that several clusters use). The EBS CSI driver writes it where `--k8s-tag-cluster-id` is
+/// set; Kubernetes' AWS cloud provider demands it of instances.
+/// Sources: aws-ebs-csi-driver `pkg/driver/constants.go`, `ResourceLifecycleTagPrefix`; cloud-provider-aws
+/// `pkg/providers/v1/tags.go`, `TagNameKubernetesClusterPrefix`.
+const CLUSTER_PREFIX: &str = "kubernetes.io/cluster/";
+
+/// Keys of tags whose value is the name of a cluster: the older form of the one above, and the driver's own for IAM
+/// policies (aws-ebs-csi-driver `pkg/driver/constants.go`, `KubernetesClusterTag`, `ClusterNameTagKey`); what EKS writes
+/// on the instances of a managed node group, and on what else it makes (EKS user guide, "Organize Amazon EKS resources
+/// with tags").
+const CLUSTER_KEYS: [&str; 4] =
+    ["KubernetesCluster", "ebs.csi.aws.com/cluster-name", "eks:cluster-name", "aws:eks:cluster-name"];
+
+/// Keys of tags whose value is the name of the PersistentVolume that a volume was made for. The driver writes the first
+/// on every volume, with the name that external-provisioner asks for, which is the PersistentVolume's; the second where
+/// external-provisioner runs with `--extra-create-metadata`, as in the driver's Helm chart and manifests.
+/// Sources: aws-ebs-csi-driver `pkg/cloud/cloud.go`, `VolumeNameTagKey`; `pkg/driver/constants.go`, `PVNameTag`.
+const VOLUME_KEYS: [&str; 2] = ["CSIVolumeName", "kubernetes.io/created-for/pv/name"];
+
+/// Keys of the tags with namespace and name of the claim that a volume was made for, as the second above.
+/// Source: aws-ebs-csi-driver `pkg/driver/constants.go`, `PVCNamespaceTag`, `PVCNameTag`.
+const CLAIM_KEYS: [&str; 2] =
+    ["kubernetes.io/created-for/pvc/namespace", "kubernetes.io/created-for/pvc/name"];
+
+/// What the tags say of the owner. Tags that the driver writes whoever owns the volume (`ebs.csi.aws.com/cluster` is
+/// always `true`) say nothing of it.
+fn owner(tags: &[Tag]) -> OwnerTags {
+    let mut owner = OwnerTags::default();
+    for tag in tags {
+        let (Some(key), Some(value)) = (tag.key(), tag.value()) else { continue };
+        if let Some(name) = key.strip_prefix(CLUSTER_PREFIX) {
+            owner.add_cluster(name);
+        } else if CLUSTER_KEYS.contains(&key) {
+            owner.add_cluster(value);
+        } else if VOLUME_KEYS.contains(&key) {
+            owner.add_volume(value);
+        }
+    }
+    let value =
+        |key| tags.iter().find(|t| t.key() == Some(key)).and_then(Tag::value).filter(|v| !v.is_empty());
+    if let [Some(namespace), Some(name)] = CLAIM_KEYS.map(value) {
+        owner.set_claim(namespace, name);
+    }
+    owner
 }
 
 #[cfg(test)]
@@ -303,6 +352,62 @@ mod tests {
         let mut named = raw("available", vec![]);
         named.tags = Some(vec![Tag::builder().key("Name").value("db").build()]);
         assert_eq!(volume(&named).expect("a volume").label, "db");
+    }
+
+    #[test]
+    fn tags_name_owners() {
+        let tags = |all: &[(&str, &str)]| -> Vec<Tag> {
+            all.iter().map(|(key, value)| Tag::builder().key(*key).value(*value).build()).collect()
+        };
+        // As the driver writes them with `--k8s-tag-cluster-id prod` and `--extra-create-metadata`.
+        let drivers = tags(&[
+            ("CSIVolumeName", "pvc-1"),
+            ("KubernetesCluster", "prod"),
+            ("Name", "prod-dynamic-pvc-1"),
+            ("ebs.csi.aws.com/cluster", "true"),
+            ("ebs.csi.aws.com/cluster-name", "prod"),
+            ("kubernetes.io/cluster/prod", "owned"),
+            ("kubernetes.io/created-for/pv/name", "pvc-1"),
+            ("kubernetes.io/created-for/pvc/name", "data"),
+            ("kubernetes.io/created-for/pvc/namespace", "shop"),
+        ]);
+        let mut shown = raw("available", vec![]);
+        shown.tags = Some(drivers);
+        let expected = OwnerTags {
+            clusters: ["prod".into()].into(),
+            volumes: ["pvc-1".into()].into(),
+            claim: Some(reattach_core::ids::ObjectName::new("shop", "data")),
+        };
+        assert_eq!(volume(&shown).expect("a volume").owner, expected);
+        // Each by itself.
+        let clusters = |all: &[(&str, &str)]| -> Vec<String> {
+            owner(&tags(all)).clusters.iter().map(ToString::to_string).collect()
+        };
+        for key in CLUSTER_KEYS {
+            assert_eq!(clusters(&[(key, "a")]), ["a"], "{key}");
+        }
+        assert_eq!(
+            clusters(&[("kubernetes.io/cluster/a", "shared"), ("kubernetes.io/cluster/b", "")]),
+            ["a", "b"]
+        );
+        for key in VOLUME_KEYS {
+            assert!(owner(&tags(&[(key, "pvc-2")])).volumes.contains(&"pvc-2".into()), "{key}");
+        }
+        // A claim has a namespace and a name; nothing else says anything.
+        for none in [
+            &[][..],
+            &[(CLAIM_KEYS[0], "shop")],
+            &[(CLAIM_KEYS[1], "data"), (CLAIM_KEYS[0], "")],
+            &[("Name", "prod"), ("ebs.csi.aws.com/cluster", "true"), ("kubernetes.io/cluster/", "owned")],
+        ] {
+            assert!(owner(&tags(none)).is_empty(), "{none:?}");
+        }
+        // An instance names clusters alone.
+        let state = Power::builder().name(InstanceStateName::Running).build();
+        let machine = Instance::builder().instance_id("i-1").state(state);
+        let machine = machine.set_tags(shown.tags.clone()).build();
+        let expected = OwnerTags { clusters: expected.clusters, ..OwnerTags::default() };
+        assert_eq!(instance(&machine).expect("an instance").owner, expected);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use std::time::Duration;
 const NODES: [(&str, u64); 2] = [("ip-10-0-0-1", 0x5001), ("ip-10-0-0-2", 0x5002)];
 const APP: &str = "postgres";
 const VOLUME: VolumeNo = VolumeNo(0x7001);
+const LABEL: &str = "pvc5c1f6f0e6a0d4d0e";
 /// Longer than any recovery here takes.
 const LONG: Duration = Duration::from_secs(1500);
 
@@ -51,7 +52,7 @@ async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
     let world = World::build_on(footing(), seed, start, &NODES).await?;
     let mut s = Stage::with(world, Arc::new(|_| {}));
     s.world.follow_power();
-    let app = App::stateful_set(APP, VOLUME.0, "pvc5c1f6f0e6a0d4d0e", 1, "the database");
+    let app = App::stateful_set(APP, VOLUME.0, LABEL, 1, "the database");
     on_one_node(&mut s, &NODES, [(app, Expect::Running)].into_iter()).await?;
     let policy = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
         "snapshotBeforeForce": snapshots, "nodes": {"patienceSeconds": 60}});
@@ -267,6 +268,33 @@ fn an_instance_that_is_only_stopping_frees_nothing() {
         assert_eq!(s.world.cloud.volume(VOLUME).and_then(|v| v.holder), Some(instance));
         assert_eq!(begun(&s), [StepKind::PowerOff], "{}", timeline(&s));
         // Once it is stopped it does.
+        all_is_well(&mut s).await?;
+        assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
+        Ok(())
+    });
+}
+
+/// The driver tags a volume with the PersistentVolume that it makes it for: this one was made for another.
+#[test]
+fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
+    night(|| async {
+        let mut s = stage(8, "Never").await?;
+        let tags = [
+            ("CSIVolumeName", "pvc-of-others"),
+            ("kubernetes.io/cluster/shop", "owned"),
+            ("kubernetes.io/created-for/pv/name", "pvc-of-others"),
+        ];
+        let tags = tags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        s.world.cloud.set_volume_tags(VOLUME, tags.into())?;
+        s.hang(NODES[0].0)?;
+        s.phases(&[APP], &[Phase::Refused], LONG).await?;
+        s.pass(Duration::from_secs(300)).await;
+        assert!(s.world.ledger.effects().is_empty(), "{}", timeline(&s));
+        let said = recovery(&s).status.unwrap().refusals.join("; ");
+        assert!(said.contains("is tagged as made for PersistentVolume pvc-of-others, and"), "{said}");
+        let pv = format!("/api/v1/persistentvolumes/{}", LABEL.replacen("pvc", "pvc-", 1));
+        let word = json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "pvc-of-others"}}});
+        s.world.merge("sre@example.org", &pv, &word).await?;
         all_is_well(&mut s).await?;
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
         Ok(())

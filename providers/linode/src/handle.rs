@@ -112,6 +112,7 @@ mod tests {
             holders: Vec::new(),
             state: VolumeState::Active,
             identity: DeviceIdentity { serial: label.to_owned() },
+            owner: Default::default(),
         };
         let handle = canonical(&described("pvc-bb1d"));
         assert_eq!(handle.as_str(), "17-pvc-bb1d");

@@ -2,7 +2,7 @@
 //! decision rests on is not.
 
 use reattach_core::{
-    cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, VolumeState},
+    cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, VolumeState},
     ids::{InstanceId, VolumeId},
 };
 use serde::{Deserialize, Deserializer};
@@ -45,6 +45,8 @@ pub(crate) struct Volume {
     linode_id: Option<u64>,
     #[serde(default)]
     locks: Option<Vec<Value>>,
+    #[serde(default)]
+    tags: Option<Vec<Value>>,
 }
 
 /// An instance. Without `watchdog_enabled` the watchdog counts as on.
@@ -55,6 +57,29 @@ pub(crate) struct Instance {
     status: String,
     #[serde(default)]
     watchdog_enabled: Option<bool>,
+    #[serde(default)]
+    tags: Option<Vec<Value>>,
+    /// The number of the LKE cluster that the instance is a node of (`lke_cluster_id` in Linode's API description).
+    #[serde(default)]
+    lke_cluster_id: Option<Value>,
+}
+
+/// How the name of an LKE cluster begins: `lke<number>`. LKE names its nodes so (`lke13311-16405-5fafd1b46dcf`), and
+/// people their volumes, by the StorageClass parameter `linodebs.csi.linode.com/volumeTags`
+/// (linode-blockstorage-csi-driver `docs/volume-tags.md`). LKE's own StorageClasses set no tag, and Linode's CSI driver
+/// none but those of that parameter (`internal/driver/controllerserver_helper.go`, `createLinodeVolume`).
+const LKE: &str = "lke";
+
+/// The clusters that tags of an object name. Every other tag is somebody's own and says nothing of a cluster.
+fn clusters(tags: Option<&[Value]>) -> OwnerTags {
+    let mut owner = OwnerTags::default();
+    for tag in tags.into_iter().flatten().filter_map(Value::as_str) {
+        let number = tag.strip_prefix(LKE).unwrap_or_default();
+        if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) {
+            owner.add_cluster(tag);
+        }
+    }
+    owner
 }
 
 /// Reads an optional value whose field must be there.
@@ -73,6 +98,7 @@ impl Volume {
     pub(crate) fn into_cloud(self) -> CloudVolume {
         let state = self.state();
         CloudVolume {
+            owner: clusters(self.tags.as_deref()),
             id: VolumeId::new(self.id.to_string()),
             identity: DeviceIdentity { serial: self.label.clone() },
             label: self.label,
@@ -127,11 +153,16 @@ impl Instance {
             }
             _ => InstanceState::Unknown(self.status),
         };
+        let mut owner = clusters(self.tags.as_deref());
+        if let Some(number) = self.lke_cluster_id.as_ref().and_then(Value::as_u64) {
+            owner.add_cluster(&format!("{LKE}{number}"));
+        }
         CloudInstance {
             id: InstanceId::new(self.id.to_string()),
             label: self.label,
             state,
             auto_restart: self.watchdog_enabled.unwrap_or(true),
+            owner,
         }
     }
 }
@@ -175,6 +206,30 @@ mod tests {
         for (change, state) in table {
             assert_eq!(volume(change.clone()).expect("a volume").state, state, "{change}");
         }
+    }
+
+    #[test]
+    fn tags_name_lke_clusters_and_nothing_else() {
+        let names = |owner: &OwnerTags| owner.clusters.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let tags = json!(["prod", "lke13311", "lke", "lke13311-x", "lke 7", "LKE8", 9, null]);
+        let found = volume(json!({"tags": tags})).expect("a volume").owner;
+        assert_eq!((names(&found), found.volumes.len(), found.claim), (vec!["lke13311".to_owned()], 0, None));
+        for none in [json!({}), json!({"tags": null}), json!({"tags": []})] {
+            assert!(volume(none.clone()).expect("a volume").owner.is_empty(), "{none}");
+        }
+        let instance = |more: Value| {
+            let mut shown = json!({"id": 1, "label": "n", "status": "running"});
+            shown.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            names(&serde_json::from_value::<Instance>(shown).expect("an instance").into_cloud().owner)
+        };
+        assert_eq!(instance(json!({"lke_cluster_id": 13311, "tags": ["lke5"]})), ["lke13311", "lke5"]);
+        assert_eq!(instance(json!({"lke_cluster_id": null, "tags": ["web"]})), [""; 0]);
+        assert_eq!(instance(json!({})), [""; 0]);
+        // As many and as long as anybody likes: cut, and never an error.
+        let many: Vec<_> = (0..500).map(|n| format!("lke{n}{}", "1".repeat(999))).collect();
+        let found = volume(json!({"tags": many})).expect("a volume").owner.clusters;
+        assert_eq!(found.len(), OwnerTags::NAMES);
+        assert!(found.iter().all(|c| c.as_str().chars().count() <= OwnerTags::NAME_CHARS));
     }
 
     #[test]

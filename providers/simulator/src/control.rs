@@ -16,7 +16,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 pub(crate) fn router(sim: CloudSim) -> Router {
     Router::new()
@@ -92,6 +92,7 @@ enum InstanceChange {
     Vanish,
     Status(InstanceStatus),
     InUse { volume: VolumeNo, in_use: bool },
+    Tags(BTreeMap<String, String>),
 }
 
 async fn change_instance(
@@ -112,6 +113,7 @@ async fn change_instance(
         }
         InstanceChange::Status(status) => sim.set_instance_status(id, status)?,
         InstanceChange::InUse { volume, in_use } => sim.set_in_use(id, volume, in_use),
+        InstanceChange::Tags(tags) => sim.set_instance_tags(id, tags)?,
     }
     instance(State(sim), Path(id)).await
 }
@@ -165,6 +167,7 @@ enum VolumeChange {
     },
     DetachBehaviour(DetachBehaviour),
     Status(String),
+    Tags(BTreeMap<String, String>),
 }
 
 async fn change_volume(
@@ -187,6 +190,7 @@ async fn change_volume(
         VolumeChange::AlsoAttach { instance } => sim.also_attach(id, instance)?,
         VolumeChange::DetachBehaviour(behaviour) => sim.set_detach(id, behaviour)?,
         VolumeChange::Status(word) => sim.set_volume_status(id, word)?,
+        VolumeChange::Tags(tags) => sim.set_volume_tags(id, tags)?,
     }
     volume(State(sim), Path(id)).await
 }

@@ -101,6 +101,12 @@ pub struct Instance {
     pub watchdog_enabled: bool,
     /// How often its guest has started.
     pub boots: u32,
+    /// Its tags. Linode knows words: key and value with a colon between them, or the key alone.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The LKE cluster that it is a node of, as Linode shows it.
+    #[serde(default)]
+    pub lke_cluster_id: Option<u64>,
     /// When it was created.
     pub created: Timestamp,
     /// When it last changed.
@@ -154,6 +160,9 @@ pub struct Volume {
     pub persist_across_boots: bool,
     /// What a detach does.
     pub detach: DetachBehaviour,
+    /// Its tags, as those of an instance.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
     /// When its holder got it.
     #[serde(default)]
     pub attached_at: Option<Timestamp>,

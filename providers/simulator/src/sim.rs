@@ -13,7 +13,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -46,6 +46,12 @@ pub struct NewInstance {
     /// Whether the cloud boots it again after an unclean stop.
     #[serde(default = "yes")]
     pub watchdog_enabled: bool,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The LKE cluster that it is a node of.
+    #[serde(default)]
+    pub lke_cluster_id: Option<u64>,
 }
 
 /// What to create a volume from.
@@ -63,6 +69,9 @@ pub struct NewVolume {
     /// Size in GiB.
     #[serde(default = "ten")]
     pub size_gib: u64,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
 }
 
 fn default_region() -> String {
@@ -80,7 +89,14 @@ fn ten() -> u64 {
 impl NewInstance {
     /// A running instance with a watchdog, in the default region `eu-central`.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { id: None, label: label.into(), region: default_region(), watchdog_enabled: true }
+        Self {
+            id: None,
+            label: label.into(),
+            region: default_region(),
+            watchdog_enabled: true,
+            tags: BTreeMap::new(),
+            lke_cluster_id: None,
+        }
     }
 
     /// The same with this number.
@@ -88,17 +104,35 @@ impl NewInstance {
         self.id = Some(InstanceNo(id));
         self
     }
+
+    /// The same with these tags besides.
+    pub fn with_tags<K: Into<String>, V: Into<String>>(
+        mut self,
+        tags: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        self.tags.extend(tags.into_iter().map(|(key, value)| (key.into(), value.into())));
+        self
+    }
 }
 
 impl NewVolume {
     /// An unattached volume of 10 GiB in the default region `eu-central`.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { id: None, label: label.into(), region: default_region(), size_gib: 10 }
+        Self { id: None, label: label.into(), region: default_region(), size_gib: 10, tags: BTreeMap::new() }
     }
 
     /// The same with this number.
     pub fn with_id(mut self, id: u64) -> Self {
         self.id = Some(VolumeNo(id));
+        self
+    }
+
+    /// The same with these tags besides.
+    pub fn with_tags<K: Into<String>, V: Into<String>>(
+        mut self,
+        tags: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        self.tags.extend(tags.into_iter().map(|(key, value)| (key.into(), value.into())));
         self
     }
 }
@@ -154,6 +188,8 @@ impl CloudSim {
                 status: InstanceStatus::Running,
                 watchdog_enabled: new.watchdog_enabled,
                 boots: 1,
+                tags: new.tags,
+                lke_cluster_id: new.lke_cluster_id,
                 created: now,
                 updated: now,
             };
@@ -187,6 +223,7 @@ impl CloudSim {
                 io_ready: false,
                 persist_across_boots: false,
                 detach: DetachBehaviour::Normal,
+                tags: new.tags,
                 attached_at: None,
                 also_attached: BTreeSet::new(),
                 created: now,
@@ -194,6 +231,37 @@ impl CloudSim {
             };
             state.view.volumes.insert(id, volume);
             Ok(id)
+        })
+    }
+
+    /// Replaces the tags of a volume.
+    pub fn set_volume_tags(&self, volume: VolumeNo, tags: BTreeMap<String, String>) -> Result<(), OpError> {
+        self.with(|state, now| {
+            let found = state.volume_mut(volume)?;
+            (found.tags, found.updated) = (tags, now);
+            Ok(())
+        })
+    }
+
+    /// Replaces the tags of an instance; the LKE cluster that it is a node of stays.
+    pub fn set_instance_tags(
+        &self,
+        instance: InstanceNo,
+        tags: BTreeMap<String, String>,
+    ) -> Result<(), OpError> {
+        self.with(|state, now| {
+            let found = state.instance_mut(instance)?;
+            (found.tags, found.updated) = (tags, now);
+            Ok(())
+        })
+    }
+
+    /// Makes an instance a node of this LKE cluster, or of none.
+    pub fn set_lke_cluster(&self, instance: InstanceNo, number: Option<u64>) -> Result<(), OpError> {
+        self.with(|state, now| {
+            let found = state.instance_mut(instance)?;
+            (found.lke_cluster_id, found.updated) = (number, now);
+            Ok(())
         })
     }
 

@@ -122,7 +122,7 @@ impl State {
         self.view.volumes.get_mut(&id).ok_or(OpError::NoVolume(id))
     }
 
-    fn instance_mut(&mut self, id: InstanceNo) -> Result<&mut Instance, OpError> {
+    pub(crate) fn instance_mut(&mut self, id: InstanceNo) -> Result<&mut Instance, OpError> {
         self.view.instances.get_mut(&id).ok_or(OpError::NoInstance(id))
     }
 

@@ -6,13 +6,14 @@ use reattach_api::{PowerOffRule, SnapshotRule};
 use reattach_core::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use reattach_core::evidence::CsiSource;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
+use reattach_core::identity::OwnClusters;
+use reattach_core::ids::{CloudCluster, DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_core::plan::{Allowed, Commands, Snapshots};
 use reattach_core::product::Product;
 use reattach_provider_api::{
     Capabilities, EffectError, HandleError, Lookup, Optional, Provider, ProviderError, Unsupported,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 
@@ -21,6 +22,10 @@ pub const SHARED_FOR: SignedDuration = SignedDuration::from_millis(400);
 /// A volume that was asked about within this time is asked about again along with the next one: many recoveries at once
 /// cost one request.
 const TOGETHER: SignedDuration = SignedDuration::from_secs(3);
+
+/// The clusters that an instance is tagged as belonging to are read again after so long. Who runs a cluster tags its
+/// machines when it makes them; only what is asked about in each look costs a request in each.
+const CLUSTERS_FOR: SignedDuration = SignedDuration::from_mins(10);
 
 /// The providers in the order of registration.
 #[derive(Clone, Default)]
@@ -34,6 +39,7 @@ struct Known {
     instances: Memory<InstanceId, Lookup<CloudInstance>>,
     power: Memory<InstanceId, Result<PowerFacts, EffectError>>,
     scope: Memory<(), Result<CloudScope, EffectError>>,
+    clusters: Mutex<BTreeMap<InstanceId, (Timestamp, BTreeSet<CloudCluster>)>>,
 }
 
 /// What was wanted, and what was answered: with the moment before the request was sent.
@@ -102,6 +108,7 @@ impl Providers {
             instances: Memory::default(),
             power: Memory::default(),
             scope: Memory::default(),
+            clusters: Mutex::default(),
         }));
     }
 
@@ -158,6 +165,32 @@ impl Located {
         let ask = async |ids: Vec<InstanceId>| self.provider().describe_instances(&ids).await;
         let told = self.known.instances.told(ids, since, &now, ask).await;
         ids.iter().map(|id| (id.clone(), self.looked_up(told.get(id), &now))).collect()
+    }
+
+    /// The names of clusters in the tags of these instances, as read within the last ten minutes. An instance that does not
+    /// exist any more has no tags. Where one could not be read, the names of the others count, if there are any.
+    pub async fn clusters(&self, ids: &BTreeSet<InstanceId>, now: impl Fn() -> Timestamp) -> OwnClusters {
+        // As in `told`, the lock is held over the call.
+        let mut known = self.known.clusters.lock().await;
+        let at = now();
+        known.retain(|_, (read, _)| at.duration_since(*read) < CLUSTERS_FOR);
+        let rest: Vec<InstanceId> = ids.iter().filter(|id| !known.contains_key(id)).cloned().collect();
+        let mut failed = None;
+        let looks =
+            if rest.is_empty() { BTreeMap::new() } else { self.provider().describe_instances(&rest).await };
+        for (id, look) in looks {
+            match look {
+                Lookup::Found(instance) => drop(known.insert(id, (at, instance.owner.clusters))),
+                Lookup::NotFound => {}
+                Lookup::Failed(error) => failed = Some(error.to_string()),
+            }
+        }
+        let names: BTreeSet<_> =
+            ids.iter().filter_map(|id| known.get(id)).flat_map(|(_, names)| names).cloned().collect();
+        match failed {
+            Some(why) if names.is_empty() => OwnClusters::Unread { why },
+            Some(_) | None => OwnClusters::Known { names },
+        }
     }
 
     /// What happened to the power of instances since `history`, with dates and sharing as in [`Located::describe`].

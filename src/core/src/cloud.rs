@@ -1,8 +1,10 @@
 //! What a cloud says about volumes, instances and jobs, in one vocabulary for all providers.
 
-use crate::ids::{InstanceId, VolumeId};
+use crate::ids::{CloudCluster, InstanceId, ObjectName, PvName, VolumeId};
+use crate::plain;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// How a guest kernel names a cloud volume: the identity that the device itself carries (SCSI page 0x83 or NVMe
@@ -55,6 +57,58 @@ impl fmt::Display for VolumeState {
     }
 }
 
+/// What the tags of a volume or an instance say of its owner.
+///
+/// Each of them is text: whoever may write tags in the account wrote it, for many of them years ago. So a tag only ever
+/// speaks against something; a tag that fits proves nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerTags {
+    /// The clusters that the tags name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub clusters: BTreeSet<CloudCluster>,
+    /// The PersistentVolume that the volume was made for, by each of the tags that name one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub volumes: BTreeSet<PvName>,
+    /// The claim that the volume was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<ObjectName>,
+}
+
+impl OwnerTags {
+    /// Maximum length of one name, in characters: EC2's own limit for the value of a tag (`docs.aws.amazon.com/AWSEC2`,
+    /// "Tag restrictions"). A longer name is cut, and so is never one of Kubernetes'.
+    pub const NAME_CHARS: usize = 256;
+    /// Maximum number of names of one kind: EC2's limit for the tags of one object (the same page). Names beyond it are
+    /// left out. They might have been the ones that fit, so leaving them out can only refuse.
+    pub const NAMES: usize = 50;
+
+    /// Whether no tag says anything of the owner.
+    pub fn is_empty(&self) -> bool {
+        self.clusters.is_empty() && self.volumes.is_empty() && self.claim.is_none()
+    }
+
+    /// Notes a cluster's name.
+    pub fn add_cluster(&mut self, name: &str) {
+        if !name.is_empty() && self.clusters.len() < Self::NAMES {
+            self.clusters.insert(CloudCluster::new(plain::cut(name, Self::NAME_CHARS)));
+        }
+    }
+
+    /// Notes a PersistentVolume's name.
+    pub fn add_volume(&mut self, name: &str) {
+        if !name.is_empty() && self.volumes.len() < Self::NAMES {
+            self.volumes.insert(PvName::new(plain::cut(name, Self::NAME_CHARS)));
+        }
+    }
+
+    /// Notes the claim.
+    pub fn set_claim(&mut self, namespace: &str, name: &str) {
+        let bounded = |text: &str| plain::cut(text, Self::NAME_CHARS);
+        self.claim = Some(ObjectName::new(bounded(namespace), bounded(name)));
+    }
+}
+
 /// One cloud volume as the provider described it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -73,6 +127,9 @@ pub struct CloudVolume {
     pub state: VolumeState,
     /// How a guest would recognise it.
     pub identity: DeviceIdentity,
+    /// What its tags say of its owner.
+    #[serde(default, skip_serializing_if = "OwnerTags::is_empty")]
+    pub owner: OwnerTags,
 }
 
 /// The power state of an instance.
@@ -105,6 +162,9 @@ pub struct CloudInstance {
     pub state: InstanceState,
     /// Whether the cloud boots it again by itself after an unclean stop (Linode `watchdog_enabled`).
     pub auto_restart: bool,
+    /// The clusters that its tags name; PersistentVolumes and claims are never among them.
+    #[serde(default, skip_serializing_if = "OwnerTags::is_empty")]
+    pub owner: OwnerTags,
 }
 
 /// How a job of the cloud's own history ended, if it did.

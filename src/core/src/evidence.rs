@@ -195,6 +195,10 @@ pub struct VolumeFacts {
     pub topology: BTreeMap<String, BTreeSet<String>>,
     /// `CSIDriver.spec.attachRequired`; `None` when no CSIDriver object exists (Kubernetes then attaches).
     pub attach_required: Option<bool>,
+    /// Names in the cloud's tags that a person accepts for this PersistentVolume by annotation
+    /// ([`crate::identity::TAGGED_AS_ANNOTATION`]).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tagged_as: BTreeSet<String>,
 }
 
 /// `spec.csi` of a PersistentVolume.

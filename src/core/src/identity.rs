@@ -1,22 +1,31 @@
 //! Whose the volume is and whose the machine is (safety rule S10): claim and PersistentVolume are bound to each other
 //! by UID, the handle is the driver's own for the volume that the cloud describes, one PersistentVolume leads to that
-//! volume, one Node to each machine, and the holder is a machine of this cluster.
+//! volume, one Node to each machine, the holder is a machine of this cluster, and the cloud's tags name no other owner.
 //!
 //! # Guarantees
 //! Names, handles and provider IDs are text that others write. Nothing here compares such a text with another: the
-//! collector has the provider read them, and this module compares the cloud's identifiers and Kubernetes' UIDs.
+//! collector has the provider read them, and this module compares the cloud's identifiers and Kubernetes' UIDs. Tags are
+//! compared as the text that they are, and only ever refuse: a tag that fits makes nothing certain.
 //!
 //! # Errors
 //! [`IdentityProblem`], one for each thing that does not fit together.
 
-use crate::cloud::CloudScope;
+use crate::cloud::{CloudScope, OwnerTags};
 use crate::evidence::{ClaimFacts, Evidence, MAX_AGE, NodeFacts, VolumeFacts};
 use crate::fact::{Fact, Reading};
-use crate::ids::{BootId, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId};
+use crate::ids::{
+    BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId,
+};
 use crate::safety::Refusal;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
+
+/// The annotation of a PersistentVolume that accepts names in the tags of its cloud volume: of clusters, of
+/// PersistentVolumes, and of claims as `namespace/name`, with commas between them. A PersistentVolume belongs to no
+/// namespace, so whoever may annotate it has a right in the whole cluster.
+pub const TAGGED_AS_ANNOTATION: &str = "reattach.dev/tagged-as";
 
 /// `status.phase` of a PersistentVolumeClaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,6 +68,37 @@ pub struct VolumeIdentity {
     /// Where PersistentVolume and cloud name different regions or zones: the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<OtherRegion>,
+    /// The names that this cluster has in the cloud's tags.
+    #[serde(default, skip_serializing_if = "OwnClusters::is_not_asked")]
+    pub own_clusters: OwnClusters,
+    /// The clusters in the tags of the machine that holds the volume. Empty: it has no such tag, or it was not read.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub holder_clusters: BTreeSet<CloudCluster>,
+}
+
+/// The names that this cluster has in the cloud's tags, as the machines behind its Nodes carry them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ownClusters", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum OwnClusters {
+    /// Not read: the tags of volume and holder name no cluster, or a person accepts the name.
+    #[default]
+    NotAsked,
+    /// Read.
+    Known {
+        /// The names. None: no machine that was looked at has such a tag.
+        names: BTreeSet<CloudCluster>,
+    },
+    /// The cloud did not tell.
+    Unread {
+        /// Why.
+        why: String,
+    },
+}
+
+impl OwnClusters {
+    fn is_not_asked(&self) -> bool {
+        *self == Self::NotAsked
+    }
 }
 
 /// A region or zone that the PersistentVolume asks for and the cloud contradicts.
@@ -193,6 +233,13 @@ pub enum IdentityProblem {
         "instance {holder}, which has the volume, is behind no Node of this cluster, and reattach never saw it as one; it may belong to others, so reattach frees nothing from it; a person with the right to declare in the whole cluster may say that it is this cluster's (kubectl reattach declare --of-this-cluster)"
     )]
     ForeignHolder { holder: InstanceId },
+    /// The holder's tags name another cluster than the tags of the other machines do. A Node's providerID is text.
+    #[error(
+        "instance {holder}, which has the volume, is tagged as cluster {}'s, and this cluster's other machines are tagged as {}'s; whatever its Node says, it may belong to others, so reattach frees nothing from it; correct its tags, or let a person with the right to declare in the whole cluster say that it is this cluster's (kubectl reattach declare --of-this-cluster)",
+        Some3(tagged),
+        Some3(own)
+    )]
+    HolderOfOtherCluster { holder: InstanceId, tagged: BTreeSet<CloudCluster>, own: BTreeSet<CloudCluster> },
     /// The instance was another Node's machine than the one whose record is stuck.
     #[error(
         "instance {holder}, which has the volume, was seen as Node {seen_as} and never as {node}, whose VolumeAttachment is stuck; reattach frees nothing from it"
@@ -203,6 +250,35 @@ pub enum IdentityProblem {
         "PersistentVolume {volume} asks for {asked}, and the cloud has its volume in {is}; it cannot be the volume that is meant, so reattach touches nothing"
     )]
     OtherRegion { volume: PvName, asked: String, is: String },
+    /// The volume's tags name another cluster than the tags of this cluster's machines do.
+    #[error(
+        "cloud volume {volume} is tagged as cluster {}'s, and this cluster's machines are tagged as {}'s; reattach frees no volume that may be another cluster's; if it is this cluster's, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
+        Some3(tagged),
+        Some3(own)
+    )]
+    OtherCluster {
+        volume: VolumeId,
+        name: PvName,
+        tagged: BTreeSet<CloudCluster>,
+        own: BTreeSet<CloudCluster>,
+    },
+    /// The volume's tags name another PersistentVolume.
+    #[error(
+        "cloud volume {volume} is tagged as made for PersistentVolume {}, and PersistentVolume {name} uses it; reattach frees no volume that may be meant for another one; if it was taken over on purpose, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
+        Some3(tagged)
+    )]
+    MadeForOtherVolume { volume: VolumeId, name: PvName, tagged: BTreeSet<PvName> },
+    /// The volume's tags name another claim, and no PersistentVolume.
+    #[error(
+        "cloud volume {volume} is tagged as made for {}, and PersistentVolume {name}, which uses it, is for another claim; reattach frees no volume that may be meant for another claim; if it was taken over on purpose, correct the volume's tags, or accept the name by the annotation {TAGGED_AS_ANNOTATION} on PersistentVolume {name}",
+        made_for.as_ref().map_or_else(|| ELSEWHERE.to_owned(), |other| format!("claim {other}"))
+    )]
+    MadeForOtherClaim {
+        volume: VolumeId,
+        name: PvName,
+        /// The claim in the tags; none for one of another namespace, whose name the people of this one need not know.
+        made_for: Option<ObjectName>,
+    },
 }
 
 impl IdentityProblem {
@@ -215,7 +291,26 @@ impl IdentityProblem {
             | Self::ManyNodes { .. }
             | Self::ForeignHolder { .. }
             | Self::OtherNode { .. }
-            | Self::OtherRegion { .. } => false,
+            | Self::OtherRegion { .. }
+            | Self::OtherCluster { .. }
+            | Self::HolderOfOtherCluster { .. }
+            | Self::MadeForOtherVolume { .. }
+            | Self::MadeForOtherClaim { .. } => false,
+        }
+    }
+}
+
+/// Prints the first three names and how many more there are: others choose number and length of a volume's tags.
+struct Some3<'a, T>(&'a BTreeSet<T>);
+
+impl<T: fmt::Display> fmt::Display for Some3<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        let shown: Vec<String> = self.0.iter().take(SHOWN).map(ToString::to_string).collect();
+        f.write_str(&shown.join(", "))?;
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }
@@ -282,12 +377,14 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
         Ok(problems) => out.extend(problems.into_iter().map(say)),
         Err(missing) => out.push(missing),
     }
+    out.extend(of_the_owner(evidence, now));
     let named = evidence.cloud_volume.read(now, MAX_AGE).present().map_or(&[][..], |c| &c.holders[..]);
     let machines: BTreeSet<&InstanceId> = named.iter().chain(holder).collect();
     out.extend(machines.iter().filter_map(|i| several_nodes(evidence, i, now)).map(say));
     // With more than one holder nothing is touched anyway.
     if let [holder] = named {
         out.extend(of_this_cluster(evidence, holder, now).err());
+        out.extend(tagged_as_anothers(evidence, holder, now).map(say));
     }
     out
 }
@@ -342,6 +439,57 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
     Ok(out)
 }
 
+/// What the tags of the cloud volume say against this cluster, the PersistentVolume and the claim.
+///
+/// A tag that is not there refuses nothing, and a name that a person accepts by [`TAGGED_AS_ANNOTATION`] is as good as
+/// the right one. Where a tag names our PersistentVolume, a tag that names another claim is no contradiction: the driver
+/// writes both once, when it makes the volume, and a PersistentVolume that is kept may be given to another claim later.
+/// Which claim has it now, Kubernetes says by UID ([`binding`]).
+fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
+    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present();
+    let volume = evidence.volume.read(now, MAX_AGE).present();
+    // That one of them is not known is said by those who read it.
+    let (Some(cloud), Some(volume)) = (cloud, volume) else { return Vec::new() };
+    let OwnerTags { clusters, volumes, claim } = &cloud.owner;
+    let accepted = |name: &str| volume.tagged_as.contains(name);
+    let (id, name) = (cloud.id.clone(), volume.name.clone());
+    let mut out = Vec::new();
+    if !clusters.is_empty() && !clusters.iter().any(|c| accepted(c.as_str())) {
+        let missing = |why: &str| Refusal::Missing {
+            what: format!("whether cloud volume {id} is of this cluster, as its tags have it"),
+            why: why.to_owned(),
+        };
+        match evidence.identity.shown().map(|i| &i.own_clusters) {
+            // The machines carry no such tag, so there is nothing to compare with.
+            Some(OwnClusters::Known { names }) if names.is_empty() => {}
+            Some(OwnClusters::Known { names }) if !names.is_disjoint(clusters) => {}
+            Some(OwnClusters::Known { names }) => out.push(Refusal::Identity {
+                problem: IdentityProblem::OtherCluster {
+                    volume: id.clone(),
+                    name: name.clone(),
+                    tagged: clusters.clone(),
+                    own: names.clone(),
+                },
+            }),
+            Some(OwnClusters::Unread { why }) => out.push(missing(why)),
+            Some(OwnClusters::NotAsked) | None => out.push(missing("the tags of its machines were not read")),
+        }
+    }
+    if !volumes.is_empty() {
+        if !volumes.contains(&name) && !volumes.iter().any(|v| accepted(v.as_str())) {
+            let problem = IdentityProblem::MadeForOtherVolume { volume: id, name, tagged: volumes.clone() };
+            out.push(Refusal::Identity { problem });
+        }
+    } else if let Some(other) = claim.as_ref().filter(|c| **c != evidence.claim_name)
+        && !accepted(&other.to_string())
+    {
+        let made_for = Some(other.clone()).filter(|o| o.namespace == evidence.claim_name.namespace);
+        let problem = IdentityProblem::MadeForOtherClaim { volume: id, name, made_for };
+        out.push(Refusal::Identity { problem });
+    }
+    out
+}
+
 /// Several Nodes with the providerID of one instance.
 fn several_nodes(evidence: &Evidence, instance: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
     let nodes: Vec<NodeName> = nodes_of(evidence, instance, now).cloned().collect();
@@ -368,8 +516,7 @@ pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp)
     if nodes_of(evidence, holder, now).next().is_some() {
         return Ok(());
     }
-    let word = evidence.declaration.as_ref();
-    if word.is_some_and(|d| d.of_this_cluster && d.holder == *holder && d.is_valid(now).is_ok()) {
+    if is_vouched_for(evidence, holder, now) {
         return Ok(());
     }
     let missing = |why: String| Refusal::Missing {
@@ -393,6 +540,29 @@ pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp)
         Some(_) => Ok(()),
         None => Err(Refusal::Identity { problem: IdentityProblem::ForeignHolder { holder: holder.clone() } }),
     }
+}
+
+/// Whether a person who may give their word for the whole cluster says that the instance is this cluster's.
+fn is_vouched_for(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> bool {
+    let word = evidence.declaration.as_ref();
+    word.is_some_and(|d| d.of_this_cluster && d.holder == *holder && d.is_valid(now).is_ok())
+}
+
+/// The tags of the holder against those of this cluster's other machines. Tags that are not there, or could not be read,
+/// say nothing: the Node is what makes the machine this cluster's.
+fn tagged_as_anothers(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
+    let VolumeIdentity { own_clusters, holder_clusters: tagged, .. } =
+        evidence.identity.read(now, MAX_AGE).present()?;
+    let OwnClusters::Known { names: own } = own_clusters else { return None };
+    if tagged.is_empty()
+        || own.is_empty()
+        || !tagged.is_disjoint(own)
+        || is_vouched_for(evidence, holder, now)
+    {
+        return None;
+    }
+    let (tagged, own) = (tagged.clone(), own.clone());
+    Some(IdentityProblem::HolderOfOtherCluster { holder: holder.clone(), tagged, own })
 }
 
 /// Whether the instance was seen as this Node, whose record is stuck and which does not exist any more.

@@ -86,6 +86,10 @@ id!(
     VolumeHandle
 );
 id!(
+    /// A cluster's name in a cloud's tags (EKS: the cluster's name; LKE: `lke<number>`). Text of whoever wrote the tag.
+    CloudCluster
+);
+id!(
     /// A short hash that names one exact plan: 16 hexadecimal digits.
     PlanHash
 );

@@ -10,7 +10,9 @@
 mod plans;
 
 use crate::authority::{Asker, Ceiling, Mandate, NodeRules};
-use crate::cloud::{CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, VolumeState};
+use crate::cloud::{
+    CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, VolumeState,
+};
 use crate::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, Evidence, NodeClaim, NodeFacts,
     OwnerFacts, PodFacts, VolumeFacts,
@@ -25,7 +27,7 @@ use crate::outage::DownNode;
 use crate::policy::Mode;
 use crate::workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef};
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The node that holds the volume.
 pub const NODE: &str = "lke-1";
@@ -234,6 +236,7 @@ impl Case {
             label: name.to_owned(),
             state: InstanceState::Running,
             auto_restart: true,
+            owner: OwnerTags::default(),
         };
         self.evidence
             .nodes
@@ -546,6 +549,7 @@ fn volume() -> VolumeFacts {
         topology: BTreeMap::new(),
         deleting: false,
         attach_required: Some(true),
+        tagged_as: BTreeSet::new(),
     }
 }
 
@@ -576,5 +580,6 @@ fn cloud_volume() -> CloudVolume {
         holders: vec![INSTANCE.into()],
         state: VolumeState::Active,
         identity: identity(),
+        owner: OwnerTags::default(),
     }
 }

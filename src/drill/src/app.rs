@@ -35,7 +35,8 @@ impl AppVolume {
     /// # Errors
     /// The cloud has a volume of that number or label.
     pub fn create(&self, cloud: &CloudSim, ground: Ground, server: &ApiServer) -> Result<(), OpError> {
-        cloud.create_volume(NewVolume::new(self.label.as_str()).with_id(self.number))?;
+        let volume = NewVolume::new(self.label.as_str()).with_id(self.number);
+        cloud.create_volume(ground.tagged(volume, &self.pv(), APPS, &self.claim))?;
         server.insert(&manifests::csi_volume(
             ground,
             &self.pv(),

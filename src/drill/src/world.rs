@@ -466,9 +466,9 @@ fn rights(ground: Ground) -> &'static [&'static str] {
     }
 }
 
-/// A running machine. EC2 boots none by itself.
+/// A running machine of the cluster. EC2 boots none by itself.
 fn new_instance(ground: Ground, name: &str, number: u64) -> NewInstance {
-    let mut new = NewInstance::new(name).with_id(number);
+    let mut new = ground.node(NewInstance::new(name).with_id(number));
     new.watchdog_enabled = ground == Ground::Linode;
     new
 }

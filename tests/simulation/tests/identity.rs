@@ -1,13 +1,16 @@
 //! Whose the volume is and whose the machine is: what names something of others in a cluster frees nothing of theirs.
 
 use reattach_api::{Phase, VolumeRecoveryStatus};
-use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, VolumeNo};
+use reattach_cloud_simulator::{
+    ErrorBody, Fault, FaultRule, InstanceNo, InstanceStatus, NewInstance, Operation, VolumeNo, When,
+};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, secs};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -366,4 +369,126 @@ fn a_restored_claim_is_not_the_one_that_the_volume_names() {
     after.nothing_tried();
     assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
     assert!(after.recoveries.is_empty(), "such a claim nominates nothing: {after:#?}");
+}
+
+/// Tags redis' volume as one of this LKE cluster. The stage's machines are nodes of `lke13311`.
+fn tag(s: &Stage, clusters: &[&str]) -> Result<(), WorldError> {
+    let tags = clusters.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+    Ok(s.world.cloud.set_volume_tags(VOLUME, tags)?)
+}
+
+const OF_ANOTHER: &str =
+    "cloud volume 7001 is tagged as cluster lke99999's, and this cluster's machines are tagged as lke13311's";
+
+/// The node dies, and the cloud's tags say that its volume is another cluster's.
+async fn tagged_as_anothers() -> Result<Stage, WorldError> {
+    let mut s = stage().await?;
+    tag(&s, &["lke99999", "databases"])?;
+    s.hang(NODES[0].0)?;
+    Ok(s)
+}
+
+#[test]
+fn a_volume_tagged_as_another_clusters_is_not_freed() {
+    let after = played(|| async {
+        let mut s = tagged_as_anothers().await?;
+        s.pass(secs(900)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    assert!(after.says("default/redis-data: Refused") && after.says(OF_ANOTHER), "{after:#?}");
+}
+
+#[test]
+fn a_volume_without_tags_is_freed() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        tag(&s, &[])?;
+        s.hang(NODES[0].0)?;
+        s.running(&["redis"], secs(1200)).await?;
+        Ok(s)
+    });
+    assert_eq!(after.holder, Some(InstanceNo(NODES[1].1)), "{after:#?}\n{}", after.story);
+    assert_eq!(after.power[0], Some(InstanceStatus::Offline), "{after:#?}");
+}
+
+/// A person who may write PersistentVolumes says that the volume was taken over from that cluster.
+#[test]
+fn a_volume_whose_tags_a_person_accepts_is_freed() {
+    let after = played(|| async {
+        let mut s = tagged_as_anothers().await?;
+        let refused = |w: &World| phases(w).contains(&Phase::Refused);
+        s.until("the refusal", secs(600), refused).await?;
+        let word = json!({"metadata": {"annotations": {"reattach.dev/tagged-as": "lke7, lke99999"}}});
+        s.world.merge(PERSON, &pv_path(), &word).await?;
+        s.running(&["redis"], secs(1200)).await?;
+        Ok(s)
+    });
+    assert_eq!(after.holder, Some(InstanceNo(NODES[1].1)), "{after:#?}\n{}", after.story);
+    assert!(after.says("default/redis-data: "), "{after:#?}");
+}
+
+/// The tags change while the run waits for the node to come back.
+#[test]
+fn a_run_whose_volume_is_tagged_anew_turns_back() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        s.hang(NODES[0].0)?;
+        let running = |w: &World| phases(w).contains(&Phase::Running);
+        s.until("a run", secs(300), running).await?;
+        tag(&s, &["lke99999"])?;
+        s.pass(secs(600)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    assert!(after.says(OF_ANOTHER), "{after:#?}");
+}
+
+/// While the machines' own tags cannot be read, nothing says that the volume is this cluster's.
+#[test]
+fn a_tagged_volume_waits_until_the_machines_tags_are_read() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        let fault = Fault::Error {
+            status: 502,
+            reason: "bad gateway".to_owned(),
+            when: When::BeforeEffect,
+            body: ErrorBody::Json,
+        };
+        let reads = [Operation::DescribeInstance, Operation::ListInstances];
+        s.world.cloud.add_fault(FaultRule::new(reads, fault));
+        s.recycle(NODES[0].0, DiskAfter::Kept, secs(20)).await?;
+        s.pass(secs(300)).await;
+        if !s.world.ledger.effects().is_empty() || !phases(&s.world).contains(&Phase::Waiting) {
+            s.broken.push(format!("it does not wait: {:#?}", Aftermath::of(&s)));
+        }
+        s.world.cloud.clear_faults();
+        s.running(&["redis"], secs(900)).await?;
+        Ok(s)
+    });
+    assert!(after.broken.is_empty() && !after.effects.is_empty(), "{after:#?}\n{}", after.story);
+}
+
+/// The dead node's machine turns out to be one of another LKE cluster: its Node has a providerID that is not its own.
+async fn held_by_a_machine_of_others() -> Result<Stage, WorldError> {
+    let mut s = stage().await?;
+    tag(&s, &[])?;
+    s.world.cloud.set_lke_cluster(InstanceNo(NODES[0].1), Some(99999))?;
+    s.hang(NODES[0].0)?;
+    Ok(s)
+}
+
+#[test]
+fn a_machine_tagged_as_another_clusters_is_not_fenced() {
+    let after = played(|| async {
+        let mut s = held_by_a_machine_of_others().await?;
+        s.pass(secs(900)).await;
+        Ok(s)
+    });
+    after.untouched(NODES[0].1);
+    assert_eq!(after.power[0], Some(InstanceStatus::Running), "{after:#?}");
+    let said = "instance 101, which has the volume, is tagged as cluster lke99999's, and this cluster's other machines are tagged as lke13311's";
+    assert!(after.says("default/redis-data: Refused") && after.says(said), "{after:#?}");
 }

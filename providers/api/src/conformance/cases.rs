@@ -3,7 +3,7 @@
 use super::{Checked, Harness, TIMEOUT, Trouble, same, that};
 use crate::{DetachOutcome, DetachRequest, EffectKnowledge, Lookup, ProviderError, Right, RightUse};
 use jiff::Timestamp;
-use reattach_core::cloud::{CloudJob, InstanceState, JobStatus};
+use reattach_core::cloud::{CloudJob, InstanceState, JobStatus, OwnerTags};
 use std::time::Duration;
 
 pub(super) async fn detach(harness: &impl Harness) -> Result<DetachOutcome, ProviderError> {
@@ -257,6 +257,30 @@ pub(super) async fn mixed_up<H: Harness>(harness: &H) -> Checked {
     that(outcome.as_ref().is_err_and(refused), || format!("{outcome:?} after another volume's answer"))?;
     same("the number of mutating requests", harness.mutations(), 0)?;
     still_held(harness).await
+}
+
+/// What the cloud knows of an owner is told of the object that has the tags, and of no other.
+pub(super) async fn owner_tags<H: Harness>(harness: &H) -> Checked {
+    let scene = harness.scene();
+    let (volumes, instances) = ([scene.volume.clone()], [scene.holder.clone(), scene.other.clone()]);
+    let read = async || {
+        let volume = harness.provider().describe_volumes(&volumes).await.remove(&scene.volume);
+        let mut machines = harness.provider().describe_instances(&instances).await;
+        let mut machine = |id| machines.remove(id).and_then(Lookup::found).map(|i| i.owner);
+        (volume.and_then(Lookup::found).map(|v| v.owner), machine(&scene.holder), machine(&scene.other))
+    };
+    let nothing = Some(OwnerTags::default());
+    same("what is told without tags", read().await, (nothing.clone(), nothing.clone(), nothing.clone()))?;
+    harness.trouble(Trouble::Tagged);
+    let (volume, holder, other) = read().await;
+    let cluster = OwnerTags { clusters: ["lke7".into()].into(), ..OwnerTags::default() };
+    same("the holder's cluster", holder, Some(cluster.clone()))?;
+    same("what is told of the other instance", other, nothing)?;
+    let volume = volume.ok_or("the volume was not read")?;
+    same("the volume's cluster", volume.clusters, cluster.clusters)?;
+    that(volume.volumes.iter().all(|v| v.as_str() == "pvc-7"), || format!("{:?}", volume.volumes))?;
+    let claim = volume.claim.map(|c| c.to_string());
+    that(claim.as_deref().is_none_or(|c| c == "shop/data"), || format!("{claim:?}"))
 }
 
 pub(super) async fn no_rights<H: Harness>(harness: &H) -> Checked {

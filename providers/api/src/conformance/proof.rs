@@ -3,7 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
-    cloud::{CloudVolume, DeviceIdentity, VolumeState},
+    cloud::{CloudVolume, DeviceIdentity, OwnerTags, VolumeState},
     evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
     fact::{Fact, Source},
     identity::VolumeIdentity,
@@ -12,7 +12,7 @@ use reattach_core::{
     stamp::Stamp,
     workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The proof that `holder` cannot write to `volume`: its kubelet lets go of it after the last pod was gone.
 ///
@@ -40,6 +40,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         topology: BTreeMap::new(),
         deleting: false,
         attach_required: Some(true),
+        tagged_as: BTreeSet::new(),
     };
     let node_facts = NodeFacts {
         name: node.clone(),
@@ -65,6 +66,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         holders: vec![holder.clone()],
         state: VolumeState::Active,
         identity: DeviceIdentity { serial: "pvc1".into() },
+        owner: OwnerTags::default(),
     };
     Evidence {
         collected_at: now,

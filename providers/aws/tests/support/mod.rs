@@ -179,6 +179,21 @@ impl Harness for Aws {
                 let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
+            Trouble::Tagged => {
+                let tags = |all: &[(&str, &str)]| {
+                    all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+                };
+                let volume = tags(&[
+                    ("CSIVolumeName", "pvc-7"),
+                    ("kubernetes.io/cluster/lke7", "owned"),
+                    ("kubernetes.io/created-for/pv/name", "pvc-7"),
+                    ("kubernetes.io/created-for/pvc/name", "data"),
+                    ("kubernetes.io/created-for/pvc/namespace", "shop"),
+                ]);
+                sim.set_volume_tags(VOLUME, volume).expect("tagged");
+                let machine = tags(&[("eks:cluster-name", "lke7"), ("kubernetes.io/cluster/lke7", "owned")]);
+                sim.set_instance_tags(HOLDER, machine).expect("tagged");
+            }
             Trouble::WrongAccount => sim.add_foreign_token(KEY),
             Trouble::NoRights => {
                 sim.add_token(KEY, &["ec2:DescribeVolumes", "ec2:DescribeInstances", "ec2:DescribeSnapshots"])

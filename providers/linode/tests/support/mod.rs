@@ -163,6 +163,11 @@ impl Harness for Linode {
                 let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
+            Trouble::Tagged => {
+                let tags = || [("lke7".to_owned(), String::new()), ("web".to_owned(), String::new())].into();
+                sim.set_volume_tags(VOLUME, tags()).expect("tagged");
+                sim.set_instance_tags(HOLDER, tags()).expect("tagged");
+            }
             Trouble::WrongAccount => sim.add_foreign_token("a-token"),
             Trouble::VolumeGone => {
                 sim.make_lost(VOLUME).expect("lost");

@@ -6,6 +6,7 @@ use crate::{
     state::State,
 };
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 
 /// The tag that the EBS CSI driver puts on its volumes; every simulated volume has it.
 const DRIVER_TAG: (&str, &str) = ("ebs.csi.aws.com/cluster", "true");
@@ -82,9 +83,28 @@ pub(super) fn volume(xml: &mut Xml, view: &View, v: &Volume) {
         .text("encrypted", false)
         .text("multiAttachEnabled", !v.also_attached.is_empty());
     xml.items("attachmentSet", holders(v), |item, instance| attachment(item, view, v, instance));
-    let tags = [DRIVER_TAG, ("Name", v.label.as_str())];
+    tag_set(xml, &volume_tags(v));
+}
+
+/// The tags that it was given, and those that every simulated volume has.
+fn volume_tags(v: &Volume) -> Vec<(&str, &str)> {
+    own_and(&v.tags, &[DRIVER_TAG, ("Name", v.label.as_str())])
+}
+
+fn instance_tags(i: &Instance) -> Vec<(&str, &str)> {
+    own_and(&i.tags, &[("Name", i.label.as_str())])
+}
+
+/// A key occurs once: what was given goes before what all have.
+fn own_and<'a>(own: &'a BTreeMap<String, String>, all: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut tags: BTreeMap<&str, &str> = all.iter().copied().collect();
+    tags.extend(own.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    tags.into_iter().collect()
+}
+
+fn tag_set(xml: &mut Xml, tags: &[(&str, &str)]) {
     xml.items("tagSet", tags, |item, (key, value)| {
-        item.text("key", key).text("value", value);
+        item.text("key", *key).text("value", *value);
     });
 }
 
@@ -108,9 +128,7 @@ fn instance(xml: &mut Xml, view: &View, i: &Instance) {
             ebs.text("volumeId", id::volume(v.id)).text("status", attachment_state(view, v.id, i.id));
         });
     });
-    xml.items("tagSet", [("Name", &i.label)], |item, (key, value)| {
-        item.text("key", key).text("value", value);
-    });
+    tag_set(xml, &instance_tags(i));
 }
 
 pub(super) fn snapshot(xml: &mut Xml, s: &Snapshot, now: Timestamp) {
@@ -155,7 +173,7 @@ pub(super) fn volume_passes(view: &View, v: &Volume, filters: &Filters) -> bool 
         "attachment.status" => holders(v).any(|i| attachment_state(view, v.id, i) == value),
         "status" => volume_state(v) == value,
         "availability-zone" => v.region == value,
-        _ => has_tag(&[DRIVER_TAG, ("Name", &v.label)], name, value),
+        _ => has_tag(&volume_tags(v), name, value),
     })
 }
 
@@ -164,7 +182,7 @@ pub(super) fn instance_passes(i: &Instance, filters: &Filters) -> bool {
         "instance-id" => id::instance(i.id) == value,
         "instance-state-name" => state_of(&i.status).1 == value,
         "availability-zone" => i.region == value,
-        _ => has_tag(&[("Name", &i.label)], name, value),
+        _ => has_tag(&instance_tags(i), name, value),
     })
 }
 

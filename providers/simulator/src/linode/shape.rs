@@ -3,10 +3,20 @@
 use crate::model::{Instance, Job, JobStatus, View, Volume};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A moment in Linode's form: `2018-01-02T03:04:05`.
 pub(super) fn stamp(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S").to_string()
+}
+
+/// Linode's tags are words without a value.
+fn tags(all: &BTreeMap<String, String>) -> Vec<String> {
+    let word = |(key, value): (&String, &String)| match value.as_str() {
+        "" => key.clone(),
+        value => format!("{key}:{value}"),
+    };
+    all.iter().map(word).collect()
 }
 
 pub(super) fn volume(view: &View, volume: &Volume) -> Value {
@@ -22,7 +32,7 @@ pub(super) fn volume(view: &View, volume: &Volume) -> Value {
         "filesystem_path": format!("/dev/disk/by-id/scsi-0Linode_Volume_{}", volume.label),
         "hardware_type": "nvme",
         "encryption": "disabled",
-        "tags": [],
+        "tags": tags(&volume.tags),
         "created": stamp(volume.created),
         "updated": stamp(volume.updated),
         "io_ready": volume.io_ready,
@@ -41,12 +51,12 @@ pub(super) fn instance(instance: &Instance) -> Value {
         "image": "linode/debian12",
         "hypervisor": "kvm",
         "group": "",
-        "tags": [],
+        "tags": tags(&instance.tags),
         "ipv4": ["192.0.2.1"],
         "ipv6": null,
         "host_uuid": "3a3ddd59d9a78bb8de041391075df44de62bfec8",
         "has_user_data": false,
-        "lke_cluster_id": null,
+        "lke_cluster_id": instance.lke_cluster_id,
         "placement_group": null,
         "capabilities": [],
         "alerts": {"cpu": 180, "io": 10000, "network_in": 10, "network_out": 10, "transfer_quota": 80},

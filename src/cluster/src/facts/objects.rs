@@ -15,7 +15,7 @@ use reattach_core::evidence::{
     AccessMode, AttachmentFacts, ClaimFacts, CsiSource, EventFacts, NodeFacts, OwnerFacts, PodFacts,
     VolumeFacts,
 };
-use reattach_core::identity::{ClaimPhase, ClaimRef};
+use reattach_core::identity::{ClaimPhase, ClaimRef, TAGGED_AS_ANNOTATION};
 use reattach_core::ids::{
     BootId, DriverName, NodeName, ObjectName, PvName, ResourceVersion, Uid, VolumeHandle,
 };
@@ -92,7 +92,14 @@ pub fn volume(v: &PersistentVolume, driver: Option<&CSIDriver>) -> VolumeFacts {
         topology: v.spec.as_ref().map(topology).unwrap_or_default(),
         deleting: v.metadata.deletion_timestamp.is_some(),
         attach_required: driver.and_then(|d| d.spec.attach_required),
+        tagged_as: tagged_as(v),
     }
+}
+
+/// The names that the annotation accepts, separated by commas.
+fn tagged_as(v: &PersistentVolume) -> BTreeSet<String> {
+    let value = v.annotations().get(TAGGED_AS_ANNOTATION).map_or("", String::as_str);
+    value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// For each key of the required node affinity every value that one of its terms allows. A term that allows it by

@@ -11,11 +11,14 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_api::NodeVolumeReport;
 use reattach_cluster::facts;
+use reattach_cluster::node::is_ready;
 use reattach_cluster::view::{View, claims_of};
 use reattach_core::evidence::{CsiSource, Evidence, VolumeFacts};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::identity::{OtherRegion, OtherUse, SeenMachine, VolumeIdentity};
-use reattach_core::ids::{DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle};
+use reattach_core::identity::{OtherRegion, OtherUse, OwnClusters, SeenMachine, VolumeIdentity};
+use reattach_core::ids::{
+    CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -42,16 +45,70 @@ impl Collector {
             node: NodeName::from(a.spec.node_name.as_str()),
         }));
         others.sort();
+        let (holder_clusters, own_clusters) = self.clusters(e, located, &own).await?;
         let cloud = e.cloud_volume.shown();
         let identity = VolumeIdentity {
             canonical: cloud.map(|c| located.provider().canonical_handle(c)),
             others,
             aliases: aliases(e, located, &own),
             region: cloud.and_then(|c| located.other_region(&own, &c.region)),
+            own_clusters,
+            holder_clusters,
         };
         let source = Source::Kubernetes("PersistentVolumes and VolumeAttachments".to_owned());
         e.identity = Fact::present(identity, source, ways.at);
         Ok(())
+    }
+
+    /// The clusters in the tags of the volume's holder, and the names of this cluster in the cloud's tags, where there is
+    /// anything to compare them with.
+    ///
+    /// The machines of other Nodes are asked for theirs: those behind the volume's own Nodes may be gone, and a Node whose
+    /// providerID leads to a machine of others would vouch for itself and for its volume.
+    async fn clusters(
+        &self,
+        e: &Evidence,
+        located: &Located,
+        own: &VolumeFacts,
+    ) -> Result<(BTreeSet<CloudCluster>, OwnClusters), kube::Error> {
+        let Some(volume) = e.cloud_volume.shown() else { return Ok(Default::default()) };
+        let now = || self.clock.now();
+        let holders: BTreeSet<InstanceId> = match &volume.holders[..] {
+            [one] => [one.clone()].into(),
+            // Without a holder nothing is freed, and more than one is refused anyway.
+            _ => BTreeSet::new(),
+        };
+        let holder_clusters = match located.clusters(&holders, now).await {
+            OwnClusters::Known { names } => names,
+            OwnClusters::NotAsked | OwnClusters::Unread { .. } => BTreeSet::new(),
+        };
+        let tagged = &volume.owner.clusters;
+        let accepted = tagged.is_empty() || tagged.iter().any(|c| own.tagged_as.contains(c.as_str()));
+        if accepted && holder_clusters.is_empty() {
+            return Ok((holder_clusters, OwnClusters::NotAsked));
+        }
+        let other = |n: &Node| is_ready(n) && !e.nodes.contains_key(&NodeName::from(n.name_any()));
+        // Tags of machines are older than any cache, so that a live read of the volume needs no live list of Nodes.
+        let mut others: Vec<Arc<Node>> = match &self.cache {
+            Some(cache) => cache.nodes.filter(other),
+            None => {
+                let all = Api::<Node>::all(self.clients.read.clone()).list(&ListParams::default()).await?;
+                all.items.into_iter().filter(other).map(Arc::new).collect()
+            }
+        };
+        others.sort_by_key(|n| n.name_any());
+        let instance = |n: &Arc<Node>| {
+            let id = n.spec.as_ref().and_then(|s| s.provider_id.as_deref())?;
+            located.provider().resolve_instance(id)?.ok()
+        };
+        let others = others.iter().filter_map(instance).filter(|i| !holders.contains(i));
+        let others = others.take(OTHER_MACHINES).collect();
+        let mut names = located.clusters(&others, now).await;
+        if names == (OwnClusters::Known { names: BTreeSet::new() }) {
+            let own = e.nodes.values().filter_map(|f| f.shown()?.instance.clone()).collect();
+            names = located.clusters(&own, now).await;
+        }
+        Ok((holder_clusters, names))
     }
 
     /// Every PersistentVolume but the claim's own that leads to the cloud volume, and every VolumeAttachment.
@@ -183,6 +240,10 @@ impl Collector {
         Ok(())
     }
 }
+
+/// So many machines of Ready Nodes are asked for their tags. All machines of a cluster are tagged alike; more than one is
+/// asked, since one may have been made by hand.
+const OTHER_MACHINES: usize = 3;
 
 /// What may lead to the cloud volume.
 struct Ways {

@@ -104,6 +104,7 @@ impl Provider for TestCloud {
             holders: answers.holders.clone(),
             state: answers.volume.clone(),
             identity: DeviceIdentity { serial: "pvc1".to_owned() },
+            owner: Default::default(),
         };
         ready(ids.iter().map(|id| (id.clone(), Lookup::Found(volume(id)))).collect()).boxed()
     }
@@ -118,6 +119,7 @@ impl Provider for TestCloud {
             label: "n".to_owned(),
             state: answers.instance.clone(),
             auto_restart: true,
+            owner: Default::default(),
         };
         ready(ids.iter().map(|id| (id.clone(), Lookup::Found(instance(id)))).collect()).boxed()
     }

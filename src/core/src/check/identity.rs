@@ -1,7 +1,7 @@
 //! S10, derived again from the evidence: whose the claim, the volume and the machine are.
 
 use crate::evidence::{Evidence, MAX_AGE};
-use crate::identity::ClaimPhase;
+use crate::identity::{ClaimPhase, OwnClusters};
 use crate::plan::Plan;
 use jiff::Timestamp;
 
@@ -34,6 +34,33 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
         "the cloud has the volume in another region than the PersistentVolume asks for",
     );
     let cloud = e.cloud_volume.read(now, MAX_AGE).present();
+    let tags = cloud.map(|c| &c.owner);
+    let known_as = |name: &str| volume.is_some_and(|v| v.tagged_as.iter().any(|n| n == name));
+    let clusters = tags.into_iter().flat_map(|t| &t.clusters).collect::<Vec<_>>();
+    let here = match identity.map(|i| &i.own_clusters) {
+        Some(OwnClusters::Known { names }) => names.is_empty() || clusters.iter().any(|c| names.contains(*c)),
+        Some(OwnClusters::NotAsked | OwnClusters::Unread { .. }) | None => false,
+    };
+    say(
+        "S10",
+        clusters.is_empty() || here || clusters.iter().any(|c| known_as(c.as_str())),
+        "the cloud volume is tagged as another cluster's, or nobody could tell",
+    );
+    let made_for = match tags {
+        Some(t) if !t.volumes.is_empty() => {
+            t.volumes.iter().any(|pv| known_as(pv.as_str()) || volume.is_some_and(|v| v.name == *pv))
+        }
+        Some(t) => t.claim.as_ref().is_none_or(|c| *c == e.claim_name || known_as(&c.to_string())),
+        None => true,
+    };
+    say("S10", made_for, "the cloud volume is tagged as made for another PersistentVolume or claim");
+    let strange = identity.is_some_and(|i| match &i.own_clusters {
+        OwnClusters::Known { names } => {
+            let known = i.holder_clusters.iter().any(|c| names.contains(c));
+            !i.holder_clusters.is_empty() && !names.is_empty() && !known
+        }
+        OwnClusters::NotAsked | OwnClusters::Unread { .. } => false,
+    });
     let held = cloud.map_or(&[][..], |c| c.holders.as_slice());
     for instance in held.iter().chain([&plan.pins.holder]) {
         let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
@@ -50,6 +77,11 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
             "S10",
             !held.contains(instance) || nodes == 1 || seen || declared,
             "the holder is not known to be a machine of this cluster",
+        );
+        say(
+            "S10",
+            !strange || !held.contains(instance) || declared,
+            "the holder is tagged as a machine of another cluster",
         );
     }
 }

@@ -364,6 +364,7 @@ fn power(s: &mut Scene, state: InstanceState) {
         label: NODE.into(),
         state,
         auto_restart: true,
+        owner: Default::default(),
     };
     e.instances.insert(INSTANCE.into(), Fact::present(there, cloud(), start()));
 }

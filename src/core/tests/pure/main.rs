@@ -22,6 +22,7 @@ mod journal;
 mod late;
 mod losses;
 mod machine;
+mod owner_tags;
 mod proof;
 mod properties;
 mod refusals;

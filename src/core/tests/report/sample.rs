@@ -349,6 +349,7 @@ pub fn locked(name: &str) -> Record {
         holders: vec!["28871423".into()],
         state: VolumeState::Locked { reason: "maintenance hold".into() },
         identity: DeviceIdentity { serial: format!("pvc{name}") },
+        owner: Default::default(),
     };
     Record {
         phase: "Waiting".into(),

@@ -1,9 +1,15 @@
 //! Which cloud a simulated cluster stands on, as far as its names tell.
 
 use reattach_cloud_simulator::{
-    InstanceNo, Volume, VolumeNo,
+    InstanceNo, NewInstance, NewVolume, Volume, VolumeNo,
     ec2::{instance_id, volume_id},
 };
+
+/// The number of the simulated cluster at LKE: the founding incident's.
+const LKE_CLUSTER: u64 = 13311;
+
+/// The name of the simulated cluster at EKS.
+const EKS_CLUSTER: &str = "shop";
 
 /// How a cloud's CSI driver, volumes and instances are spelled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,6 +37,41 @@ impl Ground {
         match self {
             Self::Linode => format!("{number}-{label}"),
             Self::Ebs => volume_id(number),
+        }
+    }
+
+    /// A volume with the tags that it gets from the driver, or from the StorageClass of people who tag their volumes, when
+    /// it is made for this PersistentVolume and claim. What writes which tag: `wire.rs` of the two providers.
+    #[must_use]
+    pub fn tagged(self, volume: NewVolume, pv: &str, namespace: &str, claim: &str) -> NewVolume {
+        match self {
+            Self::Linode => {
+                volume.with_tags([(format!("lke{LKE_CLUSTER}"), ""), ("block-storage".to_owned(), "")])
+            }
+            Self::Ebs => volume
+                .with_tags([
+                    ("CSIVolumeName", pv),
+                    ("KubernetesCluster", EKS_CLUSTER),
+                    ("ebs.csi.aws.com/cluster-name", EKS_CLUSTER),
+                    ("kubernetes.io/created-for/pv/name", pv),
+                    ("kubernetes.io/created-for/pvc/name", claim),
+                    ("kubernetes.io/created-for/pvc/namespace", namespace),
+                ])
+                .with_tags([(format!("kubernetes.io/cluster/{EKS_CLUSTER}"), "owned")]),
+        }
+    }
+
+    /// An instance with what the cloud's Kubernetes service writes on it when it makes it as a node.
+    #[must_use]
+    pub fn node(self, mut instance: NewInstance) -> NewInstance {
+        match self {
+            Self::Linode => {
+                instance.lke_cluster_id = Some(LKE_CLUSTER);
+                instance
+            }
+            Self::Ebs => instance
+                .with_tags([("eks:cluster-name", EKS_CLUSTER)])
+                .with_tags([(format!("kubernetes.io/cluster/{EKS_CLUSTER}"), "owned")]),
         }
     }
 

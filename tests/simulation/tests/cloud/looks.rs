@@ -6,14 +6,17 @@ use jiff::Timestamp;
 use reattach_cloud_simulator::{Fault, FaultRule, InstanceNo};
 use reattach_controller::collect::Depth;
 use reattach_core::evidence::Evidence;
-use reattach_core::ids::InstanceId;
+use reattach_core::identity::OwnClusters;
+use reattach_core::ids::{CloudCluster, InstanceId};
 use reattach_tests_simulation::NODES;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 #[test]
 fn a_holder_whose_kubelet_can_speak_costs_no_question() {
     run(|| async {
         let mut s = Scene::set().await;
+        s.read_tags_of_machines().await;
         let before = s.cloud().requests().len();
         let e = s.collect().await;
         assert_eq!(e.cloud_volume.shown().map(|v| v.holders.clone()), Some(vec![s.instance()]));
@@ -56,6 +59,7 @@ fn a_holder_whose_kubelet_can_speak_costs_no_question() {
 fn what_is_collected_of_a_silent_holder_has_source_and_age() {
     run(|| async {
         let mut s = Scene::set().await;
+        s.read_tags_of_machines().await;
         s.die().await;
         let slow = Fault::Latency { before_ms: 400, after_ms: 300 };
         s.cloud().add_fault(FaultRule::new([], slow));
@@ -79,5 +83,30 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
             assert_eq!(since(e.collected_at), 1_400);
             assert!(e.cloud_scope.is_some());
         }
+    });
+}
+
+/// The holder's tags, and those of another machine to compare them with, are read once in ten minutes.
+#[test]
+fn the_tags_of_machines_are_read_once_in_ten_minutes() {
+    run(|| async {
+        let mut s = Scene::set().await;
+        let other = NODES.map(|(_, n)| InstanceNo(n)).into_iter().find(|n| *n != s.holder).expect("another");
+        let volume = "/v4/volumes/7002".to_owned();
+        let machine = |n: InstanceNo| format!("/v4/linode/instances/{n}");
+        let all = [volume.clone(), machine(s.holder), machine(other)];
+        assert_eq!(s.read_tags_of_machines().await, all);
+        let before = s.cloud().requests().len();
+        for _ in 0..9 {
+            let e = s.collect().await;
+            let identity = e.identity.shown().expect("read");
+            let names: BTreeSet<CloudCluster> = ["lke13311".into()].into();
+            assert_eq!(identity.holder_clusters, names);
+            assert_eq!(identity.own_clusters, OwnClusters::Known { names });
+            s.pass(60).await;
+        }
+        assert!(s.asked(before).iter().all(|r| r.path == volume));
+        s.pass(60).await;
+        assert_eq!(s.read_tags_of_machines().await, all);
     });
 }

@@ -98,6 +98,15 @@ impl Scene {
         self.collector.collect(&self.claim, None, Depth::Diagnose).await.expect("evidence")
     }
 
+    /// Looks once, and lets the look's other answers grow old; what it asked for. Tags of machines are kept for ten minutes.
+    async fn read_tags_of_machines(&mut self) -> Vec<String> {
+        let before = self.cloud().requests().len();
+        self.collect().await;
+        let paths = self.asked(before).into_iter().map(|r| r.path).collect();
+        self.pass(1).await;
+        paths
+    }
+
     /// The cloud's requests since so many.
     fn asked(&self, since: usize) -> Vec<RequestRecord> {
         self.cloud().requests().split_off(since)
