@@ -459,7 +459,7 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
             what: format!("whether cloud volume {id} is of this cluster, as its tags have it"),
             why: why.to_owned(),
         };
-        match evidence.identity.shown().map(|i| &i.own_clusters) {
+        match evidence.identity.read(now, MAX_AGE).present().map(|i| &i.own_clusters) {
             // The machines carry no such tag, so there is nothing to compare with.
             Some(OwnClusters::Known { names }) if names.is_empty() => {}
             Some(OwnClusters::Known { names }) if !names.is_disjoint(clusters) => {}
