@@ -12,6 +12,7 @@ pub mod gate;
 pub mod hold;
 pub mod lease;
 pub mod losses;
+pub mod names;
 pub mod node;
 pub mod node_lock;
 pub mod reply;

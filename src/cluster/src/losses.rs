@@ -1,5 +1,6 @@
 //! What pods on a node would lose for good if they went away, from their objects.
 
+use crate::names::is_object_name;
 use crate::view::claims_of;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -13,10 +14,11 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The condition that Kubernetes gives a pod that it evicts or deletes for its own reasons.
 const DISRUPTED: &str = "DisruptionTarget";
 
-/// The Job that would have to make a new pod in the place of this one.
+/// The Job that would have to make a new pod in the place of this one. What no Job can be called is none.
 pub fn job_of(pod: &Pod) -> Option<&OwnerReference> {
     let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
-    (owner.kind == "Job" && owner.api_version.starts_with("batch/")).then_some(owner)
+    (owner.kind == "Job" && owner.api_version.starts_with("batch/") && is_object_name(&owner.name))
+        .then_some(owner)
 }
 
 /// Whether something may be lost with this pod at all: it has not ended, and is no image of a static pod.

@@ -1,6 +1,7 @@
 //! The Kubernetes objects that matter for one claim, read live or taken from the watches.
 
 use crate::cache::Cache;
+use crate::names::is_object_name;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
@@ -43,7 +44,8 @@ pub struct View {
     pub events: Vec<Arc<Event>>,
 }
 
-/// The claims that a pod names, generic ephemeral volumes included (claim `<pod>-<volume>`).
+/// The claims that a pod names, generic ephemeral volumes included (claim `<pod>-<volume>`). A text that no claim can be called
+/// is none: such a pod never starts.
 pub fn claims_of(pod: &Pod) -> Vec<String> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
     let mut names: Vec<String> = volumes
@@ -53,6 +55,7 @@ pub fn claims_of(pod: &Pod) -> Vec<String> {
             let claim = v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone());
             claim.or_else(|| v.ephemeral.as_ref().map(|_| format!("{}-{}", pod.name_any(), v.name)))
         })
+        .filter(|name| is_object_name(name))
         .collect();
     names.sort();
     names
@@ -192,7 +195,7 @@ impl View {
     }
 
     fn volume_name(&self) -> Option<String> {
-        self.claim.as_ref()?.spec.as_ref()?.volume_name.clone().filter(|n| !n.is_empty())
+        self.claim.as_ref()?.spec.as_ref()?.volume_name.clone().filter(|n| is_object_name(n))
     }
 
     fn driver_name(&self) -> Option<String> {
@@ -202,7 +205,7 @@ impl View {
     fn node_names(&self, claim: &ObjectName, pinned: Option<&str>) -> BTreeSet<String> {
         let attached = self.attachments.iter().map(|a| a.spec.node_name.clone());
         let bound = self.pods_of(&claim.name).into_iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
-        attached.chain(bound).chain(pinned.map(str::to_owned)).filter(|n| !n.is_empty()).collect()
+        attached.chain(bound).chain(pinned.map(str::to_owned)).filter(|n| is_object_name(n)).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
+use crate::names::{is_api_word, is_object_name};
 use crate::view::{View, claims_of};
 use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -161,6 +162,13 @@ enum Read {
 
 async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> Result<Read, kube::Error> {
     let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
+    let words = [version, owner.kind.as_str()];
+    if !words.iter().all(|w| is_api_word(w)) || !(group.is_empty() || is_api_word(group)) {
+        return Ok(Read::Refused { why: "there can be no such kind".to_owned() });
+    }
+    if !is_object_name(&owner.name) {
+        return Ok(Read::Gone);
+    }
     let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
     let resource = match owner.api_version.as_str() {
         // The plural of the built-in kinds is known without asking.

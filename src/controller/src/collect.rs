@@ -199,6 +199,7 @@ impl Collector {
             Ok(Some(located)) => located,
             Ok(None) => return Ok(()),
             Err(error) => {
+                e.unreadable_handle = Some(error.to_string());
                 e.cloud_volume = Fact::unknown(error.to_string(), Source::Cloud("none".to_owned()), now());
                 return Ok(());
             }

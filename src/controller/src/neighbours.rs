@@ -12,6 +12,7 @@ use kube::api::{ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use reattach_api::RecoveryPolicy;
 use reattach_cluster::facts;
+use reattach_cluster::names::is_object_name;
 use reattach_cluster::node::{is_ready, silence};
 use reattach_cluster::view::claims_of;
 use reattach_core::evidence::NodeClaim;
@@ -177,7 +178,7 @@ impl Collector {
         policies: &[Arc<RecoveryPolicy>],
         live: bool,
     ) -> Result<Option<String>, kube::Error> {
-        let pv = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| !n.is_empty());
+        let pv = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| is_object_name(n));
         let by_driver = policies.iter().any(|p| !p.spec.selector.drivers.is_empty());
         let volume = match (&self.cache, pv.filter(|_| by_driver)) {
             (_, None) => None,
@@ -255,6 +256,9 @@ async fn read_owner(
         }
     }
     let name = owner.name.as_str();
+    if !is_object_name(name) {
+        return Ok(None);
+    }
     match (owner.api_version.as_str(), owner.kind.as_str()) {
         ("apps/v1", "StatefulSet") => get::<StatefulSet>(client, namespace, name).await,
         ("apps/v1", "ReplicaSet") => get::<ReplicaSet>(client, namespace, name).await,

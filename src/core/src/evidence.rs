@@ -54,6 +54,9 @@ pub struct Evidence {
     pub answers: BTreeMap<NodeName, Answer>,
     /// The cloud's volume ID, where a provider recognised the handle.
     pub cloud_id: Option<VolumeId>,
+    /// Why the provider of the driver cannot read the handle, where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable_handle: Option<String>,
     /// What else in the cluster leads to that cloud volume, as the provider reads the handles.
     #[serde(default = "not_collected")]
     pub identity: Fact<VolumeIdentity>,

@@ -164,6 +164,7 @@ impl Case {
             asked: Some((RECOVERY.into(), EPOCH)),
             answers: BTreeMap::new(),
             cloud_id: Some("5551".into()),
+            unreadable_handle: None,
             identity: Fact::present(own_handle(), kubernetes("PersistentVolumes"), at),
             machines: Fact::present(
                 [(NODE, INSTANCE), (OTHER_NODE, OTHER_INSTANCE), ("lke-9", FORMER_INSTANCE)]

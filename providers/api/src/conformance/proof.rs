@@ -81,6 +81,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
         asked: None,
         answers: BTreeMap::new(),
         cloud_id: Some(volume.clone()),
+        unreadable_handle: None,
         identity: Fact::present(
             VolumeIdentity { canonical: Some(volume.to_string().into()), ..VolumeIdentity::default() },
             source(),

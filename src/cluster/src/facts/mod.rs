@@ -66,6 +66,7 @@ pub fn evidence(
         answers: answers(view, asked.as_ref()),
         asked,
         cloud_id: None,
+        unreadable_handle: None,
         identity: Fact::unknown("the handles of the cluster were not read", unknown_cloud(), at),
         machines: Fact::unknown("the records of the nodes were not read", api("NodeVolumeReports"), at),
         cloud_volume: Fact::unknown("the cloud was not asked", unknown_cloud(), at),

@@ -362,7 +362,15 @@ pub enum NotOurs {
         /// The driver.
         driver: String,
     },
-    /// No provider of this build knows the driver or the handle.
+    /// The driver is a provider's, and the handle is none that it gives.
+    #[error("{why}; driver {driver} gives no volume such a handle, so reattach touches nothing through it")]
+    UnreadableHandle {
+        /// The driver.
+        driver: String,
+        /// The handle, and what is wrong with it.
+        why: String,
+    },
+    /// No provider of this build knows the driver.
     #[error("no cloud provider of this installation knows volume {handle} of driver {driver}")]
     UnknownProvider {
         /// The driver.

@@ -44,6 +44,9 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
         return not_ours(NotOurs::AttachNotRequired { driver: csi.driver.to_string() });
     }
     let Some(cloud_id) = &evidence.cloud_id else {
+        if let Some(why) = evidence.unreadable_handle.clone() {
+            return not_ours(NotOurs::UnreadableHandle { driver: csi.driver.to_string(), why });
+        }
         return not_ours(NotOurs::UnknownProvider {
             driver: csi.driver.to_string(),
             handle: csi.handle.to_string(),

@@ -300,6 +300,8 @@ fn not_ours() -> Vec<Row> {
             "not ours: driver linodebs.csi.linode.com needs no attachment (attachRequired is false)"),
         row("not-ours-unknown-provider", { let mut c = d(); c.evidence.cloud_id = None; c }, None,
             "not ours: no cloud provider of this installation knows volume 5551-pvc-redis of driver linodebs.csi.linode.com"),
+        row("not-ours-unreadable-handle", { let mut c = d(); c.evidence.cloud_id = None; c.evidence.unreadable_handle = Some("volume handle \"+5551-pvc-redis\" cannot be used: it does not begin with a volume number".to_owned()); c }, None,
+            "not ours: volume handle \"+5551-pvc-redis\" cannot be used: it does not begin with a volume number; driver linodebs.csi.linode.com gives no volume such a handle, so reattach touches nothing through it"),
         row("not-ours-cloud-volume-gone", { let mut c = d(); c.evidence.cloud_volume = Fact::absent(Source::Cloud("linode".into()), start()); c }, None,
             "not ours: the cloud does not know volume 5551 any more"),
         row("not-ours-missing-secret", d().device_in_use().event("FailedMount", "MountVolume.SetUp failed for volume \"tls\" : secret \"redis-tls\" not found"), None,

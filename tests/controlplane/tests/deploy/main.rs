@@ -2,6 +2,7 @@
 //! and ServiceAccounts that it speaks about.
 
 mod admission;
+mod attacks;
 mod bounds;
 mod cluster;
 mod hold;
@@ -62,6 +63,8 @@ async fn installed_on_a_real_control_plane() {
     tenants::reports_of_other_nodes(&installed).await;
     tenants::rights_that_they_lack(&installed).await;
     tenants::records_that_they_may_not_delete(&installed).await;
+
+    attacks::each_is_refused_by_name(&installed).await;
 
     hold::gates_new_pods_of_the_claim_and_only_those(&installed).await;
     hold::the_gate_keeps_the_scheduler_away(&installed).await;

@@ -20,6 +20,7 @@ mod restarted;
 mod rows;
 mod stuck;
 mod stuck_record;
+mod tenants;
 
 use common::StageOptions;
 use common::cluster::{Shared, people};
@@ -42,7 +43,9 @@ static SCENARIOS: &[Scenario] = scenarios! {
         orphan::a_node_of_the_old_name_and_another_instance,
         stuck::our_detach_with_proof_where_the_drivers_fails,
         stuck_record::a_refused_detach_is_done_at_the_cloud,
-        stuck_record::a_deleted_node_that_is_off_lets_go;
+        stuck_record::a_deleted_node_that_is_off_lets_go,
+        tenants::names_free_nothing_of_others,
+        tenants::words_reach_no_further_than_their_right;
     Own:
         // They stop a component, a controller, or the cloud, or take a part of the driver away.
         crash::another_goes_on,
