@@ -272,7 +272,11 @@ impl Collector {
             let lost = self.losses_of(&pods, live).await?;
             e.node_losses.insert(node.clone(), Fact::present(lost, source, at));
             let source = Source::Kubernetes(format!("the claims of the pods on {node}"));
-            let claims = self.claims_of_pods(&pods, live).await?;
+            let mut claims = self.claims_of_pods(&pods, live).await?;
+            // A volume stays attached after its pod: deleted by force, or evicted from a node that never said so.
+            claims.extend(self.claims_attached_to(&node, live).await?);
+            claims.sort();
+            claims.dedup();
             e.node_claims.insert(node, Fact::present(claims, source, at));
         }
         Ok(())

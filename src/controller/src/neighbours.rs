@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, ObjectMeta};
 use kube::{Api, Client, ResourceExt};
@@ -78,7 +79,7 @@ impl Collector {
         }
     }
 
-    /// The claims of these pods of one node, sorted, with what keeps reattach away from each.
+    /// The claims of these pods of one node, with what keeps reattach away from each.
     pub(crate) async fn claims_of_pods(
         &self,
         pods: &[Arc<Pod>],
@@ -96,38 +97,117 @@ impl Collector {
                 continue;
             }
             let ns = pod.namespace().unwrap_or_default();
-            let mut of_pod =
-                facts::opt_out(pod.metadata.annotations.as_ref(), &format!("pod {ns}/{}", pod.name_any()));
-            if of_pod.is_none() {
-                of_pod = self.namespace_opts_out(&ns, live).await?;
-            }
-            if of_pod.is_none() {
-                of_pod = self.owner_opts_out(&ns, &pod.metadata, live).await?;
-            }
+            let of_pod = self.pod_opts_out(pod, live).await?;
             if policies.is_none() {
                 policies = Some(self.policies(live).await?);
             }
             for name in claims {
                 let claim = ObjectName::new(ns.as_str(), name.as_str());
                 let mut opted_out = of_pod.clone();
-                if opted_out.is_none()
-                    && let Some(object) = self.claim_on_node(&claim, live).await?
-                {
+                if opted_out.is_none() {
                     opted_out =
-                        facts::opt_out(object.metadata.annotations.as_ref(), &format!("claim {claim}"));
-                    if opted_out.is_none() {
-                        opted_out = self
-                            .observed(&claim, &object, policies.as_deref().unwrap_or_default(), live)
-                            .await?;
-                    }
+                        self.claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live).await?;
                 }
-                let pod = ObjectName::new(ns.as_str(), pod.name_any());
-                found.push(NodeClaim { claim, pod, opted_out });
+                found.push(NodeClaim { claim, opted_out });
             }
         }
-        found.sort();
-        found.dedup();
         Ok(found)
+    }
+
+    /// The claims whose volumes have a VolumeAttachment on the node, with what keeps reattach away from each: whether a pod of
+    /// theirs is there or not, a fence detaches them.
+    pub(crate) async fn claims_attached_to(
+        &self,
+        node: &NodeName,
+        live: bool,
+    ) -> Result<Vec<NodeClaim>, kube::Error> {
+        let here = |a: &VolumeAttachment| a.spec.node_name == node.as_str();
+        let attachments = match &self.cache {
+            Some(cache) if !live => cache.attachments.filter(here),
+            _ => {
+                let api: Api<VolumeAttachment> = Api::all(self.clients.read.clone());
+                let all = api.list(&ListParams::default()).await?.items;
+                all.into_iter().filter(here).map(Arc::new).collect()
+            }
+        };
+        let volumes = attachments.iter().filter_map(|a| a.spec.source.persistent_volume_name.clone());
+        let mut found = Vec::new();
+        let mut policies: Option<Vec<Arc<RecoveryPolicy>>> = None;
+        for volume in volumes.filter(|v| is_object_name(v)) {
+            let Some(volume) = self.volume_named(&volume, live).await? else { continue };
+            let Some(claim) = facts::volume(&volume, None).claim_ref.map(|of| of.claim) else { continue };
+            if policies.is_none() {
+                policies = Some(self.policies(live).await?);
+            }
+            let mut opted_out = self.namespace_opts_out(&claim.namespace, live).await?;
+            if opted_out.is_none() {
+                opted_out =
+                    self.claim_opts_out(&claim, policies.as_deref().unwrap_or_default(), live).await?;
+            }
+            // The pods that wait elsewhere for the volume say whose workload it is.
+            for pod in self.pods_that_name(&claim, live).await? {
+                if opted_out.is_none() {
+                    opted_out = self.pod_opts_out(&pod, live).await?;
+                }
+            }
+            found.push(NodeClaim { claim, opted_out });
+        }
+        Ok(found)
+    }
+
+    async fn pods_that_name(&self, claim: &ObjectName, live: bool) -> Result<Vec<Arc<Pod>>, kube::Error> {
+        let names = |p: &Pod| claims_of(p).contains(&claim.name);
+        match &self.cache {
+            Some(cache) if !live => Ok(cache
+                .pods
+                .filter(|p| p.namespace().as_deref() == Some(claim.namespace.as_str()) && names(p))),
+            _ => {
+                let api: Api<Pod> = Api::namespaced(self.clients.read.clone(), &claim.namespace);
+                let all = api.list(&ListParams::default()).await?.items;
+                Ok(all.into_iter().filter(names).map(Arc::new).collect())
+            }
+        }
+    }
+
+    /// The opt-out of a pod, of its namespace, or of a workload above it.
+    async fn pod_opts_out(&self, pod: &Pod, live: bool) -> Result<Option<String>, kube::Error> {
+        let ns = pod.namespace().unwrap_or_default();
+        let annotations = pod.metadata.annotations.as_ref();
+        if let Some(what) = facts::opt_out(annotations, &format!("pod {ns}/{}", pod.name_any())) {
+            return Ok(Some(what));
+        }
+        if let Some(what) = self.namespace_opts_out(&ns, live).await? {
+            return Ok(Some(what));
+        }
+        self.owner_opts_out(&ns, &pod.metadata, live).await
+    }
+
+    /// The opt-out of a claim itself: its annotation, or a policy that only observes it.
+    async fn claim_opts_out(
+        &self,
+        claim: &ObjectName,
+        policies: &[Arc<RecoveryPolicy>],
+        live: bool,
+    ) -> Result<Option<String>, kube::Error> {
+        let Some(object) = self.claim_on_node(claim, live).await? else { return Ok(None) };
+        match facts::opt_out(object.metadata.annotations.as_ref(), &format!("claim {claim}")) {
+            Some(what) => Ok(Some(what)),
+            None => self.observed(claim, &object, policies, live).await,
+        }
+    }
+
+    async fn volume_named(
+        &self,
+        name: &str,
+        live: bool,
+    ) -> Result<Option<Arc<PersistentVolume>>, kube::Error> {
+        match &self.cache {
+            Some(cache) if !live => Ok(cache.volumes.get("", name)),
+            _ => {
+                let api: Api<PersistentVolume> = Api::all(self.clients.read.clone());
+                Ok(api.get_opt(name).await?.map(Arc::new))
+            }
+        }
     }
 
     async fn policies(&self, live: bool) -> Result<Vec<Arc<RecoveryPolicy>>, kube::Error> {
@@ -180,13 +260,9 @@ impl Collector {
     ) -> Result<Option<String>, kube::Error> {
         let pv = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| is_object_name(n));
         let by_driver = policies.iter().any(|p| !p.spec.selector.drivers.is_empty());
-        let volume = match (&self.cache, pv.filter(|_| by_driver)) {
-            (_, None) => None,
-            (Some(cache), Some(pv)) if !live => cache.volumes.get("", &pv),
-            (_, Some(pv)) => {
-                let api: Api<PersistentVolume> = Api::all(self.clients.read.clone());
-                api.get_opt(&pv).await?.map(Arc::new)
-            }
+        let volume = match pv.filter(|_| by_driver) {
+            Some(pv) => self.volume_named(&pv, live).await?,
+            None => None,
         };
         let driver = volume.as_ref().and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|c| c.driver.as_str());
         let subject = Subject { namespace: &name.namespace, claim: &facts::claim(claim), driver };

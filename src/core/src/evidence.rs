@@ -113,14 +113,12 @@ pub struct Evidence {
     pub events: Vec<EventFacts>,
 }
 
-/// A claim that a pod on a node uses.
+/// A claim that a pod on a node uses, or whose volume a VolumeAttachment has there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeClaim {
     /// The claim.
     pub claim: ObjectName,
-    /// The pod.
-    pub pod: ObjectName,
     /// What keeps reattach away from it, in words: an annotation, or a policy that only observes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opted_out: Option<String>,

@@ -256,10 +256,8 @@ impl Case {
         let at = start();
         let down = DownNode { name: node.into(), since: ago(600), changed: Some(ago(600)), silent: true };
         self.evidence.down = Some(Fact::present(vec![down], kubernetes("Nodes"), at));
-        let pods = self.evidence.pods.shown().into_iter().flatten();
-        let pod = pods.map(|p| p.name.clone()).next();
-        let used = pod.map(|pod| NodeClaim { claim: self.evidence.claim_name.clone(), pod, opted_out: None });
-        let fact = Fact::present(used.into_iter().collect(), kubernetes("the claims of the node's pods"), at);
+        let used = vec![NodeClaim { claim: self.evidence.claim_name.clone(), opted_out: None }];
+        let fact = Fact::present(used, kubernetes("the claims of the node's pods"), at);
         self.evidence.node_claims.insert(node.into(), fact);
         self
     }

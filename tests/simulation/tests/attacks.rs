@@ -8,7 +8,7 @@ use reattach_drill::stage::{Expect, Stage, phases_of};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, in_night, redis, secs, story};
+use reattach_tests_simulation::{NODES, in_night, postgres, redis, secs, story};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -237,6 +237,40 @@ fn an_approval_of_another_plan_lets_nothing_run() {
         let finalizers = kept.map(|r| r["metadata"]["finalizers"].clone()).unwrap_or_default();
         let left = finalizers.as_array().is_some_and(|all| !all.is_empty());
         assert!(!left, "{finalizers}");
+        Ok(())
+    });
+}
+
+/// The claim of the database is opted out. Its pod on the dead node was deleted by force, and its volume is still attached there: a
+/// fence for the cache beside it would detach it.
+#[test]
+fn an_opted_out_volume_whose_pod_is_gone_keeps_its_node() {
+    in_night(|| async {
+        let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
+        let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
+        s.world.follow_power();
+        let apps = [(redis(), Expect::Running), (postgres(), Expect::Running)];
+        on_one_node(&mut s, &NODES, apps.into_iter()).await?;
+        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+            "nodes": {"patienceSeconds": 60}});
+        s.world.policy_of("everything", &spec).await?;
+        s.start_replica("reattach-controller-0", None);
+        s.pass(secs(60)).await;
+        let out = json!({"metadata": {"annotations": {"reattach.dev/opt-out": "true"}}});
+        s.world.merge(PERSON, &format!("{CLAIMS}/data-postgres-0"), &out).await?;
+        s.hang(NODES[0].0)?;
+        s.pass(secs(5)).await;
+        let now = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
+        let pod = "/api/v1/namespaces/default/pods/postgres-0";
+        s.world.request(PERSON, "DELETE", pod, "application/json", &now).await?;
+        // Kubernetes itself detaches after six minutes.
+        s.pass(secs(270)).await;
+        untouched(&s);
+        assert!(
+            said(&s).contains("claim default/data-postgres-0 is on node node-a and is opted out by"),
+            "{}",
+            said(&s)
+        );
         Ok(())
     });
 }
