@@ -74,8 +74,8 @@ pub struct NodePolicy {
     #[serde(default = "default_patience")]
     #[schemars(range(min = 0, max = 86400))]
     pub patience_seconds: u32,
-    /// A machine is powered off only while at most so many nodes have fallen silent within 15 minutes of each other, itself
-    /// included. More are taken for a fault of the network or the control plane.
+    /// A machine is powered off only while at most so many nodes have gone down within 15 minutes of each other, itself
+    /// included. More are taken for a fault of the network, the control plane or a rollout.
     #[serde(default = "default_together")]
     #[schemars(range(min = 1, max = 1000))]
     pub most_together: u32,

@@ -83,6 +83,7 @@ impl Own {
             reason: plain::sentence(&d.reason, plain::SENTENCE_CHARS),
             at: d.at.0,
             of_this_cluster: d.of_this_cluster,
+            cluster_wide: false,
         });
         let nothing_under_way = recovery.spec.nothing_under_way.as_ref().map(|w| Word {
             by: w.declared_by.clone(),

@@ -20,7 +20,7 @@ use reattach_core::evidence::NodeClaim;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::outage::DownNode;
 use reattach_core::policy::Mode;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What an owner of pods says is asked for anew after so long, unless everything is read anew.
@@ -31,9 +31,21 @@ const MAX_OWNERS: usize = 3;
 /// Since when nodes are down, as this process saw it; and what owners of pods say. Clones share one memory.
 #[derive(Clone, Default)]
 pub struct Neighbours {
-    down: Arc<Mutex<BTreeMap<(String, String), Timestamp>>>,
+    seen: Arc<Mutex<Seen>>,
     owners: Arc<Mutex<BTreeMap<Owned, Said>>>,
 }
+
+/// The Nodes at the last look.
+#[derive(Default)]
+struct Seen {
+    /// Those that were Ready.
+    up: BTreeSet<Identity>,
+    /// Those that were not: since when, and whether they were Ready at the look before.
+    down: BTreeMap<Identity, (Timestamp, bool)>,
+}
+
+/// Name and UID of a Node.
+type Identity = (String, String);
 
 /// When an owner was read, and its opt-out in words.
 type Said = (Timestamp, Option<String>);
@@ -48,17 +60,22 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Neighbours {
     /// Notes which of all Nodes are down at `now`, and answers since when each of them is.
     pub fn note<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>, now: Timestamp) -> Vec<DownNode> {
-        let mut known = lock(&self.down);
-        let mut still = BTreeMap::new();
+        let mut before = lock(&self.seen);
+        let mut seen = Seen::default();
         let mut found = Vec::new();
-        for node in nodes.into_iter().filter(|n| !is_ready(n)) {
+        for node in nodes {
             let key = (node.name_any(), node.uid().unwrap_or_default());
-            let since = known.get(&key).copied().unwrap_or(now);
+            if is_ready(node) {
+                seen.up.insert(key);
+                continue;
+            }
+            let (since, fell) =
+                before.down.get(&key).copied().unwrap_or_else(|| (now, before.up.contains(&key)));
             let (silent, changed) = silence(node);
-            found.push(DownNode { name: NodeName::from(node.name_any()), since, changed, silent });
-            still.insert(key, since);
+            found.push(DownNode { name: NodeName::from(node.name_any()), since, fell, changed, silent });
+            seen.down.insert(key, (since, fell));
         }
-        *known = still;
+        *before = seen;
         found
     }
 }
@@ -361,20 +378,22 @@ mod tests {
     fn a_node_is_down_since_it_was_first_seen_so() {
         let memory = Neighbours::default();
         let at = |s: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s);
-        let since = |nodes: &[Node], now: i64| -> Vec<(String, i64, bool)> {
+        // Name, since when, whether it was seen to fall, whether it is silent.
+        let since = |nodes: &[Node], now: i64| -> Vec<(String, i64, bool, bool)> {
             let down = memory.note(nodes, at(now));
-            down.iter().map(|d| (d.name.to_string(), d.since.as_second(), d.silent)).collect()
+            down.iter().map(|d| (d.name.to_string(), d.since.as_second(), d.fell, d.silent)).collect()
         };
-        assert_eq!(since(&[node("a", "Unknown"), node("b", "True")], 10), [("a".to_owned(), 10, true)]);
+        let (a, b) = ("a".to_owned(), "b".to_owned());
+        assert_eq!(
+            since(&[node("a", "Unknown"), node("b", "True")], 10),
+            [(a.clone(), 10, false, true)],
+            "it may have been down for long"
+        );
         assert_eq!(
             since(&[node("a", "Unknown"), node("b", "False")], 20),
-            [("a".to_owned(), 10, true), ("b".to_owned(), 20, false)]
+            [(a.clone(), 10, false, true), (b, 20, true, false)]
         );
         assert_eq!(since(&[node("a", "True")], 30), []);
-        assert_eq!(
-            since(&[node("a", "Unknown")], 40),
-            [("a".to_owned(), 40, true)],
-            "it was back in between"
-        );
+        assert_eq!(since(&[node("a", "Unknown")], 40), [(a, 40, true, true)], "it was back in between");
     }
 }

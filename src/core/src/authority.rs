@@ -27,7 +27,7 @@ pub struct NodeRules {
     pub match_labels: BTreeMap<String, String>,
     /// Seconds for which a node must have been seen not Ready before its machine is powered off: longer than a boot takes.
     pub patience_seconds: u32,
-    /// How many nodes may have fallen silent together for one of them still to be powered off.
+    /// How many nodes may have gone down together for one of them still to be powered off.
     pub most_together: u32,
     /// Fence a node although claims on it are opted out.
     pub override_opt_outs: bool,

@@ -182,9 +182,14 @@ pub enum Refusal {
     MayBeBooting { node: String, seconds: i64, patience: u32 },
     /// S7: the outage brake.
     #[error(
-        "node {node} fell silent together with {list}, which points to the network or the control plane, so none of them is powered off (spec.nodes.mostTogether is {limit}); mend that, or shut a machine down at the cloud that is dead for certain", list = others.join(", ")
+        "node {node} went down together with {list}, which points to the network, the control plane or a rollout, so none of them is powered off (spec.nodes.mostTogether is {limit}); mend that, or shut a machine down at the cloud that is dead for certain", list = others.join(", ")
     )]
     DownTogether { node: String, others: Vec<String>, limit: u32 },
+    /// S7: the kubelet lives.
+    #[error(
+        "the kubelet of node {node} lives and posts that its node is not Ready, so its pods may write and its machine is not powered off unattended; mend the node (kubectl describe node {node}), or shut its machine down at the cloud if it must go"
+    )]
+    KubeletPosts { node: String },
 }
 
 impl Refusal {
@@ -205,6 +210,7 @@ impl Refusal {
                 | Self::Maintenance { .. }
                 | Self::MayBeBooting { .. }
                 | Self::DownTogether { .. }
+                | Self::KubeletPosts { .. }
         ) || match self {
             Self::LostOnNode { loss, .. } => loss.may_pass(),
             Self::LostElsewhereOnNode { may_pass, .. } => *may_pass,

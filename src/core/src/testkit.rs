@@ -254,7 +254,13 @@ impl Case {
     /// The node is the only one that is down, for ten minutes now, and [`Self::deployment`]'s claim the only one on it.
     pub fn alone_down(mut self, node: &str) -> Self {
         let at = start();
-        let down = DownNode { name: node.into(), since: ago(600), changed: Some(ago(600)), silent: true };
+        let down = DownNode {
+            name: node.into(),
+            since: ago(600),
+            fell: true,
+            changed: Some(ago(600)),
+            silent: true,
+        };
         self.evidence.down = Some(Fact::present(vec![down], kubernetes("Nodes"), at));
         let used = vec![NodeClaim { claim: self.evidence.claim_name.clone(), opted_out: None }];
         let fact = Fact::present(used, kubernetes("the claims of the node's pods"), at);

@@ -190,6 +190,36 @@ fn a_namespace_admin_fences_no_node() {
     });
 }
 
+/// The network cuts both nodes off, and their pods write on. The policy has rules for nodes, and lets no machine be powered off.
+#[test]
+fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
+    in_night(|| async {
+        for (who, fences) in [(ADAM, false), (CARLA, true)] {
+            let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": {}})).await?;
+            for (node, _) in NODES {
+                s.partition(node, true)?;
+            }
+            s.pass(secs(70)).await;
+            let holder = NODES[0].1.to_string();
+            let word = json!({"holder": holder, "declaredBy": who, "reason": "dead", "at": s.world.server().clock().now()});
+            ask(&s, who, json!({"mode": "Approve", "declaration": word})).await?;
+            approve(&mut s, who, who).await?;
+            s.pass(secs(600)).await;
+            assert_eq!(
+                !s.world.ledger.effects().is_empty(),
+                fences,
+                "{who}: {}\n{}",
+                says(&s, who),
+                story(&s)
+            );
+            if !fences {
+                assert!(says(&s, who).contains("at cluster scope"), "{}", says(&s, who));
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_cluster_admin_may_power_off_and_fence() {
     in_night(|| async {

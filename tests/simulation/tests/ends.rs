@@ -42,11 +42,11 @@ fn messages(s: &Stage) -> Vec<String> {
     s.world.recoveries().into_iter().map(said).collect()
 }
 
-/// After the power-off a pod of a DaemonSet is bound to the dead node, so that it is not fenced.
+/// After the power-off a pod of a DaemonSet is bound to the dead node: it never ran there, and the fence goes on.
 #[test]
-fn a_refused_run_powers_the_machine_on_again() {
+fn a_pod_that_comes_to_a_machine_that_is_off_ends_no_fence() {
     let played = in_virtual_time(|| async {
-        let mut s = stage("AllowedAndOn").await?;
+        let mut s = stage("Allowed").await?;
         s.hang(NODES[0].0)?;
         s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
@@ -54,6 +54,23 @@ fn a_refused_run_powers_the_machine_on_again() {
             "spec": {"nodeName": NODES[0].0, "containers": [{"name": "c", "image": "i"}],
                 "tolerations": [{"operator": "Exists"}]}});
         s.world.create("system:serviceaccount:kube-system:daemon-set-controller", &pod).await?;
+        s.running(&["redis"], secs(900)).await?;
+        s.phases(&["redis"], &[Phase::Recovered], secs(300)).await?;
+        Ok::<_, WorldError>((power(&s), story(&s)))
+    });
+    let (power, story) = played.expect("virtual time").expect("the stage");
+    assert_eq!(power, Some(InstanceStatus::Offline), "{story}");
+}
+
+/// The policy is taken back when the machine has just been powered off.
+#[test]
+fn a_refused_run_powers_the_machine_on_again() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage("AllowedAndOn").await?;
+        s.hang(NODES[0].0)?;
+        s.until("shutdown ordered", secs(600), shutdown_ordered).await?;
+        let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
+        s.world.merge("oncall", policy, &json!({"spec": {"mode": "Observe"}})).await?;
         s.pass(secs(3_600)).await;
         Ok::<_, WorldError>((power(&s), s.world.app_ready("redis", 1), messages(&s), story(&s)))
     });

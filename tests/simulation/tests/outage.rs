@@ -98,7 +98,7 @@ fn a_partition_of_every_node_powers_none_off() {
             }
             s.pass(secs(1800)).await;
             assert_eq!(shutdowns(&s.world), 0, "{}", story(&s));
-            assert!(says(&s, "app0").contains("fell silent together with"), "{}", says(&s, "app0"));
+            assert!(says(&s, "app0").contains("went down together with"), "{}", says(&s, "app0"));
             for (node, _) in nodes {
                 s.partition(node, false)?;
             }
@@ -128,7 +128,7 @@ fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
         s.hang(&second)?;
         s.pass(secs(900)).await;
         assert!(!is_off(&s.world, &second), "{}", story(&s));
-        assert!(says(&s, "app1").contains("fell silent together with"), "{}", says(&s, "app1"));
+        assert!(says(&s, "app1").contains("went down together with"), "{}", says(&s, "app1"));
         s.shut_down(&second).await?;
         s.running(&["app0", "app1", "app2"], secs(900)).await?;
         Ok(())

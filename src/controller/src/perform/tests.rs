@@ -127,6 +127,7 @@ impl Scene {
             reason: "unplugged".to_owned(),
             at: case.now,
             of_this_cluster: false,
+            cluster_wide: true,
         };
         reattach_core::proof::declared(&case.evidence, &holder, &word, case.now).unwrap()
     }

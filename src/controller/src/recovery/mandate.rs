@@ -65,7 +65,9 @@ impl Executor {
             None => None,
         };
         match declared.as_ref().map(|p| &p.reach) {
-            Some(Reach::Cluster) => {}
+            Some(Reach::Cluster) => {
+                evidence.declaration.iter_mut().for_each(|d| d.cluster_wide = true);
+            }
             // That a machine is this cluster's is said with a right at cluster scope only.
             Some(Reach::Namespace) => {
                 evidence.declaration.iter_mut().for_each(|d| d.of_this_cluster = false);

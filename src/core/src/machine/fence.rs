@@ -13,7 +13,8 @@ use crate::ids::ObjectName;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general};
 use crate::proof::{
-    ATTEMPT, Before, FenceProof, answered_clean, kubelet_handshake, of_the_machine, rebooted_and_clean,
+    ATTEMPT, Before, FenceProof, answered_clean, kubelet_handshake, of_the_machine, of_the_whole_machine,
+    rebooted_and_clean,
 };
 use crate::runbook::{Holding, StepKind};
 use jiff::{SignedDuration, Timestamp};
@@ -62,7 +63,11 @@ impl Look<'_> {
         } else if node.is_some_and(|n| n.ready) {
             lacks.push("the pods' end must be seen first".to_owned());
         }
-        match of_the_machine(e, &pins.holder, now) {
+        let machine = match self.plan.fences() {
+            true => of_the_whole_machine(e, &pins.holder, now),
+            false => of_the_machine(e, &pins.holder, now),
+        };
+        match machine {
             Ok(proof) => return Ok(proof),
             Err(why) if node.is_none_or(|n| !n.ready) => lacks.push(why.to_string()),
             Err(_) => {}
@@ -255,6 +260,11 @@ impl Look<'_> {
         let Some(listed) = &pins.node_wide else {
             return Some(self.refused("the plan does not list what is on the node"));
         };
+        // What came to the node after this run had powered the machine off never ran there: a DaemonSet's pod is made anew for
+        // a node that is not Ready, and anybody may bind a pod to it.
+        if self.state.powered_off(self.plan) && self.proof().is_ok_and(|p| p.shows_off_or_gone()) {
+            return None;
+        }
         let Some(Reading::Present(pods)) =
             self.evidence.node_pods.get(&pins.node).map(|f| f.read(self.cx.now, MAX_AGE))
         else {
@@ -358,7 +368,8 @@ fn back_again(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Option<String
     }
     let instance = evidence.instances.get(&pins.holder).and_then(|f| f.read(now, MAX_AGE).present())?;
     let runs = matches!(instance.state, InstanceState::Running | InstanceState::Transitional(_));
-    let declared = matches!(&evidence.declaration, Some(d) if d.holder == pins.holder);
+    let declared =
+        matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(now).is_ok());
     (runs && !declared).then(|| format!("instance {} runs again", pins.holder))
 }
 

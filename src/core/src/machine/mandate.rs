@@ -35,8 +35,9 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
 }
 
 impl Look<'_> {
-    /// What stands against touching the whole node, before the run has done so. The wait for a brake, a boot or a maintenance
-    /// has no deadline: nothing was done yet, the status says what is waited for, and a person is called.
+    /// What stands against touching the whole node, before each such effect: the word by which it is done may have been taken
+    /// back since the last one. The wait for a brake, a boot or a maintenance has no deadline: the status says what is waited
+    /// for, and a person is called.
     pub(super) fn node_is_spared(&self) -> Option<Next> {
         let steps = [StepKind::PowerOff, StepKind::Quarantine, StepKind::TaintOutOfService];
         let due = match self.state.step(self.ix) {
@@ -44,8 +45,7 @@ impl Look<'_> {
             | StepState::Issued { outcome: Outcome::NotApplied { retry: true, .. }, .. } => true,
             StepState::Started { .. } | StepState::Issued { .. } | StepState::Closed { .. } => false,
         };
-        let begun = |kind: &StepKind| *kind != self.step.kind && self.state.in_force(self.plan, *kind);
-        if !due || !steps.contains(&self.step.kind) || steps.iter().any(begun) {
+        if !due || !steps.contains(&self.step.kind) {
             return None;
         }
         // The step itself says so.

@@ -120,7 +120,7 @@ fn powered(
 }
 
 /// Whether the cloud never changes an instance's power by itself.
-fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
+pub(super) fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
     evidence.power.get(&plan.pins.holder).and_then(|f| f.shown()).is_some_and(|f| f.off_stays_off)
 }
 

@@ -3,7 +3,7 @@
 
 use super::fence::take_off;
 use super::hold::let_come;
-use super::observe::{IN_FLIGHT, lost};
+use super::observe::{IN_FLIGHT, lost, state_tells};
 use super::orders::{self, Fate};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
@@ -184,13 +184,26 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         | StepState::Closed { skipped: true } => {}
     }
     let since = state.turned_back_at().unwrap_or(cx.now);
+    let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= since);
+    let instance = instance.map(|f| f.read(cx.now, MAX_AGE));
+    let runs = matches!(instance, Some(Reading::Present(i)) if i.state == InstanceState::Running);
     match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
         Fate::Unread(what) => return wait(what),
         Fate::Pending => return wait("a job changes the instance's power at the provider"),
+        // Accepted, and not in the history yet: the machine that still runs is about to stop.
+        Fate::Unseen if runs => {
+            let until = later(since, IN_FLIGHT);
+            if !state_tells(plan, evidence) {
+                return wait(&lost("the accepted order to power the instance off"));
+            }
+            if cx.now < until {
+                let why = "the instance was ordered off and still runs".to_owned();
+                return Some(Next::Wait { why, until });
+            }
+        }
         Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
-    let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= since);
-    match instance.map(|f| f.read(cx.now, MAX_AGE)) {
+    match instance {
         Some(Reading::Absent) => return None,
         Some(Reading::Present(i)) => match &i.state {
             InstanceState::Off => {}

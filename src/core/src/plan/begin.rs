@@ -26,7 +26,11 @@ pub fn may_begin(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Result<(),
     if !held || lives {
         return Ok(());
     }
-    match proof::of_the_machine(evidence, holder, now) {
+    let proof = match plan.fences() {
+        true => proof::of_the_whole_machine(evidence, holder, now),
+        false => proof::of_the_machine(evidence, holder, now),
+    };
+    match proof {
         Ok(_) => Ok(()),
         Err(why) => Err(Refusal::NoProofYet {
             holder: holder.clone(),

@@ -1,11 +1,12 @@
 //! What stands against an effect on a whole node: nobody's word reaches that far, the rules do not select the node, it is
-//! under maintenance, something on it is opted out, it may only be booting, or it fell silent together with others.
+//! under maintenance, something on it is opted out, it may only be booting, its kubelet still posts, or it went
+//! down together with others.
 
 use super::Plan;
 use crate::authority::{NodeRules, NodeWord, mandate};
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
 use crate::fact::Reading;
-use crate::outage::silent_together;
+use crate::outage::down_together;
 use crate::proof;
 use crate::runbook::StepKind;
 use crate::safety::Refusal;
@@ -63,7 +64,7 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
             opt_outs(plan, evidence, now, &mut out);
         }
         let judged = matches!(word, NodeWord::Person { saw_the_plan: true, .. });
-        let proven = proof::of_the_machine(evidence, &plan.pins.holder, now).is_ok();
+        let proven = proof::of_the_whole_machine(evidence, &plan.pins.holder, now).is_ok();
         // What the cloud or a person says of the machine itself is explained by no partition.
         if !judged && !proven && plan.find(StepKind::PowerOff).is_some() {
             brakes(plan, node, &rules, evidence, now, &mut out);
@@ -128,7 +129,10 @@ fn brakes(
             patience: rules.patience_seconds,
         });
     }
-    let together = silent_together(down, name);
+    if own.is_some_and(|d| !d.silent) {
+        out.push(Refusal::KubeletPosts { node: name.to_string() });
+    }
+    let together = down_together(down, name, now);
     if together.len() > usize::try_from(rules.most_together).unwrap_or(usize::MAX) {
         let others = together.iter().filter(|n| *n != name).map(ToString::to_string).collect();
         out.push(Refusal::DownTogether { node: name.to_string(), others, limit: rules.most_together });

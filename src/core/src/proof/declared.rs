@@ -27,6 +27,10 @@ pub struct Declaration {
     /// say so who may declare in the whole cluster.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub of_this_cluster: bool,
+    /// They may declare in the whole cluster, so it is a word about the machine. With a right in one namespace it is a word
+    /// about that namespace's volume alone (S10). Set by the access review, never by what the record says.
+    #[serde(skip)]
+    pub cluster_wide: bool,
 }
 
 impl Declaration {
@@ -78,11 +82,11 @@ pub fn declared(
         source: Source::Kubernetes("VolumeRecovery".to_owned()),
         at: declaration.at,
     });
-    let Declaration { by, reason, at, .. } = declaration.clone();
+    let Declaration { by, reason, at, cluster_wide, .. } = declaration.clone();
     Ok(FenceProof::new(
         volume,
         holder,
-        ProofKind::Declared { by, reason, at },
+        ProofKind::Declared { by, reason, at, cluster_wide },
         grounds,
         for_a_while(now),
         now,

@@ -133,6 +133,9 @@ pub enum ProofKind {
         reason: String,
         /// When.
         at: Timestamp,
+        /// By a right to declare in the whole cluster.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cluster_wide: bool,
     },
 }
 
@@ -211,10 +214,10 @@ impl ProofKind {
         }
     }
 
-    /// Whether it allows to fence the node as a whole: the machine is off or gone, or a named human says that it cannot
-    /// write. What a living kubelet or agent says is about one volume.
+    /// Whether it allows to fence the node as a whole: the machine is off or gone, or a named human who may say so for the
+    /// whole cluster says that it cannot write. What a living kubelet or agent says is about one volume.
     pub fn fences_the_node(&self) -> bool {
-        self.shows_off_or_gone() || matches!(self, Self::Declared { .. })
+        self.shows_off_or_gone() || matches!(self, Self::Declared { cluster_wide: true, .. })
     }
 }
 
@@ -284,9 +287,10 @@ pub enum NoProof {
         /// What the cloud says.
         found: String,
     },
-    /// "Not found" without having been seen before proves nothing: another account answers the same.
+    /// "Not found" without having been seen before proves nothing: another account answers the same, and so may a credential
+    /// that may see the volume and not the instance.
     #[error(
-        "the cloud does not know instance {holder}, and neither it nor its volume was seen there before with the same credential in this recovery"
+        "the cloud does not know instance {holder}, and it was not seen there before with the same credential in this recovery"
     )]
     NeverSeen {
         /// The instance.
@@ -390,6 +394,25 @@ pub fn of_the_machine(
     match found {
         Some(Reading::Absent) => gone(evidence, holder, None, now),
         _ => off(evidence, holder, evidence.sightings.last(), now),
+    }
+}
+
+/// A proof about the machine itself by which the node as a whole may be fenced.
+///
+/// # Errors
+/// As [`of_the_machine`], and a declaration by a right in one namespace.
+pub fn of_the_whole_machine(
+    evidence: &Evidence,
+    holder: &InstanceId,
+    now: Timestamp,
+) -> Result<FenceProof, NoProof> {
+    let proof = of_the_machine(evidence, holder, now)?;
+    match proof.kind() {
+        ProofKind::Declared { by, cluster_wide: false, .. } => Err(NoProof::Declaration {
+            by: by.clone(),
+            why: "it was given by a right in one namespace, and about a whole node it takes the verb declare on volumerecoveries at cluster scope".to_owned(),
+        }),
+        _ => Ok(proof),
     }
 }
 

@@ -19,16 +19,18 @@ use serde::{Deserialize, Serialize};
 pub struct Sighting {
     /// The instance.
     pub instance: InstanceId,
-    /// Credential, account and region that described it, or its volume with it as the holder.
+    /// Credential, account and region that described it.
     pub scope: CloudScope,
-    /// Its power state then; none if only its volume was described.
+    /// Its power state then; none in a record of an earlier version, if only its volume was described.
     pub state: Option<InstanceState>,
     /// When.
     pub at: Timestamp,
 }
 
 /// Makes the *gone* proof: the cloud reports the instance deleted or terminated, or does not find it with the very
-/// credential that described it (or its volume) earlier in this recovery.
+/// credential that described it earlier in this recovery. That its volume was described is not enough: grants of a restricted
+/// Linode user are per entity, so that one who may see the volume need not find the instance
+/// (<https://techdocs.akamai.com/linode-api/reference/get-user-grants>).
 ///
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order volume, living nodes, instance, sighting.
@@ -44,7 +46,10 @@ pub fn gone(
         Some(instance) => return Err(running(holder, "gone", &instance.state)),
         None => {
             let seen = before.filter(|s| {
-                s.instance == *holder && s.at < fact.at && Some(&s.scope) == evidence.cloud_scope.as_ref()
+                s.instance == *holder
+                    && s.state.is_some()
+                    && s.at < fact.at
+                    && Some(&s.scope) == evidence.cloud_scope.as_ref()
             });
             Some(seen.ok_or_else(|| NoProof::NeverSeen { holder: holder.clone() })?.at)
         }

@@ -153,7 +153,7 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
         ProofKind::RebootedAndClean { node, boot, epoch } => format!(
             "{node} runs another boot ({boot}), whose agent answered question {epoch}: no such device, and no mount of it"
         ),
-        ProofKind::Declared { by, reason, at } => {
+        ProofKind::Declared { by, reason, at, cluster_wide: _ } => {
             format!("{by} declared at {} that the instance cannot write: {reason}", clock(*at))
         }
     }

@@ -178,7 +178,15 @@ fn a_node_is_spared_while_it_may_boot_or_others_fell_silent_too() {
     let mut unread = storm.clone();
     unread.evidence.down = None;
     assert!(matches!(against(&unread, &plan)[..], [Refusal::Missing { .. }]));
-    for refusal in [against(&young, &plan), against(&storm, &plan)].concat() {
+    // A bad rollout: every kubelet lives and posts that its node is not Ready.
+    let mut rollout = storm.clone();
+    down(&mut rollout, |list| list.iter_mut().for_each(|d| d.silent = false));
+    let said = against(&rollout, &plan);
+    assert!(
+        matches!(&said[..], [Refusal::KubeletPosts { node }, Refusal::DownTogether { .. }] if node == NODE),
+        "{said:?}"
+    );
+    for refusal in [against(&young, &plan), said].concat() {
         assert!(refusal.may_pass(), "{refusal}");
     }
 }

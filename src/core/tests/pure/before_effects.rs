@@ -3,7 +3,7 @@
 use super::walk::{QUIET, Walk, World, dead_node, dead_node_off, detach_error, orphan};
 use jiff::SignedDuration;
 use reattach_core::evidence::Evidence;
-use reattach_core::fact::Known;
+use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::NodeName;
 use reattach_core::journal::Outcome;
 use reattach_core::machine::{Action, Effect, Next};
@@ -138,6 +138,23 @@ fn another_boot_stops_every_effect_that_rests_on_the_pinned_one() {
             walk.case.evidence.cloud_volume.value = Known::Absent;
         }
         node(&mut walk.case.evidence, |n| n.boot_id = "another".into());
+    });
+}
+
+/// The word by which a node is fenced is taken back after the quarantine.
+#[test]
+fn a_taint_needs_the_word_over_the_node_once_more() {
+    let taint = |e: &Effect| matches!(e, Effect::TaintOutOfService { .. });
+    stopped(taint, |walk| {
+        walk.case = walk.case.clone().mandate(|m| {
+            m.ceiling.iter_mut().for_each(|c| (c.nodes, c.power_off) = (None, false));
+        });
+    });
+    stopped(taint, |walk| match walk.case.evidence.node_claims.get_mut(&NodeName::from(NODE)) {
+        Some(Fact { value: Known::Present(claims), .. }) => {
+            claims.iter_mut().for_each(|c| c.opted_out = Some("namespace shop".into()));
+        }
+        other => panic!("the claims are there: {other:?}"),
     });
 }
 

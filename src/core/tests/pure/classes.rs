@@ -235,9 +235,20 @@ fn without_a_permission_a_dead_node_waits_for_others() {
         reason: "I pulled the plug".into(),
         at: declared.now,
         of_this_cluster: false,
+        cluster_wide: true,
     });
     let made = plan(&declared, none).unwrap();
     assert_eq!(may_begin(&made, &declared.evidence, declared.now), Ok(()));
+    // By a right in one namespace it is a word about one volume.
+    declared.evidence.declaration.iter_mut().for_each(|d| d.cluster_wide = false);
+    let refusal = may_begin(&made, &declared.evidence, declared.now).unwrap_err();
+    assert!(refusal.to_string().contains("at cluster scope") && refusal.may_pass(), "{refusal}");
+    let mut walk = Walk::with(declared, QUIET, none);
+    walk.once();
+    for _ in 0..600 {
+        walk.once();
+    }
+    assert_eq!(walk.kinds(), Vec::<String>::new(), "{}", walk.story());
 }
 
 #[test]
@@ -249,6 +260,7 @@ fn a_declared_node_is_fenced_and_says_by_whom() {
         reason: "I pulled the plug".into(),
         at: case.now,
         of_this_cluster: false,
+        cluster_wide: true,
     });
     let mut walk = Walk::new(case, QUIET);
     assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());

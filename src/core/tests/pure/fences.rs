@@ -85,7 +85,7 @@ fn scene(kind: Kind) -> Scene {
     }
     let power = PowerFacts { jobs: vec![shutdown()], off_stays_off: false };
     e.power.insert(INSTANCE.into(), Fact::present(power, cloud(), start()));
-    let state = (kind == Kind::Off).then_some(InstanceState::Off);
+    let state = Some(if kind == Kind::Off { InstanceState::Off } else { InstanceState::Running });
     let before = Sighting { instance: INSTANCE.into(), scope: CloudScope("a".into()), state, at: ago(20) };
     Scene {
         case,
@@ -97,6 +97,7 @@ fn scene(kind: Kind) -> Scene {
             reason: "the machine is unplugged".into(),
             at: ago(30),
             of_this_cluster: false,
+            cluster_wide: true,
         },
     }
 }
@@ -128,6 +129,23 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
         assert_eq!(proof.shows_off_or_gone(), matches!(of, Kind::Gone | Kind::NotFound | Kind::Off));
         assert_eq!(proof.fences_the_node(), of != Kind::Rebooted, "{of:?}");
     }
+}
+
+/// Grants are per entity: who may see the volume need not find the instance.
+#[test]
+fn not_found_proves_nothing_where_only_the_volume_was_described() {
+    let mut scene = scene(Kind::NotFound);
+    before(&mut scene, |s| s.state = None);
+    let never = NoProof::NeverSeen { holder: INSTANCE.into() };
+    assert_eq!(prove(Kind::NotFound, &scene), Err(never));
+}
+
+#[test]
+fn a_word_by_a_right_in_one_namespace_fences_no_node() {
+    let mut scene = scene(Kind::Declared);
+    scene.declaration.cluster_wide = false;
+    let proof = prove(Kind::Declared, &scene).unwrap();
+    assert!(!proof.fences_the_node() && !proof.shows_off_or_gone());
 }
 
 #[test]

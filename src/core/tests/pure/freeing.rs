@@ -142,6 +142,7 @@ fn word(c: &mut Case, holder: &str, by: &str, reason: &str, ago: i64) {
         reason: reason.into(),
         at: c.now - SignedDuration::from_secs(ago),
         of_this_cluster: false,
+        cluster_wide: true,
     });
 }
 

@@ -152,6 +152,7 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
             reason: "ours".into(),
             at: case.now - jiff::SignedDuration::from_secs(ago),
             of_this_cluster,
+            cluster_wide: true,
         });
         refused(&case)
     };
