@@ -97,7 +97,8 @@ impl LeaseArgs {
             )))
         };
         if let Some(named) = self.named() {
-            if let Found::Named(all) = self.search(session).await? {
+            // By any name: a controller may have been installed under another one.
+            if let Found::Named(all) = Self::search(session, None).await? {
                 for other in all.iter().filter(|other| **other != named) {
                     note(&format!(
                         "note: Lease {other} exists, too; a controller that holds it is not noticed."
@@ -106,7 +107,7 @@ impl LeaseArgs {
             }
             return Ok(named);
         }
-        match self.search(session).await? {
+        match Self::search(session, self.lease.as_deref()).await? {
             Found::Named(all) => match all.as_slice() {
                 [one] => Ok(one.clone()),
                 [] => refuse(format!("no Lease {} exists in this cluster", self.pattern())),
@@ -124,7 +125,7 @@ impl LeaseArgs {
         if let Some(named) = self.named() {
             return Ok(vec![named]);
         }
-        match self.search(session).await? {
+        match Self::search(session, self.lease.as_deref()).await? {
             Found::Named(all) if !all.is_empty() => Ok(all),
             Found::Named(_) | Found::Hidden => {
                 Ok(vec![LeaseName { namespace: USUAL_NAMESPACE.to_owned(), name: self.usual_name() }])
@@ -145,8 +146,8 @@ impl LeaseArgs {
         self.lease.clone().unwrap_or_else(|| format!("{PREFIX}*"))
     }
 
-    /// Every Lease of the cluster that has the name, or one that a leader Lease can have.
-    async fn search(&self, session: &Session) -> Result<Found, Fail> {
+    /// Every Lease of the cluster that has the name; none given: each name that a leader Lease can have.
+    async fn search(session: &Session, wanted: Option<&str>) -> Result<Found, Fail> {
         let api: Api<Lease> = Api::all(session.clients.read.clone());
         let mut params = ListParams::default().limit(PAGE);
         let mut found = Vec::new();
@@ -158,7 +159,7 @@ impl LeaseArgs {
             };
             for lease in &page.items {
                 let (namespace, name) = (lease.namespace().unwrap_or_default(), lease.name_any());
-                let fits = self.lease.as_ref().map_or(name.starts_with(PREFIX), |wanted| *wanted == name);
+                let fits = wanted.map_or(name.starts_with(PREFIX), |wanted| wanted == name);
                 if fits {
                     found.push(LeaseName { namespace, name });
                 }

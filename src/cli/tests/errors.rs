@@ -3,9 +3,11 @@
 
 mod common;
 
+use common::world::turn;
 use common::{CLAIM, NS, Ran, Stage, TOKEN, ended, finish, kubeconfig_text};
 use reattach_sim::apiserver::Verb;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// One sentence on standard error, nothing on standard output; the sentence is returned.
 #[track_caller]
@@ -244,7 +246,8 @@ async fn no_controller() {
 /// A Lease that no controller looks at would exclude none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn break_glass_guesses_no_lease() {
-    let stage = Stage::new("guess").await;
+    let stage = Arc::new(Stage::new("guess").await);
+    let world = turn(&stage);
     let lease = |namespace: &str, name: &str| {
         stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": name, "namespace": namespace},
@@ -275,6 +278,7 @@ async fn break_glass_guesses_no_lease() {
     let sentence = one_sentence(&run(&[]).await, 1);
     names(&sentence, &["you may not list the Leases of the whole cluster", "--controller-namespace"]);
     ended(&run(&named).await, 0, &["Lease ops/reattach-main taken, term 6", "7 steps"]);
+    world.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,9 +50,21 @@ pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) ->
 fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {
     let mut owners = pod.metadata.owner_references.iter().flatten();
     if !owners.any(|o| o.controller == Some(true)) {
-        return Some("no controller owns it".to_owned());
+        // Kubernetes never evicts a pod that tolerates the taint for ever: waiting for that would keep the node from being
+        // fenced for good.
+        return (!stays_for_ever(pod)).then(|| "no controller owns it".to_owned());
     }
     spent(job?)
+}
+
+/// Does the pod tolerate the taint of an unreachable node without an end (`node.kubernetes.io/unreachable:NoExecute`)?
+fn stays_for_ever(pod: &Pod) -> bool {
+    let tolerations = pod.spec.iter().flat_map(|s| s.tolerations.iter().flatten());
+    tolerations.filter(|t| t.toleration_seconds.is_none()).any(|t| {
+        let key = t.key.as_deref().unwrap_or_default();
+        let effect = t.effect.as_deref().unwrap_or_default();
+        matches!(key, "" | "node.kubernetes.io/unreachable") && matches!(effect, "" | "NoExecute")
+    })
 }
 
 /// Why a Job would fail for good if one of its pods went away.
@@ -128,6 +140,8 @@ mod tests {
     fn a_bare_pod_is_not_made_again() {
         let bare = said(&pod(json!([]), |_| {}), claim(false), None);
         assert_eq!(bare, ["no pod would be made in its place: no controller owns it"]);
+        let stays = |p: &mut Value| p["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+        assert_eq!(said(&pod(json!([]), stays), claim(false), None), [""; 0], "it is never evicted");
         let mirror = |p: &mut Value| p["metadata"]["annotations"] = json!({ MIRROR: "x" });
         let going = |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
         let ended = |p: &mut Value| p["status"] = json!({ "phase": "Succeeded" });

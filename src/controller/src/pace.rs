@@ -6,7 +6,7 @@
 //!
 //! # Guarantees
 //! Nothing is driven in a loop without a pause: pauses double with each turn in a row that led nowhere, and begin anew
-//! with the first one that leads somewhere. They never grow beyond [`Fruitless::limits`], so nothing is given up.
+//! with the first one that leads somewhere. They never grow beyond the limits below, so nothing is given up.
 //!
 //! # Assumptions
 //! A turn that stored a line or came to a wait led somewhere.

@@ -83,8 +83,10 @@ async fn the_taints_and_locks_of_others_stay() {
 /// A recovery that is over, with the plan that names what a late agent has to look for.
 fn over(stage: &Stage) -> String {
     let pv = stage.get("", "persistentvolumes", "", "pvc-1")["metadata"]["uid"].clone();
-    let mut plan = serde_json::to_value(Case::deployment().plan().unwrap()).unwrap();
-    plan["pins"]["pv"] = pv;
+    let mut plan = Case::deployment().plan().unwrap();
+    plan.pins.pv = pv.as_str().expect("a UID").into();
+    plan.hash = plan.computed_hash();
+    let plan = serde_json::to_value(plan).unwrap();
     stage.recovery("r", "Recovered", |r| {
         r["status"]["plan"] = plan;
         r["status"]["epoch"] = json!(3);

@@ -54,7 +54,7 @@ pub fn line(text: &str, most: usize) -> String {
     cut(&clean(text).split_whitespace().collect::<Vec<_>>().join(" "), most)
 }
 
-/// A sentence for a status, a condition, an Event or a record: as [`line`], and what looks like a credential is masked.
+/// A sentence for a status, a condition, an Event or a record: as [`line()`], and what looks like a credential is masked.
 pub fn sentence(text: &str, most: usize) -> String {
     line(&quoted(text), most)
 }

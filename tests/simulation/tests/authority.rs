@@ -181,9 +181,12 @@ fn a_namespace_admin_fences_no_node() {
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
         s.shut_down(dead).await?;
+        // The plan that is shown rests on the finished shutdown.
+        s.pass(secs(60)).await;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
         approve(&mut s, ADAM, ADAM).await?;
-        s.pass(secs(600)).await;
+        // Later the pod is evicted, and the plan is another one.
+        s.pass(secs(60)).await;
         assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, ADAM).contains("needs more than a right in one namespace"), "{}", says(&s, ADAM));
         Ok(())
@@ -228,7 +231,8 @@ fn a_cluster_admin_may_power_off_and_fence() {
         dead_node(&mut s).await?;
         ask(&s, CARLA, json!({"mode": "Approve", "powerOff": {"allowedBy": CARLA}})).await?;
         approve(&mut s, CARLA, CARLA).await?;
-        s.running(&["redis"], secs(900)).await?;
+        let healed = s.running(&["redis"], secs(900)).await;
+        healed.unwrap_or_else(|error| panic!("{error}: {}\n{}", says(&s, CARLA), story(&s)));
         let instance = s.world.instance(dead)?;
         let status = s.world.cloud.instance(instance).map(|i| i.status);
         assert_eq!(status, Some(InstanceStatus::Offline), "{}", story(&s));

@@ -79,7 +79,11 @@ fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refu
     match evidence.node_claims.get(node).map(|f| f.read(now, MAX_AGE)) {
         Some(Reading::Present(claims)) => {
             for claim in claims {
-                let Some(what) = &claim.opted_out else { continue };
+                // The plan's own claim is judged by its policy and by the word of people, before.
+                let Some(what) = claim.opted_out.as_ref().filter(|_| claim.claim != evidence.claim_name)
+                else {
+                    continue;
+                };
                 let own = claim.claim.namespace == evidence.claim_name.namespace;
                 // The people of the plan's namespace read the refusal, and need not have the right to see other namespaces.
                 let refusal = Refusal::OptedOutOnNode {

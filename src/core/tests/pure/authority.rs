@@ -216,7 +216,13 @@ fn a_node_is_spared_for_maintenance_opt_outs_and_selectors() {
     }
     let mut out = case.clone();
     match out.evidence.node_claims.get_mut(&NodeName::from(NODE)).map(|f| &mut f.value) {
-        Some(Known::Present(claims)) => claims[0].opted_out = Some("namespace shop".into()),
+        // The plan's own claim is judged elsewhere; a neighbour's opt-out counts here.
+        Some(Known::Present(claims)) => {
+            claims[0].opted_out = Some("RecoveryPolicy everything".into());
+            let mut neighbour = claims[0].clone();
+            neighbour.claim = reattach_core::ids::ObjectName::new("shop", "other-data");
+            claims.push(neighbour);
+        }
         _ => panic!("the claims are there"),
     }
     let said = against(&out, &plan);
