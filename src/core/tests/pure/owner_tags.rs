@@ -178,6 +178,7 @@ fn a_holder_that_is_tagged_as_another_clusters_is_refused() {
             reason: "taken over".into(),
             at: case.now,
             of_this_cluster,
+            cluster_wide: true,
         });
         assert_eq!(refusals(&case).is_empty(), !vetoed(&case));
         refusals(&case).is_empty()
