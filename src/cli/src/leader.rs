@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A Lease whose renewal is older, by this machine's clock, may be a dead controller's: clocks differ by seconds.
 const FRESH: i64 = 20;
-/// A controller that is there takes a Lease that was given back within this time.
+/// A standby replica that watched the leader give the Lease up takes it within this time.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
 /// The first controller of an installation takes a Lease that does not exist within this time: it waits for one whole lease
 /// duration.
@@ -262,8 +262,8 @@ pub async fn look(session: &Session, args: &LeaseArgs, patience: Patience) -> Re
     }
 }
 
-/// Takes the Lease for this process, or says why not. Waits at most a little more than one lease duration, and only to
-/// be sure that a holder that does not renew is gone.
+/// Takes the Lease for this process, or says why not. Waits at most a little more than one lease duration, to be sure that
+/// no process relies on the Lease, by this record or by a newer one that a backup has replaced.
 ///
 /// # Errors
 /// A controller holds it; the namespace is missing; the API server's error.
@@ -286,6 +286,13 @@ pub async fn take(session: &Session, lease: &LeaseName, me: &str) -> Result<(Ele
             let holder = Some(holder(&now)).filter(|h| h != VACANT).unwrap_or_default();
             let seen = (holder, now.resource_version());
             let renewed = before.as_ref().is_some_and(|b| b.0 == seen.0 && b.1 != seen.1);
+            if seen.0.is_empty() && !told {
+                told = true;
+                note(&format!(
+                    "Lease {lease} has no holder; watching for up to {} s whether a controller takes it.",
+                    LEASE_DURATION.as_secs()
+                ));
+            }
             if !seen.0.is_empty() && seen.0 != me {
                 if renewed {
                     return Err(Fail::Other(format!(

@@ -251,7 +251,7 @@ async fn break_glass_guesses_no_lease() {
     let lease = |namespace: &str, name: &str| {
         stage.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": name, "namespace": namespace},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 3}}));
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 3}}));
     };
     let run = async |more: &[&str]| {
         let arguments = [&["recover", CLAIM, "--break-glass", "--dry-run"], more].concat();

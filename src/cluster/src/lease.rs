@@ -9,21 +9,26 @@
 //! - A holder counts its lease from the moment *before* it sent the write that renewed it, and stops relying on the lease
 //!   `MARGIN` before the end.
 //! - A contender takes over only after the record has been unchanged for one whole lease duration, counted on its own
-//!   monotonic clock from the moment *after* its read was answered. Only a holder that gave the Lease up ends that wait.
+//!   monotonic clock from the moment *after* its read was answered. That wait ends earlier only where this process itself
+//!   saw the Lease in the hands of a holder and then given up in the same term. A Lease without a holder at the first read
+//!   may come from a backup, while a leader of a later term works that has not seen it yet.
 //! - A missing Lease is no free Lease: it may have been deleted under a leader that cannot see that yet. A contender writes
 //!   a record with the holder [`VACANT`] first, which must then stay unchanged as any other; a leader that lives replaces
 //!   it with its own.
 //!
 //! Terms never shrink. The term (`leaseTransitions`) grows with every change of holder and stands in every journal entry,
-//! so a late write of an old leader is recognised. A new term is higher than that of the Lease *and* of every line of
-//! every journal in the cluster, so a Lease that was deleted or restored from a backup does not bring an old term back.
+//! so a late write of an old leader is recognised. A new term is higher than that of the Lease, than every term that this
+//! process ever read in it *and* than every line of every journal in the cluster, so a Lease that was deleted or restored
+//! from a backup does not bring an old term back.
 //!
 //! # Assumptions
-//! The API server refuses a PUT with an old `resourceVersion` (409). Clock rates differ by less than a tenth.
+//! The API server refuses a PUT with an old `resourceVersion` (409). Clock rates differ by less than a tenth. A backup that
+//! is restored is older than `WATCHED_WITHIN`.
 //!
 //! # Caveats
 //! The lease alone is no fence for effects: each is also conditional by UID and resourceVersion, or issued only when its
-//! time-out ends before the lease does. The first leader of a new installation waits one lease duration, too.
+//! time-out ends before the lease does. The first leader of a new installation waits one lease duration, and so does one
+//! that starts after every replica was stopped.
 //!
 //! # Errors
 //! An API server that cannot be reached costs leadership when the lease runs out, never earlier and never later. Journals
@@ -50,6 +55,9 @@ const COUNT_TIMEOUT: Duration = Duration::from_secs(60);
 const PAGE: u32 = 50;
 /// A holder stops relying on its lease this long before a contender may take it.
 pub const MARGIN: Duration = Duration::from_secs(2);
+/// Maximum time between two reads for which a Lease that had a holder at the first and none at the second was given up in
+/// between. After a longer time another leader may have come, and a backup may have brought the Lease of before it back.
+const WATCHED_WITHIN: Duration = RENEW_EVERY.saturating_add(ROUND_TIMEOUT);
 
 /// A leader's term, and until when it may be relied on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +88,22 @@ pub enum Record {
         duration: Duration,
         /// When the first read that found this version was answered.
         since: Instant,
+        /// This process saw a holder of this term right before it saw the Lease without one (`WATCHED_WITHIN`).
+        seen_released: bool,
     },
+}
+
+impl Record {
+    /// Did this process see a holder of this term, or that one give the Lease up?
+    fn was_held_in(&self, of: u64) -> bool {
+        match self {
+            Self::Missing => false,
+            Self::Found { holder, term, seen_released, .. } => {
+                let held = !holder.is_empty() && holder != VACANT;
+                *term == of && (held || *seen_released)
+            }
+        }
+    }
 }
 
 /// What to do about the Lease.
@@ -134,9 +157,10 @@ impl Hold {
     }
 }
 
-/// Decides from the record and our own hold alone. `highest` is the highest term in any journal. Pure.
+/// Decides from the record and our own hold alone. `highest` is the highest term in any journal, and of those that this
+/// process ever read in the Lease. Pure.
 pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant) -> Decision {
-    let Record::Found { holder, term, duration, since, .. } = record else {
+    let Record::Found { holder, term, duration, since, seen_released, .. } = record else {
         return match hold {
             // Deleted under a holder whose lease has not run out: nobody else can have taken it yet.
             Hold::Held { term, until } if now < until => Decision::Renew { term },
@@ -152,10 +176,9 @@ pub fn decide(record: &Record, me: &str, hold: Hold, highest: u64, now: Instant)
         }
         // Written by a contender that found none, or restored from a backup, before anybody can have taken it.
         Hold::Held { term, until } if nobodys && now < until => Decision::Renew { term },
-        // A journal with a higher term shows that this is not the Lease's newest state: its holder is not known.
-        Hold::Held { .. } | Hold::Tried { .. } | Hold::None if holder.is_empty() && *term >= highest => {
-            acquire
-        }
+        // A higher term in a journal, or read earlier, shows that this is not the Lease's newest state: its holder is not
+        // known. Neither is it where this process did not see the holder give it up.
+        Hold::Held { .. } | Hold::Tried { .. } | Hold::None if *seen_released && *term >= highest => acquire,
         // Our own identity with a term that we do not hold comes from a backup: another process may lead.
         Hold::Held { .. } | Hold::Tried { .. } | Hold::None => {
             let lapses = *since + *duration;
@@ -177,6 +200,8 @@ pub struct Elector {
     highest: Option<u64>,
     /// The highest term that this process ever read in the Lease.
     highest_seen: u64,
+    /// When the last read of the Lease was answered.
+    read_at: Option<Instant>,
 }
 
 /// What one read of the Lease led to.
@@ -210,6 +235,7 @@ impl Elector {
             hold: Hold::None,
             highest: None,
             highest_seen: 0,
+            read_at: None,
         }
     }
 
@@ -286,7 +312,8 @@ impl Elector {
         if matches!(self.hold, Hold::Held { until, .. } if now >= until) {
             self.hold = Hold::None;
         }
-        let decision = decide(&self.record, &self.me, self.hold, self.highest.unwrap_or(0), now);
+        let highest = self.highest.unwrap_or(0).max(self.highest_seen);
+        let decision = decide(&self.record, &self.me, self.hold, highest, now);
         let (term, acquires) = match decision {
             Decision::Reserve => {
                 self.hold = Hold::None;
@@ -345,6 +372,7 @@ impl Elector {
 
     /// Keeps what a read that was answered at `now` said.
     fn note(&mut self, lease: Option<&Lease>, now: Instant) {
+        let before = self.read_at.replace(now);
         let Some(lease) = lease else {
             self.record = Record::Missing;
             self.highest = None;
@@ -357,14 +385,18 @@ impl Elector {
         let spec = lease.spec.clone().unwrap_or_default();
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15);
         let term = u64::try_from(spec.lease_transitions.unwrap_or(0)).unwrap_or(0);
+        let holder = spec.holder_identity.unwrap_or_default();
+        let watched = before.is_some_and(|at| now.duration_since(at) <= WATCHED_WITHIN);
+        let seen_released = watched && holder.is_empty() && self.record.was_held_in(term);
         self.highest = None;
         self.highest_seen = self.highest_seen.max(term);
         self.record = Record::Found {
-            holder: spec.holder_identity.unwrap_or_default(),
+            holder,
             term,
             version: read,
             duration: Duration::from_secs(seconds),
             since: now,
+            seen_released,
         };
     }
 
@@ -431,7 +463,8 @@ impl Elector {
         let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref());
         if holder == Some(self.me.as_str()) {
-            self.write(Some(lease), term, false, "").await?;
+            let written = self.write(Some(lease), term, false, "").await?;
+            self.note(Some(&written), Instant::now());
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::names::is_object_name;
 use crate::view::claims_of;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -13,6 +13,10 @@ use reattach_core::loss::{Loss, PodLoss};
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The condition that Kubernetes gives a pod that it evicts or deletes for its own reasons.
 const DISRUPTED: &str = "DisruptionTarget";
+/// The annotation of a pod of a Job with `backoffLimitPerIndex`: how often its index has failed before it.
+const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// Exit codes of a container that is stopped: by SIGTERM, and by SIGKILL.
+const STOPPED: [i32; 2] = [143, 137];
 
 /// The Job that would have to make a new pod in the place of this one. What no Job can be called is none.
 pub fn job_of(pod: &Pod) -> Option<&OwnerReference> {
@@ -27,7 +31,19 @@ pub fn counts(pod: &Pod) -> bool {
     !matches!(phase, Some("Succeeded" | "Failed")) && !pod.annotations().contains_key(MIRROR)
 }
 
-/// What this pod would lose. `claims` are those that it names and that exist, `job` is its Job, if it has one.
+/// Does the garbage collector delete this claim once the pod is gone? A claim of a generic ephemeral volume is left out:
+/// that one is lost as a volume of the pod.
+///
+/// Other owners do not matter here: no step of reattach deletes one.
+pub fn owns(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    let ephemeral = |volume: &str| claim.name_any() == format!("{}-{volume}", pod.name_any());
+    let mut volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let mut owners = claim.metadata.owner_references.iter().flatten();
+    owners.any(|o| Some(&o.uid) == pod.metadata.uid.as_ref())
+        && !volumes.any(|v| v.ephemeral.is_some() && ephemeral(&v.name))
+}
+
+/// What this pod would lose. `claims` are those that it names or owns and that exist, `job` is its Job, if it has one.
 pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) -> Vec<PodLoss> {
     if !counts(pod) {
         return Vec::new();
@@ -36,6 +52,8 @@ pub fn of_pod(pod: &Pod, claims: &[PersistentVolumeClaim], job: Option<&Job>) ->
     let deleting = claims.iter().filter(|c| c.metadata.deletion_timestamp.is_some());
     let deleting = deleting.map(ResourceExt::name_any).filter(|name| used.contains(name));
     let mut losses: Vec<Loss> = deleting.map(|claim| Loss::ClaimDeleting { claim }).collect();
+    let owned = claims.iter().filter(|c| c.metadata.deletion_timestamp.is_none() && owns(pod, c));
+    losses.extend(owned.map(|c| Loss::ClaimOfPod { claim: c.name_any() }));
     // Of a pod that is being deleted already the rest is lost, whatever reattach does. A claim could still be saved.
     if pod.metadata.deletion_timestamp.is_none() {
         let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
@@ -54,7 +72,7 @@ fn not_remade(pod: &Pod, job: Option<&Job>) -> Option<String> {
         // fenced for good.
         return (!stays_for_ever(pod)).then(|| "no controller owns it".to_owned());
     }
-    spent(job?)
+    spent(job?, &[pod])
 }
 
 /// Does the pod tolerate the taint of an unreachable node without an end (`node.kubernetes.io/unreachable:NoExecute`)?
@@ -67,24 +85,92 @@ fn stays_for_ever(pod: &Pod) -> bool {
     })
 }
 
-/// Why a Job would fail for good if one of its pods went away.
-pub fn spent(job: &Job) -> Option<String> {
+/// What a Job's `podFailurePolicy` makes of a pod that is evicted or deleted by Kubernetes.
+enum Disruption {
+    /// It is no failure.
+    Ignored,
+    /// It counts as one.
+    Counts,
+    /// It ends the Job, or the pod's index.
+    Fails {
+        /// The action of the rule.
+        action: String,
+    },
+}
+
+/// The first rule that matches decides. Rules for exit codes may match or not: the pod of a dead node has none, and an
+/// evicted one usually that of a signal.
+fn disruption(job: &Job) -> Disruption {
+    let matches_disruption = |rule: &PodFailurePolicyRule| {
+        rule.on_pod_conditions.iter().flatten().any(|c| c.type_ == DISRUPTED && c.status == "True")
+    };
+    let matches_a_signal = |rule: &PodFailurePolicyRule| {
+        rule.on_exit_codes.as_ref().is_some_and(|codes| match codes.operator.as_str() {
+            "In" => STOPPED.iter().any(|code| codes.values.contains(code)),
+            "NotIn" => STOPPED.iter().any(|code| !codes.values.contains(code)),
+            _ => true,
+        })
+    };
+    let rules = job.spec.iter().filter_map(|s| s.pod_failure_policy.as_ref()).flat_map(|p| &p.rules);
+    let mut may_count = false;
+    for rule in rules {
+        let (disrupted, signalled) = (matches_disruption(rule), matches_a_signal(rule));
+        if !disrupted && !signalled {
+            continue;
+        }
+        match rule.action.as_str() {
+            "Ignore" if disrupted && !may_count => return Disruption::Ignored,
+            "Count" if disrupted => return Disruption::Counts,
+            // A rule for exit codes that does not match leaves the decision to the next one.
+            "Ignore" if !disrupted => {}
+            "Ignore" | "Count" => may_count = true,
+            action => return Disruption::Fails { action: action.to_owned() },
+        }
+    }
+    Disruption::Counts
+}
+
+/// Why a Job, or an index of it, would fail for good if one of these pods of it went away.
+pub fn spent(job: &Job, pods: &[&Pod]) -> Option<String> {
     let spec = job.spec.as_ref()?;
-    let rules = spec.pod_failure_policy.iter().flat_map(|p| &p.rules).filter(|r| r.action == "Ignore");
-    let mut ignored = rules.flat_map(|r| r.on_pod_conditions.iter().flatten());
-    if ignored.any(|c| c.type_ == DISRUPTED && c.status == "True") {
-        return None;
+    let name = job.name_any();
+    match disruption(job) {
+        Disruption::Ignored => return None,
+        Disruption::Fails { action } => {
+            return Some(format!("Job {name} has a podFailurePolicy with {action} for a disrupted pod"));
+        }
+        Disruption::Counts => {}
+    }
+    if let Some(limit) = spec.backoff_limit_per_index {
+        if limit == 0 {
+            return Some(format!("Job {name} has backoffLimitPerIndex 0"));
+        }
+        let spent_index = |pod: &&Pod| {
+            let failures = pod.annotations().get(INDEX_FAILURES).and_then(|n| n.parse::<i32>().ok());
+            match failures {
+                Some(failures) if failures < limit => None,
+                Some(failures) => Some(format!(
+                    "Job {name} has backoffLimitPerIndex {limit} and the index of pod {} has failed {failures} time(s) already",
+                    pod.name_any()
+                )),
+                None => Some(format!(
+                    "Job {name} has backoffLimitPerIndex {limit} and pod {} does not say how often its index has failed",
+                    pod.name_any()
+                )),
+            }
+        };
+        if let Some(why) = pods.iter().find_map(spent_index) {
+            return Some(why);
+        }
     }
     let failed = job.status.as_ref().and_then(|s| s.failed).unwrap_or(0);
     // Kubernetes' defaults: 6, and no limit at all where each index has its own.
     let limit = match (spec.backoff_limit, spec.backoff_limit_per_index) {
-        (_, Some(0)) => return Some(format!("Job {} has backoffLimitPerIndex 0", job.name_any())),
         (None, Some(_)) => return None,
         (limit, _) => limit.unwrap_or(6),
     };
-    (failed >= limit).then(|| {
-        format!("Job {} has backoffLimit {limit} and {failed} failed pod(s) already", job.name_any())
-    })
+    (failed >= limit)
+        .then(|| format!("Job {name} has backoffLimit {limit} and {failed} failed pod(s) already"))
 }
 
 #[cfg(test)]
@@ -94,7 +180,7 @@ mod tests {
 
     fn pod(owner: Value, change: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
-            "metadata": { "name": "p", "namespace": "default", "ownerReferences": owner },
+            "metadata": { "name": "p", "namespace": "default", "uid": "pod", "ownerReferences": owner },
             "spec": { "containers": [], "volumes": [{ "name": "v", "persistentVolumeClaim": { "claimName": "data" } }] },
         });
         change(&mut pod);
@@ -174,14 +260,101 @@ mod tests {
         );
         assert_eq!(of(json!({}), 6).len(), 1, "Kubernetes' default");
         assert_eq!(of(json!({ "backoffLimitPerIndex": 0 }), 0).len(), 1);
-        for (spec, failed) in
-            [(json!({}), 5), (json!({ "backoffLimit": 2 }), 1), (json!({ "backoffLimitPerIndex": 1 }), 9)]
-        {
+        for (spec, failed) in [(json!({}), 5), (json!({ "backoffLimit": 2 }), 1)] {
             assert_eq!(of(spec.clone(), failed), Vec::<String>::new(), "{spec}, {failed}");
         }
-        let ignores = json!({ "backoffLimit": 0, "podFailurePolicy": { "rules": [
-            { "action": "Ignore", "onPodConditions": [{ "type": DISRUPTED, "status": "True" }] } ] } });
-        assert_eq!(of(ignores, 0), Vec::<String>::new(), "a disruption is no failure of it");
+    }
+
+    #[test]
+    fn an_index_at_its_own_limit_gets_no_new_pod() {
+        let of = |spec: Value, failures: Option<&str>| {
+            let pod = pod(owned_by("Job"), |p| {
+                if let Some(n) = failures {
+                    p["metadata"]["annotations"] = json!({ INDEX_FAILURES: n });
+                }
+            });
+            said(&pod, claim(false), Some(&job(&spec, 9)))
+        };
+        let two = || json!({ "backoffLimitPerIndex": 2 });
+        assert_eq!(of(two(), Some("1")), Vec::<String>::new());
+        assert_eq!(
+            of(two(), Some("2")),
+            [
+                "no pod would be made in its place: Job o has backoffLimitPerIndex 2 and the index of pod p has failed 2 time(s) already"
+            ]
+        );
+        for unknown in [None, Some("many")] {
+            let said = of(two(), unknown);
+            assert!(said[0].contains("does not say how often"), "{said:?}");
+        }
+        let both = json!({ "backoffLimitPerIndex": 2, "backoffLimit": 9 });
+        assert!(
+            of(both, Some("0"))[0].contains("backoffLimit 9 and 9 failed"),
+            "the Job's own limit counts as well"
+        );
+    }
+
+    #[test]
+    fn a_failure_policy_says_what_a_disruption_is() {
+        let disrupted = |action: &str| json!({ "action": action, "onPodConditions": [{ "type": DISRUPTED, "status": "True" }] });
+        let exits = |action: &str, operator: &str, code: i32| json!({ "action": action, "onExitCodes": { "operator": operator, "values": [code] } });
+        let of = |limit: i32, rules: Value| {
+            let spec = json!({ "backoffLimit": limit, "podFailurePolicy": { "rules": rules } });
+            said(&pod(owned_by("Job"), |_| {}), claim(false), Some(&job(&spec, 0)))
+        };
+        for rules in [
+            json!([disrupted("Ignore")]),
+            // The example of Kubernetes' own documentation.
+            json!([exits("FailJob", "In", 42), disrupted("Ignore")]),
+            json!([exits("Ignore", "In", 143), disrupted("Ignore")]),
+            json!([disrupted("Ignore"), disrupted("FailJob")]),
+        ] {
+            assert_eq!(of(0, rules.clone()), Vec::<String>::new(), "{rules}: a disruption is no failure");
+        }
+        for (action, rules) in [
+            ("FailJob", json!([disrupted("FailJob")])),
+            ("FailIndex", json!([disrupted("FailIndex"), disrupted("Ignore")])),
+            ("Later", json!([disrupted("Later")])),
+            ("FailJob", json!([exits("FailJob", "NotIn", 0), disrupted("Ignore")])),
+            ("FailJob", json!([exits("FailJob", "In", 137), disrupted("Ignore")])),
+        ] {
+            assert_eq!(
+                of(9, rules.clone()),
+                [format!(
+                    "no pod would be made in its place: Job o has a podFailurePolicy with {action} for a disrupted pod"
+                )],
+                "{rules}"
+            );
+        }
+        for rules in [json!([disrupted("Count")]), json!([exits("Count", "In", 143), disrupted("Ignore")])] {
+            assert_eq!(of(1, rules.clone()), Vec::<String>::new(), "{rules}");
+            assert!(of(0, rules.clone())[0].contains("backoffLimit 0"), "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_claim_goes_with_the_pod_that_owns_it() {
+        let owned = |uid: &str, name: &str| -> PersistentVolumeClaim {
+            serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "default",
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid }] } }))
+            .unwrap()
+        };
+        let going = |p: &mut Value| p["metadata"]["deletionTimestamp"] = json!("2026-03-01T00:00:00Z");
+        for pod in [pod(owned_by("ReplicaSet"), |_| {}), pod(owned_by("ReplicaSet"), going)] {
+            for name in ["data", "not-mounted"] {
+                assert_eq!(
+                    said(&pod, owned("pod", name), None),
+                    [format!("its claim {name} is owned by the pod and would be deleted with it")]
+                );
+            }
+            assert_eq!(said(&pod, owned("another", "data"), None), Vec::<String>::new());
+        }
+        let scratch = json!({ "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } });
+        let with_scratch = pod(owned_by("ReplicaSet"), |p| p["spec"]["volumes"] = json!([scratch]));
+        assert_eq!(
+            said(&with_scratch, owned("pod", "p-scratch"), None),
+            ["its generic ephemeral volume scratch would be deleted"]
+        );
     }
 
     #[test]

@@ -272,7 +272,7 @@ async fn describe(
         not_remade: (workload.kind == "Job")
             .then(|| parse(&object))
             .flatten()
-            .and_then(|j| losses::spent(&j)),
+            .and_then(|j| losses::spent(&j, &pods)),
         workload,
     })
 }

@@ -3,11 +3,23 @@
 use crate::collect::Collector;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use reattach_cluster::losses;
 use reattach_cluster::view::claims_of;
 use reattach_core::loss::PodLoss;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Claims that some pod owns, by the namespace that was listed; under `None` those of the watches.
+#[derive(Default)]
+struct OwnedByPods(BTreeMap<Option<String>, Vec<Arc<PersistentVolumeClaim>>>);
+
+impl OwnedByPods {
+    fn is_one(claim: &PersistentVolumeClaim) -> bool {
+        claim.owner_references().iter().any(|o| o.kind == "Pod")
+    }
+}
 
 impl Collector {
     /// What each of these pods would lose. Claims come from the watches, or `live` from the API server, and Jobs always
@@ -21,11 +33,17 @@ impl Collector {
         live: bool,
     ) -> Result<Vec<PodLoss>, kube::Error> {
         let mut read: BTreeMap<(String, String), Option<PersistentVolumeClaim>> = BTreeMap::new();
+        let mut owned = OwnedByPods::default();
+        if let Some(cache) = &self.cache {
+            owned.0.insert(None, cache.claims.filter(OwnedByPods::is_one));
+        }
         let mut all = Vec::new();
         for pod in pods.iter().map(AsRef::as_ref).filter(|p| losses::counts(p)) {
             let namespace = pod.namespace().unwrap_or_default();
             let mut claims = Vec::new();
-            for name in claims_of(pod) {
+            let mut names: BTreeSet<String> = claims_of(pod).into_iter().collect();
+            names.extend(self.claims_owned_by(pod, &namespace, &mut owned).await?);
+            for name in names {
                 let key = (namespace.clone(), name);
                 let claim = match read.get(&key) {
                     Some(known) => known.clone(),
@@ -48,6 +66,27 @@ impl Collector {
         }
         all.sort();
         Ok(all)
+    }
+
+    /// The names of the claims that this pod owns, whether it uses them or not: from the watches, or without any from a list
+    /// of the namespace.
+    async fn claims_owned_by(
+        &self,
+        pod: &Pod,
+        namespace: &str,
+        owned: &mut OwnedByPods,
+    ) -> Result<Vec<String>, kube::Error> {
+        let of = self.cache.is_none().then(|| namespace.to_owned());
+        if !owned.0.contains_key(&of) {
+            let api = Api::<PersistentVolumeClaim>::namespaced(self.clients.read.clone(), namespace);
+            let all = api.list(&ListParams::default()).await?.items;
+            owned.0.insert(of.clone(), all.into_iter().filter(OwnedByPods::is_one).map(Arc::new).collect());
+        }
+        let all = owned.0.get(&of).into_iter().flatten();
+        let of_it = |c: &&Arc<PersistentVolumeClaim>| {
+            c.namespace().as_deref() == Some(namespace) && losses::owns(pod, c)
+        };
+        Ok(all.filter(of_it).map(|c| c.name_any()).collect())
     }
 
     async fn claim(

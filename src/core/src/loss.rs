@@ -42,6 +42,13 @@ pub enum Loss {
         /// The claim.
         claim: String,
     },
+    /// A claim that the garbage collector deletes once this pod is gone, because the pod owns it. So the StatefulSet
+    /// controller marks the claims of a pod beyond the count under `whenScaled: Delete`.
+    #[error("its claim {claim} is owned by the pod and would be deleted with it")]
+    ClaimOfPod {
+        /// The claim.
+        claim: String,
+    },
     /// A generic ephemeral volume, which is deleted with the pod.
     #[error("its generic ephemeral volume {volume} would be deleted")]
     EphemeralVolume {
@@ -61,7 +68,8 @@ impl Loss {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::NotRemade { .. } | Self::EphemeralVolume { .. } => true,
-            Self::ClaimDeleting { .. } => false,
+            // Kubernetes' eviction leaves the pod object, and with it the claim, until the node is fenced.
+            Self::ClaimDeleting { .. } | Self::ClaimOfPod { .. } => false,
         }
     }
 }

@@ -158,12 +158,12 @@ impl World {
             .map_err(|e| unreadable(&e))?;
         self.server().insert(&policy);
         self.server().insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": crate::replica::NAMESPACE}}));
-        // As a controller that was stopped leaves it. Without a Lease the first leader of an installation waits for one whole
-        // lease duration, which no scenario is about.
+        // Of a controller that was stopped and asked for a lease of 1 s alone. The first leader waits for that long instead of
+        // for a lease of ours, which no scenario is about.
         self.server().insert(&json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": crate::replica::LEASE, "namespace": crate::replica::NAMESPACE},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 0}
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 0}
         }));
         self.server().insert(&json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",

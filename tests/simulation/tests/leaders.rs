@@ -110,8 +110,9 @@ async fn at_zero_in_term_2() -> Stage {
     s.running(&["redis"], secs(180)).await.expect("it runs");
     s.start_replica("reattach-controller-0", None);
     s.pass(secs(5)).await;
-    s.replicas.remove(0).stop().await;
     s.start_replica("reattach-controller-1", None);
+    s.pass(secs(5)).await;
+    s.replicas.remove(0).stop().await;
     s.pass(secs(5)).await;
     assert_eq!(term(&s.world), 2);
     let node = s.node_of("redis");

@@ -127,6 +127,42 @@ fn a_fence_takes_no_deleted_claim_of_a_neighbour_along() {
     .expect("virtual time");
 }
 
+/// A neighbour's pod owns a claim that it uses, as a pod beyond the count does under `whenScaled: Delete`, and one that it does
+/// not use. Once the fence has deleted the pod, the garbage collector would delete both.
+#[test]
+fn a_fence_takes_no_claim_along_that_a_neighbours_pod_owns() {
+    for claim_of_the_pod in ["postgres-wal", "backups"] {
+        in_virtual_time(move || async move {
+            let mut s = set(5, &[postgres(), redis()]).await;
+            assert_eq!(s.node_of("postgres"), s.node_of("redis"));
+            if claim_of_the_pod == "backups" {
+                s.world.server().insert(&json!({
+                    "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": "backups", "namespace": APPS },
+                    "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
+                }));
+            }
+            let owner = s.world.server().read("", "pods", APPS, "postgres-0").expect("the pod");
+            let owner = json!({ "apiVersion": "v1", "kind": "Pod", "name": "postgres-0", "uid": owner["metadata"]["uid"] });
+            let path = format!("/api/v1/namespaces/{APPS}/persistentvolumeclaims/{claim_of_the_pod}");
+            let owned = json!({ "metadata": { "ownerReferences": [owner] } });
+            s.world.merge(PERSON, &path, &owned).await.expect("accepted");
+            let node = s.node_of("redis");
+            s.hang(&node).expect("a hang");
+            s.pass(secs(1200)).await;
+            let (phase, message) = said(&s, &redis());
+            assert!(claim(&s.world, claim_of_the_pod).is_some(), "{phase:?}: {message}");
+            assert_eq!(effects(&s), Vec::<String>::new());
+            let says = format!("its claim {claim_of_the_pod} is owned by the pod");
+            assert!(message.contains("postgres-0") && message.contains(&says), "{phase:?}: {message}");
+            let kept = json!({ "metadata": { "ownerReferences": null } });
+            s.world.merge(PERSON, &path, &kept).await.expect("accepted");
+            s.running(&["redis"], secs(1800)).await.expect("healed");
+            assert!(claim(&s.world, claim_of_the_pod).is_some());
+        })
+        .expect("virtual time");
+    }
+}
+
 /// Nobody would make a bare pod again. Kubernetes evicts it from a node that stays unreachable (300 s); then it is lost
 /// whatever reattach does, and the node is fenced.
 #[test]

@@ -165,12 +165,14 @@ impl Stage {
         self.renew_node_lease();
     }
 
-    /// The leader Lease. Without a holder it is as a controller that was stopped leaves it.
+    /// The leader Lease. Without a holder it is of a controller that was stopped and asked for a lease of 1 s alone, so that
+    /// the next leader waits no longer.
     pub fn insert_lease(&self, holder: &str, term: u64) {
         let at = self.server.clock().now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        let seconds = if holder.is_empty() { 1 } else { 15 };
         self.server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": LEASE.1, "namespace": LEASE.0},
-            "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "leaseTransitions": term, "renewTime": at}}));
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": seconds, "leaseTransitions": term, "renewTime": at}}));
     }
 
     /// Removes the leader Lease, as an uninstallation does.

@@ -149,8 +149,8 @@ async fn a_slow_renewal_does_not_lengthen_the_lease() {
     let mut holder = elector_over(Client::new(service, "default"), "a");
     let began = Instant::now();
     let (mine, took) = lead(&mut holder).await;
-    assert_eq!(took, secs(4));
-    assert_eq!(mine.until, began + LEASE_DURATION - MARGIN);
+    assert_eq!(took, LEASE_DURATION + secs(4));
+    assert_eq!(mine.until, began + LEASE_DURATION + LEASE_DURATION - MARGIN);
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,6 +192,44 @@ async fn a_living_holder_writes_a_deleted_lease_again() {
     }
     assert_eq!(lease(&server)["spec"]["holderIdentity"], "a");
     assert_eq!(contender.round().await.unwrap().0, None);
+}
+
+/// A backup of a minute without any leader comes back while a leader of a later term works that has journaled nothing yet.
+#[tokio::test(start_paused = true)]
+async fn a_restored_lease_without_a_holder_makes_nobody_leader_at_once() {
+    let server = server();
+    insert_released(&server, 5);
+    let (mut leader, mut standby) = (elector(&server, "a"), elector(&server, "b"));
+    let (first, _) = lead(&mut leader).await;
+    assert_eq!(first.term, 6);
+    assert_eq!(standby.round().await.unwrap().0, None);
+    // Neither a process that saw the leader's term nor one that has just started takes it.
+    for contender in [&mut standby, &mut elector(&server, "c")] {
+        insert_released(&server, 5);
+        assert_eq!(contender.round().await.unwrap().0, None);
+    }
+    // The leader's next renewal replaces it.
+    let renewed = leader.round().await.unwrap().0.expect("it still leads");
+    assert_eq!((renewed.term, lease(&server)["spec"]["holderIdentity"].as_str()), (6, Some("a")));
+    // Where no renewal comes, the next term is above the one that was seen.
+    insert_released(&server, 5);
+    let (second, _) = lead(&mut standby).await;
+    assert!(Instant::now() >= renewed.until && second.term == 7, "{second:?} after {renewed:?}");
+}
+
+/// A replica that watches the leader give the Lease up does not wait; after a gap in what it saw it does.
+#[tokio::test(start_paused = true)]
+async fn a_release_counts_for_a_process_that_watched_it() {
+    for (gap, waits) in [(secs(3), false), (secs(60), true)] {
+        let server = server();
+        let (mut old, mut new) = (elector(&server, "a"), elector(&server, "b"));
+        lead(&mut old).await;
+        assert_eq!(new.round().await.unwrap().0, None);
+        tokio::time::sleep(gap).await;
+        old.release().await.unwrap();
+        let (mine, took) = lead(&mut new).await;
+        assert_eq!((mine.term, took >= LEASE_DURATION), (2, waits), "after {gap:?}: {took:?}");
+    }
 }
 
 /// A backup brings back what the Lease was when this very process held it; another one holds it since.
@@ -270,10 +308,24 @@ async fn journals_that_cannot_be_listed_make_no_leader() {
         Fault::Status { status, after_effect: false, retry_after: None },
     ));
     let mut e = elector(&server, "a");
-    assert!(e.round().await.is_err());
+    let said = refused(&mut e).await;
+    assert!(said.contains("forbidden"), "{said}");
     assert_eq!(lease(&server)["spec"]["holderIdentity"], "");
     server.remove_fault(id);
     assert_eq!(lead(&mut e).await.0.term, 4);
+}
+
+/// Runs rounds of a contender until it must count, and answers the error of the count.
+async fn refused(elector: &mut Elector) -> String {
+    loop {
+        match elector.round().await {
+            Ok((leads, wake)) => {
+                assert_eq!(leads, None);
+                tokio::time::sleep_until(wake).await;
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
 }
 
 /// A renewal is one read and one write; only a new term costs a list.
@@ -311,7 +363,7 @@ async fn a_lost_reply_costs_no_whole_lease() {
         times: Some(1),
     });
     let mut e = elector(&server, "a");
-    assert!(e.round().await.is_err());
+    refused(&mut e).await;
     let (mine, took) = lead(&mut e).await;
     assert_eq!((mine.term, took), (4, Duration::ZERO));
 }
@@ -325,6 +377,15 @@ async fn decisions() {
         version: "1".into(),
         duration: LEASE_DURATION,
         since: now - secs(age),
+        seen_released: false,
+    };
+    let given_up = |term| Record::Found {
+        holder: String::new(),
+        term,
+        version: "1".into(),
+        duration: LEASE_DURATION,
+        since: now,
+        seen_released: true,
     };
     let held = |term| Hold::Held { term, until: now + secs(1) };
     let wait = |age| Decision::Wait { until: now - secs(age) + LEASE_DURATION };
@@ -340,8 +401,13 @@ async fn decisions() {
         (found("other", 5, 14), Hold::None, 0, wait(14)),
         (found("other", 5, 15), Hold::None, 0, acquire(6)),
         (found("other", 5, 15), Hold::None, 9, acquire(10)),
-        (found("", 5, 0), Hold::None, 0, acquire(6)),
-        (found("", 5, 0), Hold::None, 5, acquire(6)),
+        (given_up(5), Hold::None, 0, acquire(6)),
+        (given_up(5), Hold::None, 5, acquire(6)),
+        (given_up(5), Hold::None, 6, wait(0)),
+        (found("", 5, 0), Hold::None, 0, wait(0)),
+        (found("", 5, 0), Hold::None, 5, wait(0)),
+        (found("", 5, 14), Hold::None, 5, wait(14)),
+        (found("", 5, 15), Hold::None, 5, acquire(6)),
         (found("", 5, 0), Hold::None, 6, wait(0)),
         (found("", 5, 15), Hold::None, 6, acquire(7)),
         (found(VACANT, 3, 0), held(5), 0, Decision::Renew { term: 5 }),

@@ -39,10 +39,10 @@ impl Stage {
         for namespace in [NS, "reattach-system"] {
             server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
         }
-        // As a controller that was stopped leaves it: the next one leads at once.
+        // Of a controller that was stopped and asked for a lease of 1 s alone: the next one leads after that.
         server.insert(&json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": "reattach-controller", "namespace": "reattach-system"},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 15, "leaseTransitions": 0}}));
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 0}}));
         let claim = server.insert(&manifests::claim(NS, CLAIM, "pvc-1"));
         let volume = manifests::linode_volume("pvc-1", HANDLE, "ext4", NS, CLAIM);
         server.insert(&manifests::bound_to(volume, &claim));

@@ -117,6 +117,7 @@ fn lost(mut case: Case, loss: Loss) -> Case {
 fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
     for (loss, may_pass) in [
         (Loss::ClaimDeleting { claim: "salaries".into() }, false),
+        (Loss::ClaimOfPod { claim: "salaries".into() }, false),
         (Loss::NotRemade { why: "Job salaries is at its backoffLimit".into() }, true),
     ] {
         let mut case = lost(dead_node(), loss.clone());
@@ -143,6 +144,7 @@ fn a_neighbour_of_another_namespace_counts_and_is_not_named() {
 fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
     let losses = [
         Loss::ClaimDeleting { claim: "data".into() },
+        Loss::ClaimOfPod { claim: "data".into() },
         Loss::EphemeralVolume { volume: "scratch".into() },
         Loss::NotRemade { why: "no controller owns it".into() },
     ];

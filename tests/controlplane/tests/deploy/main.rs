@@ -55,6 +55,7 @@ async fn installed_on_a_real_control_plane() {
     words::never_by_the_controller(&installed).await;
     words::power_off_by_policy(&installed).await;
     words::nodes_by_policy(&installed).await;
+    words::a_policy_that_keeps_claims_from_another(&installed).await;
     words::groups_of_others(&installed).await;
 
     tenants::what_is_not_theirs(&installed).await;

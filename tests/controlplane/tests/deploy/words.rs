@@ -4,7 +4,7 @@ use crate::admission::{Answer, ask, label, say};
 use crate::cluster::{CONTROLLER, Installed, LIMIT, SYSTEM, object, refused};
 use crate::rights::may;
 use kube::Client;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use reattach_api::RecoveryPolicy;
 use reattach_tests_controlplane::eventually;
 use serde_json::{Value, json};
@@ -161,7 +161,7 @@ async fn writers(installed: &Installed<'_>) -> (Client, Client) {
     let (api, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
     let rules = json!([{
         "apiGroups": ["reattach.dev"], "resources": ["recoverypolicies"],
-        "verbs": ["get", "create", "update", "patch", "delete"],
+        "verbs": ["get", "list", "create", "update", "patch", "delete", "deletecollection"],
     }]);
     installed
         .apply(&json!({
@@ -188,6 +188,10 @@ async fn writers(installed: &Installed<'_>) -> (Client, Client) {
     (pete, petra)
 }
 
+/// Another selector or precedence, or a deletion, is refused to those without the verb.
+const HANDS_ON: &str = "may hand claims on to a policy that has nodes fenced, and needs the verb poweroff";
+const DELETES: &str = "to delete a policy may hand its claims on to a policy that has nodes fenced, and needs the verb poweroff";
+
 pub async fn power_off_by_policy(installed: &Installed<'_>) {
     let (pete, petra) = writers(installed).await;
     let (pete, petra) = (Api::<RecoveryPolicy>::all(pete), Api::<RecoveryPolicy>::all(petra));
@@ -210,24 +214,25 @@ pub async fn power_off_by_policy(installed: &Installed<'_>) {
         refused("raised", raised, 403, &raises(to, "Never"));
     }
     let narrow = json!({ "selector": { "namespaces": ["team-a"] } });
-    change(&pete, narrow).await.expect("it powers nothing off");
+    refused("narrowed", change(&pete, narrow.clone()).await, 403, HANDS_ON);
+    change(&petra, narrow).await.expect("she may");
     change(&petra, json!({ "powerOff": "Allowed" })).await.expect("she may");
     let raised = change(&pete, json!({ "powerOff": "AllowedAndOn" })).await;
     refused("raised further", raised, 403, &raises("AllowedAndOn", "Allowed"));
 
     // Over more claims it is the same right.
-    let wider = "another selector or precedence of a policy whose spec.powerOff is Allowed needs the verb poweroff on recoverypolicies";
     for spec in [json!({ "selector": { "namespaces": ["team-a", "team-b"] } }), json!({ "precedence": 1000 })]
     {
-        refused("wider", change(&pete, spec.clone()).await, 403, wider);
+        refused("wider", change(&pete, spec.clone()).await, 403, HANDS_ON);
         change(&petra, spec).await.expect("she may");
     }
     // The rest is anybody's who writes policies, and so is the way back.
     change(&pete, json!({ "budgets": { "node": 1 } })).await.expect("another budget");
     change(&petra, json!({ "powerOff": "AllowedAndOn" })).await.expect("she may");
     change(&pete, json!({ "powerOff": "Allowed" })).await.expect("lowered");
-    change(&pete, json!({ "powerOff": "Never", "precedence": 1 })).await.expect("lowered");
-    pete.delete("off", &DeleteParams::default()).await.expect("deleted");
+    change(&pete, json!({ "powerOff": "Never" })).await.expect("lowered");
+    refused("deleted", pete.delete("off", &DeleteParams::default()).await, 403, DELETES);
+    petra.delete("off", &DeleteParams::default()).await.expect("she may");
     petra.create(&post, &policy("off", json!({ "powerOff": "AllowedAndOn" }))).await.expect("she may");
     petra.delete("off", &DeleteParams::default()).await.expect("deleted");
 }
@@ -255,8 +260,7 @@ pub async fn nodes_by_policy(installed: &Installed<'_>) {
     ] {
         refused(&nodes.to_string(), change(&pete, json!({ "nodes": nodes })).await, 403, needs);
     }
-    let wider = "another selector or precedence of a policy with rules for nodes";
-    refused("wider", change(&pete, json!({ "precedence": 7 })).await, 403, wider);
+    refused("wider", change(&pete, json!({ "precedence": 7 })).await, 403, HANDS_ON);
     let further = "a less cautious mode of a policy that has nodes fenced";
     refused("further", change(&pete, json!({ "mode": "Auto" })).await, 403, further);
     change(&pete, json!({ "budgets": { "node": 1 } })).await.expect("another budget");
@@ -268,7 +272,50 @@ pub async fn nodes_by_policy(installed: &Installed<'_>) {
         .await
         .expect("she may");
     refused("taken away", change(&pete, json!({ "nodes": null })).await, 403, needs);
-    pete.delete("nodes", &DeleteParams::default()).await.expect("deleted");
+    petra.delete("nodes", &DeleteParams::default()).await.expect("deleted");
+}
+
+/// A policy keeps its claims from the policies below it, and in mode Observe the nodes of its claims from being fenced by any.
+pub async fn a_policy_that_keeps_claims_from_another(installed: &Installed<'_>) {
+    let (pete, petra) = (installed.as_user("pete").await, installed.as_user("petra").await);
+    let (pete, petra) = (Api::<RecoveryPolicy>::all(pete), Api::<RecoveryPolicy>::all(petra));
+    let (post, delete) = (PostParams::default(), DeleteParams::default());
+    let change = async |api: &Api<RecoveryPolicy>, spec: Value| {
+        api.patch("keeps", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
+    };
+    let of_all = json!({ "mode": "Auto", "powerOff": "Allowed", "nodes": {} });
+    petra.create(&post, &policy("fences", of_all)).await.expect("she may");
+    let of_one = json!({ "mode": "Observe", "precedence": 100, "selector": { "namespaces": ["team-a"] } });
+    pete.create(&post, &policy("keeps", of_one)).await.expect("it only observes");
+
+    for spec in [
+        json!({ "precedence": -1 }),
+        json!({ "precedence": 101 }),
+        json!({ "selector": { "namespaces": ["team-b"] } }),
+        json!({ "selector": { "storageClasses": ["fast"] } }),
+    ] {
+        refused(&spec.to_string(), change(&pete, spec.clone()).await, 403, HANDS_ON);
+    }
+    let observe = "mode Observe keeps the nodes of its claims from being fenced";
+    refused("acts", change(&pete, json!({ "mode": "DryRun" })).await, 403, observe);
+    // A policy above it would rule in its place.
+    for mode in ["DryRun", "Auto"] {
+        let above = json!({ "mode": mode, "precedence": 101 });
+        refused(mode, pete.create(&post, &policy("above", above)).await, 403, observe);
+    }
+    refused("deleted", pete.delete("keeps", &delete).await, 403, DELETES);
+    let own = ListParams::default().fields("metadata.name=keeps");
+    let all = pete.delete_collection(&delete, &own).await;
+    assert!(all.is_err_and(|e| e.to_string().contains(DELETES)), "as a collection");
+    petra.get("keeps").await.expect("it is still there");
+
+    // What reaches nobody else is theirs, and all of it hers.
+    change(&pete, json!({ "budgets": { "node": 1 } })).await.expect("another budget");
+    pete.create(&post, &policy("beside", json!({ "mode": "Auto" }))).await.expect("the default precedence");
+    change(&petra, json!({ "mode": "Auto", "precedence": 7 })).await.expect("she may");
+    for name in ["keeps", "beside", "fences"] {
+        petra.delete(name, &delete).await.expect("she may");
+    }
 }
 
 /// A record's groups are those of the person who writes it: they cannot borrow the rights of a group that they are not in.
