@@ -63,8 +63,8 @@ impl Collector {
     /// The clusters in the tags of the volume's holder, and the names of this cluster in the cloud's tags, where there is
     /// anything to compare them with.
     ///
-    /// The machines of other Nodes are asked for theirs: those behind the volume's own Nodes may be gone, and a Node whose
-    /// providerID leads to a machine of others would vouch for itself and for its volume.
+    /// The holder is left out as long as other machines have names: a Node whose providerID leads to a machine of others would
+    /// vouch for itself and for its volume.
     async fn clusters(
         &self,
         e: &Evidence,
@@ -101,13 +101,17 @@ impl Collector {
             let id = n.spec.as_ref().and_then(|s| s.provider_id.as_deref())?;
             located.provider().resolve_instance(id)?.ok()
         };
-        let others = others.iter().filter_map(instance).filter(|i| !holders.contains(i));
-        let others = others.take(OTHER_MACHINES).collect();
-        let mut names = located.clusters(&others, now).await;
-        if names == (OwnClusters::Known { names: BTreeSet::new() }) {
-            let own = e.nodes.values().filter_map(|f| f.shown()?.instance.clone()).collect();
-            names = located.clusters(&own, now).await;
-        }
+        let mut machines: BTreeSet<InstanceId> =
+            others.iter().filter_map(instance).take(OTHER_MACHINES).collect();
+        machines.extend(e.nodes.values().filter_map(|f| f.shown()?.instance.clone()));
+        let machines = machines.difference(&holders).cloned().collect();
+        let names = match located.clusters(&machines, now).await {
+            // No other machine has a name to compare with, as in a cluster of one node.
+            OwnClusters::Known { names } if names.is_empty() => {
+                OwnClusters::Known { names: holder_clusters.clone() }
+            }
+            told => told,
+        };
         Ok((holder_clusters, names))
     }
 
@@ -241,8 +245,8 @@ impl Collector {
     }
 }
 
-/// So many machines of Ready Nodes are asked for their tags. All machines of a cluster are tagged alike; more than one is
-/// asked, since one may have been made by hand.
+/// So many machines of Ready Nodes are asked for their tags, besides those of the Nodes that the evidence has anyway. All
+/// machines of a cluster are tagged alike; more than one is asked, since one may have been made by hand.
 const OTHER_MACHINES: usize = 3;
 
 /// What may lead to the cloud volume.

@@ -1,13 +1,14 @@
 //! The independent checker: silent about what the planner makes, and loud about every plan with a rule taken out.
 
-use super::walk::{ALL, orphan, plan};
+use super::walk::{ALL, dead_node, detach_error, lost, node_missing, orphan, plan, without_policy};
 use reattach_core::check::check;
+use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::Known;
 use reattach_core::plan::{Allowed, EffectClass, Plan, PlannedStep, Snapshots};
 use reattach_core::runbook::StepKind;
 use reattach_core::stamp::Stamp;
-use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
+use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 
 fn rules(plan: &Plan, case: &Case) -> Vec<String> {
@@ -113,6 +114,107 @@ const HOLD_MUTATIONS: &[Mutation] = &[
         },
         "S1: a cloud detach after pods may run again",
     ),
+    (
+        "record deleted before the hold",
+        |p| {
+            let delete = taken_out(p, StepKind::DeleteAttachment);
+            p.steps.insert(0, delete);
+        },
+        "S1: a VolumeAttachment deleted while pods may come",
+    ),
+    (
+        "record deleted after the lift",
+        |p| {
+            let delete = taken_out(p, StepKind::DeleteAttachment);
+            p.steps.push(delete);
+        },
+        "S1: a VolumeAttachment deleted while pods may come",
+    ),
+];
+
+/// The same for the plan that fences a node.
+const FENCE_MUTATIONS: &[Mutation] = &[
+    ("no taint", |p| remove(p, StepKind::TaintOutOfService), "S9: an out-of-service taint without"),
+    ("no untaint", |p| remove(p, StepKind::Untaint), "S9: an out-of-service taint without"),
+    (
+        "untaint first",
+        |p| {
+            let (taint, untaint) = (place(p, StepKind::TaintOutOfService), place(p, StepKind::Untaint));
+            p.steps.swap(taint, untaint);
+        },
+        "S9: an out-of-service taint without",
+    ),
+    (
+        "two taints",
+        |p| {
+            let at = place(p, StepKind::TaintOutOfService);
+            p.steps.insert(at, p.steps[at].clone());
+        },
+        "S9: an out-of-service taint without",
+    ),
+    ("no proof", |p| remove(p, StepKind::Prove), "S1: an out-of-service taint without a proof"),
+    ("nothing listed", |p| p.pins.node_wide = None, "S7: an effect on a whole node"),
+    (
+        "diagnosis of another node",
+        |p| {
+            if let Trouble::DeadNode { node, .. } = &mut p.trouble {
+                *node = "x".into();
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
+    (
+        "diagnosis of another machine",
+        |p| {
+            if let Trouble::DeadNode { instance, .. } = &mut p.trouble {
+                *instance = "x".into();
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
+];
+
+/// The same for the plan about a record that is stuck.
+const RECORD_MUTATIONS: &[Mutation] = &[
+    (
+        "diagnosis of another node",
+        |p| {
+            if let Trouble::StuckRecord { node, .. } = &mut p.trouble {
+                *node = "x".into();
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
+    (
+        "diagnosis of another record",
+        |p| {
+            if let Trouble::StuckRecord { attachment, .. } = &mut p.trouble {
+                *attachment = Some("x".into());
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
+];
+
+/// The same for the plan about a holder for which no Node speaks.
+const ORPHAN_MUTATIONS: &[Mutation] = &[
+    (
+        "diagnosis of another holder",
+        |p| {
+            if let Trouble::Orphan { holder, .. } = &mut p.trouble {
+                *holder = "x".into();
+            }
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
+    (
+        "a record is pinned",
+        |p| {
+            let pinned = plan(&detach_error(), ALL).unwrap().pins.attachment;
+            p.pins.attachment = pinned;
+        },
+        "S8: the diagnosis and the pins disagree",
+    ),
 ];
 
 #[test]
@@ -121,6 +223,95 @@ fn each_rule_taken_out_of_a_plan_is_missed() {
     each_is_missed(&case, &case.plan().unwrap(), MUTATIONS);
     let case = case.holdable();
     each_is_missed(&case, &case.plan_by("lightest-first", None, false).unwrap(), HOLD_MUTATIONS);
+    let by_ladder: [(Case, &[Mutation]); 3] =
+        [(dead_node(), FENCE_MUTATIONS), (detach_error(), RECORD_MUTATIONS), (orphan(), ORPHAN_MUTATIONS)];
+    for (case, mutations) in by_ladder {
+        each_is_missed(&case, &plan(&case, ALL).unwrap(), mutations);
+    }
+}
+
+/// The cloud may name nobody where the volume is lost, and nobody or the pinned holder where a record is stuck.
+#[test]
+fn the_holders_must_fit_the_diagnosis() {
+    let (nobody, pinned, another): (&[&str], &[&str], &[&str]) = (&[], &[INSTANCE], &[OTHER_INSTANCE]);
+    let table = [
+        (lost(), vec![nobody], vec![pinned, another]),
+        (detach_error(), vec![nobody, pinned], vec![another]),
+        (node_missing(), vec![nobody, pinned], vec![another]),
+    ];
+    for (case, fitting, others) in table {
+        let plan = plan(&case, ALL).unwrap();
+        let found = |holders: &[&str]| {
+            let holders = holders.iter().map(|h| (*h).into()).collect();
+            rules(&plan, &case.clone().cloud(|c| c.holders = holders))
+        };
+        for holders in fitting {
+            assert_eq!(found(holders), Vec::<String>::new(), "{:?}, {holders:?}", plan.trouble);
+        }
+        for holders in others {
+            let found = found(holders);
+            let named = found.iter().any(|v| v == "S1: the pinned holder is not the cloud's only holder");
+            assert!(named, "{:?}, {holders:?}: {found:?}", plan.trouble);
+        }
+    }
+}
+
+/// A record on another node may stay only where the old holder's record goes, and only while it is not attached.
+#[test]
+fn a_record_on_another_node_is_seen() {
+    let seen = |plan: &Plan, case: &Case| {
+        let found = rules(plan, case);
+        found.iter().any(|v| v == "S7: another node has a VolumeAttachment of the volume")
+    };
+    let elsewhere = |attached: bool| {
+        let other = reattach_core::evidence::AttachmentFacts { attached, ..attachment("x", OTHER_NODE) };
+        Case::statefulset().with_node(OTHER_NODE, OTHER_INSTANCE).attachments(|all| all.push(other))
+    };
+    let phantom = Case::statefulset().plan().unwrap();
+    assert!(seen(&phantom, &elsewhere(true)) && seen(&phantom, &elsewhere(false)));
+    let stuck = plan(&detach_error(), ALL).unwrap();
+    assert!(!seen(&stuck, &detach_error()));
+    assert!(seen(&stuck, &detach_error().attachments(|all| all[1].attached = true)));
+}
+
+/// The claim and each claim of its workload can be opted out alone.
+#[test]
+fn one_opted_out_claim_is_enough() {
+    let plan = Case::statefulset().plan().unwrap();
+    let mut claim = Case::statefulset();
+    super::walk::change(&mut claim.evidence.claim, |c| c.opted_out = Some("claim".into()));
+    let of_workload =
+        Case::statefulset().workload(|w| w.claims[0].1.as_mut().unwrap().opted_out = Some("claim".into()));
+    for case in [claim, of_workload] {
+        assert_eq!(rules(&plan, &case), ["S7: the claim, its namespace or its workload is opted out"]);
+    }
+}
+
+/// Other remediators' taints are named, also beside our own out-of-service taint.
+#[test]
+fn another_remediator_on_the_node_is_seen() {
+    let plan = Case::statefulset().plan().unwrap();
+    let found = |by_us: bool, taints: &[&str]| {
+        rules(
+            &plan,
+            &Case::statefulset().node(|n| {
+                n.out_of_service_by_us = by_us;
+                n.taints = taints.iter().map(|t| (*t).to_owned()).collect();
+            }),
+        )
+    };
+    const OUT: &str = "node.kubernetes.io/out-of-service";
+    for taints in [&[][..], &["dedicated"]] {
+        assert_eq!(found(false, taints), Vec::<String>::new(), "{taints:?}");
+    }
+    assert_eq!(found(true, &[OUT]), Vec::<String>::new(), "our own");
+    let foreign = ["karpenter.sh/disrupted", "medik8s.io/remediation", "remediation.medik8s.io/x"];
+    for taints in foreign.map(|t| vec![t]).into_iter().chain([vec![OUT]]) {
+        assert_eq!(found(false, &taints), ["S9: someone else is at work on the node"], "{taints:?}");
+    }
+    for taint in foreign {
+        assert_eq!(found(true, &[OUT, taint]), ["S9: someone else is at work on the node"], "{taint}");
+    }
 }
 
 fn each_is_missed(case: &Case, good: &Plan, mutations: &[Mutation]) {
@@ -269,6 +460,50 @@ const DRIFTS: [Drift; 26] = [
     ),
 ];
 
+/// What the plan that holds minds, and what it does not mind.
+#[test]
+fn each_drift_under_a_hold_is_seen() {
+    let hook = |c: Case| c.workload(|w| w.template.pre_stop = vec!["x".into()]);
+    let case = || Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let made = plan(&case(), ALL).unwrap();
+    let would_run = ["S2: a healthy pod's preStop hook would run"];
+    assert_eq!(rules(&made, &hook(case())), Vec::<String>::new(), "the pod is not Ready");
+    assert_eq!(rules(&made, &hook(case().pod(|p| p.ready = true))), would_run);
+    assert_eq!(rules(&made, &case().pod(|p| p.ready = true)), Vec::<String>::new(), "it has no hook");
+    let elsewhere = case().pod(|p| (p.ready, p.node) = (true, Some(OTHER_NODE.into())));
+    assert_eq!(rules(&made, &hook(elsewhere)), Vec::<String>::new(), "it is not released");
+    // No pod is released where a record is stuck.
+    let stuck = detach_error();
+    let ready = hook(detach_error().pod(|p| p.ready = true));
+    assert_eq!(rules(&plan(&stuck, ALL).unwrap(), &ready), Vec::<String>::new());
+
+    let found = rules(&made, &case().workload(|w| w.replicas = 0));
+    assert!(found.iter().any(|v| v == "S2: someone keeps the workload at zero"), "{found:?}");
+    let found = rules(&made, &without_policy(case()));
+    assert_eq!(found, ["S1: the cluster is not known to hold pods away by admission"]);
+    let fence = without_policy(dead_node());
+    let made = plan(&fence, ALL).unwrap();
+    assert!(made.find(StepKind::Hold).is_none());
+    assert_eq!(rules(&made, &fence), Vec::<String>::new(), "it holds nothing");
+}
+
+/// A hook matters where a healthy pod would run it.
+#[test]
+fn a_healthy_pod_without_a_hook_is_no_violation() {
+    let made = Case::statefulset().plan().unwrap();
+    let hook = |c: Case| c.workload(|w| w.template.pre_stop = vec!["x".into()]);
+    assert_eq!(rules(&made, &Case::statefulset().pod_ready()), Vec::<String>::new());
+    assert_eq!(rules(&made, &hook(Case::statefulset())), Vec::<String>::new());
+}
+
+/// An autoscaler that always keeps a pod is no danger to a count of zero that is ours.
+#[test]
+fn an_autoscaler_that_keeps_a_pod_is_no_violation() {
+    let case = Case::statefulset()
+        .workload(|w| w.autoscalers = vec![AutoscalerFacts { name: "x".into(), min_replicas: 1 }]);
+    assert_eq!(rules(&Case::statefulset().plan().unwrap(), &case), Vec::<String>::new());
+}
+
 #[test]
 fn a_volume_on_the_node_that_the_plan_does_not_list_is_seen() {
     let plan = super::walk::plan(&super::walk::dead_node(), super::walk::ALL).unwrap();
@@ -341,7 +576,7 @@ const SNAPSHOT_MUTATIONS: &[Mutation] = &[
     (
         "two snapshots",
         |p| {
-            let (at, again) = (place(p), snapshot(p).clone());
+            let (at, again) = (place(p, StepKind::Snapshot), snapshot(p).clone());
             p.steps.insert(at, again);
         },
         "S3: a snapshot that could be repeated blindly",
@@ -349,19 +584,24 @@ const SNAPSHOT_MUTATIONS: &[Mutation] = &[
     (
         "a snapshot after force",
         |p| {
-            let at = place(p);
+            let at = place(p, StepKind::Snapshot);
             p.steps.swap(at, at + 1);
         },
         "S3: a snapshot that could be repeated blindly",
     ),
 ];
 
-fn place(plan: &Plan) -> usize {
-    plan.find(StepKind::Snapshot).unwrap().index()
+fn place(plan: &Plan, kind: StepKind) -> usize {
+    plan.find(kind).unwrap().index()
+}
+
+fn taken_out(plan: &mut Plan, kind: StepKind) -> PlannedStep {
+    let at = place(plan, kind);
+    plan.steps.remove(at)
 }
 
 fn snapshot(plan: &mut Plan) -> &mut PlannedStep {
-    let at = place(plan);
+    let at = place(plan, StepKind::Snapshot);
     &mut plan.steps[at]
 }
 

@@ -17,7 +17,7 @@ fn lingering(stuck: bool) -> Walk {
 }
 
 /// Takes the run on until `there`, at most 3,000 steps.
-fn until(walk: &mut Walk, there: impl Fn(&Walk, &Next) -> bool) {
+pub fn until(walk: &mut Walk, there: impl Fn(&Walk, &Next) -> bool) {
     for _ in 0..3_000 {
         if there(walk, &walk.ask()) {
             return;

@@ -14,7 +14,8 @@ use reattach_core::guest::{
 };
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
-    Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, off, rebooted_and_clean,
+    Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, of_the_machine, off,
+    rebooted_and_clean,
 };
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, device, start};
@@ -157,6 +158,48 @@ fn a_proof_holds_for_a_while_and_what_is_gone_for_good() {
         let later = start() + SignedDuration::from_hours(1);
         let for_good = matches!(proof.kind(), ProofKind::Gone { .. });
         assert_eq!(proof.holds_at(later), for_good, "{kind:?}: an hour later");
+    }
+}
+
+/// A declaration counts for an hour, and an answer is compared with the machine's last sign of life, to the second.
+#[test]
+fn what_is_just_young_enough_counts() {
+    let mut word = scene(Kind::Declared);
+    word.declaration.at = ago(3600);
+    assert!(prove(Kind::Declared, &word).is_ok());
+    word.declaration.at = ago(3601);
+    assert!(prove(Kind::Declared, &word).is_err());
+    let mut looked = scene(Kind::Rebooted);
+    for (seconds, counts) in [(120, true), (121, false)] {
+        node(&mut looked, |n| n.lease_renewed = Some(ago(4)));
+        answer(&mut looked, |a| a.scanned_at = ago(4 + seconds));
+        assert_eq!(prove(Kind::Rebooted, &looked).is_ok(), counts, "{seconds} s");
+    }
+}
+
+/// Without a proof about the machine, the refusal is about what the cloud says: it does not know the instance, or its power.
+#[test]
+fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
+    let refused = |kind, change: fn(&mut Scene)| {
+        let mut s = scene(kind);
+        s.case.evidence.sightings.clear();
+        change(&mut s);
+        of_the_machine(&s.case.evidence, &INSTANCE.into(), s.case.now).unwrap_err()
+    };
+    assert!(matches!(refused(Kind::NotFound, |_| {}), NoProof::NeverSeen { .. }));
+    assert!(matches!(refused(Kind::Off, |_| {}), NoProof::SeenOnce { .. }));
+    let runs = refused(Kind::Off, |s| power(s, InstanceState::Running));
+    assert!(matches!(&runs, NoProof::Power { needed, .. } if needed == "off"), "{runs:?}");
+}
+
+/// The journal says what the agent answered: that there is no such device, or that nothing uses it.
+#[test]
+fn the_ground_says_what_the_agent_answered() {
+    for (seen, says) in [(Seen::NoDevice, "no such device"), (Seen::Clean, "nothing uses the device")] {
+        let mut s = scene(Kind::Rebooted);
+        answer(&mut s, |a| (a.seen, a.level) = (seen.clone(), Level::Full));
+        let proof = prove(Kind::Rebooted, &s).unwrap();
+        assert!(proof.rests_on().iter().any(|g| g.says.ends_with(says)), "{:?}", proof.rests_on());
     }
 }
 
@@ -407,18 +450,24 @@ fn a_neighbours_device_is_not_taken_for_the_volume() {
     let listed = "kubernetes.io/csi/linodebs.csi.linode.com^6001-pvc-neighbour";
     node(&mut attached, |n| n.volumes_attached.push(listed.into()));
     assert!(prove(Kind::Rebooted, &attached).is_ok(), "Kubernetes attached it for another volume");
-    let mut mounted = s.clone();
-    guest(&mut mounted, |g| {
-        let mount = GuestMount { path: "/x".into(), dev: device().dev, dead: false, read_only: false };
-        g.csi_volumes = vec![GuestCsiVolume {
-            pv: None,
-            driver: "linodebs.csi.linode.com".into(),
-            handle: "6001-another".into(),
-            pods: Vec::new(),
-            mounts: vec![mount],
-        }];
-    });
-    assert!(prove(Kind::Rebooted, &mounted).is_ok(), "kubelet mounted it for another volume");
+    let mounted = |dev: &str, dead: bool| {
+        let mut mounted = s.clone();
+        let mount = GuestMount { path: "/x".into(), dev: dev.to_owned(), dead, read_only: false };
+        guest(&mut mounted, |g| {
+            g.csi_volumes = vec![GuestCsiVolume {
+                pv: None,
+                driver: "linodebs.csi.linode.com".into(),
+                handle: "6001-another".into(),
+                pods: Vec::new(),
+                mounts: vec![mount],
+            }];
+        });
+        prove(Kind::Rebooted, &mounted)
+    };
+    let dev = device().dev;
+    assert!(mounted(&dev, false).is_ok(), "kubelet mounted it for another volume");
+    assert!(mounted(&dev, true).is_err(), "a dead mount is over a device that is gone");
+    assert!(mounted("8:99", false).is_err(), "the mount is of another device");
     let mut root = s;
     guest(&mut root, |g| g.devices[0].users.mounts = vec!["/".into()]);
     assert!(prove(Kind::Rebooted, &root).is_ok(), "the machine booted from it");

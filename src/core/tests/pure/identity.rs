@@ -166,8 +166,12 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     assert_eq!(vouched(FORMER_INSTANCE, true, 3_601), foreign);
 
     let made = plan(&orphan(), ALL).unwrap();
-    let bare = orphan().machines(Vec::clear);
-    assert!(check(&made, &bare.evidence, None, bare.now).iter().any(|v| v.rule == "S10"));
+    let mut unscoped = unscoped;
+    unscoped.evidence.cloud_scope = None;
+    for foreign in [orphan().machines(Vec::clear), elsewhere, unscoped] {
+        let found = check(&made, &foreign.evidence, None, foreign.now);
+        assert!(found.iter().any(|v| v.rule == "S10"), "{found:?}");
+    }
 }
 
 /// Any spelling of a name in Node status that comes to the volume counts as the volume.

@@ -31,5 +31,6 @@ mod schedules;
 mod snapshots;
 mod sound;
 mod stamps;
+mod steps;
 mod walk;
 mod world;

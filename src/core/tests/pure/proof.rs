@@ -59,7 +59,7 @@ fn with_every_piece_there_is_a_proof_of_this_volume_and_holder() {
 #[test]
 fn each_missing_piece_is_named() {
     type Row = (&'static str, fn(Case) -> Case, fn(&NoProof) -> bool);
-    let table: [Row; 33] = [
+    let table: [Row; 34] = [
         ("count not zero", |c| c.workload(|w| w.replicas = 1), |n| matches!(n, NoProof::NoHold { .. })),
         ("no stamp", |c| c.workload(|w| w.stamp = None), |n| matches!(n, NoProof::NoHold { .. })),
         (
@@ -224,6 +224,14 @@ fn each_missing_piece_is_named() {
             |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
         ),
         (
+            "collected at the moment at which the pods were seen gone",
+            |mut c| {
+                c.evidence.collected_at = no_user().at;
+                c
+            },
+            |n| matches!(n, NoProof::LeaseNotRenewed { .. }),
+        ),
+        (
             "an opener",
             |c| {
                 c.guest(|g| {
@@ -313,6 +321,20 @@ fn a_dead_mount_and_a_silent_agent_are_no_veto() {
     silent.evidence.guests.clear();
     silent.evidence.answers.clear();
     assert!(proof(&silent).is_ok());
+}
+
+/// What an agent saw when it was asked something else may be over.
+#[test]
+fn an_answer_to_another_question_is_no_veto() {
+    let saw =
+        || settled().answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } });
+    assert!(matches!(proof(&saw()), Err(NoProof::Veto { .. })));
+    let (mut later, mut of_another) = (saw(), saw());
+    later.evidence.asked = Some((Case::recovery(), 2));
+    of_another.evidence.asked = Some(("another recovery".into(), 1));
+    for case in [later, of_another] {
+        assert!(proof(&case).is_ok(), "{:?}", proof(&case));
+    }
 }
 
 /// A device that is there and idle is no veto: the handshake itself is the proof.
