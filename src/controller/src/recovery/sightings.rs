@@ -3,8 +3,10 @@
 use reattach_api::VolumeRecovery;
 use reattach_core::cloud::{InstanceState, JobStatus, PowerChange};
 use reattach_core::evidence::Evidence;
+use reattach_core::ids::InstanceId;
 use reattach_core::plain;
 use reattach_core::proof::Sighting;
+use std::collections::BTreeSet;
 
 /// How many are kept: what the schema of `status.sightings` allows.
 const KEPT: usize = 32;
@@ -14,9 +16,15 @@ const KEPT: usize = 32;
 /// A sighting is as old as the request that brought it, so that the same answer never counts twice.
 pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
     let Some(scope) = &evidence.cloud_scope else { return false };
-    let seen = evidence.instances.iter().filter_map(|(instance, fact)| {
-        let state = Some(fact.shown()?.state.clone());
-        let seen = Sighting { instance: instance.clone(), scope: scope.clone(), state, at: fact.at };
+    let holders = evidence.cloud_volume.shown().map(|v| v.holders.as_slice()).unwrap_or_default();
+    let known: BTreeSet<&InstanceId> = evidence.instances.keys().chain(holders).collect();
+    let seen = known.into_iter().filter_map(|instance| {
+        let fact = evidence.instances.get(instance);
+        let described = fact.and_then(|f| Some((Some(f.shown()?.state.clone()), f.at)));
+        // Not described itself; then at least as the holder of its volume.
+        let as_holder = || holders.contains(instance).then_some((None, evidence.cloud_volume.at));
+        let (state, at) = described.or_else(as_holder)?;
+        let seen = Sighting { instance: instance.clone(), scope: scope.clone(), state, at };
         // As it is stored: a word of the cloud that would be stored otherwise must not be news each time.
         Some(plain::made_plain(&seen, plain::TEXT_CHARS))
     });
@@ -57,7 +65,6 @@ mod tests {
     use reattach_api::VolumeRecoverySpec;
     use reattach_core::cloud::{CloudInstance, CloudScope, PowerFacts, PowerJob};
     use reattach_core::fact::{Fact, Source};
-    use reattach_core::ids::InstanceId;
     use reattach_core::testkit::{Case, INSTANCE, start};
 
     fn recovery() -> VolumeRecovery {
@@ -79,13 +86,7 @@ mod tests {
         let fact = match state {
             Some(state) => {
                 let id = InstanceId::from(INSTANCE);
-                let instance = CloudInstance {
-                    id,
-                    label: "n".to_owned(),
-                    state,
-                    auto_restart: true,
-                    owner: Default::default(),
-                };
+                let instance = CloudInstance { id, label: "n".to_owned(), state, auto_restart: true };
                 Fact::present(instance, source(), at(seconds))
             }
             None => Fact::absent(source(), at(seconds)),
@@ -125,9 +126,15 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_not_found_was_not_seen_in_its_volume() {
+    fn an_instance_that_is_not_found_was_seen_as_the_holder() {
         let mut r = recovery();
-        assert!(!note(&mut r, &evidence(0, None)));
+        assert!(note(&mut r, &evidence(0, None)));
+        assert!(!note(&mut r, &evidence(5, None)));
+        assert_eq!(seen(&r), [(None, 0)]);
+        let mut unheld = evidence(10, None);
+        unheld.cloud_volume = Case::deployment().cloud(|c| c.holders.clear()).evidence.cloud_volume;
+        let mut r = recovery();
+        assert!(!note(&mut r, &unheld), "nobody has shown it");
     }
 
     #[test]

@@ -290,7 +290,7 @@ pub enum NoProof {
     /// "Not found" without having been seen before proves nothing: another account answers the same, and so may a credential
     /// that may see the volume and not the instance.
     #[error(
-        "the cloud does not know instance {holder}, and it was not seen there before with the same credential in this recovery"
+        "the cloud does not know instance {holder}, and neither it nor, without a Node of it, its volume was seen there before with the same credential in this recovery"
     )]
     NeverSeen {
         /// The instance.

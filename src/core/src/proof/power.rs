@@ -8,7 +8,7 @@ use crate::cloud::{
     CloudInstance, CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts,
 };
 use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Fact;
+use crate::fact::{Fact, Reading};
 use crate::ids::InstanceId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,18 +19,18 @@ use serde::{Deserialize, Serialize};
 pub struct Sighting {
     /// The instance.
     pub instance: InstanceId,
-    /// Credential, account and region that described it.
+    /// Credential, account and region that described it, or its volume with it as the holder.
     pub scope: CloudScope,
-    /// Its power state then; none in a record of an earlier version, if only its volume was described.
+    /// Its power state then; none if only its volume was described.
     pub state: Option<InstanceState>,
     /// When.
     pub at: Timestamp,
 }
 
 /// Makes the *gone* proof: the cloud reports the instance deleted or terminated, or does not find it with the very
-/// credential that described it earlier in this recovery. That its volume was described is not enough: grants of a restricted
-/// Linode user are per entity, so that one who may see the volume need not find the instance
-/// (<https://techdocs.akamai.com/linode-api/reference/get-user-grants>).
+/// credential that described it (or its volume) earlier in this recovery. Where a Node stands for the instance, that its volume
+/// was described is not enough: a restricted Linode user has grants for single entities, so that one who may see the volume
+/// need not find the instance (<https://techdocs.akamai.com/linode-api/reference/get-profile-grants>).
 ///
 /// # Errors
 /// One [`NoProof`]: the first missing piece, in the order volume, living nodes, instance, sighting.
@@ -45,9 +45,14 @@ pub fn gone(
         Some(instance) if instance.state == InstanceState::Gone => None,
         Some(instance) => return Err(running(holder, "gone", &instance.state)),
         None => {
+            let has_a_node = evidence.nodes.values().any(|fact| match fact.read(now, MAX_AGE) {
+                Reading::Present(node) => node.instance.as_ref() == Some(holder),
+                Reading::Absent => false,
+                Reading::Stale { .. } | Reading::Unknown { .. } => true,
+            });
             let seen = before.filter(|s| {
                 s.instance == *holder
-                    && s.state.is_some()
+                    && (s.state.is_some() || !has_a_node)
                     && s.at < fact.at
                     && Some(&s.scope) == evidence.cloud_scope.as_ref()
             });

@@ -152,7 +152,10 @@ fn a_taint_needs_the_word_over_the_node_once_more() {
     });
     stopped(taint, |walk| match walk.case.evidence.node_claims.get_mut(&NodeName::from(NODE)) {
         Some(Fact { value: Known::Present(claims), .. }) => {
-            claims.iter_mut().for_each(|c| c.opted_out = Some("namespace shop".into()));
+            let mut neighbour = claims.first().cloned().expect("the plan's own");
+            neighbour.claim.name = "of-a-neighbour".into();
+            neighbour.opted_out = Some("namespace shop".into());
+            claims.push(neighbour);
         }
         other => panic!("the claims are there: {other:?}"),
     });

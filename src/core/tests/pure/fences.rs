@@ -132,13 +132,15 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
     }
 }
 
-/// Grants are per entity: who may see the volume need not find the instance.
+/// Grants are per entity: who may see the volume need not find the instance, and its Node may be cut off and write.
 #[test]
-fn not_found_proves_nothing_where_only_the_volume_was_described() {
+fn not_found_proves_nothing_of_a_node_where_only_the_volume_was_described() {
     let mut scene = scene(Kind::NotFound);
     before(&mut scene, |s| s.state = None);
     let never = NoProof::NeverSeen { holder: INSTANCE.into() };
     assert_eq!(prove(Kind::NotFound, &scene), Err(never));
+    scene.case.evidence.nodes.clear();
+    assert!(prove(Kind::NotFound, &scene).is_ok(), "no Node stands for it");
 }
 
 #[test]
