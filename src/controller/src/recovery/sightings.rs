@@ -86,7 +86,13 @@ mod tests {
         let fact = match state {
             Some(state) => {
                 let id = InstanceId::from(INSTANCE);
-                let instance = CloudInstance { id, label: "n".to_owned(), state, auto_restart: true };
+                let instance = CloudInstance {
+                    id,
+                    label: "n".to_owned(),
+                    state,
+                    auto_restart: true,
+                    owner: Default::default(),
+                };
                 Fact::present(instance, source(), at(seconds))
             }
             None => Fact::absent(source(), at(seconds)),
