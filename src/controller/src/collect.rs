@@ -275,7 +275,8 @@ impl Collector {
             let source = Source::Kubernetes(format!("the claims of the pods on {node}"));
             let mut claims = self.claims_of_pods(&pods, live).await?;
             // A volume stays attached after its pod: deleted by force, or evicted from a node that never said so.
-            claims.extend(self.claims_attached_to(&node, live).await?);
+            let attached = self.claims_attached_to(&node, &claims, live).await?;
+            claims.extend(attached);
             claims.sort();
             claims.dedup();
             e.node_claims.insert(node, Fact::present(claims, source, at));

@@ -132,7 +132,7 @@ impl Drivers {
         let crowd = records::beyond_the_quota(&pending, &self.username);
         pending.retain(|r| !crowd.contains(&name_of(r)));
         // Whoever came first is first in line.
-        pending.sort_by_key(|r| (r.creation_timestamp(), name_of(r)));
+        pending.sort_by_cached_key(|r| (r.creation_timestamp(), name_of(r)));
         let names: BTreeSet<ObjectName> = pending.iter().map(|r| name_of(r)).collect();
         self.rest.keep(|name| names.contains(name));
         self.gave_way.retain(|name| names.contains(name));

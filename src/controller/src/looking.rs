@@ -171,7 +171,10 @@ fn is_bound(cache: &Cache, claim: &ObjectName) -> bool {
 /// or it goes as far as the policy does. What a person asked for to be shown (DryRun), and left, does not keep Auto from acting.
 fn stands_for_its_claim(recovery: &VolumeRecovery, policy: Mode, controller: &str) -> bool {
     let spec = &recovery.spec;
-    let goes_as_far = spec.requester == controller || spec.mode >= policy || spec.approval.is_some();
+    let shown = recovery.status.as_ref().and_then(|s| s.plan_hash.as_ref());
+    // An approval of an earlier plan lets nothing begin.
+    let approved = spec.approval.as_ref().is_some_and(|a| Some(&a.plan_hash) == shown);
+    let goes_as_far = spec.requester == controller || spec.mode >= policy || approved;
     !phase(recovery).is_final() && (has_a_run(recovery) || goes_as_far)
 }
 
@@ -445,6 +448,15 @@ mod tests {
         assert!(stands(&begun, Mode::Auto), "one recovery with effects for each claim");
         let of_auto = record(&|r| r["spec"]["mode"] = "Auto".into());
         assert!(stands(&of_auto, Mode::Auto));
+        let approved = |hash: &str| {
+            record(&|r| {
+                r["spec"]["mode"] = "Approve".into();
+                r["spec"]["approval"] = serde_json::json!({"planHash": hash, "approver": "jane"});
+                r["status"]["planHash"] = "cafe".into();
+            })
+        };
+        assert!(stands(&approved("cafe"), Mode::Auto));
+        assert!(!stands(&approved("babe"), Mode::Auto), "it waits for another approval");
         let over = record(&|r| {
             r["spec"]["mode"] = "Auto".into();
             r["status"]["phase"] = "Resolved".into();

@@ -132,10 +132,11 @@ impl Collector {
     }
 
     /// The claims whose volumes have a VolumeAttachment on the node, with what keeps reattach away from each: whether a pod of
-    /// theirs is there or not, a fence detaches them.
+    /// theirs is there or not, a fence detaches them. Those that are `known` by their pods are left out.
     pub(crate) async fn claims_attached_to(
         &self,
         node: &NodeName,
+        known: &[NodeClaim],
         live: bool,
     ) -> Result<Vec<NodeClaim>, kube::Error> {
         let here = |a: &VolumeAttachment| a.spec.node_name == node.as_str();
@@ -153,6 +154,9 @@ impl Collector {
         for volume in volumes.filter(|v| is_object_name(v)) {
             let Some(volume) = self.volume_named(&volume, live).await? else { continue };
             let Some(claim) = facts::volume(&volume, None).claim_ref.map(|of| of.claim) else { continue };
+            if known.iter().any(|k| k.claim == claim) {
+                continue;
+            }
             if policies.is_none() {
                 policies = Some(self.policies(live).await?);
             }

@@ -406,7 +406,8 @@ fn a_volume_without_tags_is_freed() {
         let mut s = stage().await?;
         tag(&s, &[])?;
         s.hang(NODES[0].0)?;
-        s.running(&["redis"], secs(1200)).await?;
+        let over = |w: &World| phases(w).contains(&Phase::Recovered);
+        s.until("the end of the recovery", secs(1200), over).await?;
         Ok(s)
     });
     assert_eq!(after.holder, Some(InstanceNo(NODES[1].1)), "{after:#?}\n{}", after.story);

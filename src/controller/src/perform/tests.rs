@@ -275,3 +275,15 @@ async fn a_snapshot_carries_the_records_uid() {
     assert_eq!(retry(&other), Some(false), "{other:?}");
     assert_eq!(s.cloud.orders().len(), 3);
 }
+
+/// A namespace has 32 of them at the most while they have no effects ([`crate::driving`]).
+#[tokio::test(start_paused = true)]
+async fn a_driver_takes_less_than_128_kib() {
+    let scene = Scene::new();
+    let name = reattach_core::ids::ObjectName::new("cache", "r");
+    let (_, stop) = watch::channel(false);
+    let driver = scene.executor.drive(&name, |_| crate::recovery::Limits::default(), stop);
+    let bytes = size_of_val(&driver);
+    println!("{bytes} bytes");
+    assert!(bytes < 128 * 1024, "{bytes} bytes");
+}
