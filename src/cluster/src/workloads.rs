@@ -193,9 +193,12 @@ pub async fn custom_opt_out(
     Ok(None)
 }
 
-/// The resource of a custom kind. `None`: the cluster serves no such kind.
+/// The resource of a custom kind. `None`: the cluster serves no such kind, or no object can be called that.
 async fn served(client: &Client, owner: &OwnerReference) -> Result<Option<ApiResource>, kube::Error> {
     let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
+    if ![group, version, owner.kind.as_str()].into_iter().all(is_api_word) || !is_object_name(&owner.name) {
+        return Ok(None);
+    }
     let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
     match kube::discovery::pinned_kind(client, &gvk).await {
         Ok((resource, _)) => Ok(Some(resource)),
