@@ -160,6 +160,54 @@ enum Read {
     },
 }
 
+/// The opt-out on an object of a kind that Kubernetes does not come with (an operator's), or on such objects above it.
+///
+/// An object that does not exist, is of a kind that is not served, or that reattach may not read, has none: the places that an
+/// opt-out is promised to count at are claim, workload and namespace, and an operator's pods must be healed without a right
+/// to read its objects. A read that failed otherwise is an error: what stands there is not known.
+///
+/// # Errors
+/// The read failed.
+pub async fn custom_opt_out(
+    client: &Client,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<Option<String>, kube::Error> {
+    let mut owner = owner.clone();
+    for _ in 0..MAX_OWNERS {
+        let Some(resource) = served(client, &owner).await? else { return Ok(None) };
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+        let object = match api.get_metadata_opt(&owner.name).await {
+            Ok(object) => object.filter(|o| o.uid().as_deref() == Some(owner.uid.as_str())),
+            Err(kube::Error::Api(s)) if s.is_forbidden() => None,
+            Err(error) => return Err(error),
+        };
+        let Some(object) = object else { return Ok(None) };
+        let what = format!("{} {namespace}/{}", owner.kind, owner.name);
+        let said = facts::opt_out(object.metadata.annotations.as_ref(), &what);
+        match controller_of(&object.metadata) {
+            Some(above) if said.is_none() => owner = above.clone(),
+            Some(_) | None => return Ok(said),
+        }
+    }
+    Ok(None)
+}
+
+/// The resource of a custom kind. `None`: the cluster serves no such kind, or no object can be called that.
+async fn served(client: &Client, owner: &OwnerReference) -> Result<Option<ApiResource>, kube::Error> {
+    let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
+    if ![group, version, owner.kind.as_str()].into_iter().all(is_api_word) || !is_object_name(&owner.name) {
+        return Ok(None);
+    }
+    let gvk = GroupVersionKind::gvk(group, version, &owner.kind);
+    match kube::discovery::pinned_kind(client, &gvk).await {
+        Ok((resource, _)) => Ok(Some(resource)),
+        Err(kube::Error::Discovery(_)) => Ok(None),
+        Err(kube::Error::Api(s)) if s.is_not_found() || s.is_forbidden() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 async fn get_owner(client: &Client, namespace: &str, owner: &OwnerReference) -> Result<Read, kube::Error> {
     let (group, version) = owner.api_version.split_once('/').unwrap_or(("", owner.api_version.as_str()));
     let words = [version, owner.kind.as_str()];
@@ -230,14 +278,18 @@ async fn describe(
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     let stamp = annotations.get(STAMP_ANNOTATION).map(|v| Stamp::from_annotation(v));
     let set: Option<StatefulSet> = (workload.kind == "StatefulSet").then(|| parse(&object)).flatten();
-    let mut managers = managers(&object, manager);
+    let mut managers = managers(&object, manager.clone());
     let mut scalers = Vec::new();
     if detail == Detail::Full {
         managers.extend(keda(client, &workload).await?);
         scalers = autoscalers(client, &workload).await?;
     }
     let mut claims: Vec<_> = claims.collect();
-    if let Some(what) = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string()) {
+    let mut opted_out = facts::opt_out(object.metadata.annotations.as_ref(), &workload.to_string());
+    if let Some(above) = manager.as_ref().filter(|_| opted_out.is_none()) {
+        opted_out = custom_opt_out(client, &ns, above).await?;
+    }
+    if let Some(what) = opted_out {
         for (_, claim) in &mut claims {
             if let Some(claim) = claim {
                 claim.opted_out.get_or_insert_with(|| what.clone());

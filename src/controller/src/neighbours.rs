@@ -16,6 +16,7 @@ use reattach_cluster::facts;
 use reattach_cluster::names::is_object_name;
 use reattach_cluster::node::{is_ready, silence};
 use reattach_cluster::view::claims_of;
+use reattach_cluster::workloads::custom_opt_out;
 use reattach_core::evidence::NodeClaim;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::outage::DownNode;
@@ -291,7 +292,7 @@ impl Collector {
         Ok(observes.map(|p| format!("RecoveryPolicy {}, whose mode for it is Observe", p.name_any())))
     }
 
-    /// The opt-out of a workload above the pod. Kinds that Kubernetes does not come with are not read.
+    /// The opt-out of a workload above the pod, or of an operator's object above that, where reattach may read it.
     async fn owner_opts_out(
         &self,
         namespace: &str,
@@ -312,6 +313,10 @@ impl Collector {
         let mut owner = Some(first);
         for _ in 0..MAX_OWNERS {
             let Some(next) = owner.take() else { break };
+            if !is_built_in(&next) {
+                said = custom_opt_out(&self.clients.read, namespace, &next).await?;
+                break;
+            }
             let Some(object) = read_owner(&self.clients.read, namespace, &next).await? else { break };
             said = facts::opt_out(
                 object.annotations.as_ref(),
@@ -331,6 +336,10 @@ impl Collector {
 
 fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+}
+
+fn is_built_in(owner: &OwnerReference) -> bool {
+    matches!(owner.api_version.as_str(), "apps/v1" | "batch/v1" | "v1")
 }
 
 /// The metadata of a built-in owner; none where it is gone, of another kind, or hidden from us.

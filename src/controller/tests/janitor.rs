@@ -276,7 +276,7 @@ async fn a_stamp_whose_recovery_is_gone_restores_the_workload() {
 #[tokio::test(start_paused = true)]
 async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
     let mut s = Stage::new();
-    let uid = ended_after_scaling(&s, "set-uid");
+    let uid = aborted(&s, "set-uid", true);
     s.start(Providers::default()).await;
     // The journal's count is 1, whatever the stamp says.
     stamped(&s, 0, &uid);
@@ -286,8 +286,8 @@ async fn a_stamp_that_landed_after_its_run_restores_the_workload() {
     assert!(notes.len() == 1 && notes[0].contains("the recovery's journal says 1"), "{notes:?}");
 }
 
-/// A recovery that was aborted after it began to scale this workload to zero.
-fn ended_after_scaling(stage: &Stage, workload: &str) -> String {
+/// A recovery of this workload that was aborted, after it had begun to scale it to zero or before.
+fn aborted(stage: &Stage, workload: &str, scaled: bool) -> String {
     let mut plan: Plan = Case::deployment().plan().unwrap();
     plan.pins.workload.uid = workload.into();
     plan.hash = plan.computed_hash();
@@ -297,22 +297,23 @@ fn ended_after_scaling(stage: &Stage, workload: &str) -> String {
             step: scale, intent: "scale it".into(), proof: None, newest_job: None }).unwrap()});
     stage.recovery("r", "Aborted", |r| {
         r["status"]["plan"] = serde_json::to_value(&plan).unwrap();
-        r["status"]["journal"] = json!([started]);
+        if scaled {
+            r["status"]["journal"] = json!([started]);
+        }
     })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stamp_of_a_recovery_that_did_not_scale_is_ignored() {
-    for of_another in [false, true] {
+    for (workload, scaled) in [("another", true), ("another", false), ("set-uid", false)] {
         let mut s = Stage::new();
-        let uid =
-            if of_another { ended_after_scaling(&s, "another") } else { s.recovery("r", "Aborted", |_| {}) };
+        let uid = aborted(&s, workload, scaled);
         s.start(Providers::default()).await;
         stamped(&s, 0, &uid);
         for _ in 0..5 {
             a_while().await;
         }
-        assert_eq!(count_and_stamp(&s), (0, true), "of another workload: {of_another}");
+        assert_eq!(count_and_stamp(&s), (0, true), "{workload} {scaled}");
         let notes = notes(&s);
         assert!(notes.len() == 1 && notes[0].contains("did not scale this workload"), "{notes:?}");
     }

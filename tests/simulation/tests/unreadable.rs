@@ -236,10 +236,9 @@ fn a_pod_of_an_operator_is_not_called_a_bare_pod() {
     });
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_owner_is_read_or_refused_or_gone() {
-    let server = ApiServer::new(Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")), 1);
-    server.register_crd(&json!({
+/// The custom resource of an operator.
+fn redis_clusters() -> Value {
+    json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": { "name": "redisclusters.redis.example.com" },
         "spec": {
@@ -248,7 +247,58 @@ async fn an_owner_is_read_or_refused_or_gone() {
             "versions": [{ "name": "v1", "served": true, "storage": true, "schema": {
                 "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } }],
         },
-    }));
+    })
+}
+
+fn lack_the_right_to_read(server: &ApiServer, plural: &str) {
+    let forbidden =
+        Fault::Status { status: ApiStatus::new(403, "forbidden"), after_effect: false, retry_after: None };
+    let gets = RequestMatch { resource: Some(plural.to_owned()), ..RequestMatch::default() };
+    server.add_fault(FaultRule::always(gets, forbidden));
+}
+
+/// The operator's object above a Deployment is opted out. That counts where reattach may read it; where it may not, as with the
+/// rights that are shipped, the operator's pods are healed as all others are.
+#[test]
+fn an_opt_out_on_an_operators_object_counts_where_it_is_readable() {
+    for readable in [true, false] {
+        play(move || async move {
+            let owner = json!([{ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster", "name": "main",
+                "uid": "u-1", "controller": true }]);
+            let app = redis().with(|w| w["metadata"]["ownerReferences"] = owner);
+            let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+            let mut s = Stage::new(7, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+            let server = s.world.server().clone();
+            server.register_crd(&redis_clusters());
+            server.insert(&json!({ "apiVersion": "redis.example.com/v1", "kind": "RedisCluster",
+                "metadata": { "name": "main", "namespace": APPS, "uid": "u-1",
+                    "annotations": { "reattach.dev/opt-out": "true" } } }));
+            if !readable {
+                lack_the_right_to_read(&server, "redisclusters");
+            }
+            s.add(app.clone(), Expect::Running).await.expect("an app");
+            let mode = reattach_core::policy::Mode::Auto;
+            s.world.policy("everything", mode, 0, "lightest-first").await.expect("a policy");
+            s.running(&["redis"], secs(180)).await.expect("it runs");
+            s.start_replica("reattach-controller-0", None);
+            s.pass(secs(10)).await;
+            s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await.expect("a recycle");
+            if readable {
+                s.pass(secs(300)).await;
+                assert_eq!(effects_on(&s, ""), Vec::<String>::new());
+                let said = recovery_of(&s.world, &app).map(|r| message(&r)).unwrap_or_default();
+                assert!(said.contains("RedisCluster default/main carries reattach.dev/opt-out"), "{said}");
+            } else {
+                s.running(&["redis"], secs(300)).await.expect("healed");
+            }
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_is_read_or_refused_or_gone() {
+    let server = ApiServer::new(Clock::starting_at("2026-03-02T03:00:00Z".parse().expect("a time")), 1);
+    server.register_crd(&redis_clusters());
     let claim = ObjectName::new("default", "data");
     let client = server.client();
     let owner_of = async |owners: Value| {
@@ -269,10 +319,7 @@ async fn an_owner_is_read_or_refused_or_gone() {
     };
     let why = refused(owner_of(owner("RedisFailover")).await);
     assert!(why.starts_with("pod default/p is owned by RedisFailover main (redis.example.com/v1)"), "{why}");
-    let forbidden =
-        Fault::Status { status: ApiStatus::new(403, "forbidden"), after_effect: false, retry_after: None };
-    let gets = RequestMatch { resource: Some("redisclusters".to_owned()), ..RequestMatch::default() };
-    server.add_fault(FaultRule::always(gets, forbidden));
+    lack_the_right_to_read(&server, "redisclusters");
     let why = refused(owner_of(owner("RedisCluster")).await);
     assert!(
         why.contains("RedisCluster main") && why.contains("lacks the right to get redisclusters"),

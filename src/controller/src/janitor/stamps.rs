@@ -37,6 +37,17 @@ struct Scale {
     replicas: i32,
 }
 
+impl Scale {
+    /// A recovery scales one workload, and a stamp of it on another one is forged.
+    fn word_about(&self, workload: &WorkloadRef) -> Word {
+        Word::Scaled(if self.workload == workload.uid {
+            Scaled::Journaled { replicas: self.replicas }
+        } else {
+            Scaled::Never
+        })
+    }
+}
+
 impl Known {
     fn scale_of(&self, recovery: &Uid) -> Option<Scale> {
         self.scales.lock().unwrap_or_else(PoisonError::into_inner).get(recovery).cloned()
@@ -152,31 +163,10 @@ impl Room<'_> {
 
     /// What is said of the stamp by its recovery, as it is now or as this process saw it earlier.
     fn word(&self, workload: &WorkloadRef, stamp: &Stamp, records: &BTreeMap<Uid, VolumeRecovery>) -> Word {
-        let Some(recovery) = records.get(&stamp.recovery) else {
-            // That recovery scaled one workload, and a stamp of it on another one is forged.
-            return match self.stamps.scale_of(&stamp.recovery) {
-                Some(scale) if scale.workload == workload.uid => {
-                    Word::Scaled(Scaled::Journaled { replicas: scale.replicas })
-                }
-                Some(_) => Word::Scaled(Scaled::Never),
-                None => Word::Silent,
-            };
-        };
-        let Ok((plan, _)) = recovery.history() else { return unless_over(recovery) };
-        if plan.is_none() {
-            return Word::Scaled(Scaled::Never);
-        }
-        let Some(plan) = recovery.sound_plan() else { return unless_over(recovery) };
-        match scale_in(recovery, &plan) {
-            Some(scale) if scale.workload == workload.uid => {
-                // A recovery that is over may have left a write on its way, which has landed since.
-                if is_over(recovery) {
-                    Word::Scaled(Scaled::Journaled { replicas: scale.replicas })
-                } else {
-                    Word::CaresItself
-                }
-            }
-            Some(_) | None => Word::Scaled(Scaled::Never),
+        let now = records.get(&stamp.recovery).map_or(Word::Silent, |r| word_of(r, workload));
+        match (now, self.stamps.scale_of(&stamp.recovery)) {
+            (Word::Silent, Some(scale)) => scale.word_about(workload),
+            (word, _) => word,
         }
     }
 
@@ -240,9 +230,23 @@ impl Room<'_> {
     }
 }
 
-/// A record that cannot be read is left to its own run; once that is over, the record says nothing.
-fn unless_over(recovery: &VolumeRecovery) -> Word {
-    if is_over(recovery) { Word::Silent } else { Word::CaresItself }
+/// What the record of a recovery says of a stamp on this workload that names it.
+fn word_of(recovery: &VolumeRecovery, workload: &WorkloadRef) -> Word {
+    // A record that cannot be read is left to its own run; once that is over, the record says nothing.
+    let unless_over = || if is_over(recovery) { Word::Silent } else { Word::CaresItself };
+    match recovery.history() {
+        Err(_) => return unless_over(),
+        // It has not begun, or its status was emptied.
+        Ok((None, _)) => return Word::Silent,
+        Ok((Some(_), _)) => {}
+    }
+    let Some(plan) = recovery.sound_plan() else { return unless_over() };
+    match scale_in(recovery, &plan) {
+        Some(scale) if scale.workload == workload.uid && !is_over(recovery) => Word::CaresItself,
+        // A recovery that is over may have left a write on its way, which has landed since.
+        Some(scale) => scale.word_about(workload),
+        None => Word::Scaled(Scaled::Never),
+    }
 }
 
 /// The scale to zero that the journal says was begun.
