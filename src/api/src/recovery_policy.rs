@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.selector.claimLabels.size() == 0 || self.selector.namespaces.size() > 0 || (self.powerOff == 'Never' && !has(self.nodes))").message("a policy with powerOff or nodes that selects by claimLabels must name namespaces as well: the people of a namespace write the labels of its claims"))]
 pub struct RecoveryPolicySpec {
     /// Which claims. Empty selects all.
     #[serde(default)]
@@ -60,6 +61,24 @@ pub struct RecoveryPolicySpec {
     /// Setting it needs the RBAC verb `poweroff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodePolicy>,
+}
+
+impl RecoveryPolicySpec {
+    /// Do labels of claims alone choose the claims? The people of any namespace write such labels. The schema refuses such a
+    /// policy with `powerOff` or `nodes`; one that was stored before the schema did lets no node be fenced.
+    fn selects_by_labels_alone(&self) -> bool {
+        !self.selector.claim_labels.is_empty() && self.selector.namespaces.is_empty()
+    }
+
+    /// `powerOff`, as far as it counts.
+    pub fn counting_power_off(&self) -> PowerOffRule {
+        if self.selects_by_labels_alone() { PowerOffRule::Never } else { self.power_off }
+    }
+
+    /// `nodes`, as far as they count.
+    pub fn counting_nodes(&self) -> Option<&NodePolicy> {
+        self.nodes.as_ref().filter(|_| !self.selects_by_labels_alone())
+    }
 }
 
 /// Which nodes may be fenced, and how.
@@ -170,7 +189,8 @@ pub struct PolicySelector {
     #[serde(default)]
     #[schemars(length(max = 256), inner(length(max = 253)))]
     pub namespaces: Vec<String>,
-    /// Labels that the claim must carry.
+    /// Labels that the claim must carry. The people of a namespace write them, and so choose the policy of their claims: a
+    /// policy with `powerOff` or `nodes` that selects by labels must name namespaces as well.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 63 }))]
     pub claim_labels: BTreeMap<String, String>,

@@ -273,6 +273,7 @@ fn nothing_that_we_write_is_dropped() {
         "p",
         RecoveryPolicySpec {
             selector: PolicySelector {
+                namespaces: vec!["a".to_owned()],
                 claim_labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 ..Default::default()
             },

@@ -193,7 +193,7 @@ async fn allowed(
             let policy = subject.and_then(|s| ruling(&policies, &s));
             let read = |p: &RecoveryPolicy| {
                 let ceiling = Some(ceiling(p.name_any(), &p.spec));
-                (p.spec.power_off, p.spec.snapshot_before_force, ceiling)
+                (p.spec.counting_power_off(), p.spec.snapshot_before_force, ceiling)
             };
             policy.map(read).unwrap_or_default()
         }

@@ -183,7 +183,7 @@ pub fn ceiling(policy: String, spec: &RecoveryPolicySpec) -> Ceiling {
         policy,
         mode: spec.mode,
         runbook: spec.runbook.clone(),
-        power_off: spec.power_off != PowerOffRule::Never,
-        nodes: spec.nodes.as_ref().map(Into::into),
+        power_off: spec.counting_power_off() != PowerOffRule::Never,
+        nodes: spec.counting_nodes().map(Into::into),
     }
 }

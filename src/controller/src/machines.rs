@@ -2,11 +2,14 @@
 //! volume is known to be this cluster's then, and no other is (safety rule S10).
 //!
 //! # Guarantees
-//! Written on change only, and never from a broken watch. A machine is forgotten [`FORGET_AFTER`] its Node went, and with
-//! the last one the report.
+//! Written on change only, and never from a broken watch. A machine is recorded once its kubelet has shown that it lives: its
+//! Node is Ready, says its boot, and the kubelet's Lease was renewed within `LEASE_FRESH`. Anybody who may create a Node can
+//! write any `providerID` into it, so a Node alone makes no machine this cluster's. A machine is forgotten [`FORGET_AFTER`]
+//! its Node went, and with the last one the report.
 //!
 //! # Caveats
-//! A Node that came and went while no controller ran was seen by nobody.
+//! A Node that came and went while no controller ran is not recorded. A user who may create Nodes and also write their
+//! status and the Leases of `kube-node-lease` can imitate a kubelet.
 //!
 //! # Errors
 //! What cannot be read or written is logged and tried again with the next sweep.
@@ -14,11 +17,15 @@
 use crate::recovery::Executor;
 use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, Opaque};
 use reattach_cluster::cache::Cache;
+use reattach_cluster::node::is_ready;
 use reattach_cluster::reports;
+use reattach_cluster::view::NODE_LEASES;
 use reattach_core::cloud::CloudScope;
 use reattach_core::identity::SeenMachine;
 use reattach_core::ids::{BootId, NodeName, Uid};
@@ -34,7 +41,11 @@ const KEPT: usize = 16;
 const EVERY: Duration = Duration::from_secs(5);
 /// A provider that could not tell its account is asked again after so long.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Reports written in one sweep: a cluster of 5,000 nodes is recorded within ten minutes of an upgrade.
+/// A kubelet renews its Lease every 10 s, for 40 s each time (its defaults). More is left for clocks that differ.
+const LEASE_FRESH: SignedDuration = SignedDuration::from_secs(120);
+/// The Lease of a kubelet that did not show that it lives is read again after so long.
+const LEASE_READ_AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// Reports written in one sweep, and Leases read: a cluster of 5,000 nodes is recorded within ten minutes of an upgrade.
 const MOST_WRITES: usize = 50;
 
 /// The namespace whose UID tells clusters apart.
@@ -45,6 +56,8 @@ pub(crate) const CLUSTER: &str = "kube-system";
 pub(crate) struct Machines {
     next: Option<Instant>,
     scopes: BTreeMap<&'static str, (Instant, Option<CloudScope>)>,
+    /// Node UIDs whose kubelet has not shown yet that it lives, and when its Lease was read.
+    unproven: BTreeMap<Uid, Instant>,
 }
 
 impl Machines {
@@ -81,7 +94,9 @@ impl Machines {
         let known = cache.reports.filter(|_| true);
         let names: BTreeSet<String> =
             nodes.iter().map(|n| n.name_any()).chain(known.iter().map(|r| r.name_any())).collect();
-        let mut writes = 0;
+        let uids: BTreeSet<Uid> = nodes.iter().filter_map(|n| n.uid()).map(Uid::from).collect();
+        self.unproven.retain(|uid, _| uids.contains(uid));
+        let (mut writes, mut reads) = (0, 0);
         for name in names {
             let (node, report) = (cache.nodes.get("", &name), cache.reports.get("", &name));
             let machine = match &node {
@@ -89,6 +104,15 @@ impl Machines {
                 None => None,
             };
             let old = report.as_ref().map_or(&[][..], |r| r.spec.machines.as_slice());
+            let machine = match (&node, machine) {
+                (Some(node), Some(new)) if !is_known(old, &new) => {
+                    let due = is_ready(node) && reads < MOST_WRITES && self.is_lease_due(&new.node_uid);
+                    reads += usize::from(due);
+                    let lives = due && self.lives(executor, &new, now).await;
+                    lives.then_some(new)
+                }
+                (_, machine) => machine,
+            };
             let new = remembered(old, machine, now);
             let written = match (&node, &report) {
                 (None, Some(report)) if new.is_empty() => self.forget(executor, report).await,
@@ -118,6 +142,9 @@ impl Machines {
         let id = node.spec.as_ref()?.provider_id.as_deref()?;
         let instance = executor.collector.providers.instance(id)?;
         let boot = node.status.as_ref()?.node_info.as_ref().map(|i| i.boot_id.clone())?;
+        if boot.is_empty() {
+            return None;
+        }
         Some(SeenMachine {
             instance,
             node: NodeName::from(node.name_any()),
@@ -127,6 +154,29 @@ impl Machines {
             scope: self.scope(executor, id).await,
             node_gone_since: None,
         })
+    }
+
+    fn is_lease_due(&self, node: &Uid) -> bool {
+        self.unproven.get(node).is_none_or(|at| at.elapsed() >= LEASE_READ_AGAIN_AFTER)
+    }
+
+    /// Reads the Lease of the node's kubelet: does the kubelet renew it?
+    async fn lives(&mut self, executor: &Executor, machine: &SeenMachine, now: Timestamp) -> bool {
+        let api: Api<Lease> = Api::namespaced(executor.collector.clients.read.clone(), NODE_LEASES);
+        let lease = match api.get_opt(machine.node.as_str()).await {
+            Ok(lease) => lease,
+            Err(error) => {
+                tracing::debug!(node = %machine.node, %error, "the Lease of a kubelet could not be read");
+                None
+            }
+        };
+        let lives = lease.and_then(|l| l.spec).is_some_and(|lease| is_renewed(&lease, &machine.node, now));
+        if lives {
+            self.unproven.remove(&machine.node_uid);
+        } else {
+            self.unproven.insert(machine.node_uid.clone(), Instant::now());
+        }
+        lives
     }
 
     /// Who answers for the provider of this machine.
@@ -142,6 +192,21 @@ impl Machines {
         }
         self.scopes.get(provider.name()).and_then(|(_, scope)| scope.clone())
     }
+}
+
+/// Does this node's own kubelet hold the Lease, and has it renewed the Lease a moment ago?
+fn is_renewed(lease: &LeaseSpec, node: &NodeName, now: Timestamp) -> bool {
+    let fresh = |at: &MicroTime| now.duration_since(at.0).abs() <= LEASE_FRESH;
+    lease.holder_identity.as_deref() == Some(node.as_str()) && lease.renew_time.as_ref().is_some_and(fresh)
+}
+
+/// Is the same machine behind the same Node in the records?
+fn is_known(old: &[Opaque<SeenMachine>], machine: &SeenMachine) -> bool {
+    old.iter().filter_map(|o| o.get().ok()).any(|m| is_same(m, machine))
+}
+
+fn is_same(one: &SeenMachine, other: &SeenMachine) -> bool {
+    one.instance == other.instance && one.node_uid == other.node_uid && one.cluster == other.cluster
 }
 
 /// What tells this cluster from others: the UID of a namespace that every cluster has from its beginning.
@@ -160,11 +225,7 @@ fn remembered(
     machine: Option<SeenMachine>,
     now: Timestamp,
 ) -> Vec<Opaque<SeenMachine>> {
-    let is_it = |m: &SeenMachine| {
-        machine.as_ref().is_some_and(|new| {
-            new.instance == m.instance && new.node_uid == m.node_uid && new.cluster == m.cluster
-        })
-    };
+    let is_it = |m: &SeenMachine| machine.as_ref().is_some_and(|new| is_same(new, m));
     // What cannot be read was written by another version, which will read it again.
     let kept = old.iter().filter_map(|opaque| match opaque.get() {
         Err(_) => Some(opaque.clone()),
@@ -209,6 +270,23 @@ mod tests {
         assert_eq!(of(&gone)[0].node_gone_since, Some(start()));
         assert_eq!(remembered(&gone, None, start() + days(89)), gone);
         assert_eq!(remembered(&gone, None, start() + days(90)), []);
+    }
+
+    #[test]
+    fn a_kubelet_lives_that_renewed_its_own_lease_a_moment_ago() {
+        let lease = |holder: &str, age: i64| LeaseSpec {
+            holder_identity: Some(holder.into()),
+            renew_time: Some(MicroTime(start() - SignedDuration::from_secs(age))),
+            ..LeaseSpec::default()
+        };
+        let lives = |lease: &LeaseSpec| is_renewed(lease, &NodeName::from("n1"), start());
+        for age in [0, 120, -120] {
+            assert!(lives(&lease("n1", age)), "{age} s");
+        }
+        for (holder, age) in [("n1", 121), ("n1", -121), ("n2", 0), ("", 0)] {
+            assert!(!lives(&lease(holder, age)), "{holder}, {age} s");
+        }
+        assert!(!lives(&LeaseSpec::default()));
     }
 
     #[test]

@@ -144,10 +144,13 @@ fn of_the_node(
         }
         None => return out.push(Refusal::Missing { what: what(), why: "it was not read".to_owned() }),
     };
-    let own = |pod: &ObjectName| workload.is_some_and(|w| w.pods.iter().any(|p| p.name == *pod));
+    let judged = |l: &PodLoss| {
+        let own = workload.filter(|w| w.pods.iter().any(|p| p.name == l.pod));
+        own.is_some_and(|w| is_judged_by_the_workload(w, &l.loss))
+    };
     let here = &evidence.claim_name.namespace;
     let (near, elsewhere): (Vec<&PodLoss>, Vec<&PodLoss>) =
-        found.iter().filter(|l| !own(&l.pod)).partition(|l| l.pod.namespace == *here);
+        found.iter().filter(|l| !judged(l)).partition(|l| l.pod.namespace == *here);
     for PodLoss { pod, loss } in near {
         let (node, pod) = (node.to_string(), pod.to_string());
         out.push(Refusal::LostOnNode { node, pod, loss: loss.clone() });
@@ -156,5 +159,14 @@ fn of_the_node(
         let pods = elsewhere.iter().map(|l| &l.pod).collect::<BTreeSet<_>>().len();
         let may_pass = elsewhere.iter().all(|l| l.loss.may_pass());
         out.push(Refusal::LostElsewhereOnNode { node: node.to_string(), pods, may_pass });
+    }
+}
+
+/// Does what is known of the workload say whether its own pod has this loss? It knows the claims that its pods use, and no
+/// others that one of them owns.
+fn is_judged_by_the_workload(w: &WorkloadFacts, loss: &Loss) -> bool {
+    match loss {
+        Loss::ClaimOfPod { claim } => w.claims.iter().any(|(name, _)| name == claim),
+        Loss::ClaimDeleting { .. } | Loss::EphemeralVolume { .. } | Loss::NotRemade { .. } => true,
     }
 }

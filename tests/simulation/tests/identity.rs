@@ -257,8 +257,12 @@ fn a_machine_that_two_nodes_claim_is_not_fenced() {
 
 /// Redis is scaled to zero, and a machine that was never a node has its volume and is shut down; then redis is wanted again.
 async fn held_by_a_stranger() -> Result<Stage, WorldError> {
-    let mut s = stage().await?;
+    let s = stage().await?;
     s.world.cloud.create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
+    to_the_stranger(s).await
+}
+
+async fn to_the_stranger(mut s: Stage) -> Result<Stage, WorldError> {
     let app = redis();
     s.world.merge(PERSON, &app.path(), &json!({"spec": {"replicas": 0}})).await?;
     let free = |w: &World| w.cloud.volume(VOLUME).is_some_and(|v| v.holder.is_none());
@@ -275,6 +279,29 @@ async fn held_by_a_stranger() -> Result<Stage, WorldError> {
 fn a_machine_that_was_never_a_node_keeps_its_volume() {
     let after = played(|| async {
         let mut s = held_by_a_stranger().await?;
+        s.pass(secs(1200)).await;
+        Ok(s)
+    });
+    after.untouched(STRANGER);
+    assert_eq!(after.power[1], Some(InstanceStatus::Offline), "{after:#?}");
+    assert!(after.says("default/redis-data: Refused") && after.says("instance 999"), "{after:#?}");
+}
+
+/// Somebody created a Node with the machine's providerID and deleted it a minute later. No kubelet ever renewed its Lease.
+#[test]
+fn a_node_that_came_and_went_makes_no_machine_of_this_cluster() {
+    let after = played(|| async {
+        let mut s = stage().await?;
+        s.world.cloud.create_instance(NewInstance::new("db-of-others").with_id(STRANGER))?;
+        s.world.server().insert(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "for-a-minute"},
+            "spec": {"providerID": format!("linode://{STRANGER}"), "unschedulable": true},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"bootID": "b"}},
+        }));
+        s.pass(secs(60)).await;
+        let node = "/api/v1/nodes/for-a-minute";
+        s.world.request(PERSON, "DELETE", node, "application/json", &json!({})).await?;
+        let mut s = to_the_stranger(s).await?;
         s.pass(secs(1200)).await;
         Ok(s)
     });

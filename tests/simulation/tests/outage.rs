@@ -222,6 +222,32 @@ fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
     });
 }
 
+/// The owner of a claim labels it, so that a policy with power-off rules it. The API server refuses such a policy now; this one
+/// was stored before. In a namespace that the policy names, the label counts.
+#[test]
+fn a_label_on_a_claim_has_no_node_fenced() {
+    in_night(|| async {
+        for (namespaces, fenced) in [(json!([]), false), (json!(["default"]), true)] {
+            let mut s = stage(&NODES).await?;
+            on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
+            let rest = json!({"mode": "Observe", "precedence": 0, "runbook": DEFAULT_RUNBOOK});
+            s.world.policy_of("everything", &rest).await?;
+            let gold = json!({"mode": "Auto", "precedence": 9, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+                "nodes": {"patienceSeconds": 60},
+                "selector": {"claimLabels": {"tier": "gold"}, "namespaces": namespaces}});
+            s.world.policy_of("gold", &gold).await?;
+            controller(&mut s).await;
+            let label = json!({"metadata": {"labels": {"tier": "gold"}}});
+            s.world.merge("editor", &format!("{CLAIMS}/redis-data"), &label).await?;
+            s.hang(NODES[0].0)?;
+            s.pass(secs(900)).await;
+            assert_eq!(is_off(&s.world, NODES[0].0), fenced, "{namespaces}\n{}", story(&s));
+            assert_eq!(s.world.ledger.effects().is_empty(), !fenced, "{namespaces}\n{}", story(&s));
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_policy_may_override_opt_outs_on_a_node() {
     in_night(|| async {

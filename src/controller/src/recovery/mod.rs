@@ -37,9 +37,7 @@ use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{
-    Budgets, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule, VolumeRecovery,
-};
+use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
@@ -236,7 +234,7 @@ pub struct Ruling {
 impl Ruling {
     /// Of this policy.
     pub fn of(policy: &RecoveryPolicy) -> Self {
-        let RecoveryPolicySpec { mode, power_off, .. } = policy.spec;
+        let (mode, power_off) = (policy.spec.mode, policy.spec.counting_power_off());
         Self { policy: policy.name_any(), mode, power_off }
     }
 }

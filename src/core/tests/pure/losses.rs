@@ -176,14 +176,20 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
             );
         }
     }
-    // The claim's own pods are judged by their workload.
-    let mut own = lost(dead_node(), Loss::NotRemade { why: "x".into() });
-    if let Some(Fact { value: reattach_core::fact::Known::Present(all), .. }) =
-        own.evidence.node_losses.get_mut(&NODE.into())
-    {
-        all[0].pod = own.evidence.workload.shown().unwrap().pods[0].name.clone();
+    // The claim's own pods are judged by their workload, which knows the claims that they use.
+    for (loss, judged) in [
+        (Loss::NotRemade { why: "x".into() }, true),
+        (Loss::ClaimOfPod { claim: "redis-data".into() }, true),
+        (Loss::ClaimOfPod { claim: "backups".into() }, false),
+    ] {
+        let mut own = lost(dead_node(), loss.clone());
+        if let Some(Fact { value: reattach_core::fact::Known::Present(all), .. }) =
+            own.evidence.node_losses.get_mut(&NODE.into())
+        {
+            all[0].pod = own.evidence.workload.shown().unwrap().pods[0].name.clone();
+        }
+        assert_eq!(plan(&own, ALL).is_ok(), judged, "{loss}");
     }
-    assert!(plan(&own, ALL).is_ok());
 }
 
 #[test]

@@ -142,6 +142,10 @@ pub async fn nothing_written_counts_as_nothing(installed: &Installed<'_>) {
     }
 }
 
+/// Who writes the labels of claims would choose the policy that has nodes fenced.
+const LABELS_ALONE: &str =
+    "a policy with powerOff or nodes that selects by claimLabels must name namespaces as well";
+
 pub async fn policies(installed: &Installed<'_>) {
     let resource = kube::api::ApiResource::erase::<RecoveryPolicy>(&());
     let api: Api<kube::api::DynamicObject> = Api::all_with(installed.admin.clone(), &resource);
@@ -155,9 +159,19 @@ pub async fn policies(installed: &Installed<'_>) {
         (json!({ "runbook": "" }), "runbook must be the name of a runbook"),
         (json!({ "budgets": { "cluster": 0 } }), "spec.budgets.cluster"),
         (json!({ "budgets": { "node": 101 } }), "spec.budgets.node"),
+        (json!({ "powerOff": "Allowed", "selector": { "claimLabels": { "tier": "gold" } } }), LABELS_ALONE),
+        (json!({ "nodes": {}, "selector": { "claimLabels": { "tier": "gold" } } }), LABELS_ALONE),
     ] {
         let answer = api.create(&PostParams::default(), &object(policy(spec.clone()))).await;
         refused(&spec.to_string(), answer, 422, says);
+    }
+    for spec in [
+        json!({ "selector": { "claimLabels": { "tier": "gold" } } }),
+        json!({ "powerOff": "Allowed", "nodes": {}, "selector": { "claimLabels": { "tier": "gold" }, "namespaces": ["team-a"] } }),
+        json!({ "powerOff": "Allowed", "nodes": {}, "selector": {} }),
+    ] {
+        create(&api, policy(spec)).await;
+        api.delete("p", &DeleteParams::default()).await.expect("deleted");
     }
     let made = create(&api, policy(json!({}))).await;
     assert_eq!(made.data["spec"]["mode"], "DryRun");
