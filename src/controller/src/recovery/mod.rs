@@ -22,6 +22,7 @@
 mod before;
 mod journal;
 mod mandate;
+mod ordered;
 mod reserve;
 mod run;
 mod sightings;
@@ -30,6 +31,8 @@ mod unsound;
 
 pub use mandate::Rights;
 pub use reserve::Reservations;
+#[cfg(test)]
+pub(crate) use run::note_of;
 
 use crate::collect::Collector;
 use crate::finish;
@@ -37,7 +40,9 @@ use crate::metrics::Metrics;
 use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, Resource, ResourceExt};
-use reattach_api::{Budgets, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery};
+use reattach_api::{
+    Budgets, ORDER_ANNOTATION, Phase, PowerOffRule, RecoveryPolicy, SnapshotRule, VolumeRecovery,
+};
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
@@ -448,7 +453,7 @@ impl Executor {
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
         // Unchecked: it tells only what wakes the driver.
         let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
-        let view = View::cached(cache, &claim, plan.map(|p| p.pins.node.as_str()));
+        let view = View::cached(cache, &claim, plan.map(|p| &p.pins));
         let version = |m: Option<String>| m.unwrap_or_default();
         // Our own writes to its status are no news: only what people change.
         let meta = &recovery.metadata;
@@ -478,6 +483,11 @@ impl Executor {
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {
             return finish::release(self, recovery).await;
+        }
+        if let Some(note) = recovery.annotations().get(ORDER_ANNOTATION).cloned()
+            && status.journal.is_empty()
+        {
+            return self.hold_for_order(recovery, &note, memory).await;
         }
         if status.journal.is_empty() {
             self.before_the_run(recovery, limits, memory).await

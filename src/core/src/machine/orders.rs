@@ -2,15 +2,18 @@
 //!
 //! # Guarantees
 //! No timer ends an order. It is known by the provider's own history, which shows that the request arrived; by the
-//! provider's own refusal of requests of that age; or by a named person's word that nothing is under way.
+//! provider's own refusal of requests of that age; by the end of the volume itself, which neither cluster nor cloud has any
+//! more; or by a named person's word that nothing is under way. The word counts where the cloud cannot be asked, too: the
+//! claim's PersistentVolume may be gone, and with it the way to the provider.
 //!
 //! # Caveats
 //! A job that another client ordered after our request was sent, on the same object and of the same kind, counts as ours:
 //! histories do not name the request.
 
 use super::{Context, State};
-use crate::cloud::{JobStatus, PowerChange};
+use crate::cloud::{CloudJob, JobStatus, PowerChange, PowerJob};
 use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Reading;
 use crate::journal::NewestJob;
 use crate::plan::{Plan, StepIx};
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +23,8 @@ use jiff::{SignedDuration, Timestamp};
 pub(super) enum Fate {
     /// Something must be read first.
     Unread(&'static str),
+    /// Nothing leads to the cloud that was asked: the PersistentVolume is gone, and no provider is known to be the one.
+    Unreachable,
     /// A job of the object is under way.
     Pending,
     /// The provider's history shows that it arrived, and how it ended.
@@ -46,23 +51,70 @@ struct Job<'a> {
 /// What became of a detach that was ordered by this step; read at `since` or later.
 pub(super) fn detach(
     step: StepIx,
+    plan: &Plan,
     state: &State,
     evidence: &Evidence,
     cx: &Context<'_>,
     since: Timestamp,
 ) -> Fate {
-    if evidence.cloud_volume.read(cx.now, MAX_AGE).present().is_none() {
-        return Fate::Unread("the cloud must be read to know what became of the detach");
+    if is_unreachable(plan, evidence, cx.now) {
+        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let Some(jobs) = evidence.jobs.read(cx.now, MAX_AGE).present() else {
-        return Fate::Unread("the provider's job history must be read to know what became of the detach");
+    let found = match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+        Reading::Present(_) => true,
+        Reading::Absent => false,
+        Reading::Stale { .. } | Reading::Unknown { .. } => {
+            return Fate::Unread("the cloud must be read to know what became of the detach");
+        }
     };
-    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
+    let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();
+    let read = jobs.map_or(evidence.cloud_volume.at, |_| evidence.cloud_volume.at.min(evidence.jobs.at));
     if read < since {
         return Fate::Unread("the cloud must be read again to know what became of the detach");
     }
-    let jobs = jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.action.contains("detach") });
-    of_history(step, state, evidence, cx, jobs.collect(), read)
+    if !found && is_gone(plan, evidence, cx.now) {
+        return Fate::Over(format!(
+            "neither the cluster nor the cloud has volume {} any more",
+            plan.pins.volume
+        ));
+    }
+    match jobs {
+        Some(jobs) => of_history(step, state, evidence, cx, detaches(jobs), read),
+        None => {
+            let unread =
+                Fate::Unread("the provider's job history must be read to know what became of the detach");
+            // Some providers have no history of a volume that they do not find.
+            if found { unread } else { by_word(state, step, cx, read).unwrap_or(Fate::Unseen) }
+        }
+    }
+}
+
+fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
+    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.action.contains("detach") }).collect()
+}
+
+/// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
+/// one that the run began with.
+pub(super) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
+    let gone = match evidence.volume.read(now, MAX_AGE) {
+        Reading::Absent => true,
+        Reading::Present(volume) => volume.uid != plan.pins.pv,
+        Reading::Stale { .. } | Reading::Unknown { .. } => false,
+    };
+    gone && evidence.cloud_id.as_ref() != Some(&plan.pins.volume)
+}
+
+/// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
+/// credential that showed it as the holder's earlier in this recovery.
+fn is_gone(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
+    let no_object = matches!(evidence.volume.read(now, MAX_AGE), Reading::Absent);
+    let not_found = matches!(evidence.cloud_volume.read(now, MAX_AGE), Reading::Absent);
+    let the_same = evidence.sightings.iter().any(|s| {
+        s.instance == plan.pins.holder
+            && s.at < evidence.cloud_volume.at
+            && Some(&s.scope) == evidence.cloud_scope.as_ref()
+    });
+    no_object && not_found && the_same
 }
 
 /// What became of an order to power the holder off or on that was given by this step.
@@ -75,14 +127,20 @@ pub(super) fn power(
     change: PowerChange,
     since: Timestamp,
 ) -> Fate {
+    if is_unreachable(plan, evidence, cx.now) {
+        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
+    }
     let fact = evidence.power.get(&plan.pins.holder).filter(|f| f.at >= since);
     let Some((read, facts)) = fact.and_then(|f| Some((f.at, f.read(cx.now, MAX_AGE).present()?))) else {
         return Fate::Unread(
             "the history of the instance's power must be read to know what became of the order",
         );
     };
-    let jobs = facts.jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.change == change });
-    of_history(step, state, evidence, cx, jobs.collect(), read)
+    of_history(step, state, evidence, cx, of_power(&facts.jobs, change), read)
+}
+
+fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
+    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.change == change }).collect()
 }
 
 fn of_history(
@@ -93,13 +151,28 @@ fn of_history(
     jobs: Vec<Job<'_>>,
     read: Timestamp,
 ) -> Fate {
+    let (newest, sent) = (state.newest_before(step), state.sent_at(step));
+    match by_jobs(newest, sent, evidence.orders_expire_after_seconds, &jobs, read) {
+        Fate::Unseen => by_word(state, step, cx, read).unwrap_or(Fate::Unseen),
+        known => known,
+    }
+}
+
+/// What the provider's history alone says of an order. `newest` is the newest job right before it was sent.
+fn by_jobs(
+    newest: Option<&NewestJob>,
+    sent: Option<Timestamp>,
+    expires: Option<i64>,
+    jobs: &[Job<'_>],
+    read: Timestamp,
+) -> Fate {
     if jobs.iter().any(|j| matches!(j.status, JobStatus::Scheduled | JobStatus::Started)) {
         return Fate::Pending;
     }
-    let later: &[Job<'_>] = match state.newest_before(step) {
+    let later: &[Job<'_>] = match newest {
         // A journal of an earlier version, or a history that was not read: nothing tells which job is new.
         None => &[],
-        Some(NewestJob::Nothing) => &jobs,
+        Some(NewestJob::Nothing) => jobs,
         // A provider that keeps no history forgets what has ended (EC2); a history that was cut off is an error of its own.
         Some(NewestJob::Job { id }) => {
             let at = jobs.iter().position(|j| j.id == id);
@@ -113,15 +186,56 @@ fn of_history(
             format!("the provider's job {} {}", job.id, if well { "has finished" } else { "has failed" });
         return Fate::Ended { seen, well };
     }
-    let Some(sent) = state.sent_at(step) else { return Fate::Unseen };
-    if let Some(secs) = evidence.orders_expire_after_seconds
+    if let (Some(sent), Some(secs)) = (sent, expires)
         && read.duration_since(sent) > SignedDuration::from_secs(secs)
     {
         return Fate::Over(format!("the provider refuses requests that are older than {secs} s"));
     }
-    // Said before the order was sent, or with a time that is still to come, it says nothing about it.
-    if let Some(word) = cx.nothing_under_way.as_ref().filter(|word| word.at >= sent && word.at <= read) {
-        return Fate::Over(format!("{} declared that nothing is under way: {}", word.by, word.reason));
-    }
     Fate::Unseen
+}
+
+/// An order to the cloud, as far as a history can tell what became of it: for one whose journal is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent<'a> {
+    /// When it was sent.
+    pub at: Timestamp,
+    /// The newest job of the provider's history right before. None: it was not read.
+    pub newest_job: Option<&'a NewestJob>,
+    /// After how many seconds the provider itself refuses it. None: it never does.
+    pub expires_after_seconds: Option<i64>,
+}
+
+/// What became of an order whose journal is gone, by the provider's history alone, as one sentence. The history was read at
+/// `read`.
+///
+/// # Errors
+/// The sentence that says what is not known: the order may still have an effect.
+pub fn accounted_for(sent: &Sent<'_>, history: History<'_>, read: Timestamp) -> Result<String, String> {
+    let jobs = match history {
+        History::Detach(jobs) => detaches(jobs),
+        History::Power(jobs, change) => of_power(jobs, change),
+    };
+    match by_jobs(sent.newest_job, Some(sent.at), sent.expires_after_seconds, &jobs, read) {
+        Fate::Ended { seen, .. } | Fate::Over(seen) => Ok(seen),
+        Fate::Pending => Err("a job is under way at the provider".to_owned()),
+        Fate::Unseen | Fate::Unread(_) | Fate::Unreachable => {
+            Err("the provider's history does not show it, so it may still arrive".to_owned())
+        }
+    }
+}
+
+/// A provider's history, with the kind of order that is looked for in it.
+#[derive(Clone, Copy, Debug)]
+pub enum History<'a> {
+    /// The jobs of a volume, oldest first; a detach is looked for.
+    Detach(&'a [CloudJob]),
+    /// The jobs of an instance's power, oldest first; an order for this change is looked for.
+    Power(&'a [PowerJob], PowerChange),
+}
+
+/// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.
+fn by_word(state: &State, step: StepIx, cx: &Context<'_>, until: Timestamp) -> Option<Fate> {
+    let sent = state.sent_at(step)?;
+    let word = cx.nothing_under_way.as_ref().filter(|word| word.at >= sent && word.at <= until)?;
+    Some(Fate::Over(format!("{} declared that nothing is under way: {}", word.by, word.reason)))
 }
