@@ -144,6 +144,7 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     let unscoped = orphan().machines(|all| all[2].scope = None);
     assert_eq!(refused(&unscoped), foreign);
 
+    let made = plan(&orphan(), ALL).unwrap();
     let vouched = |holder: &str, of_this_cluster, ago| {
         let mut case = orphan().machines(Vec::clear);
         case.evidence.declaration = Some(Declaration {
@@ -154,7 +155,10 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
             of_this_cluster,
             cluster_wide: true,
         });
-        refused(&case)
+        let found = check(&made, &case.evidence, None, case.now);
+        let refused = refused(&case);
+        assert_eq!(found.iter().any(|v| v.rule == "S10"), !refused.is_empty(), "the checker: {found:?}");
+        refused
     };
     assert_eq!(vouched(FORMER_INSTANCE, true, 60), []);
     assert_eq!(
@@ -165,7 +169,6 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     assert_eq!(vouched("another", true, 60), foreign);
     assert_eq!(vouched(FORMER_INSTANCE, true, 3_601), foreign);
 
-    let made = plan(&orphan(), ALL).unwrap();
     let mut unscoped = unscoped;
     unscoped.evidence.cloud_scope = None;
     for foreign in [orphan().machines(Vec::clear), elsewhere, unscoped] {
