@@ -213,6 +213,29 @@ fn a_living_machine_is_asked_before_an_orphan_is_freed() {
     }
 }
 
+/// What the agent of a machine that has booted again answered before the last mount attempt was over is no proof, while kubelet
+/// reports the volume in use.
+#[test]
+fn an_answer_during_a_mount_attempt_is_no_proof_of_a_reboot() {
+    let detaches =
+        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloudDetach { .. }));
+    let mut walk = Walk::new(living_orphan(), QUIET);
+    super::clocks::until(&mut walk, |_, said| detaches(said));
+    let booted = |walk: &Walk, in_use: &[String]| {
+        let mut walk = walk.clone();
+        walk.case = walk.case.node_named("lke-9", |n| {
+            (n.boot_id, n.volumes_in_use) = ("later".into(), in_use.to_vec());
+        });
+        let e = &mut walk.case.evidence;
+        e.answers.get_mut(&"lke-9".into()).unwrap().boot_id = "later".into();
+        super::walk::change(e.guests.get_mut(&"lke-9".into()).unwrap(), |g| g.boot_id = "later".into());
+        walk.ask()
+    };
+    assert!(detaches(&booted(&walk, &[])), "kubelet does not use it: {:?}", booted(&walk, &[]));
+    let said = booted(&walk, &[reattach_core::testkit::volume_name()]);
+    assert!(!detaches(&said), "{said:?}");
+}
+
 /// A run turns back at once where the claim is no longer bound; what was done is put back.
 #[test]
 fn a_run_turns_back_when_the_binding_is_lost() {
