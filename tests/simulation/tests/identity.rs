@@ -10,6 +10,7 @@ use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
+use reattach_sim::apiserver::{self, RequestMatch, Verb};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, secs};
 use serde_json::{Value, json};
@@ -321,6 +322,16 @@ fn a_withdrawn_right_to_vouch_for_a_machine_frees_nothing() {
                 "ofThisCluster": true, "reason": "a node of last week", "at": s.world.now().to_string()}}});
             s.world.merge("oncall", &format!("{RECOVERIES}/default/volumerecoveries/{name}"), &word).await?;
             if in_the_run {
+                // The run holds the claim first; that takes so long that the right is lost before the next step.
+                let requests = RequestMatch {
+                    verb: Some(Verb::Patch),
+                    resource: Some("volumerecoveries".into()),
+                    subresource: Some(String::new()),
+                    client: Some("reattach-controller".into()),
+                    ..RequestMatch::default()
+                };
+                let slow = apiserver::FaultRule::always(requests, apiserver::Fault::Latency(secs(2)));
+                s.world.server().add_fault(slow);
                 s.until("a run", secs(300), |w| phases(w).contains(&Phase::Running)).await?;
             }
             withdrawn.store(true, Ordering::SeqCst);
