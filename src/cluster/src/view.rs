@@ -9,6 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use reattach_api::NodeVolumeReport;
 use reattach_core::ids::ObjectName;
+use reattach_core::plan::Pins;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,11 +23,11 @@ pub struct View {
     pub claim: Option<Arc<PersistentVolumeClaim>>,
     /// All claims of its namespace.
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
-    /// Its PersistentVolume.
+    /// The PersistentVolume that a running plan pins, if it exists; else the claim's.
     pub volume: Option<Arc<PersistentVolume>>,
     /// The driver's CSIDriver.
     pub driver: Option<Arc<CSIDriver>>,
-    /// VolumeAttachments of the PersistentVolume.
+    /// VolumeAttachments of the PersistentVolume, and the one that a running plan pins.
     pub attachments: Vec<Arc<VolumeAttachment>>,
     /// All pods of the namespace.
     pub pods: Vec<Arc<Pod>>,
@@ -62,9 +63,10 @@ pub fn claims_of(pod: &Pod) -> Vec<String> {
 }
 
 impl View {
-    /// From the watches. Leases are not watched and stay empty. `pinned` is the node of a plan that runs: once pods and
-    /// VolumeAttachments are gone nothing else leads to it.
-    pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&str>) -> Self {
+    /// From the watches. Leases are not watched and stay empty. `pinned` is what a plan that runs has pinned: once the claim
+    /// is gone nothing else leads to its PersistentVolume, and once pods and VolumeAttachments are gone nothing else leads to
+    /// its node.
+    pub fn cached(cache: &Cache, claim: &ObjectName, pinned: Option<&Pins>) -> Self {
         let mut view = Self {
             claim: cache.claims.get(&claim.namespace, &claim.name),
             claims: cache.claims.filter(|c| c.metadata.namespace.as_deref() == Some(&claim.namespace)),
@@ -73,11 +75,12 @@ impl View {
             events: cache.events.filter(|e| e.metadata.namespace.as_deref() == Some(&claim.namespace)),
             ..Self::default()
         };
-        if let Some(pv) = view.volume_name() {
-            view.volume = cache.volumes.get("", &pv);
-            view.attachments =
-                cache.attachments.filter(|a| a.spec.source.persistent_volume_name.as_ref() == Some(&pv));
-        }
+        let named = view.claimed_volume();
+        let by_claim = || named.as_deref().and_then(|pv| cache.volumes.get("", pv));
+        let by_pin = |pins: &Pins| cache.volumes.filter(|v| is_pinned(v, pins)).pop();
+        view.volume = pinned.and_then(by_pin).or_else(by_claim);
+        let pv = view.volume.as_ref().map(|v| v.name_any()).or(named);
+        view.attachments = cache.attachments.filter(|a| is_of(a, pv.as_deref(), pinned));
         view.driver = view.driver_name().and_then(|d| cache.drivers.get("", &d));
         view.add_cached_nodes(cache, view.node_names(claim, pinned));
         view
@@ -133,7 +136,7 @@ impl View {
     pub async fn live(
         client: &Client,
         claim: &ObjectName,
-        pinned: Option<&str>,
+        pinned: Option<&Pins>,
     ) -> Result<Self, kube::Error> {
         let ns = claim.namespace.as_str();
         let all = ListParams::default();
@@ -157,13 +160,25 @@ impl View {
         &mut self,
         client: &Client,
         claim: &ObjectName,
-        pinned: Option<&str>,
+        pinned: Option<&Pins>,
     ) -> Result<(), kube::Error> {
-        if let Some(pv) = self.volume_name() {
-            self.volume = Api::<PersistentVolume>::all(client.clone()).get_opt(&pv).await?.map(Arc::new);
-            let all = Api::<VolumeAttachment>::all(client.clone()).list(&ListParams::default()).await?.items;
-            let own = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_ref() == Some(&pv);
-            self.attachments = arcs(all.into_iter().filter(own).collect());
+        let (named, everything) = (self.claimed_volume(), ListParams::default());
+        let volumes: Api<PersistentVolume> = Api::all(client.clone());
+        let mut volume = match &named {
+            Some(pv) => volumes.get_opt(pv).await?,
+            None => None,
+        };
+        if let Some(pins) = pinned
+            && !volume.as_ref().is_some_and(|v| is_pinned(v, pins))
+        {
+            let found = volumes.list(&everything).await?.items.into_iter().find(|v| is_pinned(v, pins));
+            volume = found.or(volume);
+        }
+        self.volume = volume.map(Arc::new);
+        let pv = self.volume.as_ref().map(|v| v.name_any()).or(named);
+        if pv.is_some() || pinned.is_some() {
+            let all = Api::<VolumeAttachment>::all(client.clone()).list(&everything).await?.items;
+            self.attachments = arcs(all.into_iter().filter(|a| is_of(a, pv.as_deref(), pinned)).collect());
         }
         if let Some(driver) = self.driver_name() {
             self.driver = Api::<CSIDriver>::all(client.clone()).get_opt(&driver).await?.map(Arc::new);
@@ -194,7 +209,7 @@ impl View {
         pods
     }
 
-    fn volume_name(&self) -> Option<String> {
+    fn claimed_volume(&self) -> Option<String> {
         self.claim.as_ref()?.spec.as_ref()?.volume_name.clone().filter(|n| is_object_name(n))
     }
 
@@ -202,11 +217,25 @@ impl View {
         Some(self.volume.as_ref()?.spec.as_ref()?.csi.as_ref()?.driver.clone())
     }
 
-    fn node_names(&self, claim: &ObjectName, pinned: Option<&str>) -> BTreeSet<String> {
+    fn node_names(&self, claim: &ObjectName, pinned: Option<&Pins>) -> BTreeSet<String> {
         let attached = self.attachments.iter().map(|a| a.spec.node_name.clone());
         let bound = self.pods_of(&claim.name).into_iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
-        attached.chain(bound).chain(pinned.map(str::to_owned)).filter(|n| is_object_name(n)).collect()
+        let pinned = pinned.map(|pins| pins.node.to_string());
+        attached.chain(bound).chain(pinned).filter(|n| is_object_name(n)).collect()
     }
+}
+
+/// Whether it is the PersistentVolume that a plan pins.
+fn is_pinned(volume: &PersistentVolume, pins: &Pins) -> bool {
+    volume.metadata.uid.as_deref() == Some(pins.pv.as_str())
+}
+
+/// Whether a VolumeAttachment is of this PersistentVolume, or is the one that a plan pins.
+fn is_of(attachment: &VolumeAttachment, pv: Option<&str>, pinned: Option<&Pins>) -> bool {
+    let uid = attachment.metadata.uid.as_deref();
+    let pinned = pinned.and_then(|pins| pins.attachment.as_ref());
+    pv.is_some() && attachment.spec.source.persistent_volume_name.as_deref() == pv
+        || pinned.is_some_and(|a| uid == Some(a.uid.as_str()))
 }
 
 fn arcs<K>(items: Vec<K>) -> Vec<Arc<K>> {

@@ -13,6 +13,7 @@ use reattach_cluster::cache::Cache;
 use reattach_cluster::view::View;
 use reattach_cluster::workloads::{self, Detail, Owner};
 use reattach_cluster::{Clients, Clock, dry_run, facts, hold};
+use reattach_core::cloud::CloudScope;
 use reattach_core::consent::Word;
 use reattach_core::diagnosis::{Verdict, diagnose};
 use reattach_core::evidence::Evidence;
@@ -20,9 +21,10 @@ use reattach_core::fact::{Fact, Source};
 use reattach_core::identity::binding_in;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plain;
-use reattach_core::plan::Plan;
+use reattach_core::plan::{Pins, Plan};
 use reattach_core::proof::{Declaration, Sighting};
 use reattach_core::runbook::{Holding, StepKind};
+use reattach_provider_api::HandleError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -123,10 +125,7 @@ impl Collector {
     ) -> Result<Evidence, kube::Error> {
         let Own { asked, sightings, declaration, nothing_under_way } = own.unwrap_or_default();
         let live = is_live(depth);
-        let pinned = match depth {
-            Depth::Execute { plan, .. } => Some(plan.pins.node.as_str()),
-            Depth::Diagnose | Depth::Plan => None,
-        };
+        let pinned = pinned(depth);
         let (mut view, at) = match &self.cache {
             Some(cache) if !live => (View::cached(cache, claim, pinned), cache.as_of()),
             _ => {
@@ -193,11 +192,41 @@ impl Collector {
         Ok(())
     }
 
+    /// The evidence's volume at its provider. In the course of a run it is the one that the plan pins, also after everything in
+    /// the cluster that leads there is gone; then with the scope in which the recovery saw the holder before.
+    ///
+    /// # Errors
+    /// A provider knows the driver and cannot read the handle.
+    pub(crate) async fn locate(
+        &self,
+        e: &Evidence,
+        pins: Option<&Pins>,
+    ) -> Result<Option<(Located, Option<CloudScope>)>, HandleError> {
+        let volume = e.volume.shown();
+        let by_handle = match volume.and_then(|v| v.csi.as_ref()) {
+            Some(csi) => self.providers.locate(csi),
+            None => Ok(None),
+        };
+        let pins = match pins {
+            Some(pins) if volume.is_none_or(|v| v.uid != pins.pv) => pins,
+            _ => return Ok(by_handle?.map(|located| (located, None))),
+        };
+        // Another PersistentVolume, or none: what was done is read at the volume that it was done to.
+        if let Ok(Some(located)) = by_handle
+            && located.id == pins.volume
+        {
+            return Ok(Some((located, None)));
+        }
+        let seen = e.sightings.iter().filter(|s| s.instance == pins.holder);
+        let scopes: Vec<&CloudScope> = seen.map(|s| &s.scope).collect();
+        let since = self.clock.now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
+        Ok(self.providers.locate_again(&pins.volume, &scopes, since, || self.clock.now()).await)
+    }
+
     async fn add_cloud(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
-        let Some(csi) = e.volume.shown().and_then(|v| v.csi.clone()) else { return Ok(()) };
         let now = || self.clock.now();
-        let located = match self.providers.locate(&csi) {
-            Ok(Some(located)) => located,
+        let (located, scope) = match self.locate(e, pinned(depth)).await {
+            Ok(Some(found)) => found,
             Ok(None) => return Ok(()),
             Err(error) => {
                 e.unreadable_handle = Some(error.to_string());
@@ -205,6 +234,7 @@ impl Collector {
                 return Ok(());
             }
         };
+        e.cloud_scope = scope;
         let shared = now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
         let since = match depth {
             Depth::Execute { live: true, .. } => now(),
@@ -309,6 +339,14 @@ impl Collector {
         e.power = power;
         e.cloud_scope =
             scope.inspect_err(|error| tracing::debug!(%error, "who answers for the cloud is not known")).ok();
+    }
+}
+
+/// What a plan that runs has pinned.
+fn pinned(depth: Depth<'_>) -> Option<&Pins> {
+    match depth {
+        Depth::Execute { plan, .. } => Some(&plan.pins),
+        Depth::Diagnose | Depth::Plan => None,
     }
 }
 

@@ -139,6 +139,29 @@ impl Providers {
         }
         Ok(None)
     }
+
+    /// A volume by its identifier alone, for when nothing in the cluster leads to it any more: at the provider that answers
+    /// in one of these scopes, or at the only provider. With the scope, if it is one of them.
+    pub async fn locate_again(
+        &self,
+        id: &VolumeId,
+        scopes: &[&CloudScope],
+        since: Timestamp,
+        now: impl Fn() -> Timestamp,
+    ) -> Option<(Located, Option<CloudScope>)> {
+        let at = |known: &Arc<Known>| Located { known: known.clone(), id: id.clone() };
+        for known in self.list.iter().filter(|_| !scopes.is_empty()) {
+            if let Ok(scope) = at(known).scope(since, &now).await
+                && scopes.contains(&&scope)
+            {
+                return Some((at(known), Some(scope)));
+            }
+        }
+        match self.list.as_slice() {
+            [only] => Some((at(only), None)),
+            _ => None,
+        }
+    }
 }
 
 impl Located {

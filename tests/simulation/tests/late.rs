@@ -139,6 +139,96 @@ fn a_detach_that_was_lost_waits_for_a_person() {
     assert!(held && message.contains("declare --nothing-under-way"), "held {held}: {message}\n{story}");
 }
 
+const CLAIM: &str = "/api/v1/namespaces/default/persistentvolumeclaims/redis-data";
+
+/// Deletes something at once, also what a finalizer keeps.
+async fn delete(w: &World, path: &str) -> Result<(), WorldError> {
+    w.request(PERSON, "DELETE", path, "application/json", &json!({})).await?;
+    // It may be gone already.
+    let _ = w.merge(PERSON, path, &json!({"metadata": {"finalizers": null}})).await;
+    Ok(())
+}
+
+/// Everything of the run was given back: the count, the gates, the finalizer.
+fn is_given_back(w: &World) -> bool {
+    let kept = |r: &reattach_api::VolumeRecovery| r.metadata.finalizers.iter().flatten().next().is_some();
+    replicas(w) == 1 && !is_gated(w) && !w.recoveries().iter().any(kept)
+}
+
+/// The claim leads nowhere any more: the run goes by what its plan pinned.
+#[test]
+fn a_claim_deleted_under_a_detach_blinds_no_run() {
+    for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
+        let played = in_virtual_time(move || async move {
+            let mut s = stage(runbook).await?;
+            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+            let node = s.node_of("redis");
+            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            s.until("our detach job", secs(900), pending_detach).await?;
+            delete(&s.world, CLAIM).await?;
+            s.pass(secs(600)).await;
+            let (pending, free) = (pending_detach(&s.world), is_given_back(&s.world));
+            s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
+            let back = s.until("given back", secs(300), is_given_back).await.is_ok();
+            Ok::<_, WorldError>((pending, free, back, s.world.cloud.pulled().len(), story(&s)))
+        });
+        let (pending, free, back, pulled, story) = played.expect("virtual time").expect("the stage");
+        assert!(
+            pending && !free,
+            "{runbook}: given back {free} while the detach is pending {pending}\n{story}"
+        );
+        assert!(back && pulled == 0, "{runbook}: given back {back}, {pulled} disks pulled\n{story}");
+    }
+}
+
+#[test]
+fn a_namespace_deleted_under_a_detach_ends() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(SCALE_TO_ZERO).await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.until("our detach job", secs(900), pending_detach).await?;
+        let namespace = "/api/v1/namespaces/default";
+        s.world.request(PERSON, "DELETE", namespace, "application/json", &json!({})).await?;
+        s.pass(secs(300)).await;
+        let there = |w: &World| w.server().read("", "namespaces", "", "default").is_some();
+        let kept = there(&s.world) && !s.world.recoveries().is_empty();
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
+        let gone = s.until("the namespace gone", secs(600), move |w| !there(w)).await.is_ok();
+        Ok::<_, WorldError>((kept, gone, story(&s)))
+    });
+    let (kept, gone, story) = played.expect("virtual time").expect("the stage");
+    assert!(kept, "the record went while the detach was pending\n{story}");
+    assert!(gone, "the namespace hangs\n{story}");
+}
+
+/// The request never arrives, and claim and PersistentVolume go meanwhile. A person's word ends the wait all the same.
+#[test]
+fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(SCALE_TO_ZERO).await?;
+        let mut cut =
+            CloudRule::new(vec![Operation::DetachVolume], CloudFault::Cut { when: When::BeforeEffect });
+        cut.times = Some(1);
+        s.world.cloud.add_fault(cut);
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
+        delete(&s.world, CLAIM).await?;
+        delete(&s.world, &format!("/api/v1/persistentvolumes/{}", redis().pv())).await?;
+        s.pass(secs(600)).await;
+        let held = replicas(&s.world) == 0;
+        let word = json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
+        let recovery = path(&s);
+        s.world.merge("oncall", &recovery, &json!({"spec": {"nothingUnderWay": word}})).await?;
+        let back = s.until("given back", secs(300), is_given_back).await.is_ok();
+        Ok::<_, WorldError>((held, back, story(&s)))
+    });
+    let (held, back, story) = played.expect("virtual time").expect("the stage");
+    assert!(held && back, "held {held}, given back {back}\n{story}");
+}
+
 #[test]
 fn a_record_deleted_by_force_restores_nothing_under_a_detach() {
     for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {

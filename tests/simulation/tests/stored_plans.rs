@@ -1,9 +1,10 @@
 //! The plan that is stored with a run is checked at every turn: of another version, or edited, it stops the run.
 
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_core::journal::Mark;
+use reattach_core::journal::{Mark, Outcome};
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
+use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, redis, secs};
@@ -108,6 +109,40 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
         assert!(message.contains("a detach may be under way"), "{message}");
         assert_eq!(replicas(&s.world), 0, "better at zero than a disk pulled from under the next pod");
         assert_eq!(s.world.ledger.effects().len(), effects);
+    })
+    .expect("virtual time");
+}
+
+/// The machine that the run powered off is named to the person who is called: nothing else says who switched it off.
+#[test]
+fn an_edited_plan_names_the_machine_that_was_powered_off() {
+    in_virtual_time(|| async {
+        let start = "2026-03-02T03:00:00Z".parse().expect("a time");
+        let mut s = Stage::new(4, start, &NODES, Arc::new(|_| {})).await.expect("a stage");
+        s.world.follow_power();
+        on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await.expect("an app");
+        let spec = json!({"mode": "Auto", "precedence": 0, "runbook": "lightest-first", "powerOff": "AllowedAndOn"});
+        s.world.policy_of("everything", &spec).await.expect("a policy");
+        s.start_replica("reattach-controller-0", None);
+        s.pass(secs(10)).await;
+        s.hang(NODES[0].0).expect("a node");
+        let ordered = |w: &World| {
+            recovery_of(w, &redis()).and_then(|r| r.status).is_some_and(|status| {
+                let off = |m: &Mark| {
+                    matches!(m, Mark::Outcome { outcome: Outcome::Applied { detail }, .. } if detail.contains("power it off"))
+                };
+                status.journal.iter().any(|e| e.get().is_ok_and(|e| off(&e.mark)))
+            })
+        };
+        s.until("powered off", secs(900), ordered).await.expect("ordered");
+        edit(&s, |plan| plan["pins"]["holder"] = json!("999")).await;
+        s.phases(&["redis"], &[Phase::Stuck], secs(60)).await.expect("a person is called");
+        let (_, message, _) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
+        let (node, instance) = NODES[0];
+        assert!(
+            message.contains(&format!("power instance {instance} ({node}) off (done)")),
+            "{message}"
+        );
     })
     .expect("virtual time");
 }

@@ -1,5 +1,6 @@
 //! Appending to the journal by compare-and-swap.
 
+use super::unsound::machines;
 use super::{Executor, Memory, Turn, TurnError};
 use crate::{finish, status};
 use kube::{Api, ResourceExt};
@@ -97,7 +98,8 @@ impl Executor {
         memory: &mut Memory,
     ) -> Result<Turn, TurnError> {
         let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
-        let why = unreadable_sentence(unreadable, begun, recovery.metadata.deletion_timestamp.is_some());
+        let deleted = recovery.metadata.deletion_timestamp.is_some();
+        let why = unreadable_sentence(unreadable, begun, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         }

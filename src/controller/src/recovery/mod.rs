@@ -450,7 +450,7 @@ impl Executor {
         let claim = ObjectName::new(name.namespace.as_str(), recovery.spec.claim_name.as_str());
         // Unchecked: it tells only what wakes the driver.
         let plan = recovery.status.as_ref().and_then(|s| s.plan.as_ref()?.get().ok());
-        let view = View::cached(cache, &claim, plan.map(|p| p.pins.node.as_str()));
+        let view = View::cached(cache, &claim, plan.map(|p| &p.pins));
         let version = |m: Option<String>| m.unwrap_or_default();
         // Our own writes to its status are no news: only what people change.
         let meta = &recovery.metadata;

@@ -250,10 +250,9 @@ impl Executor {
         let newest_job = newest_job(&action.effect, evidence);
         let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
         let recovery = self.append(recovery, plan, started, memory).await?;
-        // Only a cloud effect needs the provider: a workload is restored even if its PersistentVolume is gone.
-        let volume = evidence
-            .csi(self.collector.clock.now())
-            .and_then(|csi| self.collector.providers.locate(csi).ok().flatten());
+        // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
+        let located = self.collector.locate(evidence, Some(&plan.pins)).await;
+        let volume = located.ok().flatten().map(|(located, _)| located);
         let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };

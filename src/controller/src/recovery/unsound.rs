@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::stamped::{self, Marked};
 use reattach_cluster::tidy;
-use reattach_core::plan::{Unsound, may_have_freed};
+use reattach_core::plan::{Unsound, may_have_freed, power_orders};
 use reattach_core::stamp::{Doubt, STAMP_ANNOTATION, Scaled, Verdict, judge};
 use reattach_core::workload::{ScalePath, WorkloadRef};
 
@@ -27,7 +27,8 @@ impl Executor {
         // A journal that cannot be read may hold a detach, too.
         let may_have_freed = recovery.history().map_or(true, |(_, journal)| may_have_freed(journal));
         let restored = may_have_freed || self.put_back_by_stamp(&recovery).await;
-        let why = sentence(unsound, may_have_freed, recovery.metadata.deletion_timestamp.is_some());
+        let deleted = recovery.metadata.deletion_timestamp.is_some();
+        let why = sentence(unsound, may_have_freed, deleted) + &machines(&recovery);
         if memory.told != Some(Phase::Stuck) {
             tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         }
@@ -94,6 +95,20 @@ impl Executor {
             finish::call(self, &finish::about(workload), "StampNotBelieved", doubt.to_string()).await;
         }
     }
+}
+
+/// Names the machines that the run gave orders about, which nobody powers on any more: what its journal says of them. A line
+/// that cannot be read says nothing. Empty: it gave none.
+pub(super) fn machines(recovery: &VolumeRecovery) -> String {
+    let journal = recovery.status.iter().flat_map(|s| &s.journal).filter_map(|line| line.get().ok());
+    let orders = power_orders(journal);
+    if orders.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; before that the run ordered: {}; reattach gives no further order about that machine, so look whether it runs, and power it on at the cloud once it may run again",
+        orders.join(", ")
+    )
 }
 
 fn sentence(unsound: &Unsound, may_have_freed: bool, deleted: bool) -> String {

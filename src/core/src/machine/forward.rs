@@ -272,21 +272,27 @@ impl Look<'_> {
         self.volume_change()
     }
 
+    /// S8: claim and PersistentVolume must be the pinned ones. One that is not there, or cannot be read, is no change.
+    pub(super) fn claim_change(&self) -> Option<String> {
+        let (pins, e) = (&self.plan.pins, self.evidence);
+        let claim = e.claim.read(self.cx.now, MAX_AGE).present();
+        if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
+            return Some(pin_changed("the claim's UID", &pins.claim, &claim.uid));
+        }
+        let volume = e.volume.read(self.cx.now, MAX_AGE).present().filter(|v| v.uid != pins.pv)?;
+        Some(pin_changed("the PersistentVolume's UID", &pins.pv, &volume.uid))
+    }
+
     /// S8: claim, volume, boot, VolumeAttachment and the cloud's volume must be the pinned ones.
     pub(super) fn volume_change(&self) -> Option<String> {
         let pins = &self.plan.pins;
         let say = |what: &str, was: &dyn std::fmt::Display, is: &dyn std::fmt::Display| {
             Some(pin_changed(what, was, is))
         };
+        if let Some(change) = self.claim_change() {
+            return Some(change);
+        }
         let e = self.evidence;
-        let claim = e.claim.read(self.cx.now, MAX_AGE).present();
-        if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
-            return say("the claim's UID", &pins.claim, &claim.uid);
-        }
-        let volume = e.volume.read(self.cx.now, MAX_AGE).present();
-        if let Some(volume) = volume.filter(|v| v.uid != pins.pv) {
-            return say("the PersistentVolume's UID", &pins.pv, &volume.uid);
-        }
         if let Some(change) = self.boot_change() {
             return Some(change);
         }

@@ -1,4 +1,4 @@
-//! Whose the volume is, looked at again at every step that may free it (safety rule S10).
+//! Whose the volume is, looked at again at every step that may free it (safety rules S8 and S10).
 
 use super::Next;
 use super::forward::Look;
@@ -31,14 +31,15 @@ impl Look<'_> {
         answer.err().map(|why| why.to_string())
     }
 
-    /// Turns the run back where claim, volume or holder turn out not to be what the plan takes them for. What is only
-    /// not known is left to the step, which waits for it.
+    /// Turns the run back where claim, volume or holder turn out not to be what the plan takes them for: others by name, or
+    /// other objects of the same name, which nobody planned or approved for. What is only not known is left to the step, which
+    /// waits for it.
     pub(super) fn identity_lost(&self) -> Option<Next> {
         if self.step.kind.only_puts_back() {
             return None;
         }
         let found = refusals(self.evidence, Some(&self.plan.pins.holder), self.cx.now);
-        let lost = found.iter().find(|r| matches!(r, Refusal::Identity { .. }))?;
-        Some(self.refused(&lost.to_string()))
+        let lost = found.iter().find(|r| matches!(r, Refusal::Identity { .. })).map(ToString::to_string);
+        Some(self.refused(&lost.or_else(|| self.claim_change())?))
     }
 }

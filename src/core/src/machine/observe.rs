@@ -72,16 +72,22 @@ fn scaled(step: StepIx, evidence: &Evidence, cx: &Context<'_>, started: Timestam
 /// way would be carried out on the next holder.
 fn detached(step: StepIx, plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
     let started = state.sent_at(step).unwrap_or(cx.now);
-    let known = match orders::detach(step, state, evidence, cx, started) {
+    let known = match orders::detach(step, plan, state, evidence, cx, started) {
         Fate::Unread(what) => return wait(cx.now, what),
+        Fate::Unreachable => return wait(cx.now, &unreachable("the detach")),
         Fate::Pending => return wait(cx.now, "a job of the volume is pending at the provider"),
         Fate::Unseen => return wait(cx.now, &lost("the detach")),
         Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
     };
-    let holders = evidence.cloud_volume.shown().map(|v| v.holders.as_slice()).unwrap_or_default();
-    let held = holders.contains(&plan.pins.holder);
-    let says = if held { "the cloud still names the holder" } else { "the cloud no longer names the holder" };
-    observed(step, !held, &format!("{known}; {says}"))
+    let (free, says) = match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+        Reading::Present(volume) if volume.holders.contains(&plan.pins.holder) => {
+            (false, "the cloud still names the holder")
+        }
+        Reading::Present(_) => (true, "the cloud no longer names the holder"),
+        Reading::Absent => (true, "the cloud has no such volume"),
+        Reading::Stale { .. } | Reading::Unknown { .. } => (false, "the cloud could not be asked"),
+    };
+    observed(step, free, &format!("{known}; {says}"))
 }
 
 /// The history of the instance's power tells; where the cloud boots nothing by itself, the instance's state does, too.
@@ -103,6 +109,7 @@ fn powered(
     };
     match fate {
         Fate::Unread(what) => wait(cx.now, what),
+        Fate::Unreachable => wait(cx.now, &unreachable("the order about the instance's power")),
         Fate::Pending => wait(cx.now, "a job changes the instance's power at the provider"),
         Fate::Ended { seen, well } => observed(step, well, &seen),
         Fate::Unseen | Fate::Over(_) if shown == Some(&InstanceState::Gone) => {
@@ -113,6 +120,12 @@ fn powered(
         }
         Fate::Over(seen) => match shown {
             Some(now) => observed(step, *now == wanted, &format!("{seen}; the instance is {now:?}")),
+            // For the machine counts what has a person look at it: ordered off it may be off, ordered on it may not be on.
+            None if orders::is_unreachable(plan, evidence, cx.now) => observed(
+                step,
+                change == PowerChange::Off,
+                &format!("{seen}; the instance could not be asked about and counts as off"),
+            ),
             None => wait(cx.now, "the instance must be read to know what became of the order"),
         },
         Fate::Unseen => wait(cx.now, &lost("the order about the instance's power")),
@@ -128,6 +141,13 @@ pub(super) fn state_tells(plan: &Plan, evidence: &Evidence) -> bool {
 pub(super) fn lost(order: &str) -> String {
     format!(
         "{order} has no known outcome and the provider's history does not show it: it may still arrive, so nothing is lifted or restored; once you are sure that nothing is under way: kubectl reattach declare --nothing-under-way"
+    )
+}
+
+/// What is waited for where nothing leads to the cloud any more.
+pub(super) fn unreachable(order: &str) -> String {
+    format!(
+        "{order} has no known outcome and the cloud cannot be asked, since the PersistentVolume is gone: it may still be under way, so nothing is lifted or restored; once you are sure that nothing is under way: kubectl reattach declare --nothing-under-way"
     )
 }
 

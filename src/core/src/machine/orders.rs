@@ -2,15 +2,18 @@
 //!
 //! # Guarantees
 //! No timer ends an order. It is known by the provider's own history, which shows that the request arrived; by the
-//! provider's own refusal of requests of that age; or by a named person's word that nothing is under way.
+//! provider's own refusal of requests of that age; by the end of the volume itself, which neither cluster nor cloud has any
+//! more; or by a named person's word that nothing is under way. The word counts where the cloud cannot be asked, too: the
+//! claim's PersistentVolume may be gone, and with it the way to the provider.
 //!
 //! # Caveats
 //! A job that another client ordered after our request was sent, on the same object and of the same kind, counts as ours:
 //! histories do not name the request.
 
 use super::{Context, State};
-use crate::cloud::{JobStatus, PowerChange};
+use crate::cloud::{CloudJob, JobStatus, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Reading;
 use crate::journal::NewestJob;
 use crate::plan::{Plan, StepIx};
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +23,8 @@ use jiff::{SignedDuration, Timestamp};
 pub(super) enum Fate {
     /// Something must be read first.
     Unread(&'static str),
+    /// Nothing leads to the cloud that was asked: the PersistentVolume is gone, and no provider is known to be the one.
+    Unreachable,
     /// A job of the object is under way.
     Pending,
     /// The provider's history shows that it arrived, and how it ended.
@@ -46,23 +51,70 @@ struct Job<'a> {
 /// What became of a detach that was ordered by this step; read at `since` or later.
 pub(super) fn detach(
     step: StepIx,
+    plan: &Plan,
     state: &State,
     evidence: &Evidence,
     cx: &Context<'_>,
     since: Timestamp,
 ) -> Fate {
-    if evidence.cloud_volume.read(cx.now, MAX_AGE).present().is_none() {
-        return Fate::Unread("the cloud must be read to know what became of the detach");
+    if is_unreachable(plan, evidence, cx.now) {
+        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let Some(jobs) = evidence.jobs.read(cx.now, MAX_AGE).present() else {
-        return Fate::Unread("the provider's job history must be read to know what became of the detach");
+    let found = match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+        Reading::Present(_) => true,
+        Reading::Absent => false,
+        Reading::Stale { .. } | Reading::Unknown { .. } => {
+            return Fate::Unread("the cloud must be read to know what became of the detach");
+        }
     };
-    let read = evidence.cloud_volume.at.min(evidence.jobs.at);
+    let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();
+    let read = jobs.map_or(evidence.cloud_volume.at, |_| evidence.cloud_volume.at.min(evidence.jobs.at));
     if read < since {
         return Fate::Unread("the cloud must be read again to know what became of the detach");
     }
-    let jobs = jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.action.contains("detach") });
-    of_history(step, state, evidence, cx, jobs.collect(), read)
+    if !found && is_gone(plan, evidence, cx.now) {
+        return Fate::Over(format!(
+            "neither the cluster nor the cloud has volume {} any more",
+            plan.pins.volume
+        ));
+    }
+    match jobs {
+        Some(jobs) => of_history(step, state, evidence, cx, detaches(jobs), read),
+        None => {
+            let unread =
+                Fate::Unread("the provider's job history must be read to know what became of the detach");
+            // Some providers have no history of a volume that they do not find.
+            if found { unread } else { by_word(state, step, cx, read).unwrap_or(Fate::Unseen) }
+        }
+    }
+}
+
+fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
+    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.action.contains("detach") }).collect()
+}
+
+/// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
+/// one that the run began with.
+pub(super) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
+    let gone = match evidence.volume.read(now, MAX_AGE) {
+        Reading::Absent => true,
+        Reading::Present(volume) => volume.uid != plan.pins.pv,
+        Reading::Stale { .. } | Reading::Unknown { .. } => false,
+    };
+    gone && evidence.cloud_id.as_ref() != Some(&plan.pins.volume)
+}
+
+/// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
+/// credential that showed it as the holder's earlier in this recovery.
+fn is_gone(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
+    let no_object = matches!(evidence.volume.read(now, MAX_AGE), Reading::Absent);
+    let not_found = matches!(evidence.cloud_volume.read(now, MAX_AGE), Reading::Absent);
+    let the_same = evidence.sightings.iter().any(|s| {
+        s.instance == plan.pins.holder
+            && s.at < evidence.cloud_volume.at
+            && Some(&s.scope) == evidence.cloud_scope.as_ref()
+    });
+    no_object && not_found && the_same
 }
 
 /// What became of an order to power the holder off or on that was given by this step.
@@ -75,6 +127,9 @@ pub(super) fn power(
     change: PowerChange,
     since: Timestamp,
 ) -> Fate {
+    if is_unreachable(plan, evidence, cx.now) {
+        return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
+    }
     let fact = evidence.power.get(&plan.pins.holder).filter(|f| f.at >= since);
     let Some((read, facts)) = fact.and_then(|f| Some((f.at, f.read(cx.now, MAX_AGE).present()?))) else {
         return Fate::Unread(
@@ -119,9 +174,12 @@ fn of_history(
     {
         return Fate::Over(format!("the provider refuses requests that are older than {secs} s"));
     }
-    // Said before the order was sent, or with a time that is still to come, it says nothing about it.
-    if let Some(word) = cx.nothing_under_way.as_ref().filter(|word| word.at >= sent && word.at <= read) {
-        return Fate::Over(format!("{} declared that nothing is under way: {}", word.by, word.reason));
-    }
-    Fate::Unseen
+    by_word(state, step, cx, read).unwrap_or(Fate::Unseen)
+}
+
+/// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.
+fn by_word(state: &State, step: StepIx, cx: &Context<'_>, until: Timestamp) -> Option<Fate> {
+    let sent = state.sent_at(step)?;
+    let word = cx.nothing_under_way.as_ref().filter(|word| word.at >= sent && word.at <= until)?;
+    Some(Fate::Over(format!("{} declared that nothing is under way: {}", word.by, word.reason)))
 }

@@ -3,7 +3,11 @@
 
 use super::fence::take_off;
 use super::hold::let_come;
+<<<<<<< HEAD
 use super::observe::{IN_FLIGHT, lost, state_tells};
+=======
+use super::observe::{IN_FLIGHT, lost, unreachable};
+>>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
 use super::orders::{self, Fate};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
@@ -145,17 +149,20 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
     };
     let (step, at) = asked(StepKind::CloudForce).or_else(|| asked(StepKind::CloudDetach))?;
     let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
-    match orders::detach(step, state, evidence, cx, at) {
+    match orders::detach(step, plan, state, evidence, cx, at) {
         Fate::Unread(what) => wait(what),
+        Fate::Unreachable => wait(&unreachable("the detach")),
         Fate::Pending => {
             wait("the detach is under way at the cloud; nothing is restored before its end is known")
         }
         Fate::Ended { .. } | Fate::Over(_) => None,
-        // Accepted, and read back: the holder is gone and no job is pending.
-        Fate::Unseen => {
-            let cloud = evidence.cloud_volume.read(cx.now, MAX_AGE).present()?;
-            if cloud.holders.contains(&plan.pins.holder) { wait(&lost("the accepted detach")) } else { None }
-        }
+        Fate::Unseen => match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+            // Accepted, and read back: the holder is gone and no job is pending.
+            Reading::Present(cloud) if !cloud.holders.contains(&plan.pins.holder) => None,
+            Reading::Present(_) | Reading::Absent | Reading::Stale { .. } | Reading::Unknown { .. } => {
+                wait(&lost("the accepted detach"))
+            }
+        },
     }
 }
 
@@ -189,7 +196,9 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
     let runs = matches!(instance, Some(Reading::Present(i)) if i.state == InstanceState::Running);
     match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
         Fate::Unread(what) => return wait(what),
+        Fate::Unreachable => return wait(&unreachable("the order about the instance's power")),
         Fate::Pending => return wait("a job changes the instance's power at the provider"),
+<<<<<<< HEAD
         // Accepted, and not in the history yet: the machine that still runs is about to stop.
         Fate::Unseen if runs => {
             let until = later(since, IN_FLIGHT);
@@ -201,6 +210,10 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
                 return Some(Next::Wait { why, until });
             }
         }
+=======
+        // Nobody is left to be asked: the run's last message hands the machine to people by name.
+        Fate::Over(_) if orders::is_unreachable(plan, evidence, cx.now) => return None,
+>>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
         Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
     match instance {

@@ -21,7 +21,7 @@ pub use begin::may_begin;
 pub use build::{Allowed, Commands, Request, Snapshots, make};
 pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
-pub use sound::{SoundPlan, Unsound, may_have_freed};
+pub use sound::{SoundPlan, Unsound, may_have_freed, power_orders};
 
 /// The version of the plan's shape. An executor runs plans of its own version only ([`SoundPlan`]).
 pub const PLAN_VERSION: u32 = 2;

@@ -1,6 +1,6 @@
 //! A plan that a run may go by: of this version's shape, with the content that its hash names.
 
-use super::{PLAN_VERSION, Plan};
+use super::{PLAN_VERSION, Plan, StepIx};
 use crate::ids::PlanHash;
 use crate::journal::{Entry, Mark, Outcome};
 use std::ops::Deref;
@@ -93,4 +93,37 @@ pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool 
         }
     }
     !freeing.is_empty()
+}
+
+/// What a journal says of orders about the power of machines, one phrase each, as it was journaled: for a person who has
+/// to look after them. The answer does not need the plan, which may be unsound: an order to the cloud was journaled with the
+/// end of the provider's history, and one that frees a volume with its proof besides.
+pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<String> {
+    let mut orders: Vec<(StepIx, String, &str)> = Vec::new();
+    for entry in journal {
+        match &entry.mark {
+            Mark::Started { step, intent, proof: None, newest_job: Some(_) } => {
+                orders.push((*step, intent.clone(), "its outcome is not known"));
+            }
+            Mark::Outcome { step, outcome } => {
+                let Some(at) = orders.iter().rposition(|(ordered, ..)| ordered == step) else { continue };
+                match outcome {
+                    Outcome::NotApplied { .. } => {
+                        orders.remove(at);
+                    }
+                    Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => orders[at].2 = "done",
+                    Outcome::ObservedNotApplied { .. } => orders[at].2 = "seen not to have been done",
+                    Outcome::Unknown { .. } | Outcome::Repeatable { .. } => {}
+                }
+            }
+            Mark::Accepted { .. }
+            | Mark::Started { .. }
+            | Mark::Completed { .. }
+            | Mark::Skipped { .. }
+            | Mark::NoUser { .. }
+            | Mark::TurnedBack { .. }
+            | Mark::Ended { .. } => {}
+        }
+    }
+    orders.into_iter().map(|(_, intent, end)| format!("{intent} ({end})")).collect()
 }

@@ -1,10 +1,15 @@
 //! What must still hold right before each effect: taken away at that moment, the effect is not proposed.
 
-use super::walk::{QUIET, Walk, World, dead_node, dead_node_off, detach_error, orphan};
+use super::walk::{QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan};
 use jiff::SignedDuration;
 use reattach_core::evidence::Evidence;
+<<<<<<< HEAD
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::NodeName;
+=======
+use reattach_core::fact::Known;
+use reattach_core::ids::{NodeName, Uid};
+>>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
 use reattach_core::journal::Outcome;
 use reattach_core::machine::{Action, Effect, Next};
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
@@ -178,4 +183,19 @@ fn a_ready_node_is_not_powered_off() {
             assert!(!matches!(&said, Next::Act(_)), "{said:?}");
         },
     );
+}
+
+/// S8: another claim, or another PersistentVolume, of the same name is one that nobody planned or approved for.
+#[test]
+fn objects_of_the_same_name_stop_every_effect_of_the_way_forward() {
+    let forward = |e: &Effect| !e.puts_back();
+    stopped(forward, |walk| {
+        change(&mut walk.case.evidence.claim, |c| c.uid = Uid::from("another"));
+        change(&mut walk.case.evidence.volume, |v| {
+            if let Some(of) = &mut v.claim_ref {
+                of.uid = Some(Uid::from("another"));
+            }
+        });
+    });
+    stopped(forward, |walk| change(&mut walk.case.evidence.volume, |v| v.uid = Uid::from("another")));
 }
