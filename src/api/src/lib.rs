@@ -26,6 +26,10 @@ pub use volume_recovery::{
     VolumeRecoverySpec, VolumeRecoveryStatus, condition,
 };
 
+/// The annotation of a VolumeRecovery that does nothing but hold new pods away, for an order to the cloud whose own record was
+/// deleted by force: the name of the order's note (a Lease).
+pub const ORDER_ANNOTATION: &str = "reattach.dev/order";
+
 /// The API group of every custom resource.
 pub const GROUP: &str = "reattach.dev";
 /// The served and stored version.

@@ -15,6 +15,7 @@ pub mod losses;
 pub mod names;
 pub mod node;
 pub mod node_lock;
+pub mod open_orders;
 pub mod reply;
 pub mod reports;
 pub mod rights;

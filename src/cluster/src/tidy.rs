@@ -1,9 +1,13 @@
-//! Taking away what reattach itself left behind. Every function takes a [`TidyPass`], acts on nothing that does not carry a
-//! mark of ours, and ends within the pass's deadline.
+//! Taking away what reattach itself left behind, or keeping it in force while an order of a recovery that is gone may still
+//! be carried out. Every function takes a [`TidyPass`], acts on nothing that does not carry a mark of ours, and ends within
+//! the pass's deadline.
 
 use crate::gate::{EffectPass, TidyPass};
 use crate::reply::outcome;
 use crate::{effects, hold, node, node_lock};
+use jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_core::ids::{NodeName, ObjectName, ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
@@ -54,6 +58,25 @@ pub async fn restore(
     replicas: Option<i32>,
 ) -> Outcome {
     in_time(pass.as_effect(), |pass| effects::restore(pass, workload, version, path, replicas)).await
+}
+
+/// Renews a node's lock for a recovery that is gone, while an order of it may still be carried out.
+pub async fn keep_lock(pass: &TidyPass, node: &NodeName, recovery: &ObjectName, now: Timestamp) -> Outcome {
+    in_time(pass.as_effect(), async |pass| {
+        outcome(node_lock::renew(pass, node, recovery, now).await, "the lock is renewed")
+    })
+    .await
+}
+
+/// Makes a VolumeRecovery with the label of a hold, in place of one that was deleted while an order of it may still be carried
+/// out.
+pub async fn keep_held(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
+    in_time(pass.as_effect(), async |pass| {
+        let namespace = recovery.namespace().unwrap_or_default();
+        let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &namespace);
+        outcome(api.create(&PostParams::default(), recovery).await, "new pods of the claim are held away")
+    })
+    .await
 }
 
 async fn in_time<'a, F: Future<Output = Outcome>>(

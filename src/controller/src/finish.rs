@@ -10,11 +10,11 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::store::SaveError;
-use reattach_cluster::{node, reports, tidy};
+use reattach_cluster::{node, open_orders, reports, tidy};
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::Entry;
+use reattach_core::journal::{Entry, Mark};
 use reattach_core::plain;
-use reattach_core::plan::SoundPlan;
+use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::runbook::StepKind;
 use reattach_core::workload::WorkloadRef;
 use serde_json::json;
@@ -52,6 +52,16 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
     let uid = Executor::uid_of(&recovery);
     if let Some(plan) = plan.as_ref().filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
         give_lock_back(executor, &recovery, plan).await?;
+        // The run has ended, and it does not before it knows what became of what it ordered.
+        for (at, _) in plan.steps.iter().enumerate().filter(|(_, step)| step.kind.is_order()) {
+            let step = StepIx(u32::try_from(at).unwrap_or(u32::MAX));
+            let ordered = |e: &&Opaque<Entry>| {
+                e.get().is_ok_and(|e| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step))
+            };
+            if status.journal.iter().any(|e| ordered(&e)) {
+                executor.take_note_away(&open_orders::name(&uid, step)).await;
+            }
+        }
     }
     let turn = executor.reservations.turn_to_ask().await;
     if let Some(cache) = &executor.collector.cache {

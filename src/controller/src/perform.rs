@@ -5,6 +5,7 @@ use crate::recovery::Executor;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cluster::gate::EffectPass;
+use reattach_cluster::open_orders::{self, OpenOrder};
 use reattach_cluster::{effects, hold, node, node_lock, reply, reports};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
@@ -30,6 +31,8 @@ pub(crate) struct Stage<'a> {
     pub evidence: &'a Evidence,
     /// The volume at its provider. None: no provider knows it.
     pub volume: Option<Located>,
+    /// The note of the effect, if it is an order to the cloud whose fate must be known.
+    pub order: Option<OpenOrder>,
 }
 
 /// Issues the effect within the pass's deadline. A reply that does not come in time leaves the outcome unknown.
@@ -113,6 +116,17 @@ impl Stage<'_> {
         Err(Outcome::NotApplied { why, retry: true })
     }
 
+    /// S3: an order is noted outside of the record before it is sent, for the case that the record is deleted by force.
+    async fn noted(&self) -> Result<(), Outcome> {
+        match &self.order {
+            Some(order) => open_orders::note(self.pass, order).await,
+            None => Err(Outcome::NotApplied {
+                why: "an order to the cloud is not sent without a note of it".to_owned(),
+                retry: false,
+            }),
+        }
+    }
+
     async fn detach(&self, proof: &FenceProof, by_force: bool) -> Outcome {
         if let Err(outcome) = self.holds(proof) {
             return outcome;
@@ -121,6 +135,9 @@ impl Stage<'_> {
             let why = format!("no provider knows volume {}, which the proof is for", proof.volume());
             return Outcome::NotApplied { why, retry: false };
         };
+        if let Err(outcome) = self.noted().await {
+            return outcome;
+        }
         if !by_force {
             let request = DetachRequest::plain(proof.clone(), self.left());
             return detached(volume.provider().detach(request).await.map_err(EffectError::Failed));
@@ -153,6 +170,9 @@ impl Stage<'_> {
         };
         let now = self.executor.collector.clock.now();
         if let Err(outcome) = node_lock::take(self.pass, node, &self.name(), now).await {
+            return outcome;
+        }
+        if let Err(outcome) = self.noted().await {
             return outcome;
         }
         let (provider, timeout) = (volume.provider(), self.left());

@@ -154,6 +154,29 @@ impl StepKind {
         }
     }
 
+    /// Is its effect an order to the cloud that may be carried out at any later time? (A snapshot frees nothing.)
+    pub fn is_order(self) -> bool {
+        match self {
+            Self::CloudDetach | Self::CloudForce | Self::PowerOff | Self::PowerOn => true,
+            Self::ScaleToZero
+            | Self::Restore
+            | Self::Hold
+            | Self::Release
+            | Self::Lift
+            | Self::AwaitDetached
+            | Self::Requeue
+            | Self::Verify
+            | Self::Await
+            | Self::Prove
+            | Self::Quarantine
+            | Self::TaintOutOfService
+            | Self::Untaint
+            | Self::Challenge
+            | Self::DeleteAttachment
+            | Self::Snapshot => false,
+        }
+    }
+
     /// Which pods go away by its effect. What is lost with them is asked for by this alone ([`crate::loss::losses`]), so
     /// that a new way to make a pod go meets the same refusals.
     pub fn pods_go(self) -> PodsGo {

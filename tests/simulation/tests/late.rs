@@ -216,7 +216,7 @@ fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
         s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
         s.phases(&["redis"], &[Phase::Stuck], secs(1_200)).await?;
         delete(&s.world, CLAIM).await?;
-        delete(&s.world, &format!("/api/v1/persistentvolumes/{}", redis().pv())).await?;
+        delete(&s.world, &format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv())).await?;
         s.pass(secs(600)).await;
         let held = replicas(&s.world) == 0;
         let word = json!({"declaredBy": "oncall", "reason": "no job in the events", "at": s.world.now()});
@@ -227,6 +227,95 @@ fn a_word_counts_where_the_volume_is_gone_from_the_cluster() {
     });
     let (held, back, story) = played.expect("virtual time").expect("the stage");
     assert!(held && back, "held {held}, given back {back}\n{story}");
+}
+
+/// The notes of orders whose outcome is not known.
+fn notes(w: &World) -> Vec<String> {
+    let leases = w.server().list("coordination.k8s.io", "leases", None);
+    let names = leases.iter().filter_map(|l| l["metadata"]["name"].as_str().map(str::to_owned));
+    names.filter(|name| name.starts_with("reattach-order-")).collect()
+}
+
+/// Somebody deletes policy and record by force.
+async fn delete_the_record(s: &Stage) -> Result<(), WorldError> {
+    let policy = "/apis/reattach.dev/v1alpha1/recoverypolicies/everything";
+    s.world.request(PERSON, "DELETE", policy, "application/json", &json!({})).await?;
+    delete(&s.world, &path(s)).await
+}
+
+/// The request is sent and has not arrived when the record goes: no history shows it, and the note alone tells of it.
+#[test]
+fn a_detach_of_a_deleted_record_that_arrives_late_pulls_no_disk() {
+    for runbook in [SCALE_TO_ZERO, DEFAULT_RUNBOOK] {
+        let played = in_virtual_time(move || async move {
+            let mut s = stage(runbook).await?;
+            s.replicas[0].detach_late(secs(200));
+            let node = s.node_of("redis");
+            s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+            s.until("the note of our order", secs(900), |w| !notes(w).is_empty()).await?;
+            s.pass(secs(15)).await;
+            delete_the_record(&s).await?;
+            s.pass(secs(150)).await;
+            let free = replicas(&s.world) == 1 && !is_gated(&s.world);
+            let back = s.until("ready", secs(900), |w| w.app_ready("redis", 1) && notes(w).is_empty()).await;
+            Ok::<_, WorldError>((free, back.is_ok(), s.world.cloud.pulled().len(), story(&s)))
+        });
+        let (free, back, pulled, story) = played.expect("virtual time").expect("the stage");
+        assert!(!free, "{runbook}: let go before the order was accounted for\n{story}");
+        assert!(back && pulled == 0, "{runbook}: ready {back}, {pulled} disks pulled\n{story}");
+    }
+}
+
+/// The label of the hold went with the record, and the pod that it gated is deleted, too: the next one waits as well.
+#[test]
+fn new_pods_are_held_away_after_the_record_was_deleted_by_force() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(DEFAULT_RUNBOOK).await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.until("our detach job", secs(900), pending_detach).await?;
+        delete_the_record(&s).await?;
+        s.pass(secs(15)).await;
+        for pod in s.world.pods("redis") {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            delete(&s.world, &format!("/api/v1/namespaces/default/pods/{name}")).await?;
+        }
+        s.pass(secs(120)).await;
+        let (held, pending) = (is_gated(&s.world), pending_detach(&s.world));
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Normal)?;
+        let over = |w: &World| w.app_ready("redis", 1) && notes(w).is_empty() && is_given_back(w);
+        let back = s.until("ready", secs(900), over).await.is_ok();
+        Ok::<_, WorldError>((held, pending, back, s.world.cloud.pulled().len(), story(&s)))
+    });
+    let (held, pending, back, pulled, story) = played.expect("virtual time").expect("the stage");
+    assert!(held && pending, "held {held}, pending {pending}\n{story}");
+    assert!(back && pulled == 0, "ready {back}, {pulled} disks pulled\n{story}");
+}
+
+/// Record, note and claim are gone: nothing tells whether a detach is under way, and that is no "no".
+#[test]
+fn a_stamp_whose_claim_is_gone_restores_nothing() {
+    let played = in_virtual_time(|| async {
+        let mut s = stage(SCALE_TO_ZERO).await?;
+        s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
+        let node = s.node_of("redis");
+        s.recycle(&node, DiskAfter::Kept, secs(6)).await?;
+        s.until("our detach job", secs(900), pending_detach).await?;
+        delete_the_record(&s).await?;
+        for note in notes(&s.world) {
+            delete(
+                &s.world,
+                &format!("/apis/coordination.k8s.io/v1/namespaces/reattach-system/leases/{note}"),
+            )
+            .await?;
+        }
+        delete(&s.world, CLAIM).await?;
+        s.pass(secs(600)).await;
+        Ok::<_, WorldError>((replicas(&s.world), pending_detach(&s.world), story(&s)))
+    });
+    let (replicas, pending, story) = played.expect("virtual time").expect("the stage");
+    assert!(pending && replicas == 0, "{replicas} replicas, pending {pending}\n{story}");
 }
 
 #[test]

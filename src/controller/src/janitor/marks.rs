@@ -17,6 +17,7 @@ use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
 use reattach_core::machine::{State, StepState};
 use reattach_core::runbook::StepKind;
+use reattach_core::stamp::STAMP_ANNOTATION;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -89,7 +90,10 @@ impl Room<'_> {
             if asked.len() >= VOLUMES_PER_SWEEP {
                 return true;
             }
-            let answer = self.detach_under_way(&claims).await;
+            let answer = match self.ordered(|note| claims.iter().any(|c| note.may_be_about(c))).await {
+                Some(why) => Some(why),
+                None => self.detach_under_way(&claims, false).await,
+            };
             asked.insert(claims.clone(), answer);
         }
         if let Some(why) = asked.get(&claims).and_then(Option::as_ref) {
@@ -107,14 +111,21 @@ impl Room<'_> {
         true
     }
 
-    /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A claim or PersistentVolume that is
-    /// gone, and a driver that no provider knows, have none of ours.
-    pub(super) async fn detach_under_way(&self, claims: &[ObjectName]) -> Option<String> {
+    /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A driver that no provider knows has
+    /// none of ours. A claim or PersistentVolume that is gone has none for a pod that needs both of them to start; where
+    /// `all_known` is asked for, it is not known what is under way there.
+    pub(super) async fn detach_under_way(&self, claims: &[ObjectName], all_known: bool) -> Option<String> {
         for claim in claims {
-            let volume = self.cache.claims.get(&claim.namespace, &claim.name);
-            let volume = volume.and_then(|c| c.spec.as_ref()?.volume_name.clone());
-            let csi = volume.and_then(|v| self.cache.volumes.get("", &v)).and_then(|v| csi_of(&v));
-            let Some(csi) = csi else { continue };
+            let found = self.cache.claims.get(&claim.namespace, &claim.name);
+            let name = found.as_ref().and_then(|c| c.spec.as_ref()?.volume_name.clone());
+            let volume = name.as_ref().and_then(|name| self.cache.volumes.get("", name));
+            let lost = found.is_none() || name.is_some() && volume.is_none();
+            if all_known && lost {
+                return Some(format!(
+                    "claim {claim} or its PersistentVolume was not found, so what is under way at its volume is not known; once you are sure that nothing is: scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
+                ));
+            }
+            let Some(csi) = volume.and_then(|v| csi_of(&v)) else { continue };
             let located = match self.executor.collector.providers.locate(&csi) {
                 Ok(Some(located)) => located,
                 Ok(None) => continue,

@@ -16,7 +16,10 @@
 //! | closing taint of a hold | its recovery is over or gone |
 //! | scheduling gate, label of a hold | no recovery of the claim is under way with the label, or about to end its hold; gate: no job of the volume is pending at the cloud |
 //! | stamp | its recovery is over or gone, reattach did scale the workload, and no job of its volumes is pending at the cloud: a workload that is still at 0 is restored to the journal's count, or without a journal within its own past ([`reattach_core::stamp`]) |
+//! | note of an order to the cloud | its recovery is over, or gone and the provider's history accounts for the order |
 //! | question to an agent | its recovery is gone |
+//!
+//! While an order of a recovery that is gone is noted and not accounted for, everything else that the recovery put there stays.
 //!
 //! # Assumptions
 //! A recovery that is under way cares for its own marks; its finalizer keeps it from vanishing meanwhile.
@@ -31,6 +34,7 @@
 
 mod marks;
 mod nodes;
+mod orders;
 mod stamps;
 
 use crate::metrics::EffectLabels;
@@ -68,6 +72,7 @@ pub(crate) struct Janitor {
     /// Pods with a gate of ours.
     gates: Turns,
     stamps: stamps::Known,
+    orders: orders::Known,
 }
 
 impl Default for Janitor {
@@ -79,6 +84,7 @@ impl Default for Janitor {
             answers: Answers::default(),
             gates: Turns::new(Bounds { at_once: 1, per_namespace: 1 }),
             stamps: stamps::Known::default(),
+            orders: orders::Known::default(),
         }
     }
 }
@@ -101,9 +107,15 @@ impl Janitor {
 
     /// Looks once.
     async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
-        let room = Room { executor, cache, answers: &self.answers, wakeup, stamps: &self.stamps };
+        let (answers, stamps, orders) = (&self.answers, &self.stamps, &self.orders);
+        let room = Room { executor, cache, answers, wakeup, stamps, orders };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
+        }
+        let seldom = due(&mut self.next_seldom, SELDOM);
+        // New pods of its claim must not come meanwhile.
+        if room.a_run_vanished() || seldom {
+            room.orders().await;
         }
         if due(&mut self.next, EVERY) {
             room.out_of_service().await;
@@ -114,7 +126,7 @@ impl Janitor {
             room.closed_nodes().await;
             room.note_scales();
         }
-        if due(&mut self.next_seldom, SELDOM) {
+        if seldom {
             room.questions().await;
             room.stamps().await;
         }
@@ -153,6 +165,7 @@ struct Room<'a> {
     answers: &'a Answers,
     wakeup: &'a Wakeup,
     stamps: &'a stamps::Known,
+    orders: &'a orders::Known,
 }
 
 impl Room<'_> {

@@ -7,6 +7,7 @@ use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, VolumeRecovery};
 use reattach_cluster::node::{closed_by, is_out_of_service_by_us, is_ready, quarantined_by};
 use reattach_cluster::node_lock::{self, Lock};
+use reattach_cluster::open_orders::Note;
 use reattach_cluster::{reports, store, tidy};
 use reattach_core::evidence::CsiSource;
 use reattach_core::guest::{Answer, Challenge};
@@ -43,6 +44,7 @@ impl Room<'_> {
                 Lock::Free => "nobody has its lock".to_owned(),
                 // A run renews its lock with its first turn: whoever leads now has just begun to drive it.
                 Lock::Expired { holder } if self.has_a_run(&holder) => continue,
+                Lock::Expired { holder } if self.has_ordered(&holder).await => continue,
                 Lock::Expired { holder } => format!("the lock of {holder} has expired"),
                 Lock::Held { holder } => match node_lock::recovery_of(&holder) {
                     None => format!("{holder} has its lock"),
@@ -68,6 +70,7 @@ impl Room<'_> {
     async fn ended(&self, name: &ObjectName) -> Result<Option<String>, kube::Error> {
         let api: Api<VolumeRecovery> = Api::namespaced(self.read(), &name.namespace);
         Ok(match api.get_opt(&name.name).await? {
+            None if self.has_ordered(&node_lock::holder(name)).await => None,
             None => Some(format!("recovery {name} is gone")),
             Some(recovery) if is_final(&recovery) => Some(format!("recovery {name} is over")),
             Some(_) => None,
@@ -81,6 +84,17 @@ impl Room<'_> {
         recovery.is_some_and(|r| {
             !is_final(&r) && r.status.as_ref().is_some_and(|status| !status.journal.is_empty())
         })
+    }
+
+    /// Whether an order to the cloud is open of the recovery that holds a lock, and whose record is gone.
+    async fn has_ordered(&self, holder: &str) -> bool {
+        let Some(recovery) = node_lock::recovery_of(holder) else { return false };
+        let about = |note: &Note| note.order.as_ref().map_or(true, |order| order.recovery == recovery);
+        let why = self.ordered(about).await;
+        if let Some(why) = &why {
+            tracing::warn!(%recovery, why, "the taint of a recovery that is gone stays");
+        }
+        why.is_some()
     }
 
     /// The recovery of this UID, as the watch has it.
@@ -148,7 +162,9 @@ impl Room<'_> {
             for by in closed_by(&node) {
                 let over = match self.recovery_of(&by) {
                     Some(own) => is_final(&own),
-                    None => self.is_gone(&by).await,
+                    None => {
+                        self.is_gone(&by).await && self.ordered(|note| note.recovery == by).await.is_none()
+                    }
                 };
                 if !over {
                     continue;

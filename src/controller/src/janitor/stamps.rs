@@ -144,7 +144,10 @@ impl Room<'_> {
         }
         match stamped::read(&self.read(), marked).await? {
             // What was judged is the stamp that is there.
-            Some(own) if own.stamp == *stamp => self.restore(&own, &scaled).await,
+            Some(own) if own.stamp == *stamp => {
+                let gone = !records.contains_key(&stamp.recovery);
+                self.restore(&own, &scaled, gone).await;
+            }
             Some(_) | None => {}
         }
         Ok(true)
@@ -180,11 +183,17 @@ impl Room<'_> {
         }
     }
 
-    async fn restore(&self, own: &Stamped, scaled: &Scaled) {
+    /// `gone`: the recovery has no record any more that would say how its orders ended.
+    async fn restore(&self, own: &Stamped, scaled: &Scaled, gone: bool) {
         let Stamped { workload, resource_version, stamp, .. } = own;
         let Verdict::Restore { replicas, doubt } = judge(stamp, scaled) else { return };
         // What its recovery had ordered may be under way still, and nobody journals it any more.
-        if let Some(why) = self.detach_under_way(&own.claims(replicas)).await {
+        let ordered = self.ordered(|note| note.recovery == stamp.recovery).await;
+        let under_way = match ordered {
+            Some(why) => Some(why),
+            None => self.detach_under_way(&own.claims(replicas), gone).await,
+        };
+        if let Some(why) = under_way {
             tracing::error!(%workload, why, "a person is needed: the workload is at zero by a recovery that is gone, and is not restored yet");
             return;
         }

@@ -8,18 +8,22 @@ use super::*;
 use crate::collect::Collector;
 use crate::metrics::Metrics;
 use crate::providers::Providers;
+use crate::recovery::note_of;
 use cloud::TestCloud;
 use prometheus_client::registry::Registry;
 use reattach_cluster::gate::{Authority, Gate};
 use reattach_cluster::lease::Leadership;
 use reattach_cluster::{Clients, Clock};
 use reattach_core::ids::Uid;
+use reattach_core::machine::Action;
+use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
 use reattach_core::proof::{Declaration, NoUser, kubelet_handshake};
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE};
 use reattach_provider_api::{Optional, Unsupported};
 use reattach_sim::ApiServer;
+use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -90,7 +94,11 @@ impl Scene {
         let pass = self.executor.gate.pass(&plan, &authority, 1).unwrap();
         let csi = self.evidence.csi(self.clock.now()).unwrap();
         let volume = self.executor.collector.providers.locate(csi).unwrap();
+        let (step, intent) = (StepIx(0), "a test".to_owned());
+        let action = Action { step, intent, effect: effect.clone() };
+        let order = note_of(&self.recovery, &plan, &action, &self.evidence, self.clock.now());
         let stage = Stage {
+            order,
             executor: &self.executor,
             pass: &pass,
             recovery: &self.recovery,
@@ -180,6 +188,34 @@ async fn power_goes_off_under_the_lock_and_on_gives_it_back() {
     assert!(s.perform(&power(true)).await.applied());
     assert_eq!(s.lock_holder(), None);
     assert_eq!(s.cloud.orders(), [format!("Forced off {INSTANCE}"), format!("on {INSTANCE}")]);
+}
+
+/// S3: nothing else tells of an order after its record was deleted by force.
+#[tokio::test(start_paused = true)]
+async fn an_order_without_a_stored_note_is_not_sent() {
+    let s = Scene::new();
+    let note = open_orders::name(&Executor::uid_of(&s.recovery), StepIx(0));
+    let stored =
+        |s: &Scene| s.server.read("coordination.k8s.io", "leases", "reattach-system", &note).is_some();
+    assert!(!stored(&s));
+    assert!(s.perform(&power(false)).await.applied());
+    assert!(stored(&s));
+
+    let s = Scene::new();
+    s.server.add_fault(FaultRule {
+        requests: RequestMatch {
+            resource: Some("leases".into()),
+            name: Some(note.clone()),
+            ..RequestMatch::default()
+        },
+        fault: Fault::Disconnect { after_effect: false },
+        probability: 1.0,
+        times: None,
+    });
+    let outcome = s.perform(&power(false)).await;
+    assert_eq!(retry(&outcome), Some(true), "{outcome:?}");
+    assert!(format!("{outcome:?}").contains("could not be noted"), "{outcome:?}");
+    assert!(s.cloud.orders().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -284,6 +284,11 @@ impl Executor {
             self.keep(recovery, phase, message, memory).await?;
             return Ok(pause);
         }
+        if let Some(why) = self.ordered_before(&recovery, &plan).await? {
+            recovery.status.get_or_insert_default().refusals = vec![why.clone()];
+            self.keep(recovery, Phase::Waiting, format!("{summary}; {why}"), memory).await?;
+            return Ok(pause);
+        }
         let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
         if let Err(why) = self.reservations.take(&name, &plan.claim, &node, limits) {
             status::set_in_line(&mut recovery, why.to_string(), self.collector.clock.now());

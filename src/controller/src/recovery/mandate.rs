@@ -36,6 +36,11 @@ impl Rights {
     pub fn of(me: &str) -> Self {
         Self { me: me.to_owned(), known: Arc::default() }
     }
+
+    /// The user name of this process.
+    pub(crate) fn me(&self) -> &str {
+        &self.me
+    }
 }
 
 impl Executor {

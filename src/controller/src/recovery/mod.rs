@@ -22,6 +22,7 @@
 mod before;
 mod journal;
 mod mandate;
+mod ordered;
 mod reserve;
 mod run;
 mod sightings;
@@ -30,6 +31,8 @@ mod unsound;
 
 pub use mandate::Rights;
 pub use reserve::Reservations;
+#[cfg(test)]
+pub(crate) use run::note_of;
 
 use crate::collect::Collector;
 use crate::finish;
@@ -38,7 +41,8 @@ use crate::pace::{Backoff, Fruitless};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, Resource, ResourceExt};
 use reattach_api::{
-    Budgets, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule, VolumeRecovery,
+    Budgets, ORDER_ANNOTATION, Phase, PowerOffRule, RecoveryPolicy, RecoveryPolicySpec, SnapshotRule,
+    VolumeRecovery,
 };
 use reattach_cluster::gate::Gate;
 use reattach_cluster::reply::is_refused;
@@ -480,6 +484,11 @@ impl Executor {
         let status = recovery.status.clone().unwrap_or_default();
         if status.phase.is_final() {
             return finish::release(self, recovery).await;
+        }
+        if let Some(note) = recovery.annotations().get(ORDER_ANNOTATION).cloned()
+            && status.journal.is_empty()
+        {
+            return self.hold_for_order(recovery, &note, memory).await;
         }
         if status.journal.is_empty() {
             self.before_the_run(recovery, limits, memory).await

@@ -11,7 +11,9 @@ use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::gate::Authority;
+use reattach_cluster::open_orders::{self, OpenOrder, Ordered};
 use reattach_cluster::{node_lock, store};
+use reattach_core::cloud::PowerChange;
 use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
@@ -20,7 +22,7 @@ use reattach_core::machine::{
     Action, Context, Effect, Next, State, StepState, newest_job, next, refused_to_put_back,
 };
 use reattach_core::plan::SoundPlan;
-use reattach_core::runbook::StepKind;
+use reattach_core::runbook::{Holding, StepKind};
 use reattach_core::stamp::{self, Doubt};
 use std::mem::discriminant;
 use std::sync::Arc;
@@ -78,7 +80,8 @@ impl Executor {
                 // time makes facts old, and the machine itself tells facts from before an effect.
                 Next::Record(mark) => {
                     let done = matches!(mark, Mark::Ended { .. } | Mark::Outcome { .. });
-                    recovery = self.append(recovery, &plan, mark, memory).await?;
+                    recovery = self.append(recovery, &plan, mark.clone(), memory).await?;
+                    self.account(&recovery, &plan, &mark).await;
                     wrote = true;
                     if done {
                         return Ok(Turn::Again);
@@ -210,7 +213,8 @@ impl Executor {
         let action = match self.ask(&recovery, plan, state, &live, &limits) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
             Next::Record(mark) => {
-                self.append(recovery, plan, mark, memory).await?;
+                let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
+                self.account(&recovery, plan, &mark).await;
                 return Ok(Turn::Again);
             }
             Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
@@ -253,6 +257,7 @@ impl Executor {
         // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
         let located = self.collector.locate(evidence, Some(&plan.pins)).await;
         let volume = located.ok().flatten().map(|(located, _)| located);
+        let order = note_of(&recovery, plan, &action, evidence, self.collector.clock.now());
         let term = last_line(&recovery).map_or(0, |e| e.term);
         let approved = recovery.spec.approval.as_ref().map(|a| a.plan_hash.clone());
         let authority = Authority { mode: recovery.spec.mode, approved: approved.as_deref() };
@@ -263,7 +268,8 @@ impl Executor {
         };
         let outcome = match passed {
             Ok(pass) => {
-                let stage = Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume };
+                let stage =
+                    Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume, order };
                 perform(&stage, &action.effect).await
             }
             Err(shut) => Outcome::NotApplied { why: format!("not issued: {shut}"), retry: true },
@@ -273,9 +279,48 @@ impl Executor {
         self.count(step, &outcome, shut);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
-        self.append(recovery, plan, Mark::Outcome { step: action.step, outcome }, memory).await?;
+        let mark = Mark::Outcome { step: action.step, outcome };
+        let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
+        self.account(&recovery, plan, &mark).await;
         self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
+    }
+
+    /// Takes the note of an order away once a line of the journal tells what became of it. Best effort: the end of the run does
+    /// it again, and the janitor after that.
+    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, mark: &Mark) {
+        let known = match mark {
+            Mark::Outcome { step, outcome } => match outcome {
+                Outcome::NotApplied { .. }
+                | Outcome::ObservedApplied { .. }
+                | Outcome::ObservedNotApplied { .. } => Some(*step),
+                // An accepted order is still under way.
+                Outcome::Applied { .. } | Outcome::Unknown { .. } | Outcome::Repeatable { .. } => None,
+            },
+            // A detach is completed once the cloud was read back; an order about power as soon as it is accepted.
+            Mark::Completed { step, .. } => Some(*step).filter(|step| {
+                let kind = plan.steps.get(step.index()).map(|s| s.kind);
+                matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
+            }),
+            Mark::Accepted { .. }
+            | Mark::Started { .. }
+            | Mark::Skipped { .. }
+            | Mark::NoUser { .. }
+            | Mark::TurnedBack { .. }
+            | Mark::Ended { .. } => None,
+        };
+        let order = known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.is_order()));
+        if let Some(step) = order {
+            self.take_note_away(&open_orders::name(&Self::uid_of(recovery), step)).await;
+        }
+    }
+
+    /// Takes the note of an order away. Best effort.
+    pub(crate) async fn take_note_away(&self, note: &str) {
+        let Ok(pass) = self.gate.tidy() else { return };
+        if let Err(error) = open_orders::settle(&pass, note).await {
+            tracing::warn!(note, %error, "the note of an order whose outcome is known could not be taken away yet");
+        }
     }
 
     /// Stores what the evidence shows of instances, if that is news.
@@ -388,6 +433,51 @@ impl Executor {
         let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
         self.metrics.effects.get_or_create(&EffectLabels { step, outcome: word.to_owned() }).inc();
     }
+}
+
+/// The note of an effect that is an order to the cloud: what it is found by when the record is gone. None: it is none.
+pub(crate) fn note_of(
+    recovery: &VolumeRecovery,
+    plan: &SoundPlan,
+    action: &Action,
+    evidence: &Evidence,
+    now: Timestamp,
+) -> Option<OpenOrder> {
+    let ordered = match &action.effect {
+        Effect::CloudDetach { .. } | Effect::CloudForce { .. } => Ordered::Detach,
+        Effect::PowerOff { .. } => Ordered::Power(PowerChange::Off),
+        Effect::PowerOn { .. } => Ordered::Power(PowerChange::On),
+        Effect::ScaleToZero { .. }
+        | Effect::Restore { .. }
+        | Effect::Hold
+        | Effect::Release { .. }
+        | Effect::Lift { .. }
+        | Effect::CloseNode { .. }
+        | Effect::OpenNode { .. }
+        | Effect::Snapshot { .. }
+        | Effect::TaintOutOfService { .. }
+        | Effect::Untaint { .. }
+        | Effect::Quarantine { .. }
+        | Effect::Challenge { .. }
+        | Effect::DeleteAttachment { .. }
+        | Effect::Requeue { .. } => return None,
+    };
+    let pins = &plan.pins;
+    Some(OpenOrder {
+        recovery: ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any()),
+        uid: Executor::uid_of(recovery),
+        step: action.step,
+        claim: plan.claim.clone(),
+        csi: evidence.volume.shown().filter(|v| v.uid == pins.pv).and_then(|v| v.csi.clone()),
+        volume: pins.volume.clone(),
+        holder: pins.holder.clone(),
+        node: pins.node.clone(),
+        ordered,
+        intent: action.intent.clone(),
+        sent: last_line(recovery).map_or(now, |line| line.at),
+        newest_job: newest_job(&action.effect, evidence),
+        by_gate: plan.holding() == Holding::ByGate,
+    })
 }
 
 /// The last line of a journal that was replayed.

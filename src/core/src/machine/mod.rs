@@ -42,6 +42,7 @@ use crate::stamp::Stamp;
 use crate::workload::{ScalePath, WorkloadRef};
 use jiff::Timestamp;
 
+pub use orders::{History, Sent, accounted_for};
 pub use state::{Illegal, State, StepState};
 pub use unwind::{Left, refused_to_put_back, without_journal};
 

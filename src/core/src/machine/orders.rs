@@ -11,7 +11,7 @@
 //! histories do not name the request.
 
 use super::{Context, State};
-use crate::cloud::{CloudJob, JobStatus, PowerChange};
+use crate::cloud::{CloudJob, JobStatus, PowerChange, PowerJob};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::NewestJob;
@@ -136,8 +136,11 @@ pub(super) fn power(
             "the history of the instance's power must be read to know what became of the order",
         );
     };
-    let jobs = facts.jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.change == change });
-    of_history(step, state, evidence, cx, jobs.collect(), read)
+    of_history(step, state, evidence, cx, of_power(&facts.jobs, change), read)
+}
+
+fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {
+    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.change == change }).collect()
 }
 
 fn of_history(
@@ -148,13 +151,28 @@ fn of_history(
     jobs: Vec<Job<'_>>,
     read: Timestamp,
 ) -> Fate {
+    let (newest, sent) = (state.newest_before(step), state.sent_at(step));
+    match by_jobs(newest, sent, evidence.orders_expire_after_seconds, &jobs, read) {
+        Fate::Unseen => by_word(state, step, cx, read).unwrap_or(Fate::Unseen),
+        known => known,
+    }
+}
+
+/// What the provider's history alone says of an order. `newest` is the newest job right before it was sent.
+fn by_jobs(
+    newest: Option<&NewestJob>,
+    sent: Option<Timestamp>,
+    expires: Option<i64>,
+    jobs: &[Job<'_>],
+    read: Timestamp,
+) -> Fate {
     if jobs.iter().any(|j| matches!(j.status, JobStatus::Scheduled | JobStatus::Started)) {
         return Fate::Pending;
     }
-    let later: &[Job<'_>] = match state.newest_before(step) {
+    let later: &[Job<'_>] = match newest {
         // A journal of an earlier version, or a history that was not read: nothing tells which job is new.
         None => &[],
-        Some(NewestJob::Nothing) => &jobs,
+        Some(NewestJob::Nothing) => jobs,
         // A provider that keeps no history forgets what has ended (EC2); a history that was cut off is an error of its own.
         Some(NewestJob::Job { id }) => {
             let at = jobs.iter().position(|j| j.id == id);
@@ -168,13 +186,51 @@ fn of_history(
             format!("the provider's job {} {}", job.id, if well { "has finished" } else { "has failed" });
         return Fate::Ended { seen, well };
     }
-    let Some(sent) = state.sent_at(step) else { return Fate::Unseen };
-    if let Some(secs) = evidence.orders_expire_after_seconds
+    if let (Some(sent), Some(secs)) = (sent, expires)
         && read.duration_since(sent) > SignedDuration::from_secs(secs)
     {
         return Fate::Over(format!("the provider refuses requests that are older than {secs} s"));
     }
-    by_word(state, step, cx, read).unwrap_or(Fate::Unseen)
+    Fate::Unseen
+}
+
+/// An order to the cloud, as far as a history can tell what became of it: for one whose journal is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent<'a> {
+    /// When it was sent.
+    pub at: Timestamp,
+    /// The newest job of the provider's history right before. None: it was not read.
+    pub newest_job: Option<&'a NewestJob>,
+    /// After how many seconds the provider itself refuses it. None: it never does.
+    pub expires_after_seconds: Option<i64>,
+}
+
+/// What became of an order whose journal is gone, by the provider's history alone, as one sentence. The history was read at
+/// `read`.
+///
+/// # Errors
+/// The sentence that says what is not known: the order may still have an effect.
+pub fn accounted_for(sent: &Sent<'_>, history: History<'_>, read: Timestamp) -> Result<String, String> {
+    let jobs = match history {
+        History::Detach(jobs) => detaches(jobs),
+        History::Power(jobs, change) => of_power(jobs, change),
+    };
+    match by_jobs(sent.newest_job, Some(sent.at), sent.expires_after_seconds, &jobs, read) {
+        Fate::Ended { seen, .. } | Fate::Over(seen) => Ok(seen),
+        Fate::Pending => Err("a job is under way at the provider".to_owned()),
+        Fate::Unseen | Fate::Unread(_) | Fate::Unreachable => {
+            Err("the provider's history does not show it, so it may still arrive".to_owned())
+        }
+    }
+}
+
+/// A provider's history, with the kind of order that is looked for in it.
+#[derive(Clone, Copy, Debug)]
+pub enum History<'a> {
+    /// The jobs of a volume, oldest first; a detach is looked for.
+    Detach(&'a [CloudJob]),
+    /// The jobs of an instance's power, oldest first; an order for this change is looked for.
+    Power(&'a [PowerJob], PowerChange),
 }
 
 /// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.

@@ -228,12 +228,7 @@ impl State {
                 *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
                 // S5: the time in which nobody knew what became of an order does not count against its step.
                 let kind = plan.steps.get(step.index()).map(|s| s.kind);
-                let order = matches!(
-                    kind,
-                    Some(
-                        StepKind::CloudDetach | StepKind::CloudForce | StepKind::PowerOff | StepKind::PowerOn
-                    )
-                );
+                let order = kind.is_some_and(StepKind::is_order);
                 let observed =
                     matches!(outcome, Outcome::ObservedApplied { .. } | Outcome::ObservedNotApplied { .. });
                 if order && observed {

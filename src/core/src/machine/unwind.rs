@@ -3,11 +3,7 @@
 
 use super::fence::take_off;
 use super::hold::let_come;
-<<<<<<< HEAD
-use super::observe::{IN_FLIGHT, lost, state_tells};
-=======
-use super::observe::{IN_FLIGHT, lost, unreachable};
->>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
+use super::observe::{IN_FLIGHT, lost, state_tells, unreachable};
 use super::orders::{self, Fate};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
@@ -198,7 +194,6 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         Fate::Unread(what) => return wait(what),
         Fate::Unreachable => return wait(&unreachable("the order about the instance's power")),
         Fate::Pending => return wait("a job changes the instance's power at the provider"),
-<<<<<<< HEAD
         // Accepted, and not in the history yet: the machine that still runs is about to stop.
         Fate::Unseen if runs => {
             let until = later(since, IN_FLIGHT);
@@ -210,10 +205,8 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
                 return Some(Next::Wait { why, until });
             }
         }
-=======
         // Nobody is left to be asked: the run's last message hands the machine to people by name.
         Fate::Over(_) if orders::is_unreachable(plan, evidence, cx.now) => return None,
->>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
         Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
     match instance {

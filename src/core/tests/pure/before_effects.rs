@@ -3,13 +3,8 @@
 use super::walk::{QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan};
 use jiff::SignedDuration;
 use reattach_core::evidence::Evidence;
-<<<<<<< HEAD
 use reattach_core::fact::{Fact, Known};
-use reattach_core::ids::NodeName;
-=======
-use reattach_core::fact::Known;
 use reattach_core::ids::{NodeName, Uid};
->>>>>>> ef8859d (A run goes by what its plan pinned when the claim is gone; objects of the same name stop it)
 use reattach_core::journal::Outcome;
 use reattach_core::machine::{Action, Effect, Next};
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
