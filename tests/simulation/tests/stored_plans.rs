@@ -140,7 +140,7 @@ fn an_edited_plan_names_the_machine_that_was_powered_off() {
         let (_, message, _) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
         let (node, instance) = NODES[0];
         assert!(
-            message.contains(&format!("power instance {instance} ({node}) off (done)")),
+            message.contains(&format!("power instance {instance} ({node}) off (accepted)")),
             "{message}"
         );
     })

@@ -111,7 +111,8 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
                     Outcome::NotApplied { .. } => {
                         orders.remove(at);
                     }
-                    Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => orders[at].2 = "done",
+                    Outcome::Applied { .. } => orders[at].2 = "accepted",
+                    Outcome::ObservedApplied { .. } => orders[at].2 = "seen to have been done",
                     Outcome::ObservedNotApplied { .. } => orders[at].2 = "seen not to have been done",
                     Outcome::Unknown { .. } | Outcome::Repeatable { .. } => {}
                 }

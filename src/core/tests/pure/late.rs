@@ -2,15 +2,16 @@
 //! it cannot.
 
 use super::machine::{Faults, Reply, run};
-use super::walk::{ALL, QUIET, Walk, change, dead_node};
+use super::walk::{ALL, QUIET, Walk, World, change, dead_node, sighting};
 use jiff::SignedDuration;
-use reattach_core::cloud::{JobStatus, PowerChange, PowerJob};
+use reattach_core::cloud::{CloudScope, JobStatus, PowerChange, PowerJob};
 use reattach_core::consent::Word;
+use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::InstanceId;
 use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome};
 use reattach_core::machine::{Context, Effect, Next, next};
 use reattach_core::runbook::StepKind;
-use reattach_core::testkit::{Case, INSTANCE};
+use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE};
 
 /// A dead node's run whose power-off got no reply.
 fn power_off_unheard() -> Walk {
@@ -173,5 +174,67 @@ fn a_run_that_turns_back_powers_the_machine_on() {
         walk.record(Mark::Outcome { step: action.step, outcome });
         assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
         assert_eq!(walk.state().left_off(&walk.plan), refused);
+    }
+}
+
+/// A run whose cloud detach got no reply, ten seconds ago.
+fn detach_unheard() -> Walk {
+    let case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
+    let mut walk = Walk::new(case, World { stuck: true, ..QUIET });
+    walk.answer(
+        |e| matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Unknown { why: "no answer".into() }),
+        |_| {},
+    );
+    walk.pass(10);
+    walk
+}
+
+/// Claim and PersistentVolume are gone from the cluster.
+fn leave_the_cluster(walk: &mut Walk) {
+    let (now, e) = (walk.case.now, &mut walk.case.evidence);
+    let kubernetes = || Source::Kubernetes("test".to_owned());
+    e.claim = Fact::absent(kubernetes(), now);
+    e.volume = Fact::absent(kubernetes(), now);
+}
+
+/// Claim and PersistentVolume are gone, and with them every way to the provider.
+#[test]
+fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
+    let mut walk = detach_unheard();
+    let word = |at| Word { by: "grace".into(), reason: "support looked".into(), at };
+    let early = word(walk.case.now - SignedDuration::from_secs(3_600));
+    leave_the_cluster(&mut walk);
+    let (now, e) = (walk.case.now, &mut walk.case.evidence);
+    let unknown = || Source::Cloud("none".to_owned());
+    e.cloud_id = None;
+    e.cloud_volume = Fact::unknown("nobody was asked", unknown(), now);
+    e.jobs = Fact::unknown("nobody was asked", unknown(), now);
+    for word in [None, Some(&early)] {
+        let said = settled(&mut walk, Some("jane"), word);
+        let Next::Wait { why, .. } = said else { panic!("{said:?}\n{}", walk.story()) };
+        assert!(why.contains("--nothing-under-way"), "{why}");
+    }
+    let said = settled(&mut walk, Some("jane"), Some(&word(now)));
+    assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}\n{}", walk.story());
+    let applied =
+        |e: &Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
+    assert!(!walk.journal.iter().any(applied), "nobody looked\n{}", walk.story());
+}
+
+/// Neither the cluster nor the cloud has the volume any more: a detach that arrives finds nothing.
+#[test]
+fn a_detach_is_over_with_its_volume() {
+    for (seen, over) in [(false, false), (true, true)] {
+        let mut walk = detach_unheard();
+        leave_the_cluster(&mut walk);
+        let (now, e) = (walk.case.now, &mut walk.case.evidence);
+        e.cloud_volume = Fact::absent(Source::Cloud("linode".to_owned()), now);
+        e.cloud_scope = Some(CloudScope("account".into()));
+        let mut before = sighting(None, now - SignedDuration::from_secs(600));
+        before.instance = walk.plan.pins.holder.clone();
+        e.sightings = if seen { vec![before] } else { Vec::new() };
+        let said = settled(&mut walk, Some("jane"), None);
+        let puts_back = matches!(&said, Next::Act(a) if a.effect.puts_back());
+        assert_eq!(puts_back, over, "{said:?}\n{}", walk.story());
     }
 }
