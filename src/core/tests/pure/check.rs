@@ -472,10 +472,9 @@ fn each_drift_under_a_hold_is_seen() {
     assert_eq!(rules(&made, &case().pod(|p| p.ready = true)), Vec::<String>::new(), "it has no hook");
     let elsewhere = case().pod(|p| (p.ready, p.node) = (true, Some(OTHER_NODE.into())));
     assert_eq!(rules(&made, &hook(elsewhere)), Vec::<String>::new(), "it is not released");
-    // No pod is released where a record is stuck.
-    let stuck = detach_error();
-    let ready = hook(detach_error().pod(|p| p.ready = true));
-    assert_eq!(rules(&plan(&stuck, ALL).unwrap(), &ready), Vec::<String>::new());
+    // A node that is fenced has none released.
+    let ready = hook(dead_node().pod(|p| p.ready = true));
+    assert_eq!(rules(&plan(&dead_node(), ALL).unwrap(), &ready), Vec::<String>::new());
 
     let found = rules(&made, &case().workload(|w| w.replicas = 0));
     assert!(found.iter().any(|v| v == "S2: someone keeps the workload at zero"), "{found:?}");

@@ -144,6 +144,7 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     let unscoped = orphan().machines(|all| all[2].scope = None);
     assert_eq!(refused(&unscoped), foreign);
 
+    let made = plan(&orphan(), ALL).unwrap();
     let vouched = |holder: &str, of_this_cluster, ago| {
         let mut case = orphan().machines(Vec::clear);
         case.evidence.declaration = Some(Declaration {
@@ -154,7 +155,10 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
             of_this_cluster,
             cluster_wide: true,
         });
-        refused(&case)
+        let found = check(&made, &case.evidence, None, case.now);
+        let refused = refused(&case);
+        assert_eq!(found.iter().any(|v| v.rule == "S10"), !refused.is_empty(), "the checker: {found:?}");
+        refused
     };
     assert_eq!(vouched(FORMER_INSTANCE, true, 60), []);
     assert_eq!(
@@ -165,7 +169,6 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     assert_eq!(vouched("another", true, 60), foreign);
     assert_eq!(vouched(FORMER_INSTANCE, true, 3_601), foreign);
 
-    let made = plan(&orphan(), ALL).unwrap();
     let mut unscoped = unscoped;
     unscoped.evidence.cloud_scope = None;
     for foreign in [orphan().machines(Vec::clear), elsewhere, unscoped] {
@@ -208,6 +211,29 @@ fn a_living_machine_is_asked_before_an_orphan_is_freed() {
         walk.run(|_, _| {});
         assert!(!walk.kinds().contains(&"CloudDetach".to_owned()), "{:?}\n{}", says(), walk.story());
     }
+}
+
+/// What the agent of a machine that has booted again answered before the last mount attempt was over is no proof, while kubelet
+/// reports the volume in use.
+#[test]
+fn an_answer_during_a_mount_attempt_is_no_proof_of_a_reboot() {
+    let detaches =
+        |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloudDetach { .. }));
+    let mut walk = Walk::new(living_orphan(), QUIET);
+    super::clocks::until(&mut walk, |_, said| detaches(said));
+    let booted = |walk: &Walk, in_use: &[String]| {
+        let mut walk = walk.clone();
+        walk.case = walk.case.node_named("lke-9", |n| {
+            (n.boot_id, n.volumes_in_use) = ("later".into(), in_use.to_vec());
+        });
+        let e = &mut walk.case.evidence;
+        e.answers.get_mut(&"lke-9".into()).unwrap().boot_id = "later".into();
+        super::walk::change(e.guests.get_mut(&"lke-9".into()).unwrap(), |g| g.boot_id = "later".into());
+        walk.ask()
+    };
+    assert!(detaches(&booted(&walk, &[])), "kubelet does not use it: {:?}", booted(&walk, &[]));
+    let said = booted(&walk, &[reattach_core::testkit::volume_name()]);
+    assert!(!detaches(&said), "{said:?}");
 }
 
 /// A run turns back at once where the claim is no longer bound; what was done is put back.
