@@ -164,7 +164,7 @@ pub(super) async fn set_up_object(
 }
 
 /// A claim, as the kind of a pod's [`ObjectVolume`]: one that is not bound to its volume.
-const CLAIM: &str = "claim";
+pub(super) const CLAIM: &str = "claim";
 
 /// A claim with the PersistentVolume that it names.
 async fn claim_of(kapi: &Kapi, ns: &str, claim: &str) -> Result<Option<(Value, Value)>, kube::Error> {

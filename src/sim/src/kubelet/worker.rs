@@ -243,6 +243,11 @@ impl Worker {
             Stage::Volumes => {
                 self.set_up_objects(key).await;
                 let Some(worker) = self.pods.get_mut(key) else { return Ok(()) };
+                if worker.objects.iter().any(|(object, ok)| *ok && object.kind == ops::CLAIM) {
+                    // Its claim is bound only now, so which volume the pod mounts is known only now.
+                    worker.stage = Stage::New;
+                    return Box::pin(self.advance_pod(key)).await;
+                }
                 let mounted = worker
                     .volumes
                     .iter()
