@@ -160,5 +160,8 @@ fn the_lock_of_a_waiting_run_does_not_expire() {
         Ok::<_, WorldError>((gone, phase, story(&s)))
     });
     let (gone, phase, story) = played.expect("virtual time").expect("the stage");
-    assert!(!gone, "the taint was taken from a run in phase {phase:?}\n{story}");
+    // The run takes it off itself, when the cloud was busy for longer than the step waits.
+    let by_the_run =
+        phase == Phase::Failed && story.contains("take our out-of-service taint off Node node-a");
+    assert!(!gone || by_the_run, "the taint was taken from a run in phase {phase:?}\n{story}");
 }
