@@ -2,7 +2,7 @@
 //!
 //! # Expected flow
 //! A recovery whose run has begun is driven until it is over. One that has had no effect yet takes a place of its namespace
-//! ([`PLACES`]); while others of its namespace wait, it gives the place up after [`TURN`] and gets in line again.
+//! ([`PLACES`]); while others of its namespace wait, it gives the place up after `TURN` and gets in line again.
 //!
 //! # Guarantees
 //! A run never waits for a place. The recoveries of one namespace without effects cost at most [`PLACES`] tasks, however many

@@ -1,7 +1,7 @@
 //! How many VolumeRecoveries are kept and looked at, per claim and per namespace.
 //!
 //! # Expected flow
-//! [`Records::run`] ends the unfinished records beyond the quota of their namespace, and deletes finished ones beyond what is
+//! `Records::run` ends the unfinished records beyond the quota of their namespace, and deletes finished ones beyond what is
 //! kept. Namespaces take turns.
 //!
 //! # Guarantees

@@ -112,19 +112,22 @@ impl Room<'_> {
     }
 
     /// Why a detach of a volume behind these claims is, or may be, under way at the cloud. A driver that no provider knows has
-    /// none of ours. A claim or PersistentVolume that is gone has none for a pod that needs both of them to start; where
-    /// `all_known` is asked for, it is not known what is under way there.
-    pub(super) async fn detach_under_way(&self, claims: &[ObjectName], all_known: bool) -> Option<String> {
+    /// none of ours. A claim or PersistentVolume that is gone has none for a pod that needs both of them to start. Where
+    /// `one_known` is asked for and none of the claims leads to a volume any more, it is not known what is under way.
+    pub(super) async fn detach_under_way(&self, claims: &[ObjectName], one_known: bool) -> Option<String> {
+        let volume_of = |claim: &ObjectName| {
+            let claim = self.cache.claims.get(&claim.namespace, &claim.name)?;
+            self.cache.volumes.get("", claim.spec.as_ref()?.volume_name.as_ref()?)
+        };
+        if let Some(claim) = claims.first().filter(|_| one_known)
+            && claims.iter().all(|claim| volume_of(claim).is_none())
+        {
+            return Some(format!(
+                "claim {claim} or its PersistentVolume was not found, so what is under way at its volume is not known; once you are sure that nothing is: scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
+            ));
+        }
         for claim in claims {
-            let found = self.cache.claims.get(&claim.namespace, &claim.name);
-            let name = found.as_ref().and_then(|c| c.spec.as_ref()?.volume_name.clone());
-            let volume = name.as_ref().and_then(|name| self.cache.volumes.get("", name));
-            let lost = found.is_none() || name.is_some() && volume.is_none();
-            if all_known && lost {
-                return Some(format!(
-                    "claim {claim} or its PersistentVolume was not found, so what is under way at its volume is not known; once you are sure that nothing is: scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
-                ));
-            }
+            let volume = volume_of(claim);
             let Some(csi) = volume.and_then(|v| csi_of(&v)) else { continue };
             let located = match self.executor.collector.providers.locate(&csi) {
                 Ok(Some(located)) => located,
