@@ -277,7 +277,6 @@ impl Rig {
         self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
         let note = |value: serde_json::Value| json!({"metadata": {"annotations": {NOTE: value}}});
         let path = ["f:metadata", "f:annotations", "f:reattach.dev/row"];
-        let count = ["f:spec", "f:replicas"];
         self.write_as("first/1", "", &note(json!("1"))).await?;
         self.write_as("second/1", "", &note(json!("1"))).await?;
         let written = self.writers(&path).await?;
@@ -287,16 +286,12 @@ impl Rig {
         let claimed = self.writers(&path).await?;
         self.write_as("third/1", "", &note(serde_json::Value::Null)).await?;
         let removed = self.writers(&path).await?;
-        self.write_as("fourth/1", "/scale", &json!({"spec": {"replicas": 0}})).await?;
-        let scaled = self.writers(&count).await?;
-        self.heal().await?;
         let is = |seen: &[String], expected: &[&str]| usize::from(seen == expected);
         Ok(vec![
             Seen::exactly("writers: the first one", is(&written, &["first/1 "]), 1),
             Seen::exactly("writers: the one that changed the value", is(&changed, &["second/1 "]), 1),
             Seen::exactly("writers: the name that the request gives", is(&claimed, &["first/1 "]), 1),
             Seen::exactly("writers of what was removed", removed.len(), 0),
-            Seen::exactly("writers of the count: by /scale", is(&scaled, &["fourth/1 scale"]), 1),
         ])
     }
 
