@@ -4,8 +4,8 @@
 //! [`Turns::offer`] says what there is to do, [`Turns::next`] hands out one piece of it, and [`Turns::ended`] takes it back.
 //!
 //! # Guarantees
-//! The namespace that was served last comes last. Inside a namespace the lower rank comes first, then the piece of work that
-//! was not served for the longest time. Never more than [`Bounds`] allows is handed out.
+//! The namespace that was served last comes last. Inside a namespace the piece of work comes first that
+//! was not served for the longest time; one of a lower rank goes ahead of others, for a bounded number of turns. Never more than [`Bounds`] allows is handed out.
 //!
 //! # Assumptions
 //! What is handed out is taken back, whatever came of it.
@@ -16,6 +16,8 @@ use std::ops::Bound;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How many turns a piece of work of the next lower rank goes ahead of another at most: none waits for ever.
+const AHEAD: u64 = 64;
 /// The shortest pause of a piece of work that led to nothing.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 /// The pause is this part of the time for which the work has led to nothing: what changed a minute ago is looked at every
@@ -151,7 +153,8 @@ impl Turns {
             |(namespace, line)| {
                 let full = line.under_way >= self.bounds.per_namespace;
                 let due = line.places.iter().filter(|(_, place)| !full && place.is_due(now));
-                let (name, _) = due.min_by_key(|(_, place)| (place.offer.rank, place.ticket))?;
+                let (name, _) =
+                    due.min_by_key(|(_, place)| place.ticket + u64::from(place.offer.rank) * AHEAD)?;
                 Some(ObjectName::new(namespace.as_str(), name.as_str()))
             },
         );
