@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 /// Recoveries without effects that are driven at once for one namespace. More claims than these are seldom in trouble
 /// together, and a driver takes some 100 KiB.
-pub const PLACES: usize = 64;
+pub const PLACES: usize = 32;
 /// A driver keeps its place for so long: as long as a diagnosis stands before it is made anew.
 const TURN: Duration = Duration::from_secs(5);
 

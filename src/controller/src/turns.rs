@@ -4,8 +4,9 @@
 //! [`Turns::offer`] says what there is to do, [`Turns::next`] hands out one piece of it, and [`Turns::ended`] takes it back.
 //!
 //! # Guarantees
-//! The namespace that was served last comes last. Inside a namespace the piece of work comes first that
-//! was not served for the longest time; one of a lower rank goes ahead of others, for a bounded number of turns. Never more than [`Bounds`] allows is handed out.
+//! The namespace that was served last comes last. Inside a namespace the lower rank comes first, then the piece of work that
+//! was not served for the longest time; each fourth turn goes to the latter, whatever its rank. Never more than [`Bounds`]
+//! allows is handed out.
 //!
 //! # Assumptions
 //! What is handed out is taken back, whatever came of it.
@@ -16,8 +17,8 @@ use std::ops::Bound;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many turns a piece of work of the next lower rank goes ahead of another at most: none waits for ever.
-const AHEAD: u64 = 64;
+/// Of so many turns of a namespace one goes by the time of waiting alone, so that no rank waits for ever.
+const ONE_BY_WAITING: u64 = 4;
 /// The shortest pause of a piece of work that led to nothing.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 /// The pause is this part of the time for which the work has led to nothing: what changed a minute ago is looked at every
@@ -65,6 +66,8 @@ pub(crate) struct Turns {
 struct Line {
     places: BTreeMap<String, Place>,
     under_way: usize,
+    /// Pieces of work that were handed out.
+    turns: u64,
 }
 
 #[derive(Debug)]
@@ -137,6 +140,7 @@ impl Turns {
             }
             if let Some(new) = self.lines.get_mut(&namespace) {
                 new.under_way = line.under_way;
+                new.turns = line.turns;
             }
         }
     }
@@ -153,8 +157,9 @@ impl Turns {
             |(namespace, line)| {
                 let full = line.under_way >= self.bounds.per_namespace;
                 let due = line.places.iter().filter(|(_, place)| !full && place.is_due(now));
-                let (name, _) =
-                    due.min_by_key(|(_, place)| place.ticket + u64::from(place.offer.rank) * AHEAD)?;
+                let by_rank = (line.turns + 1) % ONE_BY_WAITING != 0;
+                let rank = |place: &Place| if by_rank { place.offer.rank } else { 0 };
+                let (name, _) = due.min_by_key(|(_, place)| (rank(place), place.ticket))?;
                 Some(ObjectName::new(namespace.as_str(), name.as_str()))
             },
         );
@@ -167,6 +172,7 @@ impl Turns {
         {
             place.state = State::UnderWay { changed: false, offered: true };
             line.under_way += 1;
+            line.turns += 1;
             self.under_way += 1;
         }
         self.served_last.clone_from(&found.namespace);
@@ -366,5 +372,24 @@ mod tests {
         turns.ended(&name("ns", 1), After::InLine, now);
         turns.ended(&name("ns", 0), After::InLine, now);
         assert_eq!(turns.next(now), Some(name("ns", 1)), "it has waited for longer");
+    }
+
+    /// As many pieces of work go first as there are places, and each gets in line again as soon as its turn is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_higher_rank_waits_for_a_bounded_number_of_turns() {
+        let mut turns = turns(9, 2);
+        let now = Instant::now();
+        let all = (0..5).map(|n| (name("ns", n), Offer { version: 0, rank: u8::from(n == 4) }));
+        turns.offer(all.collect::<Vec<_>>());
+        let (mut running, mut served) = (std::collections::VecDeque::new(), 0);
+        while !running.contains(&name("ns", 4)) {
+            served += 1;
+            assert!(served <= 16, "it waits for ever");
+            if running.len() == 2 {
+                let done = running.pop_front().expect("two of them");
+                turns.ended(&done, After::InLine, now);
+            }
+            running.extend(turns.next(now));
+        }
     }
 }
