@@ -93,6 +93,26 @@ pub struct VolumeRecoverySpec {
     pub nothing_under_way: Option<NothingUnderWay>,
 }
 
+impl VolumeRecoverySpec {
+    /// What is asked for, with no word of any person yet.
+    pub fn new(claim_name: &str, mode: Mode, runbook: &str, requester: &str) -> Self {
+        Self {
+            claim_name: claim_name.to_owned(),
+            mode,
+            runbook: runbook.to_owned(),
+            reason: None,
+            requester: requester.to_owned(),
+            requester_groups: Vec::new(),
+            confirm_workload: None,
+            abort: None,
+            approval: None,
+            declaration: None,
+            power_off: None,
+            nothing_under_way: None,
+        }
+    }
+}
+
 /// A person's word that nothing which this recovery ordered is under way at the cloud any more (safety rule S3).
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

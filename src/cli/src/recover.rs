@@ -165,21 +165,15 @@ pub fn follow<'a>(session: &'a Session, args: &RecoverArgs, name: ObjectName, us
 
 /// The request.
 pub fn spec(args: &RecoverArgs, claim: &ObjectName, user: &Who) -> VolumeRecoverySpec {
+    let mode = if args.dry_run { Mode::DryRun } else { Mode::Approve };
     VolumeRecoverySpec {
-        claim_name: claim.name.clone(),
-        mode: if args.dry_run { Mode::DryRun } else { Mode::Approve },
-        runbook: args.runbook.clone(),
         reason: args.reason.clone(),
-        requester: user.name.clone(),
         requester_groups: user.groups.clone(),
         confirm_workload: args.confirm_workload.clone(),
-        abort: None,
-        approval: None,
-        declaration: None,
         power_off: args
             .allow_power_off
             .then(|| PowerOff { allowed_by: user.name.clone(), groups: user.groups.clone() }),
-        nothing_under_way: None,
+        ..VolumeRecoverySpec::new(&claim.name, mode, &args.runbook, &user.name)
     }
 }
 

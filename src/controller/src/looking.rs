@@ -236,21 +236,16 @@ impl Look {
                 ..ObjectMeta::default()
             },
             spec: VolumeRecoverySpec {
-                claim_name: nominee.claim.name.clone(),
-                mode: policy.spec.mode,
-                runbook: policy.spec.runbook.clone(),
                 reason: Some(plain::sentence(
                     &format!("policy {}; {}", policy.name_any(), nominee.why),
                     plain::SENTENCE_CHARS,
                 )),
-                requester: self.username.clone(),
-                requester_groups: Vec::new(),
-                confirm_workload: None,
-                abort: None,
-                approval: None,
-                declaration: None,
-                power_off: None,
-                nothing_under_way: None,
+                ..VolumeRecoverySpec::new(
+                    &nominee.claim.name,
+                    policy.spec.mode,
+                    &policy.spec.runbook,
+                    &self.username,
+                )
             },
             status: None,
         };

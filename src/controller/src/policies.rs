@@ -1,7 +1,5 @@
 //! Which policy rules a claim.
 
-use crate::finish;
-use crate::recovery::Executor;
 use kube::ResourceExt;
 use reattach_api::{RecoveryPolicy, RecoveryPolicySpec};
 use reattach_cluster::cache::Cache;
@@ -9,7 +7,6 @@ use reattach_cluster::facts;
 use reattach_core::evidence::{ClaimFacts, Evidence};
 use reattach_core::ids::ObjectName;
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What policies look at.
@@ -58,19 +55,4 @@ pub(crate) fn ruling_policy(cache: &Cache, name: &ObjectName) -> Option<Arc<Reco
     let policies = cache.policies.filter(|_| true);
     let ruling = ruling(&policies, &subject)?.name_any();
     policies.into_iter().find(|p| p.name_any() == ruling)
-}
-
-/// Tells each version of a policy once that it selects what no provider knows. `warned` has those that were looked at, by UID
-/// and generation.
-pub(crate) async fn warn_of_policies(
-    executor: &Executor,
-    cache: &Cache,
-    warned: &mut BTreeSet<(String, i64)>,
-) {
-    for policy in cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
-        let generation = policy.metadata.generation.unwrap_or_default();
-        if warned.insert((policy.uid().unwrap_or_default(), generation)) {
-            finish::warn(executor, &policy).await;
-        }
-    }
 }

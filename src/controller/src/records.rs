@@ -13,7 +13,6 @@
 
 use crate::controller::phase;
 use crate::finish;
-use crate::policies::warn_of_policies;
 use crate::recovery::Executor;
 use crate::status;
 use crate::turns::{After, Bounds, Offer, Turns};
@@ -80,9 +79,19 @@ impl Records {
         }
     }
 
+    /// Tells each version of a policy once that it selects what no provider knows.
+    async fn warn_of_policies(&mut self) {
+        for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
+            let generation = policy.metadata.generation.unwrap_or_default();
+            if self.warned.insert((policy.uid().unwrap_or_default(), generation)) {
+                finish::warn(&self.executor, &policy).await;
+            }
+        }
+    }
+
     /// Does part of what there is to do. Returns whether there is more.
     async fn pass(&mut self) -> bool {
-        warn_of_policies(&self.executor, &self.cache, &mut self.warned).await;
+        self.warn_of_policies().await;
         let all = self.cache.recoveries.filter(|_| true);
         let crowd = beyond_the_quota(&all, &self.username);
         let old = surplus(&all, &self.username);

@@ -207,18 +207,13 @@ impl Room<'_> {
                 ..ObjectMeta::default()
             },
             spec: VolumeRecoverySpec {
-                claim_name: claim,
-                mode: Mode::Observe,
-                runbook: reattach_core::runbook::DEFAULT_RUNBOOK.to_owned(),
                 reason: Some(plain::sentence(why, plain::SENTENCE_CHARS)),
-                requester: self.executor.rights.me().to_owned(),
-                requester_groups: Vec::new(),
-                confirm_workload: None,
-                abort: None,
-                approval: None,
-                declaration: None,
-                power_off: None,
-                nothing_under_way: None,
+                ..VolumeRecoverySpec::new(
+                    &claim,
+                    Mode::Observe,
+                    reattach_core::runbook::DEFAULT_RUNBOOK,
+                    self.executor.rights.me(),
+                )
             },
             status: None,
         };
