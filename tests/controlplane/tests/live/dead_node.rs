@@ -193,11 +193,20 @@ pub async fn without_permission_a_person_gives_the_proof() {
         "--reason",
         "INC-42: no power in the rack",
     ];
-    let (olga, tina) = (stage.user("olga"), stage.user("tina"));
-    let tina = stage.person(&tina, "permission", &["reattach-operator"]).await;
+    let (olga, tina_name) = (stage.user("olga"), stage.user("tina"));
+    let tina = stage.person(&tina_name, "permission", &["reattach-operator"]).await;
     stage.reattach(&tina, &word).await.one_sentence(1, &["declare"]);
+    // A fence moves more than this namespace: the word of somebody with the right here alone is no proof for it.
+    let tina = stage.person(&tina_name, "permission", &["reattach-declarer"]).await;
+    stage.reattach(&tina, &word).await.ended(0);
+    let seen = stage
+        .await_recovery("permission", "data-sql-0", "waiting for a word that reaches the node", |r| {
+            waits(r, "given by a right in one namespace")
+        })
+        .await;
+    assert!(!stage.is_out_of_service("permission-2").await, "no taint by that word");
     // By hand, and with more digits than reattach itself would write: what she wrote stays hers.
-    stage.person(&olga, "permission", &["reattach-operator", "reattach-declarer"]).await;
+    stage.person_everywhere(&olga, &["reattach-operator", "reattach-declarer"]).await;
     let her =
         stage.plane.client_from(&stage.plane.kubeconfig_for(&olga).expect("a user")).await.expect("a client");
     let at = stage.cloud.now().to_string();
