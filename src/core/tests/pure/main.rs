@@ -33,4 +33,5 @@ mod sound;
 mod stamps;
 mod steps;
 mod walk;
+mod what_is_read;
 mod world;
