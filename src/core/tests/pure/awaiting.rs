@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::{Entry, Mark, TurnBack};
 use reattach_core::machine::{Context, Next, State, next};
-use reattach_core::plan::SoundPlan;
+use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
 use reattach_core::testkit::Case;
 
@@ -53,6 +53,24 @@ fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
     assert!(turns_back(&back, "is Ready again"), "{back:?}");
     let gone = after(&plan, vec![waited], &Case::deployment().holdable().node(|n| n.ready = false), now);
     assert!(matches!(gone, Next::Wait { .. }), "{gone:?}");
+}
+
+/// What healed by itself needs none of the steps, and nobody may read that they were done.
+#[test]
+fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
+    let (plan, now) = for_a_dead_node();
+    let healed = Case::deployment().holdable().device_in_use().pod_ready();
+    let mut marks = Vec::new();
+    for (step, planned) in (0..).map(StepIx).zip(&plan.steps) {
+        match after(&plan, marks.clone(), &healed, now) {
+            Next::Record(Mark::Completed { step: done, .. }) if planned.kind == StepKind::Verify => {
+                assert_eq!(done, step);
+            }
+            Next::Record(mark @ Mark::Skipped { .. }) if planned.kind != StepKind::Verify => marks.push(mark),
+            other => panic!("{:?}: {other:?}", planned.kind),
+        }
+    }
+    assert_eq!(marks.len() + 1, plan.steps.len());
 }
 
 /// A node that comes back: its volume is attached anew, and the machine has not found the device yet.

@@ -1,11 +1,12 @@
 //! Nothing is lost for good on the way (S2): one list of refusals, whatever makes a pod go away.
 
+use super::clocks::until;
 use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, plan};
 use reattach_core::check::check;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::journal::End;
+use reattach_core::journal::{End, Mark, TurnBack};
 use reattach_core::loss::{Loss, PodLoss, PodsGo};
-use reattach_core::machine::Effect;
+use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::Plan;
 use reattach_core::runbook::StepKind;
 use reattach_core::safety::Refusal;
@@ -189,6 +190,25 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
             all[0].pod = own.evidence.workload.shown().unwrap().pods[0].name.clone();
         }
         assert_eq!(plan(&own, ALL).is_ok(), judged, "{loss}");
+    }
+}
+
+/// A loss that may pass is waited for; one that may not turns the run back at once, whatever else would be lost.
+#[test]
+fn a_loss_that_cannot_pass_is_not_waited_for() {
+    let passes = || Loss::NotRemade { why: "Job salaries is at its backoffLimit".into() };
+    let stays = || Loss::ClaimDeleting { claim: "data".into() };
+    let mut walk = Walk::new(dead_node(), QUIET);
+    until(&mut walk, |_, said| matches!(said, Next::Act(a) if matches!(a.effect, Effect::PowerOff { .. })));
+    for (losses, waits) in [(vec![passes()], true), (vec![stays()], false), (vec![passes(), stays()], false)]
+    {
+        let mut walk = walk.clone();
+        let fact = walk.case.evidence.node_losses.get_mut(&NODE.into()).unwrap();
+        let pod = |loss| PodLoss { pod: reattach_core::ids::ObjectName::new("default", "neighbour"), loss };
+        change(fact, |all| *all = losses.iter().cloned().map(pod).collect());
+        let said = walk.ask();
+        let refused = matches!(&said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { .. } }));
+        assert_eq!((matches!(said, Next::Wait { .. }), refused), (waits, !waits), "{losses:?}: {said:?}");
     }
 }
 

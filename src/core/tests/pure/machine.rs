@@ -4,6 +4,7 @@
 use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
 use reattach_core::consent::Word;
+use reattach_core::evidence::Evidence;
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{
     Context, Effect, Left, Next, State, newest_job, next, refused_to_put_back, without_journal,
@@ -91,10 +92,8 @@ impl Run {
         self.faults.abort_after.is_some_and(|n| self.journal.len() >= n)
     }
 
-    pub fn look(&mut self) -> Step {
-        let replayed = State::replay(self.world.plan(), &self.journal)
-            .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
-        assert_eq!(replayed, self.state, "replay and incremental state differ");
+    /// What the machine says of this evidence now.
+    pub fn ask(&self, evidence: &Evidence) -> Next {
         let recovery = Case::recovery();
         let now = at(self.world.now);
         let word = Word { by: "grace".into(), reason: "nothing is under way".into(), at: now };
@@ -108,7 +107,15 @@ impl Run {
             withdrawn: None,
             now,
         };
-        match next(self.world.plan(), &self.state, &self.world.evidence(), &cx) {
+        next(self.world.plan(), &self.state, evidence, &cx)
+    }
+
+    pub fn look(&mut self) -> Step {
+        let replayed = State::replay(self.world.plan(), &self.journal)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
+        assert_eq!(replayed, self.state, "replay and incremental state differ");
+        let now = at(self.world.now);
+        match self.ask(&self.world.evidence()) {
             Next::Record(mark) => {
                 if self.write(mark) {
                     Step::Crashed
@@ -117,8 +124,8 @@ impl Run {
                 }
             }
             Next::Wait { why, until } => {
-                assert!(until >= cx.now, "a wait that ended already: {why}");
-                assert!(until <= cx.now + SignedDuration::from_secs(600), "a wait without a soon end: {why}");
+                assert!(until >= now, "a wait that ended already: {why}");
+                assert!(until <= now + SignedDuration::from_secs(600), "a wait without a soon end: {why}");
                 Step::Waits
             }
             Next::Done(end) => Step::Done(end),
