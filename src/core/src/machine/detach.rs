@@ -2,7 +2,6 @@
 //! next try.
 
 use super::forward::{BUSY, Look, wait};
-use super::observe::CLOUD_POLL;
 use super::unwind::later;
 use super::{Action, Effect, Next, StepState};
 use crate::cloud::{CloudVolume, VolumeState};
@@ -45,7 +44,6 @@ impl Look<'_> {
                 "Kubernetes' own detach is stuck after {} s: {why}",
                 self.step.patience_seconds.unwrap_or(0)
             )),
-            Some(at) if self.cx.now < at => wait(why, at.min(later(self.cx.now, CLOUD_POLL))),
             _ => self.poll(&why),
         }
     }

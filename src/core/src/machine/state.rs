@@ -74,7 +74,8 @@ pub struct State {
     attempts: Vec<u32>,
     /// The start of each step's latest attempt of which nobody heard whether it was applied.
     doubts: Vec<Option<Timestamp>>,
-    /// The start of each step's latest attempt, and the newest job of the provider's history right before.
+    /// The start of each step's latest attempt, and the newest job of the provider's history right before. None: the attempt
+    /// was refused.
     sent: Vec<Option<(Timestamp, Option<NewestJob>)>>,
     /// When the current step could begin: the time of the line that closed the step before it, or of the one that told what
     /// became of an order whose reply was lost.
@@ -241,6 +242,10 @@ impl State {
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
                 }
+                let refused = matches!(outcome, Outcome::NotApplied { .. });
+                if let Some(sent) = self.sent.get_mut(step.index()).filter(|_| refused) {
+                    *sent = None;
+                }
             }
             Mark::Completed { step, .. } => self.close(*step, false, entry.at)?,
             Mark::Skipped { step, .. } => self.close(*step, true, entry.at)?,
@@ -347,7 +352,7 @@ impl State {
         self.doubts.get(step.index()).copied().flatten()
     }
 
-    /// When the latest attempt of a step was journaled as started.
+    /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused.
     pub fn sent_at(&self, step: StepIx) -> Option<Timestamp> {
         self.sent.get(step.index()).and_then(|sent| sent.as_ref()).map(|(at, _)| *at)
     }

@@ -115,10 +115,12 @@ fn by_hand(plan: &Plan, cx: &Context<'_>) -> String {
     "take the label reattach.dev/hold off the VolumeRecovery and the gate off its claim's pods".to_owned()
 }
 
-/// The out-of-service taint goes with the run that put it there. `None`: there is none of it.
+/// The out-of-service taint goes with the run that put it there. `None`: there is none of it. Once this run has taken its
+/// taint off, a taint that is on the Node is of another recovery of that Node.
 fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let untaint =
-        plan.find(StepKind::Untaint).filter(|_| state.in_force(plan, StepKind::TaintOutOfService))?;
+    let tainted = state.in_force(plan, StepKind::TaintOutOfService);
+    let is_due = |ix: &StepIx| tainted && !matches!(state.step(*ix), StepState::Closed { .. });
+    let untaint = plan.find(StepKind::Untaint).filter(is_due)?;
     let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
     match take_off(untaint, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => Some(stuck(format!(
@@ -136,8 +138,8 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
         let ix = plan.find(kind)?;
         match state.step(ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
-            // A plain detach that a forced one took over from may still be under way.
-            StepState::Closed { skipped: true } if state.attempts(ix) > 0 => {
+            // A plain detach that a forced one took over from may still be under way. One that was refused is not.
+            StepState::Closed { skipped: true } if state.sent_at(ix).is_some() => {
                 Some((ix, state.turned_back_at()?))
             }
             _ => None,

@@ -19,12 +19,12 @@ fn for_a_dead_node() -> (SoundPlan, Timestamp) {
     (dead.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan for class A").sound().expect("its hash"), now)
 }
 
-/// What follows the first lines of a journal.
-fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Next {
+/// What follows the first lines of a journal, all of which are of the moment `at`.
+pub fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, at: Timestamp) -> Next {
     let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
     let lines = [accepted].into_iter().chain(marks).zip(0..);
     let journal: Vec<Entry> =
-        lines.map(|(mark, seq)| Entry { seq, at: now, term: 1, by: "test".to_owned(), mark }).collect();
+        lines.map(|(mark, seq)| Entry { seq, at, term: 1, by: "test".to_owned(), mark }).collect();
     let state = State::replay(plan, &journal).expect("a journal");
     let uid = Case::recovery();
     let cx = Context {
@@ -34,7 +34,7 @@ fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, now: Timestamp) -> Nex
         term: 1,
         nothing_under_way: None,
         withdrawn: None,
-        now,
+        now: case.now,
     };
     next(plan, &state, &case.evidence, &cx)
 }

@@ -14,7 +14,7 @@ use reattach_core::runbook::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE};
 
 /// A dead node's run whose power-off got no reply.
-fn power_off_unheard() -> Walk {
+pub fn power_off_unheard() -> Walk {
     let mut walk = Walk::with(dead_node(), QUIET, ALL);
     walk.answer(
         |e| matches!(e, Effect::PowerOff { .. }).then(|| Outcome::Unknown { why: "no answer".into() }),
@@ -23,20 +23,25 @@ fn power_off_unheard() -> Walk {
     walk
 }
 
-/// Records what the machine has to record, as long as it does; what it says then.
-fn settled(walk: &mut Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
+/// What the machine says to a person's abort, and to a word that nothing is under way.
+pub fn asked(walk: &Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
     let recovery = Case::recovery();
+    let cx = Context {
+        recovery: &recovery,
+        aborted_by,
+        confirm_workload: None,
+        term: walk.term,
+        nothing_under_way: word.cloned(),
+        withdrawn: None,
+        now: walk.case.now,
+    };
+    next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
+}
+
+/// Records what the machine has to record, as long as it does; what it says then.
+pub fn settled(walk: &mut Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
     for _ in 0..50 {
-        let cx = Context {
-            recovery: &recovery,
-            aborted_by,
-            confirm_workload: None,
-            term: walk.term,
-            nothing_under_way: word.cloned(),
-            withdrawn: None,
-            now: walk.case.now,
-        };
-        match next(&walk.plan, &walk.state(), &walk.case.evidence, &cx) {
+        match asked(walk, aborted_by, word) {
             Next::Record(mark) => walk.record(mark),
             other => return other,
         }
@@ -44,7 +49,7 @@ fn settled(walk: &mut Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Ne
     panic!("it records for ever\n{}", walk.story())
 }
 
-fn shutdown(walk: &mut Walk, status: JobStatus) {
+pub fn shutdown(walk: &mut Walk, status: JobStatus) {
     let now = walk.case.now;
     let finished = matches!(status, JobStatus::Finished).then_some(now);
     let job = PowerJob {
@@ -178,7 +183,7 @@ fn a_run_that_turns_back_powers_the_machine_on() {
 }
 
 /// A run whose cloud detach got no reply, ten seconds ago.
-fn detach_unheard() -> Walk {
+pub fn detach_unheard() -> Walk {
     let case = Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE);
     let mut walk = Walk::new(case, World { stuck: true, ..QUIET });
     walk.answer(
@@ -190,7 +195,7 @@ fn detach_unheard() -> Walk {
 }
 
 /// Claim and PersistentVolume are gone from the cluster.
-fn leave_the_cluster(walk: &mut Walk) {
+pub fn leave_the_cluster(walk: &mut Walk) {
     let (now, e) = (walk.case.now, &mut walk.case.evidence);
     let kubernetes = || Source::Kubernetes("test".to_owned());
     e.claim = Fact::absent(kubernetes(), now);

@@ -293,3 +293,25 @@ fn what_holds_before_the_snapshot_must_hold_after_it() {
     walk.run(|_, _| {});
     assert!(!has(&walk, "CloudForce"), "{}", walk.story());
 }
+
+/// The request may be on its way for a minute. Where the snapshots cannot be read, it is waited for until the deadline. No
+/// look is a moment too early, and a late one ends the wait as well.
+#[test]
+fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
+    for (blind, seconds, again) in [
+        (false, 60, false),
+        (false, 61, true),
+        (false, 900, true),
+        (true, 1800, false),
+        (true, 1801, true),
+        (true, 3600, true),
+    ] {
+        let unknown = Outcome::Unknown { why: "connection reset".into() };
+        let mut walk = Walk::with(orphan(), World { blind, ..HANGS }, REQUIRED);
+        walk.answer(|e| is_snapshot(e).then(|| unknown.clone()), |_| {});
+        walk.pass(seconds);
+        let said = walk.ask();
+        let repeats = matches!(said, Next::Record(Mark::Outcome { outcome: Outcome::Repeatable { .. }, .. }));
+        assert_eq!(repeats, again, "blind {blind}, {seconds} s: {said:?}");
+    }
+}

@@ -18,26 +18,26 @@ use reattach_core::testkit::{
     Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start, volume_name,
 };
 
-fn phantom() -> Case {
+pub fn phantom() -> Case {
     Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE)
 }
 
 /// A run that has come to this step.
-fn reached(case: Case, allowed: Allowed, kind: StepKind) -> Walk {
+pub fn reached(case: Case, allowed: Allowed, kind: StepKind) -> Walk {
     let mut walk = Walk::with(case, QUIET, allowed);
     until(&mut walk, |walk, _| walk.state().current() == walk.plan.find(kind));
     walk
 }
 
-fn is_wait(said: &Next, what: &str) -> bool {
+pub fn is_wait(said: &Next, what: &str) -> bool {
     matches!(said, Next::Wait { why, .. } if why.contains(what))
 }
 
-fn is_completed(said: &Next) -> bool {
+pub fn is_completed(said: &Next) -> bool {
     matches!(said, Next::Record(Mark::Completed { .. }))
 }
 
-fn is_skipped(said: &Next, what: &str) -> bool {
+pub fn is_skipped(said: &Next, what: &str) -> bool {
     matches!(said, Next::Record(Mark::Skipped { why, .. }) if why.contains(what))
 }
 
@@ -45,13 +45,13 @@ fn detaches(said: &Next) -> bool {
     matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloudDetach { .. }))
 }
 
-fn holders(walk: &mut Walk, holders: &[&str]) {
+pub fn holders(walk: &mut Walk, holders: &[&str]) {
     let holders = holders.iter().map(|h| (*h).into()).collect();
     change(&mut walk.case.evidence.cloud_volume, |c| c.holders = holders);
 }
 
 /// Whether a detach that another ordered is under way at the cloud.
-fn pending(walk: &mut Walk, pending: bool) {
+pub fn pending(walk: &mut Walk, pending: bool) {
     let job = CloudJob {
         id: "9".into(),
         action: "detach".into(),
@@ -144,7 +144,7 @@ fn a_wait_behind_a_step_that_was_not_needed_is_skipped() {
 }
 
 /// An orphan's run whose detach the cloud has accepted and not carried out.
-fn accepted() -> Walk {
+pub fn accepted() -> Walk {
     let mut walk = Walk::new(orphan(), QUIET);
     let accepts = |e: &Effect| {
         matches!(e, Effect::CloudDetach { .. }).then(|| Outcome::Applied { detail: "200".into() })
@@ -224,7 +224,7 @@ fn another_detach_that_hangs_gives_way_to_force_alone() {
     }
 }
 
-fn touches(said: &Next) -> bool {
+pub fn touches(said: &Next) -> bool {
     matches!(said, Next::Act(a) if matches!(a.effect, Effect::Requeue { .. }))
 }
 
@@ -352,7 +352,7 @@ fn a_taint_is_off_when_the_node_is_seen_without_it() {
 }
 
 /// A run whose first effect of this kind was accepted, while the world has not moved.
-fn told(case: Case, kind: fn(&Effect) -> bool) -> Walk {
+pub fn told(case: Case, kind: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::new(case, QUIET);
     walk.answer(move |e| kind(e).then(|| Outcome::Applied { detail: "200".into() }), |_| {});
     walk
@@ -362,14 +362,14 @@ fn before<T>(fact: &mut Fact<T>) {
     fact.at -= SignedDuration::from_secs(1);
 }
 
-fn is_refused(said: &Next, what: &str) -> bool {
+pub fn is_refused(said: &Next, what: &str) -> bool {
     matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains(what))
 }
 
 /// A change of the evidence, and what the machine says then.
 type Seen = (&'static str, fn(&mut Walk), fn(&Next) -> bool);
 
-fn probe(walk: &mut Walk, held: Option<bool>) {
+pub fn probe(walk: &mut Walk, held: Option<bool>) {
     change(&mut walk.case.evidence.workload, |w| w.dry_run_held = held);
 }
 

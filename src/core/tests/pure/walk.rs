@@ -261,7 +261,7 @@ impl Walk {
     }
 
     /// Journals an effect and what came of it.
-    fn issue(&mut self, action: Action, outcome: Outcome) {
+    pub fn issue(&mut self, action: Action, outcome: Outcome) {
         let proof = match &action.effect {
             Effect::CloudDetach { proof }
             | Effect::CloudForce { proof }

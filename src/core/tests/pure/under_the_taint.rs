@@ -1,0 +1,65 @@
+//! A fenced node that is back: when that turns the run, and which proof an effect on the node lacks.
+
+use super::late::settled;
+use super::steps::{is_completed, is_refused, is_wait, phantom, reached, told};
+use super::walk::{ALL, QUIET, Walk, World, change, dead_node, dead_node_off};
+use reattach_core::journal::End;
+use reattach_core::machine::{Effect, Next};
+use reattach_core::plan::Allowed;
+use reattach_core::runbook::StepKind;
+use reattach_core::testkit::{ATTACHMENT, INSTANCE, NODE, attachment};
+
+/// The node is Ready, and the volume is attached to it.
+fn back(mut walk: Walk) -> Walk {
+    walk.case = walk
+        .case
+        .node(|n| n.ready = true)
+        .cloud(|c| c.holders = vec![INSTANCE.into()])
+        .attachments(|all| *all = vec![attachment(ATTACHMENT, NODE)]);
+    walk
+}
+
+/// Between taint and untaint the node must be down. Afterwards it may come back and get the volume again.
+#[test]
+fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
+    let turns = |said: &Next| is_refused(said, "is Ready again");
+    let written = told(dead_node_off(), |e| matches!(e, Effect::TaintOutOfService { .. }));
+    let mut written = back(written);
+    written.case = written.case.clone().node(|n| n.out_of_service_by_us = true);
+    assert!(is_completed(&written.ask()), "{:?}", written.ask());
+
+    let tainted = back(reached(dead_node_off(), ALL, StepKind::AwaitDetached));
+    assert!(turns(&tainted.ask()), "{:?}", tainted.ask());
+
+    let untaint = back(reached(dead_node_off(), ALL, StepKind::Untaint)).ask();
+    assert!(matches!(&untaint, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. })), "{untaint:?}");
+
+    let verify = back(reached(dead_node_off(), ALL, StepKind::Verify)).ask();
+    assert!(!turns(&verify), "{verify:?}");
+}
+
+/// S9: this run took its own taint off and saw that. A taint that is on the node now is of another recovery of the node.
+#[test]
+fn an_abort_after_the_untaint_leaves_the_taint_of_another_recovery() {
+    let mut walk = reached(dead_node_off(), ALL, StepKind::Verify);
+    assert!(walk.kinds().contains(&"Untaint".to_owned()), "{}", walk.story());
+    walk.case = walk.case.clone().node(|n| n.out_of_service_by_us = true);
+    assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
+}
+
+/// A wait for a proof says what the proof that can be made of this node lacks: of a dead one the machine's, of a living one
+/// its kubelet's.
+#[test]
+fn a_wait_for_a_proof_names_what_is_missing() {
+    let dead = reached(dead_node(), Allowed::default(), StepKind::Prove).ask();
+    assert!(is_wait(&dead, "is not off: the cloud says Running"), "{dead:?}");
+    let mut alive = Walk::new(phantom(), World { stuck: true, ..QUIET });
+    let detaches = |e: &Effect| matches!(e, Effect::CloudDetach { .. });
+    super::clocks::until(&mut alive, |_, said| matches!(said, Next::Act(a) if detaches(&a.effect)));
+    change(alive.case.evidence.nodes.get_mut(&NODE.into()).unwrap(), |n| n.lease_renewed = None);
+    alive.case.evidence.answers.clear();
+    let said = alive.ask();
+    // Nothing about the machine: no cloud proves of a Ready node that it cannot write.
+    let last = "has not answered clean in this boot: no answer";
+    assert!(matches!(&said, Next::Wait { why, .. } if why.ends_with(last)), "{said:?}");
+}
