@@ -4,7 +4,7 @@
 use super::forward::{self, Look, wait};
 use super::observe::CLOUD_POLL;
 use super::unwind::later;
-use super::{Action, Context, Next, State, StepState};
+use super::{Context, Next, State, StepState};
 use crate::authority::{Mandate, mandate};
 use crate::evidence::Evidence;
 use crate::journal::{Mark, Outcome, TurnBack};
@@ -29,7 +29,8 @@ pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context
         Err(why) => format!("what this recovery may do is not known ({why})"),
     };
     match forward::next(plan, state, evidence, cx) {
-        Next::Act(Action { effect, .. }) if !effect.puts_back() => wait(doubt, later(cx.now, CLOUD_POLL)),
+        // None of these steps has an effect that puts back.
+        Next::Act(_) => wait(doubt, later(cx.now, CLOUD_POLL)),
         other => other,
     }
 }

@@ -124,6 +124,10 @@ fn a_whole_node_takes_rules_or_a_right_at_cluster_scope() {
     let mut other = m.clone();
     other.approved = Some(Approved { plan: PlanHash::from("another"), by: person(Reach::Cluster) });
     assert!(over(&other).is_err(), "that was another plan");
+    // Who asked for the recovery with a wide right did not approve this plan; who did has a narrow one.
+    let mut asked_wide = m.clone();
+    asked_wide.asker = Asker::Person(person(Reach::Cluster));
+    assert!(matches!(over(&asked_wide), Err(Denial::Nodes { .. })), "{:?}", over(&asked_wide));
     let auto = Mandate { ceiling: None, ..asked(Mode::Auto, Mode::Auto, Reach::Cluster) };
     assert!(matches!(over(&auto), Ok(NodeWord::Person { saw_the_plan: false, .. })));
 }

@@ -1,11 +1,15 @@
 //! What must still hold right before each effect: taken away at that moment, the effect is not proposed.
 
-use super::walk::{QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan};
+use super::clocks::until;
+use super::walk::{
+    QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan, phantom_without_policy,
+};
 use jiff::SignedDuration;
+use reattach_core::authority::{Person, Reach};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::{NodeName, Uid};
-use reattach_core::journal::Outcome;
+use reattach_core::journal::{Mark, Outcome, TurnBack};
 use reattach_core::machine::{Action, Effect, Next};
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
 use std::mem::discriminant;
@@ -47,6 +51,22 @@ fn stopped(which: impl Fn(&Effect) -> bool, change: impl Fn(&mut Walk)) {
         let said = walk.ask();
         let same = matches!(&said, Next::Act(a) if discriminant(&a.effect) == discriminant(&effect));
         assert!(!same, "{effect:?} all the same: {said:?}\n{}", walk.story());
+    }
+}
+
+/// While it is not known what a run may do, a step that needs somebody's word has no effect. Nothing is left
+/// in force by that: what puts back belongs to steps that need nobody's.
+#[test]
+fn what_puts_back_belongs_to_steps_that_need_no_word() {
+    for mut walk in runs().into_iter().chain([Walk::new(phantom_without_policy(), QUIET)]) {
+        walk.run(|walk, action| {
+            let state = walk.state();
+            if state.turned_back().is_some() {
+                return;
+            }
+            let kind = walk.plan.steps[state.current().unwrap().index()].kind;
+            assert_eq!(kind.only_puts_back(), action.effect.puts_back(), "{kind:?}: {action:?}");
+        });
     }
 }
 
@@ -193,4 +213,81 @@ fn objects_of_the_same_name_stop_every_effect_of_the_way_forward() {
         });
     });
     stopped(forward, |walk| change(&mut walk.case.evidence.volume, |v| v.uid = Uid::from("another")));
+}
+
+/// A run that has come to this effect.
+fn before(case: Case, which: fn(&Effect) -> bool) -> Walk {
+    let mut walk = Walk::new(case, QUIET);
+    until(&mut walk, |_, said| matches!(said, Next::Act(a) if which(&a.effect)));
+    walk
+}
+
+fn turns_back(said: &Next) -> bool {
+    matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { .. } }))
+}
+
+fn maintained(walk: &mut Walk) {
+    node(&mut walk.case.evidence, |n| n.maintenance = Some("reattach.dev/maintenance".into()));
+}
+
+/// The rules select other nodes.
+fn unselected(walk: &mut Walk) {
+    walk.case = walk.case.clone().mandate(|m| {
+        let rules = m.ceiling.iter_mut().flat_map(|c| &mut c.nodes);
+        rules.for_each(|r| {
+            r.match_labels.insert("pool".into(), "web".into());
+        });
+    });
+}
+
+/// What may pass is waited for, and what does not pass turns the run back, whatever else is said.
+#[test]
+fn what_stands_against_touching_a_node_waits_or_turns_back() {
+    let table: [(Case, fn(&Effect) -> bool); 4] = [
+        (dead_node(), |e| matches!(e, Effect::PowerOff { .. })),
+        (dead_node_off(), |e| matches!(e, Effect::Quarantine { .. })),
+        (dead_node_off(), |e| matches!(e, Effect::TaintOutOfService { .. })),
+        (phantom_without_policy(), |e| matches!(e, Effect::CloseNode { .. })),
+    ];
+    for (case, which) in table {
+        let walk = before(case, which);
+        let (mut maintenance, mut others) = (walk.clone(), walk);
+        maintained(&mut maintenance);
+        let said = maintenance.ask();
+        assert!(matches!(&said, Next::Wait { why, .. } if why.contains("maintenance")), "{said:?}");
+        unselected(&mut others);
+        unselected(&mut maintenance);
+        for walk in [others, maintenance] {
+            let said = walk.ask();
+            assert!(turns_back(&said), "{said:?}\n{}", walk.story());
+        }
+    }
+}
+
+/// The word over a node is asked for before something is done to it: what was done already is ended without
+/// it.
+#[test]
+fn what_was_done_to_a_node_is_ended_without_a_word() {
+    let mut taint = before(dead_node_off(), |e| matches!(e, Effect::Untaint { .. }));
+    maintained(&mut taint);
+    let said = taint.ask();
+    assert!(matches!(&said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. })), "{said:?}");
+    let mut off = Walk::new(dead_node(), QUIET);
+    let accepted = || Outcome::Applied { detail: "200".into() };
+    off.answer(|e| matches!(e, Effect::PowerOff { .. }).then(accepted), maintained);
+    assert!(matches!(off.ask(), Next::Record(Mark::Completed { .. })), "{:?}", off.ask());
+}
+
+/// The permission to power machines off is taken back, or it is not known how far a person's right to it
+/// reaches.
+#[test]
+fn a_power_off_needs_the_permission_once_more() {
+    let mut walk = before(dead_node(), |e| matches!(e, Effect::PowerOff { .. }));
+    walk.case = walk.case.clone().mandate(|m| m.ceiling.iter_mut().for_each(|c| c.power_off = false));
+    assert!(turns_back(&walk.ask()), "{:?}", walk.ask());
+    let unread = Reach::Unknown { why: "no answer".into() };
+    walk.case = walk.case.clone().mandate(|m| {
+        m.power_off = Some(Person { name: "adam".into(), reach: unread });
+    });
+    assert!(matches!(walk.ask(), Next::Wait { .. }), "{:?}", walk.ask());
 }

@@ -2,6 +2,7 @@
 
 use super::walk::{QUIET, Walk, dead_node};
 use reattach_core::consent::{PolicySays, Said, Withdrawal, withdrawal};
+use reattach_core::evidence::ClaimFacts;
 use reattach_core::journal::{End, Mark, Outcome, TurnBack};
 use reattach_core::machine::{Context, Effect, Next, next};
 use reattach_core::policy::Mode;
@@ -45,6 +46,21 @@ fn each_change_of_mind_has_its_own_withdrawal() {
     out.case = out.case.clone().claim(|c| c.opted_out = Some("claim default/data".into()));
     let what = Withdrawal::OptedOut { what: "claim default/data".into() };
     assert_eq!(why(&out, &by_a_person), Some(what));
+    // The workload's own list shows it first; another claim of the workload is none of this run's business.
+    let listed = |name: &str| {
+        let mut listed = held();
+        listed.case = listed.case.clone().workload(|w| {
+            let (_, own) = w.claims[0].clone();
+            let out = own.map(|c| ClaimFacts { opted_out: Some("namespace default".into()), ..c });
+            w.claims = match name {
+                "redis-data" => vec![("redis-data".into(), out)],
+                other => vec![w.claims[0].clone(), (other.into(), out)],
+            };
+        });
+        why(&listed, &by_a_person)
+    };
+    assert_eq!(listed("redis-data"), Some(Withdrawal::OptedOut { what: "namespace default".into() }));
+    assert_eq!(listed("redis-logs"), None);
     let mut going = held();
     going.case = going.case.clone().claim(|c| c.deleting = true);
     assert!(matches!(why(&going, &by_a_person), Some(Withdrawal::ClaimDeleted { .. })));

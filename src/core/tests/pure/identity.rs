@@ -3,11 +3,14 @@
 
 use super::walk::{ALL, QUIET, Walk, World, orphan, plan};
 use reattach_core::check::check;
-use reattach_core::diagnosis::Verdict;
-use reattach_core::evidence::CsiSource;
-use reattach_core::fact::Fact;
+use reattach_core::diagnosis::{NotOurs, Verdict};
+use reattach_core::evidence::{CsiSource, Evidence};
+use reattach_core::fact::{Fact, Known};
 use reattach_core::guest::Seen;
-use reattach_core::identity::{ClaimPhase, IdentityProblem, OtherRegion, OtherUse};
+use reattach_core::identity::{
+    ClaimPhase, IdentityProblem, OtherRegion, OtherUse, OwnClusters, binding_in, refusals,
+};
+use reattach_core::ids::ObjectName;
 use reattach_core::machine::{Effect, Next};
 use reattach_core::proof::Declaration;
 use reattach_core::safety::Refusal;
@@ -25,7 +28,7 @@ fn claim_ref(change: fn(&mut reattach_core::identity::ClaimRef)) -> Case {
 }
 
 /// What is wrong with the volume itself: not ours.
-const VOLUMES: [Row; 9] = [
+const VOLUMES: [Row; 10] = [
     (
         || claim_ref(|of| of.claim.namespace = "shop".into()),
         "claim default/redis-data names PersistentVolume pvc-redis, which is bound to a claim of another namespace; reattach",
@@ -66,14 +69,25 @@ const VOLUMES: [Row; 9] = [
         },
         "PersistentVolume pvc-redis asks for us-east, and the cloud has its volume in eu-central",
     ),
+    (
+        || d().identity(|i| i.others = vec![other_of("default")]),
+        "cloud volume 5551 is also used through PersistentVolume pvc-alias (claim default/alias, VolumeAttachment csi-2 on lke-2, pod default/thief); with",
+    ),
 ];
 
+/// How many of [`VOLUMES`], from the first on, are about the binding of claim and PersistentVolume.
+const OF_THE_BINDING: usize = 6;
+
 fn other() -> OtherUse {
+    other_of("evil")
+}
+
+fn other_of(namespace: &str) -> OtherUse {
     OtherUse::PersistentVolume {
         name: "pvc-alias".into(),
-        claim: Some(reattach_core::ids::ObjectName::new("evil", "alias")),
+        claim: Some(ObjectName::new(namespace, "alias")),
         attachments: vec!["csi-2 on lke-2".into()],
-        pods: vec![reattach_core::ids::ObjectName::new("evil", "thief")],
+        pods: vec![ObjectName::new(namespace, "thief")],
     }
 }
 
@@ -96,6 +110,53 @@ fn a_volume_that_may_be_another_claims_is_not_ours() {
         assert!(found.iter().any(|v| v.rule == "S10"), "{sentence}: {found:?}");
         let text = serde_json::to_string(&case.diagnosis()).unwrap();
         assert!(!text.contains("evil") && !text.contains("shop"), "a name of another namespace: {text}");
+    }
+}
+
+/// A claim that is not bound has no right to the volume that it names: the collector reads nothing of that
+/// volume then, and whoever looks at claims counts it among those that are not asked about.
+#[test]
+fn a_claim_that_is_not_bound_is_told_from_other_doubts() {
+    for (n, (case, sentence)) in VOLUMES.iter().enumerate() {
+        let case = case();
+        let about_it = n < OF_THE_BINDING;
+        assert_eq!(binding_in(&case.evidence, case.now).is_err(), about_it, "{sentence}");
+        let verdict = case.diagnosis().verdict;
+        let Verdict::NotOurs { reason: NotOurs::Identity { problem } } = verdict else { panic!("{verdict}") };
+        assert_eq!(problem.is_about_the_binding(), about_it, "{problem}");
+        if about_it {
+            let (mut no_claim, mut no_volume) = (case.clone(), case);
+            no_claim.evidence.claim.value = Known::Unknown { why: "503".into() };
+            no_volume.evidence.volume.value = Known::Unknown { why: "503".into() };
+            for unread in [no_claim, no_volume] {
+                assert_eq!(binding_in(&unread.evidence, unread.now), Ok(()), "said by who reads it");
+            }
+        }
+    }
+}
+
+/// A provider that does not answer cannot say what its handle for the volume is. What else leads to the
+/// volume is told all the same, and the missing handle is no trouble of its own.
+#[test]
+fn other_uses_are_told_while_the_cloud_does_not_answer() {
+    let mut case = d().identity(|i| (i.canonical, i.others) = (None, vec![other()]));
+    let told = |case: &Case| refusals(&case.evidence, None, case.now);
+    assert!(matches!(&told(&case)[..], [Refusal::Missing { why, .. }] if why.contains("makes no handle")));
+    case.evidence.cloud_volume.value = Known::Unknown { why: "503".into() };
+    let found = told(&case);
+    assert!(matches!(found.iter().find_map(problem), Some(IdentityProblem::ManyVolumes { .. })), "{found:?}");
+    assert!(!found.iter().any(|r| matches!(r, Refusal::Missing { .. })), "{found:?}");
+}
+
+/// Evidence that was saved says the same of the owner when it is read again.
+#[test]
+fn what_the_tags_said_survives_being_saved() {
+    let known = OwnClusters::Known { names: ["lke13311".into()].into() };
+    let unread = OwnClusters::Unread { why: "502".into() };
+    for own in [known, unread, OwnClusters::NotAsked] {
+        let case = d().identity(|i| i.own_clusters = own);
+        let text = serde_json::to_string(&case.evidence).unwrap();
+        assert_eq!(serde_json::from_str::<Evidence>(&text).unwrap(), case.evidence);
     }
 }
 
@@ -190,7 +251,7 @@ fn another_spelling_in_volumes_in_use_counts() {
 }
 
 /// An orphan on a machine that lives: its Node lists nothing, and only its agent can see what kubelet does not report.
-fn living_orphan() -> Case {
+pub fn living_orphan() -> Case {
     orphan().with_node("lke-9", FORMER_INSTANCE)
 }
 
@@ -258,5 +319,15 @@ fn a_stuck_record_is_not_taken_for_another_nodes_machine() {
     assert_eq!(refused(&case), []);
     let other = case.machines(|all| *all = vec![machine(("lke-7", reattach_core::testkit::INSTANCE))]);
     let found = refused(&other);
+    assert!(matches!(&found[..], [IdentityProblem::OtherNode { .. }]), "{found:?}");
+    // A machine may have been several Nodes, one after the other.
+    let seen_as = |nodes: &[&str]| {
+        let seen = nodes.iter().map(|n| machine((n, reattach_core::testkit::INSTANCE))).collect();
+        refused(&super::walk::node_missing().machines(|all| *all = seen))
+    };
+    for nodes in [["lke-7", NODE], [NODE, "lke-7"]] {
+        assert_eq!(seen_as(&nodes), [], "{nodes:?}");
+    }
+    let found = seen_as(&["lke-7", "lke-8"]);
     assert!(matches!(&found[..], [IdentityProblem::OtherNode { .. }]), "{found:?}");
 }

@@ -3,15 +3,16 @@
 
 use super::machine::{Faults, Reply, run};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, sighting};
-use jiff::SignedDuration;
-use reattach_core::cloud::{CloudScope, JobStatus, PowerChange, PowerJob};
+use jiff::{SignedDuration, Timestamp};
+use reattach_core::cloud::{CloudJob, CloudScope, JobStatus, PowerChange, PowerJob};
 use reattach_core::consent::Word;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::InstanceId;
 use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome};
-use reattach_core::machine::{Context, Effect, Next, next};
+use reattach_core::machine::{Context, Effect, History, Next, Sent, accounted_for, next};
+use reattach_core::proof::Sighting;
 use reattach_core::runbook::StepKind;
-use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE};
+use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE, start};
 
 /// A dead node's run whose power-off got no reply.
 pub fn power_off_unheard() -> Walk {
@@ -226,20 +227,134 @@ fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
     assert!(!walk.journal.iter().any(applied), "nobody looked\n{}", walk.story());
 }
 
-/// Neither the cluster nor the cloud has the volume any more: a detach that arrives finds nothing.
+/// Neither the cluster nor the cloud has the volume any more: a detach that arrives finds nothing. That the
+/// cloud does not find it counts only from the account that showed its holder earlier: another account never
+/// finds it.
 #[test]
 fn a_detach_is_over_with_its_volume() {
-    for (seen, over) in [(false, false), (true, true)] {
+    type Spoil = fn(&mut Sighting);
+    let table: [(&str, Option<Spoil>, bool); 5] = [
+        ("never seen", None, false),
+        ("seen before", Some(|_| {}), true),
+        ("another instance", Some(|s| s.instance = "26000077".into()), false),
+        ("another account", Some(|s| s.scope = CloudScope("another".into())), false),
+        ("not seen before that look", Some(|s| s.at += SignedDuration::from_secs(600)), false),
+    ];
+    for (name, seen, over) in table {
         let mut walk = detach_unheard();
         leave_the_cluster(&mut walk);
         let (now, e) = (walk.case.now, &mut walk.case.evidence);
         e.cloud_volume = Fact::absent(Source::Cloud("linode".to_owned()), now);
         e.cloud_scope = Some(CloudScope("account".into()));
-        let mut before = sighting(None, now - SignedDuration::from_secs(600));
-        before.instance = walk.plan.pins.holder.clone();
-        e.sightings = if seen { vec![before] } else { Vec::new() };
+        e.sightings = seen
+            .into_iter()
+            .map(|spoil| {
+                let mut before = sighting(None, now - SignedDuration::from_secs(600));
+                before.instance = walk.plan.pins.holder.clone();
+                spoil(&mut before);
+                before
+            })
+            .collect();
         let said = settled(&mut walk, Some("jane"), None);
         let puts_back = matches!(&said, Next::Act(a) if a.effect.puts_back());
-        assert_eq!(puts_back, over, "{said:?}\n{}", walk.story());
+        assert_eq!(puts_back, over, "{name}: {said:?}\n{}", walk.story());
+    }
+}
+
+/// A new PersistentVolume of the old one's name leads to another volume: the history of that one tells
+/// nothing of the detach.
+#[test]
+fn the_history_of_another_volume_ends_no_wait() {
+    for (uid, volume, puts_back) in [("pv-1", "5551", true), ("pv-2", "6661", false)] {
+        let mut walk = detach_unheard();
+        let now = walk.case.now;
+        walk.case = walk.case.clone().volume(|v| v.uid = uid.into()).cloud(|c| {
+            (c.id, c.holders) = (volume.into(), Vec::new());
+        });
+        walk.case.evidence.cloud_id = Some(volume.into());
+        let finished = vec![job("9", "volume_detach", JobStatus::Finished, now)];
+        walk.case.evidence.jobs = Fact::present(finished, Source::Cloud("linode".to_owned()), now);
+        let said = settled(&mut walk, Some("jane"), None);
+        let lifts = matches!(&said, Next::Act(a) if a.effect.puts_back());
+        assert_eq!(lifts, puts_back, "{volume}: {said:?}\n{}", walk.story());
+        if !puts_back {
+            assert!(
+                matches!(&said, Next::Wait { why, .. } if why.contains("--nothing-under-way")),
+                "{said:?}"
+            );
+        }
+    }
+}
+
+fn job(id: &str, action: &str, status: JobStatus, created: Timestamp) -> CloudJob {
+    let (volume, instance) = (Some("5551".into()), Some(INSTANCE.into()));
+    CloudJob { id: id.into(), action: action.into(), status, volume, instance, created }
+}
+
+/// An order whose journal is gone is accounted for by a later job of its kind that has ended, and by nothing
+/// else.
+#[test]
+fn only_a_later_job_of_its_kind_accounts_for_an_order() {
+    use JobStatus::{Failed, Finished, Scheduled, Started};
+    let sent_at = start();
+    let (detach, attach) = ("volume_detach", "volume_attach");
+    let before = NewestJob::Job { id: "2".into() };
+    let notice = || JobStatus::Other("notification".into());
+    let known = |seen: &str| Ok(seen.to_owned());
+    let unseen = || Err("the provider's history does not show it, so it may still arrive".to_owned());
+    let table = [
+        (Some(&before), vec![(detach, Finished), (attach, Finished)], unseen()),
+        (Some(&before), vec![(attach, Finished), (detach, Finished)], unseen()),
+        (
+            Some(&before),
+            vec![(attach, Finished), (attach, Finished), (detach, Finished)],
+            known("the provider's job 3 has finished"),
+        ),
+        (
+            Some(&before),
+            vec![(attach, Finished), (attach, Finished), (detach, Failed)],
+            known("the provider's job 3 has failed"),
+        ),
+        (Some(&before), vec![(detach, Finished), (attach, Finished), (attach, Finished)], unseen()),
+        (Some(&before), vec![(detach, Finished), (attach, Finished), (detach, notice())], unseen()),
+        (
+            Some(&before),
+            vec![(attach, Finished), (detach, Scheduled)],
+            Err("a job is under way at the provider".to_owned()),
+        ),
+        (
+            Some(&before),
+            vec![(detach, Started), (attach, Finished)],
+            Err("a job is under way at the provider".to_owned()),
+        ),
+        // The provider has forgotten the job that was the newest one.
+        (Some(&before), vec![(detach, Finished)], unseen()),
+        (Some(&NewestJob::Nothing), vec![(detach, Finished)], known("the provider's job 1 has finished")),
+        (None, vec![(detach, Finished)], unseen()),
+    ];
+    for (newest_job, history, expected) in table {
+        let sent = Sent { at: sent_at, newest_job, expires_after_seconds: None };
+        let jobs: Vec<CloudJob> = history
+            .into_iter()
+            .zip(1..)
+            .map(|((action, status), id)| job(&id.to_string(), action, status, sent_at))
+            .collect();
+        assert_eq!(
+            accounted_for(&sent, History::Detach(&jobs), sent_at),
+            expected,
+            "{newest_job:?}: {jobs:?}"
+        );
+    }
+}
+
+/// A provider that refuses old requests accounts for one that is older, and not for one that is as old as it
+/// still takes.
+#[test]
+fn an_order_is_over_once_the_provider_refuses_its_age() {
+    let sent = Sent { at: start(), newest_job: None, expires_after_seconds: Some(300) };
+    for (seconds, over) in [(0, false), (299, false), (300, false), (301, true)] {
+        let read = start() + SignedDuration::from_secs(seconds);
+        let said = accounted_for(&sent, History::Power(&[], PowerChange::Off), read);
+        assert_eq!(said.is_ok(), over, "after {seconds} s: {said:?}");
     }
 }

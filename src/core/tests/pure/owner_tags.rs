@@ -105,6 +105,8 @@ fn a_volume_that_is_tagged_as_anothers_is_refused() {
         assert_eq!(serde_json::from_str::<Vec<Refusal>>(&text).unwrap(), found);
         assert!(vetoed(&case), "{sentence}");
 
+        let another = accepting(case.clone(), "another");
+        assert!(!refusals(&another).is_empty() && vetoed(&another), "accepted: another name than {name}");
         let case = accepting(case, name);
         assert_eq!(refusals(&case), [], "accepted: {name}");
         assert!(!vetoed(&case), "accepted: {name}");

@@ -52,7 +52,7 @@ fn is_snapshot(effect: &Effect) -> bool {
 }
 
 /// What the journal says of the step's end.
-fn end_of(walk: &Walk, kind: StepKind) -> Option<&Mark> {
+pub fn end_of(walk: &Walk, kind: StepKind) -> Option<&Mark> {
     let ix = walk.plan.find(kind)?;
     walk.journal
         .iter()
@@ -313,5 +313,24 @@ fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
         let said = walk.ask();
         let repeats = matches!(said, Next::Record(Mark::Outcome { outcome: Outcome::Repeatable { .. }, .. }));
         assert_eq!(repeats, again, "blind {blind}, {seconds} s: {said:?}");
+    }
+}
+
+/// The volume is let go while the snapshot is due: one that the cloud has begun is told from one that it
+/// refused.
+#[test]
+fn a_volume_that_is_let_go_ends_the_step() {
+    let begun = Outcome::Applied { detail: "pending".into() };
+    let busy = Outcome::NotApplied { why: "busy".into(), retry: true };
+    for (outcome, made) in [(begun, true), (busy, false)] {
+        let mut walk = Walk::with(orphan(), HANGS, REQUIRED);
+        walk.answer(|e| is_snapshot(e).then(|| outcome.clone()), |_| {});
+        walk.case = walk.case.clone().cloud(|c| c.holders.clear());
+        let fits = match walk.ask() {
+            Next::Record(Mark::Completed { .. }) => made,
+            Next::Record(Mark::Skipped { .. }) => !made,
+            _ => false,
+        };
+        assert!(fits, "{outcome:?}: {:?}", walk.ask());
     }
 }

@@ -5,7 +5,7 @@ use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan, phantom_without_policy,
 };
 use jiff::SignedDuration;
-use reattach_core::cloud::{CloudJob, JobStatus, VolumeState};
+use reattach_core::cloud::{CloudJob, CloudScope, JobStatus, VolumeState};
 use reattach_core::evidence::{AttachmentFacts, NodeClaim};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::hold::hold_taint;
@@ -35,6 +35,10 @@ pub fn is_wait(said: &Next, what: &str) -> bool {
 
 pub fn is_completed(said: &Next) -> bool {
     matches!(said, Next::Record(Mark::Completed { .. }))
+}
+
+fn is_seen(said: &Next, what: &str) -> bool {
+    matches!(said, Next::Record(Mark::Completed { seen, .. }) if seen.contains(what))
 }
 
 pub fn is_skipped(said: &Next, what: &str) -> bool {
@@ -377,7 +381,7 @@ pub fn probe(walk: &mut Walk, held: Option<bool>) {
 fn a_hold_is_in_force_when_a_later_probe_shows_it() {
     let walk = told(phantom(), |e| matches!(e, Effect::Hold));
     let table: [Seen; 6] = [
-        ("seen", |w| probe(w, Some(true)), is_completed),
+        ("seen", |w| probe(w, Some(true)), |said| is_seen(said, "comes back with the gate")),
         (
             "seen before the label was written",
             |w| {
@@ -415,8 +419,8 @@ fn closed_by(walk: &mut Walk, recovery: &str) {
 fn a_node_is_closed_when_a_later_read_shows_our_taint() {
     let walk = told(phantom_without_policy(), |e| matches!(e, Effect::CloseNode { .. }));
     let ours = |w: &mut Walk| closed_by(w, Case::recovery().as_str());
-    let table: [(&str, &dyn Fn(&mut Walk), fn(&Next) -> bool); 7] = [
-        ("closed", &ours, is_completed),
+    let table: [(&str, &dyn Fn(&mut Walk), fn(&Next) -> bool); 8] = [
+        ("closed", &ours, |said| is_seen(said, "the taint is on the node")),
         ("open", &|_| {}, |said| is_wait(said, "does not carry our taint")),
         ("closed by another recovery", &|w| closed_by(w, "another"), |said| {
             is_wait(said, "does not carry our taint")
@@ -428,6 +432,14 @@ fn a_node_is_closed_when_a_later_read_shows_our_taint() {
                 before(w.case.evidence.nodes.get_mut(&NODE.into()).unwrap());
             },
             |said| is_wait(said, "must be read again"),
+        ),
+        (
+            "the node is gone",
+            &|w| {
+                w.case.evidence.cloud_scope = Some(CloudScope("account".into()));
+                w.case.evidence.nodes.get_mut(&NODE.into()).unwrap().value = Known::Absent;
+            },
+            |said| is_refused(said, "Node lke-1 is gone"),
         ),
         (
             "the workload is gone",
@@ -520,4 +532,45 @@ fn a_hold_is_lifted_when_later_reads_show_no_gate() {
         spoil(&mut walk);
         assert!(fits(&walk.ask()), "{name}: {:?}", walk.ask());
     }
+}
+
+/// The machine has the device again: whatever the plan says, no pod is stuck any more.
+#[test]
+fn no_node_is_closed_once_the_trouble_is_over() {
+    let mut walk = Walk::new(phantom_without_policy(), QUIET);
+    let closes = |said: &Next| matches!(said, Next::Act(a) if matches!(a.effect, Effect::CloseNode { .. }));
+    assert!(closes(&walk.ask()), "{:?}", walk.ask());
+    walk.case = walk.case.clone().device_in_use();
+    assert!(is_refused(&walk.ask(), "the diagnosis changed"), "{:?}", walk.ask());
+}
+
+/// A volume that is let go before the first effect is another situation than the planned one: the run turns
+/// back at its first step and goes through no other.
+#[test]
+fn a_volume_that_is_free_before_the_first_effect_ends_the_run() {
+    let mut walk = Walk::new(phantom_without_policy(), QUIET);
+    walk.case = walk.case.clone().attachments(Vec::clear).cloud(|c| c.holders.clear()).node(|n| {
+        n.volumes_in_use.clear();
+        n.volumes_attached.clear();
+    });
+    assert!(is_refused(&walk.ask(), "the VolumeAttachment changed"), "{:?}", walk.ask());
+}
+
+/// Two pods of the claim are stuck on a closed node. Once the first is evicted its successor waits on another
+/// node, where the trouble looks different; the second is evicted all the same.
+#[test]
+fn the_second_stuck_pod_of_a_closed_node_is_released_too() {
+    let releases = |e: &Effect| matches!(e, Effect::Release { .. });
+    let mut walk = Walk::new(phantom_without_policy().with_pod("redis-1", Some(NODE), true), QUIET);
+    walk.answer(|e| releases(e).then(|| Outcome::Applied { detail: "200".into() }), |_| {});
+    let waits = AttachmentFacts { attached: false, ..record("csi-redis-2", OTHER_NODE) };
+    walk.case = walk
+        .case
+        .clone()
+        .pod(|p| (p.uid, p.node) = ("successor".into(), Some(OTHER_NODE.into())))
+        .attachments(|all| all.push(waits));
+    assert_ne!(walk.case.diagnosis().verdict.to_string(), walk.plan.trouble.to_string());
+    let said = walk.ask();
+    let second = |e: &Effect| matches!(e, Effect::Release { pod, .. } if pod.name == "redis-1");
+    assert!(matches!(&said, Next::Act(a) if second(&a.effect)), "{said:?}\n{}", walk.story());
 }
