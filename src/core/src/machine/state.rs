@@ -185,9 +185,7 @@ impl State {
                 }
                 let kind = plan.steps.get(step.index()).map(|s| s.kind).ok_or("the plan has no such step")?;
                 // An answer that has become too old is asked for again, from a later step.
-                let asks_again = kind == StepKind::Challenge
-                    && matches!(self.step(*step), StepState::Closed { .. })
-                    && self.current().is_some_and(|now| *step < now);
+                let asks_again = kind == StepKind::Challenge && self.current().is_some_and(|now| *step < now);
                 if self.turned_back.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
@@ -281,8 +279,7 @@ impl State {
     /// A handshake that begins anew makes nothing of what an agent was asked before it: the question comes again.
     fn reopen_question(&mut self, plan: &Plan, seen: &NoUser, at: Timestamp) {
         let Some(ix) = plan.find(StepKind::Challenge).filter(|_| self.turned_back.is_none()) else { return };
-        let passed = matches!(self.step(ix), StepState::Closed { .. }) && self.current() > Some(ix);
-        if passed
+        if self.current() > Some(ix)
             && seen.lease.is_some()
             && let Ok(slot) = self.slot(ix)
         {

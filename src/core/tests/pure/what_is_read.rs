@@ -254,6 +254,20 @@ fn a_deadline_begins_anew_for_an_order_that_was_found_out_alone() {
     assert_eq!(found.state().entered_at(), entered);
 }
 
+/// S5: a question has one deadline, however often it is put at its own step; one that a later step puts again has its own.
+#[test]
+fn a_question_begins_anew_from_a_later_step_alone() {
+    use StepKind::Challenge;
+    let plan = world::hold_plan();
+    let due = Run::at(plan, Challenge, true);
+    let (step, entered) = (due.ix(Challenge), due.state().entered_at());
+    let put_twice = due.clone().refused(Challenge).start(Challenge);
+    assert_eq!(put_twice.state().entered_at(), entered);
+    let again = due.applied(Challenge).complete(step).start(Challenge);
+    assert_eq!(again.state().entered_at(), Some(again.now()));
+    assert_eq!(again.state().current(), Some(step));
+}
+
 /// S3: a question that is on its way stays so, whatever begins anew; one that was answered comes again with the handshake.
 #[test]
 fn a_handshake_that_begins_anew_forgets_no_question_that_is_on_its_way() {
