@@ -75,7 +75,7 @@ pub struct State {
     /// The start of each step's latest attempt of which nobody heard whether it was applied.
     doubts: Vec<Option<Timestamp>>,
     /// The start of each step's latest attempt, and the newest job of the provider's history right before. None: the attempt
-    /// was refused.
+    /// was refused, and none before it went unheard.
     sent: Vec<Option<(Timestamp, Option<NewestJob>)>>,
     /// When the current step could begin: the time of the line that closed the step before it, or of the one that told what
     /// became of an order whose reply was lost.
@@ -240,7 +240,9 @@ impl State {
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
                 }
-                let refused = matches!(outcome, Outcome::NotApplied { .. });
+                // Where an earlier attempt was never heard of, "busy" may be that one.
+                let refused =
+                    matches!(outcome, Outcome::NotApplied { .. }) && self.unheard_since(*step).is_none();
                 if let Some(sent) = self.sent.get_mut(step.index()).filter(|_| refused) {
                     *sent = None;
                 }
@@ -349,7 +351,8 @@ impl State {
         self.doubts.get(step.index()).copied().flatten()
     }
 
-    /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused.
+    /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused and none before it went
+    /// unheard.
     pub fn sent_at(&self, step: StepIx) -> Option<Timestamp> {
         self.sent.get(step.index()).and_then(|sent| sent.as_ref()).map(|(at, _)| *at)
     }
