@@ -10,6 +10,8 @@ use kube::Client;
 use kube::client::Body;
 use reattach_core::ids::{NodeName, ObjectName, Uid};
 use reattach_core::journal::Outcome;
+use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
+use reattach_core::workload::{ScalePath, WorkloadRef};
 use reattach_sim::ApiServer;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -293,4 +295,79 @@ async fn nothing_is_evicted_or_deleted_without_a_uid() {
         assert!(matches!(refused, Outcome::NotApplied { retry: false, .. }), "{refused:?}");
     }
     assert!(seen.lock().unwrap().is_empty(), "no request was sent");
+}
+
+fn workload(kind: &str, uid: &str) -> WorkloadRef {
+    WorkloadRef {
+        api_version: "apps/v1".into(),
+        kind: kind.into(),
+        plural: format!("{}s", kind.to_lowercase()),
+        name: ObjectName::new("shop", "db"),
+        uid: uid.into(),
+    }
+}
+
+/// Each write of a count names the object by UID and by the version that was read; the stamp goes with the count, or after it
+/// where `/scale` drops annotations.
+#[tokio::test]
+async fn a_restore_is_conditional_and_takes_the_stamp_off() {
+    let no_stamp = json!({ STAMP_ANNOTATION: null });
+    let object = "/apis/apps/v1/namespaces/shop/statefulsets/db".to_owned();
+    let at_once = json!({
+        "metadata": {"uid": "u-1", "resourceVersion": "7", "annotations": no_stamp}, "spec": {"replicas": 3}
+    });
+    let count = json!({"metadata": {"uid": "u-1", "resourceVersion": "7"}, "spec": {"replicas": 3}});
+    let stamp = json!({"metadata": {"uid": "u-1", "annotations": no_stamp}});
+    for (path, wanted) in [
+        (ScalePath::Replicas, vec![(object.clone(), at_once)]),
+        (ScalePath::ScaleSubresource, vec![(format!("{object}/scale"), count), (object, stamp)]),
+    ] {
+        let (pass, seen) = recorder();
+        let (set, version) = (workload("StatefulSet", "u-1"), "7".into());
+        let restored = effects::restore(pass.as_effect(), &set, &version, path, Some(3)).await;
+        assert!(restored.applied(), "{restored:?}");
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert!(seen.iter().all(|(method, ..)| method == "PATCH"), "{seen:?}");
+        let sent: Vec<_> = seen.into_iter().map(|(_, path, body)| (path, body)).collect();
+        assert_eq!(sent, wanted);
+    }
+}
+
+/// The Deployment controller copies the stamp to the ReplicaSets, from where a rollback would bring it back. A stamp that names
+/// another workload is none of ours.
+#[tokio::test(start_paused = true)]
+async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
+    let s = Stage::new();
+    s.server.insert(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));
+    let stamp = |workload: &str| {
+        let stamp = Stamp {
+            replicas: 3,
+            workload: workload.into(),
+            recovery: "recovery-a".into(),
+            at: s.clock.now(),
+        };
+        json!({ STAMP_ANNOTATION: stamp.to_annotation() })
+    };
+    let object = |kind: &str, name: &str, annotations: Value| {
+        s.server.insert(&json!({
+            "apiVersion": "apps/v1", "kind": kind,
+            "metadata": {"name": name, "namespace": "shop", "annotations": annotations},
+            "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "db"}},
+                "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": []}}},
+        }))
+    };
+    let deployment = object("Deployment", "db", json!({}));
+    let text = |o: &Value, key: &str| o["metadata"][key].as_str().unwrap().to_owned();
+    let (uid, version) = (text(&deployment, "uid"), text(&deployment, "resourceVersion"));
+    object("ReplicaSet", "db-1", stamp(&uid));
+    object("ReplicaSet", "other-1", stamp("another"));
+    let (name, version) = (workload("Deployment", &uid), version.as_str().into());
+    let restored = effects::restore(s.pass.as_effect(), &name, &version, ScalePath::Replicas, Some(3)).await;
+    assert!(restored.applied(), "{restored:?}");
+    let stamped = |name: &str| {
+        let set = s.server.read("apps", "replicasets", "shop", name).unwrap();
+        set["metadata"]["annotations"][STAMP_ANNOTATION].is_string()
+    };
+    assert!(!stamped("db-1"), "its own");
+    assert!(stamped("other-1"), "another workload's");
 }
