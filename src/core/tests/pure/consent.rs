@@ -84,15 +84,7 @@ fn a_withdrawn_run_turns_back_and_ends_aborted() {
     let recovery = Case::recovery();
     let observe = Withdrawal::PolicyMode { policy: "everything".into(), mode: Mode::Observe };
     let ask = |walk: &Walk| {
-        let cx = Context {
-            recovery: &recovery,
-            aborted_by: None,
-            confirm_workload: None,
-            term: walk.term,
-            nothing_under_way: None,
-            withdrawn: Some(observe.clone()),
-            now: walk.case.now,
-        };
+        let cx = Context { withdrawn: Some(observe.clone()), ..walk.context(&recovery) };
         next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
     };
     let Next::Record(mark) = ask(&walk) else { panic!("it goes on: {:?}", ask(&walk)) };

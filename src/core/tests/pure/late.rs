@@ -27,15 +27,7 @@ pub fn power_off_unheard() -> Walk {
 /// What the machine says to a person's abort, and to a word that nothing is under way.
 pub fn asked(walk: &Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
     let recovery = Case::recovery();
-    let cx = Context {
-        recovery: &recovery,
-        aborted_by,
-        confirm_workload: None,
-        term: walk.term,
-        nothing_under_way: word.cloned(),
-        withdrawn: None,
-        now: walk.case.now,
-    };
+    let cx = Context { aborted_by, nothing_under_way: word.cloned(), ..walk.context(&recovery) };
     next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
 }
 

@@ -13,7 +13,7 @@ use reattach_core::consent::Word;
 use reattach_core::fact::Known;
 use reattach_core::ids::InstanceId;
 use reattach_core::journal::{End, Mark, Outcome};
-use reattach_core::machine::{Context, Effect, Left, Next, without_journal};
+use reattach_core::machine::{Effect, Left, Next, without_journal};
 use reattach_core::runbook::StepKind;
 use reattach_core::testkit::{Case, INSTANCE};
 
@@ -287,15 +287,7 @@ fn a_busy_cloud_is_asked_again_to_power_on() {
 /// What is put back next of a run whose journal takes no more lines.
 fn left(walk: &Walk, labelled: bool) -> Left {
     let recovery = Case::recovery();
-    let cx = Context {
-        recovery: &recovery,
-        aborted_by: None,
-        confirm_workload: None,
-        term: walk.term,
-        nothing_under_way: None,
-        withdrawn: None,
-        now: walk.case.now,
-    };
+    let cx = walk.context(&recovery);
     let since = walk.case.now - SignedDuration::from_secs(1);
     without_journal(&walk.plan, &walk.state(), &walk.case.evidence, &cx, since, labelled)
 }

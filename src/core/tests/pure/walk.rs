@@ -10,7 +10,7 @@ use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::guest::{Answer, Seen};
 use reattach_core::hold::hold_taint;
-use reattach_core::ids::{InstanceId, NodeName};
+use reattach_core::ids::{InstanceId, NodeName, Uid};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan, make};
@@ -185,16 +185,21 @@ impl Walk {
     pub fn ask(&self) -> Next {
         let (recovery, aborted) =
             (Case::recovery(), self.world.abort_at.is_some_and(|n| self.journal.len() >= n));
-        let cx = Context {
-            recovery: &recovery,
-            aborted_by: aborted.then_some("jane"),
+        let cx = Context { aborted_by: aborted.then_some("jane"), ..self.context(&recovery) };
+        next(&self.plan, &self.state(), &self.case.evidence, &cx)
+    }
+
+    /// The context of a run that nobody has said anything about.
+    pub fn context<'a>(&self, recovery: &'a Uid) -> Context<'a> {
+        Context {
+            recovery,
+            aborted_by: None,
             confirm_workload: None,
             term: self.term,
             nothing_under_way: None,
             withdrawn: None,
             now: self.case.now,
-        };
-        next(&self.plan, &self.state(), &self.case.evidence, &cx)
+        }
     }
 
     /// Takes the run to the first effect for which `reply` has an answer of its own, journals that, and lets the world change.

@@ -283,3 +283,17 @@ fn a_handshake_that_begins_anew_forgets_no_question_that_is_on_its_way() {
     assert!(matches!(passed.clone().no_user(false).state().step(step), StepState::Closed { .. }));
     assert!(matches!(passed.no_user(true).state().step(step), StepState::Pending));
 }
+
+/// A refused order is under way nowhere. Where an earlier one of the same step was never heard of, "busy" may be that one.
+#[test]
+fn a_refused_order_is_forgotten_unless_one_before_it_went_unheard() {
+    use StepKind::CloudDetach;
+    let due = Run::at(world::plan(), CloudDetach, true);
+    let step = due.ix(CloudDetach);
+    let refused = due.clone().refused(CloudDetach);
+    assert_eq!(refused.state().sent_at(step), None);
+    let not_seen = Outcome::ObservedNotApplied { seen: "seen".into() };
+    let unheard = due.start(CloudDetach).told(CloudDetach, not_seen);
+    assert!(unheard.state().sent_at(step).is_some());
+    assert!(unheard.refused(CloudDetach).state().sent_at(step).is_some());
+}
