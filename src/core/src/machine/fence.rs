@@ -2,7 +2,7 @@
 
 use super::forward::{Look, wait};
 use super::observe::CLOUD_POLL;
-use super::unwind::{RETRY, backoff, later};
+use super::unwind::{RETRY, TAINT, backoff, later, on_its_way};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::InstanceState;
 use crate::diagnosis::{Trouble, Verdict, diagnose};
@@ -190,7 +190,9 @@ impl Look<'_> {
             return self.completed("the taint is written");
         }
         if self.still_held().is_none() {
-            return self.skipped("nothing of the node holds the volume any more");
+            // A skipped step is not unwound: a taint that arrived after it would stay.
+            return on_its_way(self.state, self.ix, self.cx, TAINT)
+                .unwrap_or_else(|| self.skipped("nothing of the node holds the volume any more"));
         }
         if let Some(other) = self.was_refused().or_else(|| self.not_to_be_fenced()) {
             return other;
@@ -220,10 +222,12 @@ impl Look<'_> {
     /// What is there by our own hand is done; what another recovery of ours did is not ours to end.
     fn done_or_skipped(&self, seen: &str) -> Next {
         match self.state.step(self.ix) {
-            StepState::Pending | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. } => {
+            StepState::Pending | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. }
+                if self.state.unheard_since(self.ix).is_none() =>
+            {
                 self.skipped(&format!("{seen}, by another recovery"))
             }
-            // Accepted, or a lost reply: then it may be ours.
+            // The write was accepted, or the reply to an attempt was lost: then the mark may be ours.
             _ => self.completed(seen),
         }
     }

@@ -80,6 +80,8 @@ fn detached(step: StepIx, plan: &Plan, state: &State, evidence: &Evidence, cx: &
         Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
     };
     let (free, says) = match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+        // What was read is another volume's.
+        _ if orders::is_unreachable(plan, evidence, cx.now) => (false, "the cloud could not be asked"),
         Reading::Present(volume) if volume.holders.contains(&plan.pins.holder) => {
             (false, "the cloud still names the holder")
         }

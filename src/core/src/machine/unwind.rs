@@ -18,6 +18,9 @@ use crate::stamp;
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 
+/// The name of the out-of-service taint in sentences about a request that may still arrive.
+pub(super) const TAINT: &str = "the out-of-service taint";
+
 /// A write that was refused is tried again after so long.
 pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(1);
 
@@ -78,7 +81,7 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
 }
 
 /// The wait for a request whose reply nobody heard, while it may still arrive.
-fn on_its_way(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Option<Next> {
+pub(super) fn on_its_way(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Option<Next> {
     let until = later(state.unheard_since(step)?, IN_FLIGHT);
     (cx.now < until).then(|| Next::Wait { why: format!("{what} may still be on its way"), until })
 }
@@ -121,6 +124,11 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
     let tainted = state.in_force(plan, StepKind::TaintOutOfService);
     let is_due = |ix: &StepIx| tainted && !matches!(state.step(*ix), StepState::Closed { .. });
     let untaint = plan.find(StepKind::Untaint).filter(is_due)?;
+    // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
+    let taint = plan.find(StepKind::TaintOutOfService);
+    if let Some(wait) = taint.and_then(|t| on_its_way(state, t, cx, TAINT)) {
+        return Some(wait);
+    }
     let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
     match take_off(untaint, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => Some(stuck(format!(
@@ -138,8 +146,12 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
         let ix = plan.find(kind)?;
         match state.step(ix) {
             StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
-            // A plain detach that a forced one took over from may still be under way. One that was refused is not.
-            StepState::Closed { skipped: true } if state.sent_at(ix).is_some() => {
+            // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before
+            // one that was refused. A detach that was only ever refused is not.
+            StepState::Closed { skipped: true }
+            | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. }
+                if state.sent_at(ix).is_some() =>
+            {
                 Some((ix, state.turned_back_at()?))
             }
             _ => None,

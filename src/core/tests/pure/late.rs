@@ -278,6 +278,30 @@ fn the_history_of_another_volume_ends_no_wait() {
     }
 }
 
+/// What is read after the PersistentVolume was replaced is another volume's, and no outcome is told from it.
+#[test]
+fn a_word_tells_no_outcome_by_another_volumes_holders() {
+    let mut walk = detach_unheard();
+    let now = walk.case.now;
+    walk.case = walk.case.clone().volume(|v| v.uid = "pv-2".into()).cloud(|c| {
+        (c.id, c.holders) = ("6661".into(), Vec::new());
+    });
+    walk.case.evidence.cloud_id = Some("6661".into());
+    let word = Word { by: "grace".into(), reason: "support looked".into(), at: now };
+    let said = settled(&mut walk, Some("jane"), Some(&word));
+    assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}\n{}", walk.story());
+    let told: Vec<_> = walk
+        .journal
+        .iter()
+        .filter_map(|e| match &e.mark {
+            Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } => Some(seen.as_str()),
+            Mark::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } => panic!("{seen}"),
+            _ => None,
+        })
+        .collect();
+    assert!(told.len() == 1 && told[0].ends_with("the cloud could not be asked"), "{told:?}");
+}
+
 fn job(id: &str, action: &str, status: JobStatus, created: Timestamp) -> CloudJob {
     let (volume, instance) = (Some("5551".into()), Some(INSTANCE.into()));
     CloudJob { id: id.into(), action: action.into(), status, volume, instance, created }

@@ -2,7 +2,7 @@
 
 use super::awaiting::after;
 use super::clocks::until;
-use super::late::{leave_the_cluster, settled, shutdown};
+use super::late::{detach_unheard, leave_the_cluster, settled, shutdown};
 use super::lost_replies::{begun, off_stays_off, scaled_and_aborted};
 use super::steps::{is_wait, pending, phantom, probe};
 use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, orphan, phantom_without_policy};
@@ -174,6 +174,25 @@ fn a_busy_detach_that_was_not_needed_is_not_waited_for() {
     pending(&mut walk, false);
     let said = settled(&mut walk, Some("jane"), None);
     assert!(!is_wait(&said, "--nothing-under-way"), "{said:?}\n{}", walk.story());
+}
+
+/// The first detach got no reply, a person's word ended the wait, and the second was answered "busy": that may be the first
+/// one, so an abort waits for the job.
+#[test]
+fn an_abort_waits_for_a_busy_detach_after_an_unheard_one() {
+    let mut walk = detach_unheard();
+    let word = Word { by: "grace".into(), reason: "support looked".into(), at: walk.case.now };
+    let Next::Act(again) = settled(&mut walk, None, Some(&word)) else { panic!("{}", walk.story()) };
+    assert!(matches!(again.effect, Effect::CloudDetach { .. }), "{again:?}");
+    walk.pass(1);
+    walk.issue(again, busy());
+    pending(&mut walk, true);
+    let said = settled(&mut walk, Some("jane"), Some(&word));
+    assert!(is_wait(&said, "the detach is under way at the cloud"), "{said:?}\n{}", walk.story());
+    pending(&mut walk, false);
+    walk.case = walk.case.clone().cloud(|c| c.holders.clear());
+    let said = settled(&mut walk, Some("jane"), Some(&word));
+    assert!(puts_back(&said), "{said:?}\n{}", walk.story());
 }
 
 /// A run whose power-off was accepted and does not show in the provider's history yet.

@@ -1,9 +1,9 @@
 //! A fenced node that is back: when that turns the run, and which proof an effect on the node lacks.
 
 use super::late::settled;
-use super::steps::{is_completed, is_refused, is_wait, phantom, reached, told};
+use super::steps::{holders, is_completed, is_refused, is_skipped, is_wait, phantom, reached, told};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, dead_node_off};
-use reattach_core::journal::End;
+use reattach_core::journal::{End, Outcome};
 use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::Allowed;
 use reattach_core::runbook::StepKind;
@@ -32,7 +32,7 @@ fn a_node_that_is_back_turns_the_run_only_while_it_is_tainted() {
     assert!(turns(&tainted.ask()), "{:?}", tainted.ask());
 
     let untaint = back(reached(dead_node_off(), ALL, StepKind::Untaint)).ask();
-    assert!(matches!(&untaint, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. })), "{untaint:?}");
+    assert!(untaints(&untaint), "{untaint:?}");
 
     let verify = back(reached(dead_node_off(), ALL, StepKind::Verify)).ask();
     assert!(!turns(&verify), "{verify:?}");
@@ -45,6 +45,77 @@ fn an_abort_after_the_untaint_leaves_the_taint_of_another_recovery() {
     assert!(walk.kinds().contains(&"Untaint".to_owned()), "{}", walk.story());
     walk.case = walk.case.clone().node(|n| n.out_of_service_by_us = true);
     assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
+}
+
+fn taints(said: &Next) -> bool {
+    matches!(said, Next::Act(a) if matches!(a.effect, Effect::TaintOutOfService { .. }))
+}
+
+fn untaints(said: &Next) -> bool {
+    matches!(said, Next::Act(a) if matches!(a.effect, Effect::Untaint { .. }))
+}
+
+/// A run whose out-of-service taint got no reply.
+fn taint_unheard() -> Walk {
+    let mut walk = Walk::new(dead_node_off(), QUIET);
+    walk.answer(
+        |e| {
+            matches!(e, Effect::TaintOutOfService { .. })
+                .then(|| Outcome::Unknown { why: "no answer".into() })
+        },
+        |_| {},
+    );
+    walk
+}
+
+fn arrives(walk: &mut Walk) {
+    walk.case = walk.case.clone().node(|n| n.out_of_service_by_us = true);
+}
+
+/// The first write got no reply and the second was refused: the taint that is there may be the first one's, so this run takes
+/// it off.
+#[test]
+fn an_unheard_taint_counts_as_ours_after_a_refusal() {
+    let mut walk = taint_unheard();
+    let Next::Act(again) = settled(&mut walk, None, None) else { panic!("{}", walk.story()) };
+    walk.issue(again, Outcome::NotApplied { why: "conflict".into(), retry: true });
+    arrives(&mut walk);
+    assert!(is_completed(&walk.ask()), "{:?}", walk.ask());
+    let said = settled(&mut walk, Some("jane"), None);
+    assert!(is_wait(&said, "may still be on its way"), "{said:?}");
+    walk.pass(61);
+    let said = settled(&mut walk, Some("jane"), None);
+    assert!(untaints(&said), "{said:?}\n{}", walk.story());
+}
+
+/// The volume is freed by others while the taint may still arrive: a step that is skipped is not unwound.
+#[test]
+fn an_unheard_taint_is_waited_for_before_it_is_skipped() {
+    let mut walk = taint_unheard();
+    assert!(taints(&settled(&mut walk, None, None)), "{}", walk.story());
+    walk.case = walk.case.clone().attachments(Vec::clear).node(|n| {
+        n.volumes_in_use.clear();
+        n.volumes_attached.clear();
+    });
+    holders(&mut walk, &[]);
+    assert!(is_wait(&walk.ask(), "the out-of-service taint may still be on its way"), "{:?}", walk.ask());
+    let mut late = walk.clone();
+    arrives(&mut late);
+    assert!(is_completed(&late.ask()), "{:?}", late.ask());
+    walk.pass(61);
+    assert!(is_skipped(&walk.ask(), "nothing of the node holds the volume"), "{:?}", walk.ask());
+}
+
+/// A taint that arrives after the run was aborted is taken off as well.
+#[test]
+fn an_abort_waits_for_an_unheard_taint() {
+    let mut walk = taint_unheard();
+    let said = settled(&mut walk, Some("jane"), None);
+    assert!(is_wait(&said, "the out-of-service taint may still be on its way"), "{said:?}");
+    arrives(&mut walk);
+    walk.pass(61);
+    let said = settled(&mut walk, Some("jane"), None);
+    assert!(untaints(&said), "{said:?}\n{}", walk.story());
 }
 
 /// A wait for a proof says what the proof that can be made of this node lacks: of a dead one the machine's, of a living one
