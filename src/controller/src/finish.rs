@@ -53,7 +53,7 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
     if let Some(plan) = plan.as_ref().filter(|_| recovery.finalizers().iter().any(|f| f == FINALIZER)) {
         give_lock_back(executor, &recovery, plan).await?;
         // The run has ended, and it does not before it knows what became of what it ordered.
-        for (at, _) in plan.steps.iter().enumerate().filter(|(_, step)| step.kind.is_order()) {
+        for (at, _) in plan.steps.iter().enumerate().filter(|(_, step)| step.kind.spec().is_order()) {
             let step = StepIx(u32::try_from(at).unwrap_or(u32::MAX));
             let ordered = |e: &&Opaque<Entry>| {
                 e.get().is_ok_and(|e| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step))

@@ -285,7 +285,7 @@ fn losses(
     if plan.steps.iter().any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release)) {
         say("S2", w.rollout.is_none(), "the workload is being changed");
     }
-    let goes = |kind| plan.steps.iter().any(|s| s.kind.pods_go() == kind);
+    let goes = |kind| plan.steps.iter().any(|s| s.kind.spec().pods_go == kind);
     if goes(PodsGo::WithTheCount) || goes(PodsGo::OfTheClaim) || goes(PodsGo::OfTheNode) {
         say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
         say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");

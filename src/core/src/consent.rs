@@ -115,7 +115,7 @@ pub fn withdrawal(
 /// Whether every step that is left puts something back or only looks.
 fn only_puts_back(plan: &Plan, state: &State) -> bool {
     let Some(current) = state.current() else { return true };
-    plan.steps.iter().skip(current.index()).all(|step| step.kind.only_puts_back())
+    plan.steps.iter().skip(current.index()).all(|step| step.kind.spec().needs_no_mandate())
 }
 
 /// Whether the plan powers the instance off and has not yet.

@@ -30,6 +30,7 @@ pub mod report;
 pub mod runbook;
 pub mod safety;
 pub mod stamp;
+pub mod steps;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod workload;

@@ -4,11 +4,12 @@
 mod order;
 
 use crate::diagnosis::Class;
-use crate::loss::PodsGo;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+
+pub use crate::steps::StepKind;
 
 /// The runbook that policies name by default: it touches no replica and mostly leaves the detach to Kubernetes.
 pub const DEFAULT_RUNBOOK: &str = "lightest-first";
@@ -82,126 +83,6 @@ impl RunbookStep {
     /// The patience as a duration.
     pub fn patience(&self) -> Option<SignedDuration> {
         self.patience_seconds.map(|s| SignedDuration::from_secs(s.into()))
-    }
-}
-
-/// The steps that this build can perform; a runbook that uses another word is refused with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum StepKind {
-    /// Stamp the workload and set its replicas to zero, in one write; then wait until no pod of it is left.
-    ScaleToZero,
-    /// Keep new pods of the claim away by a scheduling gate; proven by a dry-run create.
-    Hold,
-    /// Evict the stuck pod; its owner makes a new one, which the hold keeps away.
-    Release,
-    /// Wait until kubelet, the attach/detach controller, the cloud and the VolumeAttachment have let go.
-    AwaitDetached,
-    /// Detach at the cloud, with a proof, when Kubernetes' own detach is stuck.
-    CloudDetach,
-    /// Touch a VolumeAttachment whose detach failed, so that external-attacher retries at once.
-    Requeue,
-    /// Set the stamped replicas again and remove the stamp, in one write.
-    Restore,
-    /// End the hold: its label off, the gates off the pods that wait.
-    Lift,
-    /// Wait for Kubernetes or the machine to heal it; the next step takes over when the patience is over.
-    Await,
-    /// Power the holder off at the cloud. Planned only where a policy or a person allows it.
-    PowerOff,
-    /// Wait for a proof that the holder cannot write: off, gone, declared, rebooted and clean, or its kubelet's word.
-    Prove,
-    /// Put the out-of-service taint on the dead holder's Node, so that Kubernetes lets go of its pods and volumes.
-    TaintOutOfService,
-    /// Take the out-of-service taint off again.
-    Untaint,
-    /// Power the holder on again. Planned only where a policy asks for it.
-    PowerOn,
-    /// Keep new pods off the fenced node until its agent answers clean.
-    Quarantine,
-    /// Ask the holder's agent to look at the machine anew.
-    Challenge,
-    /// Delete the VolumeAttachment by its UID, with a proof.
-    DeleteAttachment,
-    /// Make a snapshot of the volume at the cloud before it is detached by force. Planned only where a policy asks for it.
-    Snapshot,
-    /// Detach at the cloud by force, with a proof that the instance is off or gone.
-    CloudForce,
-    /// Wait until the pod is Ready with its volume and exactly one holder.
-    Verify,
-}
-
-impl StepKind {
-    /// Does the step only take away what the run put there, or look? Nobody's word is needed for it, and to turn back would
-    /// do no more.
-    pub fn only_puts_back(self) -> bool {
-        match self {
-            Self::Restore | Self::Lift | Self::Untaint | Self::PowerOn | Self::Verify => true,
-            Self::ScaleToZero
-            | Self::Hold
-            | Self::Release
-            | Self::AwaitDetached
-            | Self::CloudDetach
-            | Self::Requeue
-            | Self::Await
-            | Self::PowerOff
-            | Self::Prove
-            | Self::TaintOutOfService
-            | Self::Quarantine
-            | Self::Challenge
-            | Self::DeleteAttachment
-            | Self::Snapshot
-            | Self::CloudForce => false,
-        }
-    }
-
-    /// Is its effect an order to the cloud that may be carried out at any later time? (A snapshot frees nothing.)
-    pub fn is_order(self) -> bool {
-        match self {
-            Self::CloudDetach | Self::CloudForce | Self::PowerOff | Self::PowerOn => true,
-            Self::ScaleToZero
-            | Self::Restore
-            | Self::Hold
-            | Self::Release
-            | Self::Lift
-            | Self::AwaitDetached
-            | Self::Requeue
-            | Self::Verify
-            | Self::Await
-            | Self::Prove
-            | Self::Quarantine
-            | Self::TaintOutOfService
-            | Self::Untaint
-            | Self::Challenge
-            | Self::DeleteAttachment
-            | Self::Snapshot => false,
-        }
-    }
-
-    /// Which pods go away by its effect. What is lost with them is asked for by this alone ([`crate::loss::losses`]), so
-    /// that a new way to make a pod go meets the same refusals.
-    pub fn pods_go(self) -> PodsGo {
-        match self {
-            Self::ScaleToZero => PodsGo::WithTheCount,
-            Self::Release => PodsGo::OfTheClaim,
-            // A machine is powered off so that the taint may follow: it is not begun where the taint would be refused.
-            Self::PowerOff | Self::TaintOutOfService => PodsGo::OfTheNode,
-            Self::Hold
-            | Self::AwaitDetached
-            | Self::CloudDetach
-            | Self::Requeue
-            | Self::Restore
-            | Self::Lift
-            | Self::Await
-            | Self::Prove
-            | Self::Untaint
-            | Self::PowerOn
-            | Self::Quarantine
-            | Self::Challenge
-            | Self::DeleteAttachment
-            | Self::Snapshot
-            | Self::CloudForce
-            | Self::Verify => PodsGo::None,
-        }
     }
 }
 

@@ -309,7 +309,8 @@ impl Executor {
             | Mark::TurnedBack { .. }
             | Mark::Ended { .. } => None,
         };
-        let order = known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.is_order()));
+        let order =
+            known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order()));
         if let Some(step) = order {
             self.take_note_away(&open_orders::name(&Self::uid_of(recovery), step)).await;
         }

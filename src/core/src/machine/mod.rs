@@ -18,19 +18,13 @@
 //! # Errors
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
-mod detach;
-mod fence;
 mod forward;
-mod hold;
-mod identity;
 mod mandate;
-mod observe;
-mod orders;
-mod record;
-mod snapshot;
+pub(crate) mod observe;
+pub(crate) mod orders;
+pub(crate) mod pace;
 mod state;
 mod unwind;
-mod verify;
 
 use crate::consent::{Withdrawal, Word};
 use crate::evidence::Evidence;
@@ -286,7 +280,7 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
     if !state.accepted() {
         return Next::Wait {
             why: "no plan was accepted".to_owned(),
-            until: unwind::later(cx.now, observe::CLOUD_POLL),
+            until: pace::later(cx.now, pace::CLOUD_POLL),
         };
     }
     if let Some(pending) = observe::outstanding(plan, state, evidence, cx) {

@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 
 /// What is known of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// Something must be read first.
     Unread(&'static str),
     /// Nothing leads to the cloud that was asked: the PersistentVolume is gone, and no provider is known to be the one.
@@ -49,7 +49,7 @@ struct Job<'a> {
 }
 
 /// What became of a detach that was ordered by this step; read at `since` or later.
-pub(super) fn detach(
+pub(crate) fn detach(
     step: StepIx,
     plan: &Plan,
     state: &State,
@@ -95,7 +95,7 @@ fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
 
 /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
 /// one that the run began with.
-pub(super) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
+pub(crate) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
     let gone = match evidence.volume.read(now, MAX_AGE) {
         Reading::Absent => true,
         Reading::Present(volume) => volume.uid != plan.pins.pv,
@@ -118,7 +118,7 @@ fn is_gone(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
 }
 
 /// What became of an order to power the holder off or on that was given by this step.
-pub(super) fn power(
+pub(crate) fn power(
     step: StepIx,
     plan: &Plan,
     state: &State,
@@ -231,6 +231,14 @@ pub enum History<'a> {
     Detach(&'a [CloudJob]),
     /// The jobs of an instance's power, oldest first; an order for this change is looked for.
     Power(&'a [PowerJob], PowerChange),
+}
+
+/// The sentence of a person's word that nothing is under way, where it was said after this step's effect was sent.
+pub(crate) fn declared_over(state: &State, step: StepIx, cx: &Context<'_>) -> Option<String> {
+    match by_word(state, step, cx, cx.now)? {
+        Fate::Over(seen) => Some(seen),
+        Fate::Unread(_) | Fate::Unreachable | Fate::Pending | Fate::Ended { .. } | Fate::Unseen => None,
+    }
 }
 
 /// A person's word that nothing is under way. Said before the order was sent, or after `until`, it says nothing about it.

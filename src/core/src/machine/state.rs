@@ -3,7 +3,8 @@
 use crate::journal::{End, Entry, Mark, NewestJob, Outcome, TurnBack};
 use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::proof::NoUser;
-use crate::runbook::{Holding, StepKind};
+use crate::runbook::Holding;
+use crate::steps::{EffectClass, Role, StepKind};
 use jiff::Timestamp;
 
 /// How one step stands.
@@ -183,25 +184,23 @@ impl State {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
-                let kind = plan.steps.get(step.index()).map(|s| s.kind).ok_or("the plan has no such step")?;
+                let planned = plan.steps.get(step.index()).ok_or("the plan has no such step")?;
+                let (kind, spec) = (planned.kind, planned.kind.spec());
                 // An answer that has become too old is asked for again, from a later step.
                 let asks_again = kind == StepKind::Challenge && self.current().is_some_and(|now| *step < now);
                 if self.turned_back.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
-                let restores = matches!(
-                    kind,
-                    StepKind::Restore | StepKind::Lift | StepKind::Untaint | StepKind::PowerOn
-                );
-                if self.turned_back.is_some() && !restores {
+                if self.turned_back.is_some() && spec.role != Role::Restores {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
-                // These go on until what they are about is seen: the stamp, the last stuck pod, the last gate, the taint, an
-                // answer.
-                let repeats = restores || matches!(kind, StepKind::Release | StepKind::Challenge);
-                if !repeats && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
+                if !spec.goes_on && matches!(slot, StepState::Issued { outcome, .. } if outcome.applied()) {
                     return Err("its effect is in force already");
+                }
+                let unknown = matches!(slot, StepState::Issued { outcome: Outcome::Repeatable { .. }, .. });
+                if unknown && planned.effect_class == EffectClass::Once {
+                    return Err("what became of its effect is not known, and it is issued once");
                 }
                 *slot = StepState::Started { at: entry.at };
                 if let Some(sent) = self.sent.get_mut(step.index()) {
@@ -226,8 +225,7 @@ impl State {
                 };
                 *slot = StepState::Issued { outcome: outcome.clone(), started, at: entry.at };
                 // S5: the time in which nobody knew what became of an order does not count against its step.
-                let kind = plan.steps.get(step.index()).map(|s| s.kind);
-                let order = kind.is_some_and(StepKind::is_order);
+                let order = plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order());
                 let observed =
                     matches!(outcome, Outcome::ObservedApplied { .. } | Outcome::ObservedNotApplied { .. });
                 if order && observed {
@@ -383,9 +381,8 @@ impl State {
 
     /// Whether this run may have the lock of the plan's node: it began an effect on the whole node and has not ended.
     pub fn locks_the_node(&self, plan: &Plan) -> bool {
-        let begun = [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn]
-            .into_iter()
-            .any(|kind| self.attempts_of(plan, kind) > 0);
+        let begun =
+            StepKind::ALL.iter().any(|kind| kind.spec().locks_node && self.attempts_of(plan, *kind) > 0);
         begun && self.ended.is_none()
     }
 

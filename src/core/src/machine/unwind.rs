@@ -1,10 +1,9 @@
 //! After turning back: put the workload back as it was, then end. A write that the API server refused is tried again: a right
 //! that was taken away may be given again, and a workload must not stay at zero for one answer.
 
-use super::fence::take_off;
-use super::hold::let_come;
-use super::observe::{IN_FLIGHT, lost, state_tells, unreachable};
+use super::observe::{TAINT, lost, maybe_in_flight, unreachable};
 use super::orders::{self, Fate};
+use super::pace::{IN_FLIGHT, RETRY, backoff, later};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
@@ -13,19 +12,10 @@ use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::hold::hold_taint;
 use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
 use crate::plan::{Plan, SoundPlan, StepIx};
-use crate::runbook::{Holding, StepKind};
-use crate::stamp;
-use crate::workload::WorkloadFacts;
-use jiff::{SignedDuration, Timestamp};
+use crate::runbook::Holding;
+use crate::steps::{StepKind, lift_next, restore_next, state_tells, untaint_next};
+use jiff::Timestamp;
 
-/// The name of the out-of-service taint in sentences about a request that may still arrive.
-pub(super) const TAINT: &str = "the out-of-service taint";
-
-/// A write that was refused is tried again after so long.
-pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(1);
-
-/// The pause between two tries never grows beyond this.
-const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(60);
 /// Maximum number of journaled tries of one restoring write, which take about an hour. The journal has to fit into one
 /// object; further tries are made by the stamp alone ([`without_journal`]).
 const MOST_RESTORES: u32 = 60;
@@ -65,7 +55,7 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
         Reading::Absent => return end(why),
         _ => return wait("the workload must be read to restore it"),
     };
-    match put_back(restore, plan, w, state, cx) {
+    match restore_next(restore, plan, w, state, cx) {
         Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => stuck(format!(
             "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
             w.workload,
@@ -76,14 +66,8 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
             stuck(format!("{} is at 0 and the stamp that says how to restore it was edited", w.workload))
         }
         // A scale to zero whose reply was lost may still arrive: nothing has ended before its time is over.
-        None => on_its_way(state, scale, cx, "the scale to zero").unwrap_or_else(|| end(why)),
+        None => maybe_in_flight(state, scale, cx, "the scale to zero").unwrap_or_else(|| end(why)),
     }
-}
-
-/// The wait for a request whose reply nobody heard, while it may still arrive.
-pub(super) fn on_its_way(state: &State, step: StepIx, cx: &Context<'_>, what: &str) -> Option<Next> {
-    let until = later(state.unheard_since(step)?, IN_FLIGHT);
-    (cx.now < until).then(|| Next::Wait { why: format!("{what} may still be on its way"), until })
 }
 
 /// Under a hold there is one thing to put back: pods may come again. A label whose write is still on its way is refused,
@@ -92,15 +76,15 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
     let lift = plan.find(StepKind::Lift).filter(|_| state.in_force(plan, StepKind::Hold))?;
     // An eviction whose reply was lost may still arrive; the pod would go while others may come.
     let release = plan.find(StepKind::Release);
-    if let Some(wait) = release.and_then(|r| on_its_way(state, r, cx, "the eviction")) {
+    if let Some(wait) = release.and_then(|r| maybe_in_flight(state, r, cx, "the eviction")) {
         return Some(wait);
     }
     // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
     let close = plan.find(StepKind::Hold).filter(|_| plan.closes_node);
-    if let Some(wait) = close.and_then(|c| on_its_way(state, c, cx, "the closing taint")) {
+    if let Some(wait) = close.and_then(|c| maybe_in_flight(state, c, cx, "the closing taint")) {
         return Some(wait);
     }
-    match let_come(lift, plan, state, evidence, cx)? {
+    match lift_next(lift, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => Some(stuck(format!(
             "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
             answer(state, lift),
@@ -126,11 +110,11 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
     let untaint = plan.find(StepKind::Untaint).filter(is_due)?;
     // A Node may stay as it was read for minutes, so a taint whose reply was lost may still be accepted.
     let taint = plan.find(StepKind::TaintOutOfService);
-    if let Some(wait) = taint.and_then(|t| on_its_way(state, t, cx, TAINT)) {
+    if let Some(wait) = taint.and_then(|t| maybe_in_flight(state, t, cx, TAINT)) {
         return Some(wait);
     }
     let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
-    match take_off(untaint, plan, state, evidence, cx)? {
+    match untaint_next(untaint, plan, state, evidence, cx)? {
         Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => Some(stuck(format!(
             "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
             answer(state, untaint)
@@ -238,54 +222,6 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         step: on,
         intent: format!("power instance {} on again", plan.pins.holder),
         effect: Effect::PowerOn { instance: plan.pins.holder.clone(), node: plan.pins.node.clone() },
-    }))
-}
-
-/// How long to pause after the last of so many tries.
-pub(super) fn backoff(attempts: u32) -> SignedDuration {
-    let factor = 1_i32.checked_shl(attempts.saturating_sub(1).min(6)).unwrap_or(1);
-    RETRY.saturating_mul(factor).min(LONGEST_RETRY)
-}
-
-/// The restoring effect, if one is still due. The stamp says that the workload is at zero by this run; the count is the one
-/// that was planned and journaled, since everybody who may write the workload can edit a stamp.
-pub(super) fn put_back(
-    restore: StepIx,
-    plan: &Plan,
-    w: &WorkloadFacts,
-    state: &State,
-    cx: &Context<'_>,
-) -> Option<Next> {
-    let Some(Ok(stamp)) = &w.stamp else { return None };
-    stamp::own(stamp, &w.workload, cx.recovery)?;
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore) {
-        let until = later(*at, backoff(state.attempts(restore)));
-        if cx.now < until {
-            return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
-        }
-    }
-    let replicas = (w.replicas == 0).then_some(plan.pins.replicas);
-    let mut intent = match replicas {
-        Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
-        None => format!(
-            "remove the stamp from {}; its {} replicas are someone else's and stand",
-            w.workload, w.replicas
-        ),
-    };
-    if replicas.is_some()
-        && let Some(doubt) = stamp::edited(w, cx.recovery, plan.pins.replicas)
-    {
-        intent = format!("{intent}; {doubt}");
-    }
-    Some(Next::Act(Action {
-        step: restore,
-        intent,
-        effect: Effect::Restore {
-            workload: w.workload.clone(),
-            resource_version: w.resource_version.clone(),
-            path: w.scaling,
-            replicas,
-        },
     }))
 }
 
@@ -412,9 +348,4 @@ fn end(why: &TurnBack) -> Next {
         | TurnBack::TakenOver { .. }) => End::Failed { why: other.to_string() },
     };
     Next::Record(Mark::Ended { end })
-}
-
-/// `at + by`, without a panic at the end of time.
-pub(super) fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
-    at.saturating_add(by).unwrap_or(Timestamp::MAX)
 }

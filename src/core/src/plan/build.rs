@@ -1,6 +1,5 @@
 //! Making a plan from evidence, a diagnosis and a runbook; or every reason why not.
 
-use super::words::{Target, planned};
 use super::{
     Aim, Downtime, NodeWide, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, Side, before_fencing,
     before_holding, before_scaling, general,
@@ -13,6 +12,7 @@ use crate::loss::losses;
 use crate::plain;
 use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
 use crate::safety::Refusal;
+use crate::steps::{Available, Describe};
 use jiff::Timestamp;
 
 /// What a plan is asked for.
@@ -103,7 +103,7 @@ pub fn make(
         (holding, Side::Whole) => before_holding(evidence, &aim.node, holding, now),
         (holding, Side::Old) => before_fencing(evidence, holding, now),
     });
-    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &aim.node, s.step.pods_go(), now)));
+    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &aim.node, s.step.spec().pods_go, now)));
     if let Trouble::Phantom { at, confirmed: false, .. } = trouble
         && !request.for_show
     {
@@ -115,8 +115,15 @@ pub fn make(
         return Err(refusals);
     }
     let pins = pins(evidence, &aim, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
-    let target = Target { claim: &evidence.claim_name, pod: aim.pod.as_ref(), pins: &pins };
-    let steps: Vec<PlannedStep> = steps.iter().map(|s| planned(s, &target, request, closes_node)).collect();
+    let describe = Describe {
+        claim: &evidence.claim_name,
+        pod: aim.pod.as_ref(),
+        pins: &pins,
+        commands: request.commands,
+        snapshots: request.allowed.snapshot,
+        closes_node,
+    };
+    let steps: Vec<PlannedStep> = steps.iter().map(|s| describe.planned(s)).collect();
     // Names and messages of others are in the words of a plan; they are made plain before the hash is taken.
     let steps = plain::made_plain(&steps, plain::TEXT_CHARS);
     let mut plan = Plan {
@@ -156,17 +163,8 @@ fn possible(
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
     let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
     let gates = !fences || matches!(policy, Some(Reading::Present(_)));
-    let detaches = gates && !closes_node;
-    let can = |step: &&RunbookStep| match step.step {
-        StepKind::PowerOff => allowed.power_off,
-        StepKind::PowerOn => allowed.power_off && allowed.power_on,
-        StepKind::CloudDetach => detaches,
-        StepKind::CloudForce => detaches && allowed.force,
-        StepKind::Snapshot => detaches && allowed.force && allowed.snapshot != Snapshots::Never,
-        StepKind::Hold | StepKind::Lift => gates,
-        _ => true,
-    };
-    order.iter().filter(can).copied().collect()
+    let available = Available { allowed, gates, detaches: gates && !closes_node };
+    order.iter().filter(|s| (s.step.spec().available_if)(&available)).copied().collect()
 }
 
 /// What a person can do about a class that the runbook does not heal.

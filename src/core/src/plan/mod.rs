@@ -6,16 +6,17 @@ mod build;
 mod nodes;
 mod refusals;
 mod sound;
-mod words;
 
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
 use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, Uid, VolumeId};
-use crate::runbook::{Holding, StepKind, hash16};
+use crate::runbook::{Holding, hash16};
+use crate::steps::StepKind;
 use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+pub use crate::steps::EffectClass;
 pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
 pub use build::{Allowed, Commands, Request, Snapshots, make};
@@ -43,17 +44,6 @@ impl fmt::Display for StepIx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0 + 1)
     }
-}
-
-/// What may happen to an effect that was started and not seen to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EffectClass {
-    /// R: may be repeated.
-    Repeatable,
-    /// C: a conditional write; a repetition against the old version is refused by the API server.
-    Conditional,
-    /// O: issued once, then observed.
-    Once,
 }
 
 /// A plan.

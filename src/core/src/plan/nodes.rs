@@ -15,8 +15,7 @@ use jiff::Timestamp;
 impl Plan {
     /// Does the plan stop every pod of the node?
     pub fn fences(&self) -> bool {
-        let steps = [StepKind::PowerOff, StepKind::Quarantine, StepKind::TaintOutOfService];
-        steps.iter().any(|kind| self.find(*kind).is_some())
+        self.steps.iter().any(|s| s.kind.spec().reaches_node)
     }
 }
 

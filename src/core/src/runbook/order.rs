@@ -3,13 +3,6 @@
 use super::{RunbookStep, StepKind};
 use crate::diagnosis::Class;
 
-/// Steps that free a volume, or let go the pod that keeps it.
-const FREEING: [StepKind; 4] =
-    [StepKind::Release, StepKind::DeleteAttachment, StepKind::CloudDetach, StepKind::CloudForce];
-
-/// Steps that may stand more than once.
-const REPEATED: [StepKind; 3] = [StepKind::Await, StepKind::AwaitDetached, StepKind::Requeue];
-
 /// Checks the steps for one class.
 ///
 /// # Errors
@@ -19,7 +12,7 @@ pub(super) fn check(class: Class, steps: &[RunbookStep]) -> Result<(), String> {
     if let Some(twice) = steps
         .iter()
         .map(|s| s.step)
-        .find(|kind| !REPEATED.contains(kind) && steps.iter().filter(|s| s.step == *kind).count() > 1)
+        .find(|kind| !kind.spec().repeats && steps.iter().filter(|s| s.step == *kind).count() > 1)
     {
         return Err(format!("{twice:?} may stand only once"));
     }
@@ -32,7 +25,7 @@ pub(super) fn check(class: Class, steps: &[RunbookStep]) -> Result<(), String> {
         held_away(class, steps, open)?;
     }
     if let Some(free) =
-        steps.iter().position(|s| FREEING.contains(&s.step)).filter(|f| opener.is_none_or(|o| o > *f))
+        steps.iter().position(|s| s.step.spec().frees).filter(|f| opener.is_none_or(|o| o > *f))
     {
         return Err(format!(
             "{:?} must stand after Hold or ScaleToZero: new pods must be kept away first",
@@ -116,7 +109,7 @@ fn held_away(class: Class, steps: &[RunbookStep], open: usize) -> Result<(), Str
             "the step before {closing:?} must be AwaitDetached without patienceSeconds: a pod that comes before the VolumeAttachment is gone heals nothing"
         ));
     }
-    match steps.iter().rposition(|s| FREEING.contains(&s.step)).filter(|last| *last > close) {
+    match steps.iter().rposition(|s| s.step.spec().frees).filter(|last| *last > close) {
         Some(late) => {
             Err(format!("{:?} must stand before {closing:?}: later the volume is in use", steps[late].step))
         }
@@ -131,7 +124,7 @@ fn times(steps: &[RunbookStep]) -> Result<(), String> {
             return Err(format!("deadlineSeconds of {kind:?} is {deadline} and must be 1 to 86400"));
         }
         let Some(patience) = patience else { continue };
-        if !matches!(kind, StepKind::Await | StepKind::AwaitDetached) {
+        if !kind.spec().patient {
             return Err(format!("patienceSeconds is for Await and AwaitDetached only, not for {kind:?}"));
         }
         if patience == 0 || patience > deadline {

@@ -65,7 +65,7 @@ fn what_puts_back_belongs_to_steps_that_need_no_word() {
                 return;
             }
             let kind = walk.plan.steps[state.current().unwrap().index()].kind;
-            assert_eq!(kind.only_puts_back(), action.effect.puts_back(), "{kind:?}: {action:?}");
+            assert_eq!(kind.spec().needs_no_mandate(), action.effect.puts_back(), "{kind:?}: {action:?}");
         });
     }
 }

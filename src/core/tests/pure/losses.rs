@@ -228,8 +228,8 @@ fn what_neighbours_would_lose_must_be_known() {
 fn every_step_says_which_pods_go() {
     let going: Vec<_> =
         [StepKind::ScaleToZero, StepKind::Release, StepKind::PowerOff, StepKind::TaintOutOfService]
-            .map(StepKind::pods_go)
+            .map(|kind| kind.spec().pods_go)
             .to_vec();
     assert_eq!(going, [PodsGo::WithTheCount, PodsGo::OfTheClaim, PodsGo::OfTheNode, PodsGo::OfTheNode]);
-    assert_eq!(StepKind::DeleteAttachment.pods_go(), PodsGo::None, "a record goes, and no pod");
+    assert_eq!(StepKind::DeleteAttachment.spec().pods_go, PodsGo::None, "a record goes, and no pod");
 }

@@ -24,6 +24,7 @@ mod late;
 mod losses;
 mod lost_replies;
 mod machine;
+mod once;
 mod owner_tags;
 mod pinned;
 mod proof;

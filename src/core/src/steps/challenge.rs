@@ -1,24 +1,70 @@
-//! The record itself: a VolumeAttachment that Kubernetes does not delete, and the question that allows it.
+//! Challenge: ask the holder's agent to look at the machine anew.
 
-use super::forward::{Look, wait};
-use super::unwind::later;
-use super::{Action, Effect, Next};
+use super::StepKind;
+use super::cx::StepCx;
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
-use crate::evidence::MAX_AGE;
+use crate::loss::PodsGo;
+use crate::machine::pace::{later, wait};
+use crate::machine::{Action, Effect, Next};
 use crate::plan::StepIx;
 use crate::proof::ATTEMPT;
-use crate::runbook::StepKind;
 use jiff::SignedDuration;
 
 /// An answer that is not clean is asked for again after so long.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+
 /// Maximum number of questions to an agent in one run: the journal has to fit into one object.
 const MOST_QUESTIONS: u32 = 60;
 
-impl Look<'_> {
+pub(super) const SPEC: StepSpec = StepSpec {
+    kind: StepKind::Challenge,
+    title: "ask the agent",
+    colour: "await",
+    role: Role::Acts,
+    effect_class: EffectClass::Repeatable,
+    lost: Lost::MayBeIssuedAgain,
+    frees: false,
+    pods_go: PodsGo::None,
+    repeats: false,
+    undone_by: None,
+    starts_work: true,
+    goes_on: true,
+    reaches_node: false,
+    locks_node: false,
+    patient: false,
+    available_if: |_| true,
+    describe,
+    next: |cx| cx.challenge(),
+};
+
+fn describe(d: &Describe<'_>) -> Words {
+    let node = &d.pins.node;
+    let (what, precondition) = match d.pins.attachment {
+        None => (
+            format!("if {node} is the holder's node and lives: ask its agent to look at the machine anew"),
+            "no pod of the claim is on the node, and none can come to it",
+        ),
+        Some(_) => (
+            format!(
+                "if kubelet on {node} keeps the volume in volumesInUse: ask its agent to look at the machine anew"
+            ),
+            "no pod of the claim has been on the node for 2 min, so that no mount attempt is left",
+        ),
+    };
+    Words {
+        what,
+        precondition,
+        command: format!("kubectl get nodevolumereport {node} -o yaml"),
+        risk: "none: it only looks",
+        observed_by: "its answer to this very question shows no device, or (full level) a clean one",
+    }
+}
+
+impl StepCx<'_> {
     /// For a kubelet that keeps the volume in `volumesInUse` though no pod is left: the attach/detach controller waits for
     /// it for ever (measured). And for a living machine that has the volume without a VolumeAttachment.
-    pub(super) fn challenge(&self) -> Next {
+    pub(crate) fn challenge(&self) -> Next {
         let pins = &self.plan.pins;
         if self.still_held().is_none() {
             return self.skipped("the volume is free already");
@@ -74,7 +120,7 @@ impl Look<'_> {
     }
 
     /// Where only an agent's answer can tell, and the one that is there has become too old, it is asked for again.
-    pub(super) fn asks_again(&self) -> Option<Next> {
+    pub(crate) fn asks_again(&self) -> Option<Next> {
         let question = self.plan.find(StepKind::Challenge).filter(|ix| *ix < self.ix)?;
         let csi = self.evidence.csi(self.cx.now)?;
         let node = self.evidence.node(&self.plan.pins.node, self.cx.now)?;
@@ -91,49 +137,5 @@ impl Look<'_> {
             return Some(wait("a mount attempt may still be under way".to_owned(), from));
         }
         Some(self.question(question))
-    }
-
-    pub(super) fn delete_attachment(&self) -> Next {
-        if let Some(taken) = self.taken_over() {
-            return taken;
-        }
-        let (Some(attachments), Some(cloud)) = (
-            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
-        ) else {
-            return self.poll("VolumeAttachments and the cloud must be read");
-        };
-        let stays = |a: &&&crate::evidence::AttachmentFacts| a.deleting_since.is_none();
-        let old = self.old_records(attachments);
-        let Some(va) = old.iter().find(stays) else {
-            return if self.state.attempts(self.ix) > 0 {
-                self.completed("the VolumeAttachment is being deleted, or gone")
-            } else {
-                self.skipped("no VolumeAttachment is left that nobody deletes")
-            };
-        };
-        if !self.plan.pins.is_attachment(&va.uid) {
-            return self.refused(&format!("VolumeAttachment {} is not the pinned one", va.name));
-        }
-        if self.cloud_is_free(cloud) {
-            return self.skipped("the cloud names no holder: Kubernetes clears the record by itself");
-        }
-        if let Some(other) = self.was_refused() {
-            return other;
-        }
-        if let Some(line) = self.user_again().or_else(|| self.handshake_begins()) {
-            return line;
-        }
-        if let Some(not_held) = self.no_pod_may_come() {
-            return not_held;
-        }
-        match self.proof() {
-            Ok(proof) => Next::Act(Action {
-                step: self.ix,
-                intent: format!("delete VolumeAttachment {} (UID {})", va.name, va.uid),
-                effect: Effect::DeleteAttachment { proof, name: va.name.clone(), uid: va.uid.clone() },
-            }),
-            Err(lacks) => self.asks_again().unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
-        }
     }
 }

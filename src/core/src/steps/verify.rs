@@ -1,23 +1,58 @@
-//! The end of every order: whether the pod is Ready with its volume, or what is left.
+//! Verify: the end of every order, whether the pod is Ready with its volume and exactly one holder, or what is left.
 
-use super::Next;
-use super::forward::{Look, wait};
-use super::unwind::later;
+use super::StepKind;
+use super::cx::StepCx;
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::{Verdict, diagnose};
 use crate::evidence::{MAX_AGE, PodFacts};
 use crate::ids::InstanceId;
 use crate::journal::{End, Mark};
+use crate::loss::PodsGo;
+use crate::machine::Next;
+use crate::machine::pace::{later, wait};
 use crate::plan::Side;
 use jiff::SignedDuration;
 
 /// How long a pod must have been Ready before the run counts as recovered.
 const SETTLED: SignedDuration = SignedDuration::from_secs(3);
+
 /// Two of external-attacher's reconciliations, which put an attachment right where the driver tells which nodes have the
 /// volume, and the device's time to appear. Source: external-attacher, flag `--reconcile-sync`, 1 min.
 const ATTACHER_SYNCS: SignedDuration = SignedDuration::from_secs(150);
 
-impl Look<'_> {
-    pub(super) fn verify(&self) -> Next {
+pub(super) const SPEC: StepSpec = StepSpec {
+    kind: StepKind::Verify,
+    title: "verify",
+    colour: "verify",
+    role: Role::Verifies,
+    effect_class: EffectClass::Repeatable,
+    lost: Lost::NoEffect,
+    frees: false,
+    pods_go: PodsGo::None,
+    repeats: false,
+    undone_by: None,
+    starts_work: false,
+    goes_on: false,
+    reaches_node: false,
+    locks_node: false,
+    patient: false,
+    available_if: |_| true,
+    describe,
+    next: |cx| cx.verify(),
+};
+
+fn describe(d: &Describe<'_>) -> Words {
+    Words {
+        what: "wait until the pod is Ready with the volume".to_owned(),
+        precondition: "none",
+        command: d.watch_pods(),
+        risk: "a pod that stays unready for another reason ends the run as failed, with the workload restored",
+        observed_by: "pod Ready for 3 s, one holder, the pinned identity and size",
+    }
+}
+
+impl StepCx<'_> {
+    pub(crate) fn verify(&self) -> Next {
         let (Some(pods), Some(cloud), Some(attachments)) = (
             self.evidence.pods.read(self.cx.now, MAX_AGE).present(),
             self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),

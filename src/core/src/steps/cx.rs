@@ -1,0 +1,174 @@
+//! What a step looks at, and the answers that every step can give.
+
+use super::StepKind;
+use crate::diagnosis::{Verdict, diagnose};
+use crate::evidence::{Evidence, MAX_AGE};
+use crate::fact::Reading;
+use crate::journal::{Mark, Outcome, TurnBack};
+use crate::machine::pace;
+use crate::machine::pace::{CLOUD_POLL, later, wait};
+use crate::machine::{Context, Next, State, StepState};
+use crate::plan::{Plan, PlannedStep, Scope, StepIx};
+use crate::runbook::Holding;
+use crate::stamp::{self};
+use crate::workload::WorkloadFacts;
+use jiff::{SignedDuration, Timestamp};
+
+/// One look at the current step.
+pub(crate) struct StepCx<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) state: &'a State,
+    pub(crate) evidence: &'a Evidence,
+    pub(crate) cx: &'a Context<'a>,
+    pub(crate) ix: StepIx,
+    pub(crate) step: &'a PlannedStep,
+    pub(crate) entered: Timestamp,
+}
+
+impl<'a> StepCx<'a> {
+    /// The step of this number; none if the plan has no such step.
+    pub(crate) fn of(
+        plan: &'a Plan,
+        state: &'a State,
+        evidence: &'a Evidence,
+        cx: &'a Context<'a>,
+        ix: StepIx,
+    ) -> Option<Self> {
+        let step = plan.steps.get(ix.index())?;
+        let entered = state.entered_at().unwrap_or(cx.now);
+        Some(Self { plan, state, evidence, cx, ix, step, entered })
+    }
+}
+
+impl StepCx<'_> {
+    /// The next thing to do for the step.
+    pub(crate) fn next(&self) -> Next {
+        (self.step.kind.spec().next)(self)
+    }
+
+    pub(crate) fn backoff(&self) -> SignedDuration {
+        pace::backoff(self.state.attempts(self.ix))
+    }
+
+    pub(crate) fn scope(&self) -> Scope<'_> {
+        let pins = &self.plan.pins;
+        Scope { node: &pins.node, side: self.plan.side(), holder: &pins.holder }
+    }
+
+    /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
+    /// itself must still be there. What is not clear now may be clear again before the deadline.
+    pub(crate) fn trouble_is_over(&self) -> Option<Next> {
+        match diagnose(self.evidence, self.cx.now).verdict {
+            Verdict::Ours { trouble } if trouble.is_same(&self.plan.trouble) => None,
+            doubt @ (Verdict::Unclassified { .. } | Verdict::Wait { .. }) => {
+                Some(self.poll(&doubt.to_string()))
+            }
+            other => Some(self.refused(&format!("the diagnosis changed: {other}"))),
+        }
+    }
+
+    /// The same where something was done already and the trouble may look different for that.
+    pub(crate) fn trouble_is_over_untouched(&self) -> Option<Next> {
+        if self.state.touched() { None } else { self.trouble_is_over() }
+    }
+
+    /// The step's write was refused: for good, or it is tried again later.
+    pub(crate) fn was_refused(&self) -> Option<Next> {
+        let StepState::Issued { outcome: Outcome::NotApplied { why, retry }, at, .. } =
+            self.state.step(self.ix)
+        else {
+            return None;
+        };
+        if !retry {
+            return Some(self.failed(why));
+        }
+        let again = later(*at, self.backoff());
+        (self.cx.now < again).then(|| wait(format!("tried again: {why}"), again))
+    }
+
+    /// A step that the run can do without: its effect was accepted, or refused for good.
+    pub(super) fn accepted_or_given_up(&self, accepted: &str) -> Option<Next> {
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => Some(self.completed(accepted)),
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
+                Some(self.skipped(why))
+            }
+            _ => None,
+        }
+    }
+
+    /// What is there by our own hand is done; what another recovery of ours did is not ours to end.
+    pub(super) fn done_or_skipped(&self, seen: &str) -> Next {
+        match self.state.step(self.ix) {
+            StepState::Pending | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. }
+                if self.state.unheard_since(self.ix).is_none() =>
+            {
+                self.skipped(&format!("{seen}, by another recovery"))
+            }
+            // The write was accepted, or the reply to an attempt was lost: then the mark may be ours.
+            _ => self.completed(seen),
+        }
+    }
+
+    pub(super) fn own_stamp(&self, w: &WorkloadFacts) -> bool {
+        matches!(&w.stamp, Some(Ok(s)) if stamp::own(s, &w.workload, self.cx.recovery).is_some())
+    }
+
+    /// Someone who changed the count or the stamp while the workload was at zero wins.
+    /// Under a hold the count is nobody's business.
+    pub(crate) fn taken_over(&self) -> Option<Next> {
+        if self.plan.holding() != Holding::AtZero {
+            return None;
+        }
+        let since = match self.state.step(self.ix) {
+            StepState::Issued { at, .. } if self.step.kind == StepKind::ScaleToZero => *at,
+            _ => self.entered,
+        };
+        if self.evidence.workload.at < since {
+            return Some(self.poll("the workload must be read again"));
+        }
+        let what = match self.evidence.workload.read(self.cx.now, MAX_AGE) {
+            Reading::Present(w) => match &w.stamp {
+                _ if self.own_stamp(w) && w.replicas == 0 => return None,
+                _ if self.own_stamp(w) => format!("{} was scaled to {}", w.workload, w.replicas),
+                _ => format!("the stamp on {} is gone or changed", w.workload),
+            },
+            Reading::Absent => "the workload was deleted".to_owned(),
+            _ => return None,
+        };
+        Some(Next::Record(Mark::TurnedBack { why: TurnBack::TakenOver { what } }))
+    }
+
+    pub(crate) fn skipped(&self, why: &str) -> Next {
+        Next::Record(Mark::Skipped { step: self.ix, why: why.to_owned() })
+    }
+
+    pub(crate) fn completed(&self, seen: &str) -> Next {
+        Next::Record(Mark::Completed { step: self.ix, seen: seen.to_owned() })
+    }
+
+    pub(crate) fn refused(&self, why: &str) -> Next {
+        Next::Record(Mark::TurnedBack { why: TurnBack::Refused { step: self.ix, why: why.to_owned() } })
+    }
+
+    pub(crate) fn failed(&self, why: &str) -> Next {
+        Next::Record(Mark::TurnedBack { why: TurnBack::Failed { step: self.ix, why: why.to_owned() } })
+    }
+
+    pub(crate) fn poll(&self, why: &str) -> Next {
+        wait(why.to_owned(), later(self.cx.now, CLOUD_POLL))
+    }
+
+    /// The outcome of the step's effect, as it was seen.
+    pub(crate) fn observed(&self, applied: bool, seen: &str) -> Next {
+        let seen = seen.to_owned();
+        let outcome =
+            if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
+        Next::Record(Mark::Outcome { step: self.ix, outcome })
+    }
+
+    /// Nothing was seen of the step's effect, and nothing has to be.
+    pub(crate) fn unobserved(&self, why: &str) -> Next {
+        Next::Record(Mark::Outcome { step: self.ix, outcome: Outcome::Repeatable { why: why.to_owned() } })
+    }
+}

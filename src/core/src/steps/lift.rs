@@ -1,0 +1,116 @@
+//! Lift: end the hold, its label off and the gates off the pods that wait, or the closing taint off the node.
+
+use super::StepKind;
+use super::cx::StepCx;
+use super::node::taint_off;
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::hold::HOLD_TAINT_PREFIX;
+use crate::ids::{ObjectName, Uid};
+use crate::loss::PodsGo;
+use crate::machine::pace::{RETRY, backoff, later, wait};
+use crate::machine::{Action, Context, Effect, Next, State, StepState};
+use crate::plan::{Plan, StepIx};
+
+pub(super) const SPEC: StepSpec = StepSpec {
+    kind: StepKind::Lift,
+    title: "end the hold",
+    colour: "lift",
+    role: Role::Restores,
+    effect_class: EffectClass::Conditional,
+    lost: Lost::MayBeIssuedAgain,
+    frees: false,
+    pods_go: PodsGo::None,
+    repeats: false,
+    undone_by: None,
+    starts_work: false,
+    goes_on: true,
+    reaches_node: false,
+    locks_node: false,
+    patient: false,
+    available_if: |a| a.gates,
+    describe,
+    next: |cx| cx.lift(),
+};
+
+fn describe(d: &Describe<'_>) -> Words {
+    let node = &d.pins.node;
+    if d.closes_node {
+        return Words {
+            what: format!("take that taint off {node}"),
+            precondition: "the node, its VolumeAttachment and the cloud have let go",
+            command: format!("kubectl taint node {node} {HOLD_TAINT_PREFIX}RECOVERY-"),
+            risk: "none",
+            observed_by: "the taint is gone",
+        };
+    }
+    Words {
+        what: "end the hold: its label off, the gates off the pods that wait".to_owned(),
+        precondition: "nobody holds the volume any more, and no job of it is pending",
+        command: format!("kubectl -n {} label volumerecovery RECOVERY reattach.dev/hold-", d.namespace()),
+        risk: "none",
+        observed_by: "no pod carries the gate, and a dry-run create comes back without it",
+    }
+}
+
+impl StepCx<'_> {
+    pub(crate) fn lift(&self) -> Next {
+        if !self.state.in_force(self.plan, StepKind::Hold) {
+            return self.skipped("nothing was held");
+        }
+        lift_next(self.ix, self.plan, self.state, self.evidence, self.cx).unwrap_or_else(|| {
+            self.completed(if self.plan.closes_node {
+                "our taint is gone"
+            } else {
+                "no pod carries the gate, and none would be given it"
+            })
+        })
+    }
+}
+
+/// What is still to do until pods may come again. `None`: nothing. The effect is issued at least once, since nothing else
+/// knows whether the label is on, and again while a pod is seen with the gate, or the closed node with the taint.
+pub(crate) fn lift_next(
+    lift: StepIx,
+    plan: &Plan,
+    state: &State,
+    evidence: &Evidence,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    if plan.closes_node {
+        let open = |node: &NodeFacts| Action {
+            step: lift,
+            intent: format!("open Node {} to new pods again", node.name),
+            effect: Effect::OpenNode { node: node.name.clone(), uid: node.uid.clone() },
+        };
+        return taint_off(lift, plan, state, evidence, cx, |node| node.is_closed_by(cx.recovery), open);
+    }
+    let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
+    let Some(pods) = evidence.pods.read(cx.now, MAX_AGE).present() else {
+        return poll("the claim's pods must be read to lift the hold");
+    };
+    let waiting: Vec<(ObjectName, Uid)> =
+        pods.iter().filter(|p| p.held).map(|p| (p.name.clone(), p.uid.clone())).collect();
+    if let StepState::Issued { outcome, at, .. } = state.step(lift) {
+        if evidence.pods.at < *at || evidence.workload.at < *at {
+            return poll("the claim's pods must be read again");
+        }
+        // The probe is a witness against, not one that is needed: without a workload there is none.
+        let gated = evidence.workload.shown().is_some_and(|w| w.dry_run_held == Some(true));
+        if outcome.applied() && waiting.is_empty() && !gated {
+            return None;
+        }
+        let again = later(*at, backoff(state.attempts(lift)));
+        if cx.now < again {
+            return Some(wait("the gates are looked at again".to_owned(), again));
+        }
+    }
+    Some(Next::Act(Action {
+        step: lift,
+        intent: match waiting.len() {
+            0 => "end the hold".to_owned(),
+            n => format!("end the hold and take the gate off {n} waiting pod(s)"),
+        },
+        effect: Effect::Lift { pods: waiting },
+    }))
+}

@@ -1,0 +1,166 @@
+//! Prove: wait for a proof that the holder cannot write: off, gone, declared, rebooted and clean, or its kubelet's word. The
+//! proofs that the other steps ask for stand here, too.
+
+use super::StepKind;
+use super::cx::StepCx;
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use crate::diagnosis::Trouble;
+use crate::evidence::{MAX_AGE, NodeFacts};
+use crate::identity;
+use crate::loss::PodsGo;
+use crate::machine::Next;
+use crate::machine::pace::later;
+use crate::proof::{
+    ATTEMPT, Before, FenceProof, NoUser, answered_clean, answers_clean, kubelet_handshake, of_the_machine,
+    of_the_whole_machine, rebooted_and_clean,
+};
+use crate::runbook::Holding;
+
+pub(super) const SPEC: StepSpec = StepSpec {
+    kind: StepKind::Prove,
+    title: "wait for the proof",
+    colour: "await",
+    role: Role::Waits,
+    effect_class: EffectClass::Repeatable,
+    lost: Lost::NoEffect,
+    frees: false,
+    pods_go: PodsGo::None,
+    repeats: false,
+    undone_by: None,
+    starts_work: false,
+    goes_on: false,
+    reaches_node: false,
+    locks_node: false,
+    patient: false,
+    available_if: |_| true,
+    describe,
+    next: |cx| cx.prove(),
+};
+
+fn describe(d: &Describe<'_>) -> Words {
+    Words {
+        what: format!("wait for a proof that instance {} cannot write", d.pins.holder),
+        precondition: "none",
+        command: format!("kubectl reattach declare RECOVERY --holder {} --reason TEXT", d.pins.holder),
+        risk: "none; without a proof nothing is freed, and the run turns back at the deadline",
+        observed_by: "gone, off by a finished shutdown (read twice), rebooted and clean, the kubelet's own word, or a named human's",
+    }
+}
+
+impl StepCx<'_> {
+    pub(crate) fn prove(&self) -> Next {
+        let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
+            return self.poll("the cloud must be read");
+        };
+        if self.cloud_is_free(cloud) {
+            return self.skipped("the cloud does not name it as a holder any more");
+        }
+        // Booted again by the cloud or by somebody: no proof about the machine will come, and its kubelet does the rest.
+        let (node, dead) = (&self.plan.pins.node, matches!(self.plan.trouble, Trouble::DeadNode { .. }));
+        if dead && self.evidence.node(node, self.cx.now).is_some_and(|n| n.ready) {
+            return self.refused(&format!("Node {node} is Ready again"));
+        }
+        match self.proof() {
+            Ok(proof) => {
+                let grounds = proof.rests_on().iter().map(|g| format!("{} ({})", g.says, g.source));
+                self.completed(&grounds.collect::<Vec<_>>().join("; "))
+            }
+            Err(lacks) => self
+                .user_again()
+                .or_else(|| self.handshake_begins())
+                .or_else(|| self.asks_again())
+                .unwrap_or_else(|| self.poll(&format!("no proof yet: {lacks}"))),
+        }
+    }
+
+    /// A proof that the holder cannot write, of whatever kind can be made now, or what each kind lacks.
+    pub(crate) fn proof(&self) -> Result<FenceProof, String> {
+        // S10: a proof is about a machine and a volume; that they are the ones that are meant comes first.
+        let holder = Some(&self.plan.pins.holder);
+        if let Some(doubt) = identity::refusals(self.evidence, holder, self.cx.now).first() {
+            return Err(doubt.to_string());
+        }
+        let proof = self.any_proof()?;
+        // S8: what the cloud calls the volume now must be what was pinned.
+        if *proof.volume() == self.plan.pins.volume {
+            Ok(proof)
+        } else {
+            Err(format!("the proof is for volume {}", proof.volume()))
+        }
+    }
+
+    fn any_proof(&self) -> Result<FenceProof, String> {
+        let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
+        let mut lacks = Vec::new();
+        let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
+        let asked = self.state.challenged_in(self.cx.term, self.plan);
+        if let Some(no_user) = self.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
+            match kubelet_handshake(e, &pins.node, &pins.holder, no_user, self.cx.recovery, now) {
+                Ok(proof) => match self.unanswered(no_user) {
+                    None => return Ok(proof),
+                    Some(why) => lacks.push(why),
+                },
+                Err(why) => lacks.push(why.to_string()),
+            }
+            if let Some(asked) = asked {
+                match answered_clean(e, &pins.node, &pins.holder, no_user, asked, self.cx.recovery, now) {
+                    Ok(proof) => return Ok(proof),
+                    Err(why) => lacks.push(why.to_string()),
+                }
+            }
+        } else if node.is_some_and(|n| n.ready) {
+            lacks.push("the pods' end must be seen first".to_owned());
+        }
+        let machine = match self.plan.fences() {
+            true => of_the_whole_machine(e, &pins.holder, now),
+            false => of_the_machine(e, &pins.holder, now),
+        };
+        match machine {
+            Ok(proof) => return Ok(proof),
+            Err(why) if node.is_none_or(|n| !n.ready) => lacks.push(why.to_string()),
+            Err(_) => {}
+        }
+        // What the agent answered before the last mount attempt was over says nothing about that attempt.
+        if node.is_some() && self.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
+            let before = Before { boot: pins.boot_id.clone(), asked_at: asked };
+            if let Ok(proof) = rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
+            {
+                return Ok(proof);
+            }
+        }
+        Err(lacks.join("; "))
+    }
+
+    /// P1 for every kind of proof: where the order holds new pods away, that was seen in force.
+    pub(crate) fn no_pod_may_come(&self) -> Option<Next> {
+        if self.plan.closes_node {
+            return self.not_held_since(self.entered);
+        }
+        let gated = self.plan.holding() == Holding::ByGate;
+        let held = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        let seen = held.is_some_and(|w| w.dry_run_held == Some(true));
+        (gated && !seen).then(|| self.poll("the hold must be seen in force"))
+    }
+
+    /// The holder's own Node, where it lives.
+    pub(crate) fn living_holder(&self) -> Option<&NodeFacts> {
+        let pins = &self.plan.pins;
+        let node = self.evidence.node(&pins.node, self.cx.now)?;
+        (node.ready && node.instance.as_ref() == Some(&pins.holder)).then_some(node)
+    }
+
+    /// What a living machine still has to say before its silence about a volume counts, where no VolumeAttachment speaks
+    /// for it: kubelet reports what it mounts through Kubernetes, and nothing else that runs there. So its agent answers
+    /// this recovery's question, asked when no pod of the claim was left. `None`: nothing is missing.
+    pub(crate) fn unanswered(&self, no_user: &NoUser) -> Option<String> {
+        let Trouble::Orphan { .. } = self.plan.trouble else { return None };
+        let pins = &self.plan.pins;
+        let asked = self.state.challenged_in(self.cx.term, self.plan);
+        let Some(asked) = asked.filter(|at| *at >= no_user.at) else {
+            return Some(format!("the agent on {} has not been asked yet", pins.node));
+        };
+        let (holder, recovery) = (&pins.holder, self.cx.recovery);
+        let answer = answers_clean(self.evidence, &pins.node, holder, asked, recovery, self.cx.now);
+        answer.err().map(|why| why.to_string())
+    }
+}

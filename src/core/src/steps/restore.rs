@@ -1,0 +1,117 @@
+//! Restore: set the stamped replicas again and remove the stamp, in one write.
+
+use super::StepKind;
+use super::cx::StepCx;
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use crate::evidence::MAX_AGE;
+use crate::fact::Reading;
+use crate::journal::{Mark, Outcome};
+use crate::loss::PodsGo;
+use crate::machine::pace::{backoff, later};
+use crate::machine::{Action, Context, Effect, Next, State, StepState};
+use crate::plan::{Plan, StepIx};
+use crate::stamp::{self};
+use crate::workload::WorkloadFacts;
+
+pub(super) const SPEC: StepSpec = StepSpec {
+    kind: StepKind::Restore,
+    title: "scale back",
+    colour: "restore",
+    role: Role::Restores,
+    effect_class: EffectClass::Conditional,
+    lost: Lost::Observed(|cx, started| cx.scaled(started, false)),
+    frees: false,
+    pods_go: PodsGo::None,
+    repeats: false,
+    undone_by: None,
+    starts_work: false,
+    goes_on: true,
+    reaches_node: false,
+    locks_node: false,
+    patient: false,
+    available_if: |_| true,
+    describe,
+    next: |cx| cx.restore(),
+};
+
+fn describe(d: &Describe<'_>) -> Words {
+    Words {
+        what: format!(
+            "scale {} back to {} and remove the stamp, in one write",
+            d.pins.workload, d.pins.replicas
+        ),
+        precondition: "the VolumeAttachment is gone, the stamp is intact and the count is still 0",
+        command: d.scale_command(d.pins.replicas),
+        risk: "someone who changed the count meanwhile wins: theirs stands",
+        observed_by: "the count",
+    }
+}
+
+impl StepCx<'_> {
+    fn restore(&self) -> Next {
+        match self.evidence.workload.read(self.cx.now, MAX_AGE) {
+            Reading::Present(w) => match self.state.step(self.ix) {
+                StepState::Issued { outcome, .. } if outcome.applied() => {
+                    self.completed("the count is restored and the stamp is off")
+                }
+                // Also one that was refused: what the run is for is done, and only the way back is left.
+                _ => restore_next(self.ix, self.plan, w, self.state, self.cx).unwrap_or_else(|| {
+                    if w.replicas == 0 {
+                        return self
+                            .taken_over()
+                            .unwrap_or_else(|| self.poll("the stamp must be read again"));
+                    }
+                    let why =
+                        format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
+                    Next::Record(Mark::Skipped { step: self.ix, why })
+                }),
+            },
+            Reading::Absent => {
+                Next::Record(Mark::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
+            }
+            _ => self.poll("the workload must be read"),
+        }
+    }
+}
+
+/// The restoring effect, if one is still due. The stamp says that the workload is at zero by this run; the count is the one
+/// that was planned and journaled, since everybody who may write the workload can edit a stamp.
+pub(crate) fn restore_next(
+    restore: StepIx,
+    plan: &Plan,
+    w: &WorkloadFacts,
+    state: &State,
+    cx: &Context<'_>,
+) -> Option<Next> {
+    let Some(Ok(stamp)) = &w.stamp else { return None };
+    stamp::own(stamp, &w.workload, cx.recovery)?;
+    if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore) {
+        let until = later(*at, backoff(state.attempts(restore)));
+        if cx.now < until {
+            return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
+        }
+    }
+    let replicas = (w.replicas == 0).then_some(plan.pins.replicas);
+    let mut intent = match replicas {
+        Some(n) => format!("scale {} back to {n} and remove the stamp", w.workload),
+        None => format!(
+            "remove the stamp from {}; its {} replicas are someone else's and stand",
+            w.workload, w.replicas
+        ),
+    };
+    if replicas.is_some()
+        && let Some(doubt) = stamp::edited(w, cx.recovery, plan.pins.replicas)
+    {
+        intent = format!("{intent}; {doubt}");
+    }
+    Some(Next::Act(Action {
+        step: restore,
+        intent,
+        effect: Effect::Restore {
+            workload: w.workload.clone(),
+            resource_version: w.resource_version.clone(),
+            path: w.scaling,
+            replicas,
+        },
+    }))
+}
