@@ -7,7 +7,7 @@ use crate::table::paragraph;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reattach_core::plain;
-use reattach_core::recognise::{DecidingFact, Explanation, Message, Remedy, explain};
+use reattach_messages::{DecidingFact, Explanation, Message, Remedy, explain};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal};

@@ -7,8 +7,8 @@ use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Fact;
 use crate::identity::{self, ClaimPhase, binding};
 use crate::ids::NodeName;
-use crate::recognise::{Message, Nomination, nominate};
 use jiff::{SignedDuration, Timestamp};
+use reattach_messages::{Message, Nomination, nominate};
 
 /// A device that its guest does not have yet is no phantom: from the beginning of an attach, whose job takes seconds
 /// (Linode), the device has this long to appear.

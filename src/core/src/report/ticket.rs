@@ -7,9 +7,9 @@ use super::words::{cut, date_clock, quoted};
 use crate::cloud::VolumeState;
 use crate::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
 use crate::journal::Mark;
-use crate::recognise::{Meaning, Message, read};
 use crate::runbook::StepKind;
 use jiff::Timestamp;
+use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 

@@ -8,7 +8,7 @@
 //! driver, and families of phrases (`families`), so that other versions and other drivers are understood as well.
 //!
 //! ```
-//! use reattach_core::recognise::{explain, Message, Remedy};
+//! use reattach_messages::{explain, Message, Remedy};
 //! let message = Message::from_line("MountVolume.SetUp failed for volume \"certs\" : secret \"tls\" not found");
 //! assert_eq!(explain(&message).remedies, [Remedy::NotOurs]);
 //! ```
@@ -18,9 +18,9 @@ mod classify;
 mod driver;
 mod families;
 mod meaning;
+mod phrase;
 mod sentence;
 mod structure;
-mod words;
 
 use serde::{Deserialize, Serialize};
 

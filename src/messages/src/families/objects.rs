@@ -1,11 +1,11 @@
 //! What is wrong with objects and the pod itself: no attachment is at fault.
 
-use super::super::meaning::Meaning;
-use super::super::structure::{Structure, name_after};
 use super::{Family, Side};
+use crate::meaning::Meaning;
+use crate::structure::{Structure, name_after};
 
 /// Objects that a volume is made from.
-pub(in crate::recognise) const REFERENCES: &[Family] = &[
+pub(super) const REFERENCES: &[Family] = &[
     // The API server issues the token of a projected volume; nothing is attached.
     Family {
         phrases: &[
@@ -91,7 +91,7 @@ pub(in crate::recognise) const REFERENCES: &[Family] = &[
 ];
 
 /// The pod, its claim, and what was asked of the driver.
-pub(in crate::recognise) const POD: &[Family] = &[
+pub(super) const POD: &[Family] = &[
     // Block and Filesystem confused between pod and claim.
     Family {
         phrases: &[

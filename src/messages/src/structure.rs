@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Message;
-use super::driver::{self, StorageKind};
-use super::words::{Beginnings, Word, after, occurs, words};
+use crate::Message;
+use crate::driver::{self, StorageKind};
+use crate::phrase::{Beginnings, Word, after, occurs, words};
 
 /// The operation that a message reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +166,7 @@ const UMBRELLA: &[&str] = &[
 
 /// A message taken apart. `body` is what is left for the phrase families to read.
 #[derive(Clone, Debug)]
-pub(super) struct Structure {
+pub(crate) struct Structure {
     pub operation: Option<Operation>,
     pub volume: Option<String>,
     pub node: Option<String>,
@@ -187,7 +187,7 @@ pub(super) struct Structure {
 }
 
 /// Takes a message apart.
-pub(super) fn structure(message: &Message) -> Structure {
+pub(crate) fn structure(message: &Message) -> Structure {
     let text = plain_text(&message.message);
     let all = words(&text);
     let prefix = split_prefix(&text);
@@ -328,7 +328,7 @@ fn take_name(text: &str) -> Option<(String, &str)> {
 }
 
 /// The quoted name, or the name with a digit in it, that follows one of the given words: `node "n"`, `volume pvc-1`.
-pub(super) fn name_after(kinds: &str, text: &str) -> Option<String> {
+pub(crate) fn name_after(kinds: &str, text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     kinds
         .split('|')
@@ -388,12 +388,12 @@ fn strip_key<'t>(text: &'t str, key: &str) -> Option<&'t str> {
 
 impl Structure {
     /// Whether any of the phrases occurs in the body.
-    pub(super) fn says(&self, phrases: &[&str]) -> bool {
+    pub(crate) fn says(&self, phrases: &[&str]) -> bool {
         phrases.iter().any(|phrase| self.beginnings.admit(phrase) && occurs(phrase, &self.body))
     }
 
     /// The first name after a phrase in the body, in lower case.
-    pub(super) fn name_after(&self, phrase: &str) -> Option<String> {
+    pub(crate) fn name_after(&self, phrase: &str) -> Option<String> {
         let rest = after(phrase, &self.body)?;
         rest.iter().take(4).find(|w| w.name).map(|w| w.text.trim_matches(['.', ':']).to_owned())
     }
@@ -402,7 +402,7 @@ impl Structure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::words::dead_term;
+    use crate::phrase::dead_term;
 
     fn of(text: &str) -> Structure {
         structure(&Message { message: text.to_owned(), ..Message::default() })

@@ -1,11 +1,11 @@
 //! A meaning as one or two sentences for the person on call.
 
-use super::Symptom;
-use super::meaning::{Meaning, MultiAttachUsers};
-use super::structure::Operation;
+use crate::Symptom;
+use crate::meaning::{Meaning, MultiAttachUsers};
+use crate::structure::Operation;
 
 /// What the message means, with the names that it gave.
-pub(super) fn sentence(symptom: &Symptom) -> String {
+pub(crate) fn sentence(symptom: &Symptom) -> String {
     let text = body(symptom);
     // Names (kubelet, external-attacher, drivers) keep their case.
     match text.strip_prefix("volume ") {

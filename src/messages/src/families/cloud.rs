@@ -1,11 +1,11 @@
 //! What clouds, hypervisors and storage systems answer.
 
-use super::super::meaning::Meaning;
-use super::super::structure::{Structure, name_after};
 use super::{Family, Side};
+use crate::meaning::Meaning;
+use crate::structure::{Structure, name_after};
 
 /// Refusals that no detach would lift: rates, rights, limits, keys.
-pub(in crate::recognise) const REFUSALS: &[Family] = &[
+pub(super) const REFUSALS: &[Family] = &[
     // Too many requests for now.
     Family {
         phrases: &[
@@ -145,7 +145,7 @@ pub(in crate::recognise) const REFUSALS: &[Family] = &[
 ];
 
 /// Work that is under way, at the driver or at the cloud.
-pub(in crate::recognise) const JOBS: &[Family] = &[
+pub(super) const JOBS: &[Family] = &[
     // The driver's own guard against two calls for one volume.
     Family {
         phrases: &[
@@ -232,7 +232,7 @@ pub(in crate::recognise) const JOBS: &[Family] = &[
         unless: &["actual busy", "attached to another|different|other", "already|currently attached to"],
         side: Side::Controller,
         meaning: |s| match s.operation {
-            Some(super::super::structure::Operation::Detach) => Meaning::DetachNotFinished,
+            Some(crate::structure::Operation::Detach) => Meaning::DetachNotFinished,
             _ => Meaning::DetachInProgress,
         },
     },
@@ -256,7 +256,7 @@ pub(in crate::recognise) const JOBS: &[Family] = &[
 ];
 
 /// Who holds the volume, by the storage system's word.
-pub(in crate::recognise) const HOLDERS: &[Family] = &[
+pub(super) const HOLDERS: &[Family] = &[
     // The guest still uses it, so the cloud does not let go.
     Family {
         phrases: &[
@@ -344,7 +344,7 @@ pub(in crate::recognise) const HOLDERS: &[Family] = &[
 ];
 
 /// Whether the instance and the volume exist and work.
-pub(in crate::recognise) const EXISTENCE: &[Family] = &[
+pub(super) const EXISTENCE: &[Family] = &[
     // The target's instance is gone, or the node names an instance that this account does not have.
     Family {
         phrases: &[

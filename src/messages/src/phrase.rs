@@ -17,7 +17,7 @@ const LONG_GAP: usize = 14;
 
 /// One word of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Word {
+pub(crate) struct Word {
     /// Lower-case text.
     pub text: String,
     /// A name, number, path or domain name rather than a word of the language.
@@ -71,7 +71,7 @@ const SPELLINGS: &[(&str, &[&str])] = &[
 ];
 
 /// Cuts a text into words.
-pub(super) fn words(text: &str) -> Vec<Word> {
+pub(crate) fn words(text: &str) -> Vec<Word> {
     let mut out: Vec<Word> = Vec::new();
     for piece in pieces(text) {
         if out.len() >= MAX_WORDS {
@@ -226,7 +226,7 @@ fn push_plain(word: &str, out: &mut Vec<Word>) {
 /// A phrase is a list of terms. A term is a word, alternatives (`node|instance`), the beginning of a word
 /// (`attach~`), any of these made optional by a final `?`, `#` for one name, `*` for up to four words of any kind, or
 /// `**` for up to fourteen.
-pub(super) fn occurs(phrase: &str, words: &[Word]) -> bool {
+pub(crate) fn occurs(phrase: &str, words: &[Word]) -> bool {
     (0..words.len()).any(|start| matches_from(Some(phrase), &words[start..]).is_some())
 }
 
@@ -235,11 +235,11 @@ pub(super) fn occurs(phrase: &str, words: &[Word]) -> bool {
 /// Almost none of the phrases occurs in a given message, and nearly all can be told by the beginning of their first
 /// term.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Beginnings(u64);
+pub(crate) struct Beginnings(u64);
 
 impl Beginnings {
     /// The beginnings of these words.
-    pub(super) fn of(words: &[Word]) -> Self {
+    pub(crate) fn of(words: &[Word]) -> Self {
         Self(words.iter().fold(0, |bits, word| bits | Self::bit(word.text.as_bytes())))
     }
 
@@ -251,7 +251,7 @@ impl Beginnings {
     }
 
     /// False only if the phrase cannot occur.
-    pub(super) fn admit(self, phrase: &str) -> bool {
+    pub(crate) fn admit(self, phrase: &str) -> bool {
         let first = phrase.split_once(' ').map_or(phrase, |(first, _)| first);
         // A name or a gap begins anyhow, an optional term may be left out.
         if first.contains(['#', '*', '?']) {
@@ -265,7 +265,7 @@ impl Beginnings {
 }
 
 /// Where a phrase that occurs ends: the words after its first occurrence.
-pub(super) fn after<'w>(phrase: &str, words: &'w [Word]) -> Option<&'w [Word]> {
+pub(crate) fn after<'w>(phrase: &str, words: &'w [Word]) -> Option<&'w [Word]> {
     (0..words.len()).find_map(|start| matches_from(Some(phrase), &words[start..]))
 }
 
@@ -306,7 +306,7 @@ fn term_matches(term: &str, word: &Word) -> bool {
 /// Why a phrase could never occur: one of its words is one that [`words`] never yields. Used by the tests of the
 /// tables, so that a phrase that was written in another spelling does not lie there dead.
 #[cfg(test)]
-pub(super) fn dead_term(phrase: &str) -> Option<String> {
+pub(crate) fn dead_term(phrase: &str) -> Option<String> {
     for term in phrase.split(' ') {
         let term = term.strip_suffix('?').unwrap_or(term);
         for alternative in term.split('|') {

@@ -1,15 +1,15 @@
 //! Which remedies can follow from a meaning, and which facts decide between them.
 
-use super::driver::StorageKind;
-use super::meaning::{DecidingFact as Fact, Meaning, MultiAttachUsers};
-use super::structure::Operation;
-use super::{Remedy, Symptom};
+use crate::driver::StorageKind;
+use crate::meaning::{DecidingFact as Fact, Meaning, MultiAttachUsers};
+use crate::structure::Operation;
+use crate::{Remedy, Symptom};
 
 use Remedy::{DeleteVolumeattachment, Escalate, ForceDetach, Wait};
 
 /// One to three remedies, best first. They are what the facts may turn out to demand, not an instruction: the same
 /// text stands for causes with different remedies.
-pub(super) fn remedies(symptom: &Symptom) -> Vec<Remedy> {
+pub(crate) fn remedies(symptom: &Symptom) -> Vec<Remedy> {
     if !symptom.meaning.is_ours() {
         return vec![Remedy::NotOurs];
     }
@@ -84,7 +84,7 @@ fn without_cloud(storage: StorageKind, listed: &[Remedy]) -> Vec<Remedy> {
 }
 
 /// The facts that decide, most telling first.
-pub(super) fn deciding_facts(symptom: &Symptom) -> Vec<Fact> {
+pub(crate) fn deciding_facts(symptom: &Symptom) -> Vec<Fact> {
     let facts: &[Fact] = match &symptom.meaning {
         Meaning::DevicePathMissing { .. } => &[
             Fact::GuestDevice,

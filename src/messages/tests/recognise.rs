@@ -1,7 +1,7 @@
 //! The catalogue of reported events, row by row, as written and as other clusters would write it; and texts that are
 //! no messages at all.
 
-use reattach_core::recognise::{Explanation, Message, Nomination, Remedy, explain, nominate, read};
+use reattach_messages::{Explanation, Message, Nomination, Remedy, explain, nominate, read};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]

@@ -8,12 +8,12 @@ mod kubernetes;
 mod node;
 mod objects;
 
-use super::meaning::Meaning;
-use super::structure::{Operation, Structure};
+use crate::meaning::Meaning;
+use crate::structure::{Operation, Structure};
 
 /// Where a family can be reported; the same words mean different things on the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     /// By anyone.
     Any,
     /// By the attach/detach controller or a CSI controller; not by kubelet.
@@ -36,8 +36,8 @@ impl Side {
     }
 }
 
-/// One meaning and the phrases that carry it (see `words::occurs` for their notation).
-pub(super) struct Family {
+/// One meaning and the phrases that carry it (see `phrase::occurs` for their notation).
+pub(crate) struct Family {
     /// Any of these makes a message a member …
     phrases: &'static [&'static str],
     /// … unless one of these occurs as well.
@@ -63,7 +63,7 @@ const TABLES: &[&[Family]] = &[
 ];
 
 /// The meaning of the first family that occurs in the message's body.
-pub(super) fn find(structure: &Structure) -> Option<Meaning> {
+pub(crate) fn find(structure: &Structure) -> Option<Meaning> {
     TABLES
         .iter()
         .flat_map(|table| table.iter())
@@ -78,7 +78,7 @@ pub(super) fn find(structure: &Structure) -> Option<Meaning> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::words::dead_term;
+    use crate::phrase::dead_term;
 
     #[test]
     fn phrases_are_alive() {

@@ -1,11 +1,11 @@
 //! What Kubernetes says of its own records and plugins: VolumeAttachments, Multi-Attach, registration, attacher.
 
-use super::super::meaning::{Meaning, MultiAttachUsers};
-use super::super::structure::Structure;
 use super::{Family, Side};
+use crate::meaning::{Meaning, MultiAttachUsers};
+use crate::structure::Structure;
 
 /// VolumeAttachment, PersistentVolume and the attach/detach controller's memory.
-pub(in crate::recognise) const RECORDS: &[Family] = &[
+pub(super) const RECORDS: &[Family] = &[
     // The attach/detach controller's memory lists another node. "Multi-Attach error" and its successor wording; the
     // name of the operation has been taken off already, so the rest of the sentence is what is left.
     Family {
@@ -103,7 +103,7 @@ pub(in crate::recognise) const RECORDS: &[Family] = &[
 ];
 
 /// Plugins, their registration and their sidecars.
-pub(in crate::recognise) const PLUGINS: &[Family] = &[
+pub(super) const PLUGINS: &[Family] = &[
     // kubelet or the attacher does not know the driver on this node: plugin pod not up yet, or broken.
     Family {
         phrases: &[

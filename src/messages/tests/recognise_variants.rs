@@ -3,7 +3,7 @@
 //! holds wordings from public issue threads and troubleshooting pages that were collected after the tables had been
 //! written; the others follow the drivers' and Kubernetes' own formats.
 
-use reattach_core::recognise::{Message, Remedy, explain};
+use reattach_messages::{Message, Remedy, explain};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

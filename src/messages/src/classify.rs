@@ -1,15 +1,15 @@
 //! From the structure of a message to its meaning.
 
-use super::Message;
-use super::driver::StorageKind;
-use super::families;
-use super::meaning::Meaning;
-use super::structure::{GrpcCode, Operation, Structure};
-use super::words::{Word, occurs};
+use crate::Message;
+use crate::driver::StorageKind;
+use crate::families;
+use crate::meaning::Meaning;
+use crate::phrase::{Word, occurs};
+use crate::structure::{GrpcCode, Operation, Structure};
 
 /// The meaning of a message. Asked in this order: what the message is about at all, phrases, the kind of storage, the
 /// gRPC status, the operation.
-pub(super) fn meaning(message: &Message, s: &Structure) -> Meaning {
+pub(crate) fn meaning(message: &Message, s: &Structure) -> Meaning {
     if is_success(message, &s.all) {
         return Meaning::Succeeded;
     }

@@ -1,11 +1,11 @@
 //! What kubelet and node plugins meet: devices, filesystems, mounts, and time-outs of anyone.
 
-use super::super::meaning::Meaning;
-use super::super::structure::{Operation, Structure};
 use super::{Family, Side};
+use crate::meaning::Meaning;
+use crate::structure::{Operation, Structure};
 
 /// Devices and what is on them.
-pub(in crate::recognise) const DEVICES: &[Family] = &[
+pub(super) const DEVICES: &[Family] = &[
     // The driver asked the device who it is and got another volume's name.
     Family {
         phrases: &[
@@ -170,7 +170,7 @@ pub(in crate::recognise) const DEVICES: &[Family] = &[
 ];
 
 /// What anyone can say last, when nothing more telling was said.
-pub(in crate::recognise) const GENERAL: &[Family] = &[
+pub(super) const GENERAL: &[Family] = &[
     // kubelet waits for its own status to list the volume.
     Family {
         phrases: &[

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::words::{Word, occurs};
+use crate::phrase::{Word, occurs};
 
 /// What stands behind a driver; it decides whether there is a cloud to detach at, and whether anything is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,13 +136,13 @@ const PATHS: &[(&str, StorageKind)] = &[
 ];
 
 /// The kind of storage of a named driver.
-pub(super) fn of_name(driver: &str) -> StorageKind {
+pub(crate) fn of_name(driver: &str) -> StorageKind {
     let driver = driver.to_lowercase();
     NAMES.iter().find(|(part, _)| driver.contains(part)).map_or(StorageKind::Unknown, |(_, kind)| *kind)
 }
 
 /// The kind of storage that the words of a message show.
-pub(super) fn of_words(words: &[Word]) -> StorageKind {
+pub(crate) fn of_words(words: &[Word]) -> StorageKind {
     let by_path = PATHS.iter().find(|(part, _)| words.iter().any(|w| w.name && w.text.contains(part)));
     // mount(8) lists "nfs, cifs" as examples in an error about any filesystem.
     let examples = occurs("g nfs cifs", words);
@@ -152,7 +152,7 @@ pub(super) fn of_words(words: &[Word]) -> StorageKind {
 }
 
 /// A driver that the text itself names: below kubelet's CSI folder, beside "driver", or as an in-tree plugin.
-pub(super) fn named_in(words: &[Word]) -> Option<String> {
+pub(crate) fn named_in(words: &[Word]) -> Option<String> {
     let in_path = words.iter().filter(|w| w.name).find_map(|w| {
         let after = w.text.split("/plugins/kubernetes.io/csi/").nth(1)?;
         let driver = after.split('/').next()?;
@@ -184,7 +184,7 @@ pub(super) fn named_in(words: &[Word]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::words::{dead_term, words};
+    use crate::phrase::{dead_term, words};
 
     #[test]
     fn phrases_are_alive() {
