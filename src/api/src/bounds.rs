@@ -10,7 +10,7 @@ use crate::volume_recovery::VolumeRecoveryStatus;
 use reattach_core::diagnosis::Diagnosis;
 use reattach_core::journal::Entry;
 use reattach_core::plain::{self, SENTENCE_CHARS, TEXT_CHARS};
-use reattach_core::report::TICKET_CHARS;
+use reattach_report::TICKET_CHARS;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

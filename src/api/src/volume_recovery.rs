@@ -11,7 +11,7 @@ use reattach_core::journal::Entry;
 use reattach_core::plan::{Plan, SoundPlan};
 use reattach_core::policy::Mode;
 use reattach_core::proof::Sighting;
-use reattach_core::report::{self, Record};
+use reattach_report::Record;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
@@ -332,13 +332,13 @@ pub struct Escalation {
     pub ticket: Option<String>,
 }
 
-impl From<report::Escalation> for Escalation {
-    fn from(told: report::Escalation) -> Self {
+impl From<reattach_report::Escalation> for Escalation {
+    fn from(told: reattach_report::Escalation) -> Self {
         Self { since: Time(told.since), summary: told.summary, ticket: told.ticket }
     }
 }
 
-impl From<Escalation> for report::Escalation {
+impl From<Escalation> for reattach_report::Escalation {
     fn from(told: Escalation) -> Self {
         Self { since: told.since.0, summary: told.summary, ticket: told.ticket }
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use reattach_controller::{Collector, Depth, nominees};
 use reattach_core::diagnosis::{Diagnosis, Verdict, diagnose};
 use reattach_core::ids::ObjectName;
-use reattach_core::report::diagnosis_text;
+use reattach_report::diagnosis_text;
 use serde_json::json;
 use std::collections::BTreeSet;
 use tokio::task::JoinSet;

@@ -2,7 +2,6 @@
 
 use anyhow::Context;
 use clap::Args;
-use reattach_core::report;
 use reattach_drill::timeline::{Line, paragraph, span};
 use reattach_drill::{Pace, SCENARIOS, Scenario, play};
 use std::path::PathBuf;
@@ -73,17 +72,17 @@ pub fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     });
     let outcome = play(&args.scenario, args.seed, Pace::Full, sink)?;
     if let Some(file) = &args.html {
-        let page = report::html(&outcome.incident);
+        let page = reattach_report::html(&outcome.incident);
         std::fs::write(file, page).with_context(|| format!("--html {} cannot be written", file.display()))?;
     }
     if args.json {
         let mut document = serde_json::to_value(&outcome)?;
         document["good"] = outcome.good().into();
-        document["report"] = serde_json::from_str(&report::json(&outcome.incident))?;
+        document["report"] = serde_json::from_str(&reattach_report::json(&outcome.incident))?;
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
         println!("{}", outcome.summary());
-        println!("== Post-mortem\n\n{}", report::markdown(&outcome.incident));
+        println!("== Post-mortem\n\n{}", reattach_report::markdown(&outcome.incident));
         let (virtual_time, wall) =
             (outcome.incident.to.duration_since(outcome.incident.from), started.elapsed());
         let virtual_time = span(virtual_time.as_secs_f64());

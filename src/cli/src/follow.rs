@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::rights::Who;
 use reattach_core::ids::ObjectName;
-use reattach_core::report::{TEXT_WIDTH, journal_text, status_line};
+use reattach_report::{TEXT_WIDTH, journal_text, status_line};
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -186,7 +186,7 @@ impl Follow<'_> {
     async fn planned(
         &self,
         recovery: &VolumeRecovery,
-        record: &reattach_core::report::Record,
+        record: &reattach_report::Record,
         shown: &mut Shown,
         interrupt: &mut Interrupt,
     ) -> Result<Option<End>> {

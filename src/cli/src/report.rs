@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use reattach_core::report::{Incident, Record, html, json, markdown};
+use reattach_report::{Incident, Record, html, json, markdown};
 use std::path::PathBuf;
 
 /// Writes the post-mortem of recoveries.

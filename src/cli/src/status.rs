@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::Args;
 use kube::ResourceExt;
 use reattach_api::{Declaration, Phase, UnreadableField, VolumeRecovery};
-use reattach_core::report::{diagnosis_text, journal_text, status_line, support_ticket};
+use reattach_report::{diagnosis_text, journal_text, status_line, support_ticket};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;

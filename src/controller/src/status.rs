@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus, condition};
 use reattach_core::cloud::CloudVolume;
-use reattach_core::{plain, report};
+use reattach_core::plain;
 
 /// The reason of the condition `Stalled` while a person was called for.
 pub(crate) const ESCALATED: &str = "Escalated";
@@ -53,7 +53,7 @@ pub(crate) fn explain(recovery: &mut VolumeRecovery, cloud: Option<&CloudVolume>
     let told = since.and_then(|since| {
         // One that cannot be read is held, which is another call.
         let record = recovery.record(cloud.cloned()).ok()?;
-        Some(report::escalation(&record, since.0).into())
+        Some(reattach_report::escalation(&record, since.0).into())
     });
     if let Some(status) = &mut recovery.status {
         status.escalation = told;

@@ -25,7 +25,6 @@ pub mod plan;
 pub mod policy;
 pub mod product;
 pub mod proof;
-pub mod report;
 pub mod runbook;
 pub mod safety;
 pub mod stamp;

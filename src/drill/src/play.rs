@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use reattach_api::VolumeRecovery;
 use reattach_core::journal::Mark;
 use reattach_core::plan::StepIx;
-use reattach_core::report::{Fate, Incident, fate};
 use reattach_core::runbook::StepKind;
+use reattach_report::{Fate, Incident, fate};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -228,7 +228,7 @@ fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
         .min()
 }
 
-fn fared(record: &reattach_core::report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
+fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
     let fate = fate(record);
     let class = record.diagnosis.as_ref().and_then(reattach_core::diagnosis::Diagnosis::class);
     let class = class.or(record.plan.as_ref().map(reattach_core::plan::Plan::class));

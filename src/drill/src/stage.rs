@@ -8,7 +8,7 @@ use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
-use reattach_core::report::TimelineNote;
+use reattach_report::TimelineNote;
 use reattach_sim::kubelet::DiskAfter;
 use serde::Deserialize;
 use serde_json::json;

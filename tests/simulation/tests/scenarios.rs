@@ -162,10 +162,7 @@ fn the_same_seed_gives_the_same_transcript() {
     for name in ["stuck-unpublish", "leader-crash", "manager-restarted"] {
         let (one, two) = (run(name, 5), run(name, 5));
         assert_eq!(one.transcript(), two.transcript(), "{name} --seed 5");
-        assert_eq!(
-            reattach_core::report::markdown(&one.incident),
-            reattach_core::report::markdown(&two.incident)
-        );
+        assert_eq!(reattach_report::markdown(&one.incident), reattach_report::markdown(&two.incident));
     }
 }
 

@@ -10,7 +10,6 @@ use reattach_core::journal::{End, Entry, Mark, TurnBack};
 use reattach_core::machine::State;
 use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan, SoundPlan, StepIx};
-use reattach_core::report;
 use reattach_core::runbook::StepKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
 
@@ -126,7 +125,7 @@ impl Executor {
         }
         // All of them: `append` has read them before.
         let entries: Vec<Entry> = status.journal.iter().filter_map(|e| e.get().ok().cloned()).collect();
-        status.timings = report::timings(plan, &entries)
+        status.timings = reattach_report::timings(plan, &entries)
             .into_iter()
             .map(|t| PhaseTiming {
                 name: t.name,

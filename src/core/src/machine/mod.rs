@@ -37,7 +37,7 @@ use crate::workload::{ScalePath, WorkloadRef};
 use jiff::Timestamp;
 
 pub use orders::{History, Sent, accounted_for};
-pub use state::{Illegal, State, StepState};
+pub use state::{Illegal, OpenSteps, State, StepState, open_steps};
 pub use unwind::{Left, refused_to_put_back, without_journal};
 
 /// The one next thing to do.

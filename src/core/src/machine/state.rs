@@ -66,6 +66,28 @@ pub enum Illegal {
     },
 }
 
+/// The steps of a run that are not over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenSteps {
+    /// The first step that is not closed; `None` when every step is.
+    pub current: Option<StepIx>,
+    /// The step whose effect was journaled and has no known outcome.
+    pub outstanding: Option<StepIx>,
+}
+
+/// Tells which steps of a run are open, for display. Unlike [`State::replay`] it takes a plan that no run may follow any
+/// more, such as one of an earlier version, and therefore returns no [`State`].
+///
+/// # Errors
+/// The first line that no executor could have written.
+pub fn open_steps<'a>(
+    plan: &Plan,
+    journal: impl IntoIterator<Item = &'a Entry>,
+) -> Result<OpenSteps, Illegal> {
+    let state = State::add_up(plan, journal)?;
+    Ok(OpenSteps { current: state.current(), outstanding: state.outstanding() })
+}
+
 /// The state of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -122,14 +144,10 @@ impl State {
         plan: &SoundPlan,
         journal: impl IntoIterator<Item = &'a Entry>,
     ) -> Result<Self, Illegal> {
-        Self::shown(plan, journal)
+        Self::add_up(plan, journal)
     }
 
-    /// The same for showing a record whose plan no run may go by any more, such as one of an earlier version.
-    pub(crate) fn shown<'a>(
-        plan: &Plan,
-        journal: impl IntoIterator<Item = &'a Entry>,
-    ) -> Result<Self, Illegal> {
+    fn add_up<'a>(plan: &Plan, journal: impl IntoIterator<Item = &'a Entry>) -> Result<Self, Illegal> {
         let mut state = Self::before(plan);
         for entry in journal {
             state.add(plan, entry)?;

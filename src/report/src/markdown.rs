@@ -1,8 +1,8 @@
 //! The post-mortem as GitHub-flavoured Markdown.
 
-use super::doc::{Block, Inline, Line};
-use super::{Incident, postmortem};
-use crate::plain::{clean, is_hidden, page};
+use crate::doc::{Block, Inline, Line};
+use crate::{Incident, postmortem};
+use reattach_core::plain::{clean, is_hidden, page};
 
 /// The post-mortem: what was down, why, for how long, what was done by whom under which authority, what was left alone,
 /// and what still needs a person.

@@ -4,7 +4,7 @@ use crate::sample::*;
 use reattach_core::cloud::{CloudVolume, VolumeState};
 use reattach_core::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict, WaitReason};
 use reattach_core::journal::{Entry, Mark, Outcome};
-use reattach_core::report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
+use reattach_report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 
 /// A detach of the driver that fails with these words.
 fn refused_driver(error: &str) -> Record {

@@ -4,35 +4,35 @@
 //! outside (events, provider errors, names) is stripped of control characters and escaped for its format.
 
 mod doc;
+mod format;
 mod html;
 mod json;
 mod markdown;
-mod picture;
 mod postmortem;
 mod scale;
-mod story;
+mod summary;
+mod svg;
 mod text;
 mod ticket;
 mod timing;
-mod words;
 
-use crate::cloud::CloudVolume;
-use crate::diagnosis::Diagnosis;
-use crate::ids::ObjectName;
-use crate::journal::Entry;
-use crate::plan::Plan;
-use crate::policy::Mode;
 use jiff::Timestamp;
+use reattach_core::cloud::CloudVolume;
+use reattach_core::diagnosis::Diagnosis;
+use reattach_core::ids::ObjectName;
+use reattach_core::journal::Entry;
+use reattach_core::plan::Plan;
+use reattach_core::policy::Mode;
 use serde::{Deserialize, Serialize};
 
+pub use format::proof_in_words;
 pub use html::html;
 pub use json::json;
 pub use markdown::markdown;
-pub use story::{Fate, fate};
+pub use summary::{Fate, fate};
 pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line};
 pub use ticket::{Escalation, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 pub use timing::{Timing, own_share, timings};
-pub use words::proof_in_words;
 
 /// What one VolumeRecovery holds, free of Kubernetes types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,14 +1,14 @@
 //! A support ticket for a volume that the provider keeps locked or busy, and what a person is told when a wait has become
 //! too long.
 
-use super::Record;
-use super::story::{Fate, fate, refused_detach, unfinished_detach};
-use super::words::{cut, date_clock, quoted};
-use crate::cloud::VolumeState;
-use crate::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
-use crate::journal::Mark;
-use crate::runbook::StepKind;
+use crate::Record;
+use crate::format::{cut, date_clock, quoted};
+use crate::summary::{Fate, fate, refused_detach, unfinished_detach};
 use jiff::Timestamp;
+use reattach_core::cloud::VolumeState;
+use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
+use reattach_core::journal::Mark;
+use reattach_core::runbook::StepKind;
 use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -252,7 +252,7 @@ fn tried(record: &Record) -> Vec<String> {
                     )
                 }
                 Mark::Outcome { step: s, outcome } if Some(*s) == step => {
-                    use crate::journal::Outcome as O;
+                    use reattach_core::journal::Outcome as O;
                     match outcome {
                         O::Applied { detail } => format!("it answered: {detail}"),
                         O::NotApplied { why, .. } => format!("it did not accept: {why}"),

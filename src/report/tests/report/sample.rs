@@ -11,9 +11,9 @@ use reattach_core::plan::{
 };
 use reattach_core::policy::Mode;
 use reattach_core::proof::{NoUser, ProofKind};
-use reattach_core::report::{Incident, Record, TimelineNote};
 use reattach_core::runbook::{Runbook, SCALE_TO_ZERO, StepKind};
 use reattach_core::workload::WorkloadRef;
+use reattach_report::{Incident, Record, TimelineNote};
 
 /// The node's return, from which every time counts.
 pub fn start() -> Timestamp {

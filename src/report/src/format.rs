@@ -1,36 +1,36 @@
 //! Sentences and numbers that every kind of output shares.
 
-use crate::diagnosis::{Class, Verdict, WaitReason};
-use crate::journal::{End, Mark, Outcome};
-use crate::plan::{EffectClass, Plan, StepIx};
-use crate::proof::ProofKind;
-use crate::runbook::StepKind;
 use jiff::Timestamp;
+use reattach_core::diagnosis::{Class, Verdict, WaitReason};
+use reattach_core::journal::{End, Mark, Outcome};
+use reattach_core::plan::{EffectClass, Plan, StepIx};
+use reattach_core::proof::ProofKind;
+use reattach_core::runbook::StepKind;
 
-pub(super) use crate::plain::{clean, cut, quoted};
+pub(crate) use reattach_core::plain::{clean, cut, quoted};
 
 /// `01:13:05`, in UTC.
-pub(super) fn clock(at: Timestamp) -> String {
+pub(crate) fn clock(at: Timestamp) -> String {
     at.strftime("%H:%M:%S").to_string()
 }
 
 /// `2021-07-11 01:13:05`, in UTC.
-pub(super) fn date_clock(at: Timestamp) -> String {
+pub(crate) fn date_clock(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Whether two moments fall on one UTC day, so that a clock time says enough.
-pub(super) fn same_day(a: Timestamp, b: Timestamp) -> bool {
+pub(crate) fn same_day(a: Timestamp, b: Timestamp) -> bool {
     a.strftime("%Y-%m-%d").to_string() == b.strftime("%Y-%m-%d").to_string()
 }
 
 /// Milliseconds from `from` to `to`; 0 when the clocks of two writers disagree about the order.
-pub(super) fn millis(from: Timestamp, to: Timestamp) -> i64 {
+pub(crate) fn millis(from: Timestamp, to: Timestamp) -> i64 {
     (to.as_millisecond() - from.as_millisecond()).max(0)
 }
 
 /// A duration as people say it: `420 ms`, `16.8 s`, `5 min 20 s`, `5 h 20 min`, `2 d 3 h`.
-pub(super) fn span(millis: i64) -> String {
+pub(crate) fn span(millis: i64) -> String {
     let seconds = (millis + 500) / 1000;
     let two = |big: i64, unit: &str, small: i64, small_unit: &str| match small {
         0 => format!("{big} {unit}"),
@@ -46,19 +46,19 @@ pub(super) fn span(millis: i64) -> String {
 }
 
 /// Seconds since `from`, signed: `+16.8 s`.
-pub(super) fn relative(from: Timestamp, at: Timestamp) -> String {
+pub(crate) fn relative(from: Timestamp, at: Timestamp) -> String {
     let millis = at.as_millisecond() - from.as_millisecond();
     let tenths = (millis.abs() + 50) / 100;
     format!("{}{}.{} s", if millis < 0 { '-' } else { '+' }, tenths / 10, tenths % 10)
 }
 
 /// `1 claim`, `2 claims`.
-pub(super) fn count(n: usize, noun: &str) -> String {
+pub(crate) fn count(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
 /// A class for someone who has not read the manual.
-pub(super) fn class_in_words(class: Class) -> &'static str {
+pub(crate) fn class_in_words(class: Class) -> &'static str {
     match class {
         Class::A => "the node died while it had the volume, so no other node may have it",
         Class::B => {
@@ -71,12 +71,12 @@ pub(super) fn class_in_words(class: Class) -> &'static str {
 }
 
 /// `class B (phantom attachment)`.
-pub(super) fn class_name(class: Class) -> String {
+pub(crate) fn class_name(class: Class) -> String {
     format!("class {class} ({})", class.title())
 }
 
 /// A step's kind in a few words.
-pub(super) fn step_title(kind: StepKind) -> &'static str {
+pub(crate) fn step_title(kind: StepKind) -> &'static str {
     match kind {
         StepKind::ScaleToZero => "scale to zero",
         StepKind::Hold => "hold new pods away",
@@ -102,7 +102,7 @@ pub(super) fn step_title(kind: StepKind) -> &'static str {
 }
 
 /// `step 3 (detach at the cloud)`, or the number alone when the plan is not known.
-pub(super) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
+pub(crate) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
     match plan.and_then(|p| p.steps.get(step.index())) {
         Some(planned) => format!("step {step} ({})", step_title(planned.kind)),
         None => format!("step {step}"),
@@ -110,7 +110,7 @@ pub(super) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
 }
 
 /// What a crash in the middle of a step means, in words.
-pub(super) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static str {
+pub(crate) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static str {
     match (kind, class) {
         (StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Verify, _) => {
             "only looks, changes nothing"
@@ -160,7 +160,7 @@ pub fn proof_in_words(proof: &ProofKind) -> String {
 }
 
 /// The verdict as a headline, without words of ours that need explaining.
-pub(super) fn headline(verdict: &Verdict) -> String {
+pub(crate) fn headline(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Healthy { .. } => "Nothing is wrong".to_owned(),
         Verdict::Ours { trouble } => format!("Stuck volume, {}", class_name(trouble.class())),
@@ -176,7 +176,7 @@ pub(super) fn headline(verdict: &Verdict) -> String {
 }
 
 /// A journal line as one sentence without its full stop.
-pub(super) fn mark_in_words(plan: Option<&Plan>, mark: &Mark) -> String {
+pub(crate) fn mark_in_words(plan: Option<&Plan>, mark: &Mark) -> String {
     let text = match mark {
         Mark::Accepted { plan_hash, authority } => {
             format!("plan {plan_hash} taken up, allowed by {authority}")
@@ -223,7 +223,7 @@ fn end_in_words(end: &End) -> String {
 }
 
 /// A sentence with a capital first letter and a full stop.
-pub(super) fn sentence(text: &str) -> String {
+pub(crate) fn sentence(text: &str) -> String {
     let text = text.trim();
     let mut chars = text.chars();
     let Some(first) = chars.next() else { return String::new() };
@@ -295,7 +295,8 @@ mod tests {
     #[test]
     fn a_voided_handshake_does_not_read_as_the_end_of_the_pods() {
         let at = Timestamp::UNIX_EPOCH;
-        let say = |lease| mark_in_words(None, &Mark::NoUser { seen: crate::proof::NoUser { at, lease } });
+        let say =
+            |lease| mark_in_words(None, &Mark::NoUser { seen: reattach_core::proof::NoUser { at, lease } });
         assert_eq!(say(Some(at)), "no pod uses the claim any more");
         assert!(say(None).starts_with("no proof can begin yet"));
     }

@@ -1,16 +1,16 @@
 //! What became of one recovery, read off its record.
 
-use super::Record;
-use super::timing::{Stretch, stretches};
-use super::words::{clean, millis, quoted, step_name};
-use crate::diagnosis::{Class, Verdict, WaitReason};
-use crate::journal::{End, Entry, Mark, Outcome};
-use crate::machine::{State, StepState};
-use crate::plan::StepIx;
-use crate::policy::Mode;
-use crate::proof::ProofKind;
-use crate::runbook::StepKind;
+use crate::Record;
+use crate::format::{clean, millis, quoted, step_name};
+use crate::timing::{Stretch, stretches};
 use jiff::Timestamp;
+use reattach_core::diagnosis::{Class, Verdict, WaitReason};
+use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::machine::open_steps;
+use reattach_core::plan::StepIx;
+use reattach_core::policy::Mode;
+use reattach_core::proof::ProofKind;
+use reattach_core::runbook::StepKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -178,7 +178,7 @@ fn going(record: &Record) -> Option<Fate> {
     }
     let accepted = record.journal.iter().any(|e| matches!(e.mark, Mark::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
-    let current = State::shown(plan, &record.journal).ok().and_then(|s| s.current());
+    let current = open_steps(plan, &record.journal).ok().and_then(|s| s.current);
     let step = current.map_or_else(|| "the journal cannot be read".to_owned(), |s| step_name(Some(plan), s));
     Some(Fate::Running { step })
 }
@@ -186,7 +186,7 @@ fn going(record: &Record) -> Option<Fate> {
 /// Whether the cloud was asked to detach the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum CloudDetach {
+pub(crate) enum CloudDetach {
     /// It was not asked.
     No,
     /// It was, and did.
@@ -197,27 +197,27 @@ pub(super) enum CloudDetach {
 
 /// How one step of a plan went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum StepFate {
+pub(crate) enum StepSummary {
     NotBegun,
     Done(String),
-    PassedOver(String),
+    Skipped(String),
     Unfinished,
 }
 
 /// One record with what is read off it.
-pub(super) struct Story<'a> {
-    pub(super) record: &'a Record,
-    pub(super) fate: Fate,
+pub(crate) struct RecoverySummary<'a> {
+    pub(crate) record: &'a Record,
+    pub(crate) fate: Fate,
     /// When the plan was taken up, and who allowed it.
-    pub(super) accepted: Option<(Timestamp, &'a str)>,
-    pub(super) turned_back: Option<Timestamp>,
-    pub(super) ended: Option<Timestamp>,
-    pub(super) cloud_detach: CloudDetach,
-    pub(super) stretches: Vec<Stretch>,
+    pub(crate) accepted: Option<(Timestamp, &'a str)>,
+    pub(crate) turned_back: Option<Timestamp>,
+    pub(crate) ended: Option<Timestamp>,
+    pub(crate) cloud_detach: CloudDetach,
+    pub(crate) stretches: Vec<Stretch>,
 }
 
-impl<'a> Story<'a> {
-    pub(super) fn of(record: &'a Record) -> Self {
+impl<'a> RecoverySummary<'a> {
+    pub(crate) fn of(record: &'a Record) -> Self {
         let at = |wanted: fn(&Mark) -> bool| record.journal.iter().find(|e| wanted(&e.mark)).map(|e| e.at);
         let accepted = record.journal.iter().find_map(|e| match &e.mark {
             Mark::Accepted { authority, .. } => Some((e.at, authority.as_str())),
@@ -234,43 +234,43 @@ impl<'a> Story<'a> {
         }
     }
 
-    pub(super) fn claim(&self) -> String {
+    pub(crate) fn claim(&self) -> String {
         clean(&self.record.claim.to_string())
     }
 
     /// The class: of the plan that ran, else of the diagnosis (which is newer than the trouble once it is healed).
-    pub(super) fn class(&self) -> Option<Class> {
+    pub(crate) fn class(&self) -> Option<Class> {
         let planned = self.record.plan.as_ref().map(|p| p.class());
         planned.or_else(|| self.record.diagnosis.as_ref().and_then(|d| d.class()))
     }
 
     /// When the pod was seen running with its volume again.
-    pub(super) fn healed_at(&self) -> Option<Timestamp> {
+    pub(crate) fn healed_at(&self) -> Option<Timestamp> {
         self.ended.filter(|_| self.fate == Fate::Recovered)
     }
 
     /// Milliseconds from taking up the plan to the pod running again.
-    pub(super) fn heal_millis(&self) -> Option<i64> {
+    pub(crate) fn heal_millis(&self) -> Option<i64> {
         Some(millis(self.accepted?.0, self.healed_at()?))
     }
 
     /// Milliseconds from the first sight of the trouble to the pod running again.
-    pub(super) fn down_millis(&self) -> Option<i64> {
+    pub(crate) fn down_millis(&self) -> Option<i64> {
         Some(millis(self.record.created, self.healed_at()?))
     }
 
     /// Whether any effect was issued, or may have been.
-    pub(super) fn touched(&self) -> bool {
+    pub(crate) fn touched(&self) -> bool {
         self.record.journal.iter().any(|e| matches!(e.mark, Mark::Started { .. }))
     }
 
     /// Whether the pod is, for all we know, still without its volume.
-    pub(super) fn still_down(&self) -> bool {
+    pub(crate) fn still_down(&self) -> bool {
         !matches!(self.fate, Fate::Recovered | Fate::Resolved | Fate::Healthy)
     }
 
     /// The proof that a freeing effect rested on; the last one counts.
-    pub(super) fn proof(&self) -> Option<&'a ProofKind> {
+    pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
         self.record.journal.iter().rev().find_map(|e| match &e.mark {
             Mark::Started { proof, .. } => proof.as_ref(),
             _ => None,
@@ -278,24 +278,24 @@ impl<'a> Story<'a> {
     }
 
     /// Who wrote the journal.
-    pub(super) fn doers(&self) -> BTreeSet<String> {
+    pub(crate) fn doers(&self) -> BTreeSet<String> {
         self.record.journal.iter().map(|e| clean(&e.by)).collect()
     }
 
     /// How a step went, with its stretch if it was begun.
-    pub(super) fn step(&self, step: StepIx) -> (StepFate, Option<&Stretch>) {
+    pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
         let closing = self.record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Completed { step: s, seen } if *s == step => Some(StepFate::Done(quoted(seen))),
-            Mark::Skipped { step: s, why } if *s == step => Some(StepFate::PassedOver(quoted(why))),
+            Mark::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
+            Mark::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
             _ => None,
         });
-        let open = if stretch.is_some() { StepFate::Unfinished } else { StepFate::NotBegun };
+        let open = if stretch.is_some() { StepSummary::Unfinished } else { StepSummary::NotBegun };
         (closing.unwrap_or(open), stretch)
     }
 
     /// The journal with times that never run backwards: what sorting may use. Shown times are the writers' own.
-    pub(super) fn ordered(&self) -> Vec<(Timestamp, &'a Entry)> {
+    pub(crate) fn ordered(&self) -> Vec<(Timestamp, &'a Entry)> {
         let mut last = Timestamp::MIN;
         self.record
             .journal
@@ -325,7 +325,7 @@ fn cloud_detach(record: &Record) -> CloudDetach {
 
 /// The last refusal of the cloud to detach, as long as nothing came after it: when it was and in which words. `None` when
 /// the cloud was not asked, or accepted, or the reason is not one that the provider could lift.
-pub(super) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
+pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find_map(|e| match &e.mark {
         Mark::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
@@ -338,7 +338,7 @@ pub(super) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
 }
 
 /// A detach that the cloud accepted and of which the end was not seen: when it was accepted and in which words.
-pub(super) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
+pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find(|e| match &e.mark {
@@ -354,8 +354,7 @@ pub(super) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
 }
 
 /// Whether a record's journal ends with an effect of which nobody knows what became of it.
-pub(super) fn outstanding(record: &Record) -> Option<StepIx> {
+pub(crate) fn outstanding(record: &Record) -> Option<StepIx> {
     let plan = record.plan.as_ref()?;
-    let state = State::shown(plan, &record.journal).ok()?;
-    state.outstanding().filter(|s| !matches!(state.step(*s), StepState::Closed { .. }))
+    open_steps(plan, &record.journal).ok()?.outstanding
 }

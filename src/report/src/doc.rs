@@ -2,7 +2,7 @@
 
 /// A piece of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Inline {
+pub(crate) enum Inline {
     /// Plain text.
     Text(String),
     /// Emphasised text.
@@ -15,7 +15,7 @@ pub(super) enum Inline {
 
 /// How good news is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(crate) enum Tone {
     /// As it should be.
     Good,
     /// Under way, or waiting for someone else.
@@ -27,11 +27,11 @@ pub(super) enum Tone {
 }
 
 /// A line.
-pub(super) type Line = Vec<Inline>;
+pub(crate) type Line = Vec<Inline>;
 
 /// A block of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub(crate) enum Block {
     /// A heading of level 1 to 4.
     Heading(u8, String),
     /// A paragraph.
@@ -52,16 +52,16 @@ pub(super) enum Block {
 }
 
 /// Plain text as a line.
-pub(super) fn text(text: impl Into<String>) -> Line {
+pub(crate) fn text(text: impl Into<String>) -> Line {
     vec![Inline::Text(text.into())]
 }
 
 /// A name as a line.
-pub(super) fn code(text: impl Into<String>) -> Line {
+pub(crate) fn code(text: impl Into<String>) -> Line {
     vec![Inline::Code(text.into())]
 }
 
 /// A label and what it says.
-pub(super) fn labelled(label: &str, words: impl Into<String>) -> Line {
+pub(crate) fn labelled(label: &str, words: impl Into<String>) -> Line {
     vec![Inline::Strong(format!("{label}.")), Inline::Text(format!(" {}", words.into()))]
 }

@@ -1,8 +1,8 @@
 //! The post-mortem as one HTML file: no scripts, no links to anything outside, light and dark.
 
-use super::doc::{Block, Inline, Line, Tone};
-use super::{Incident, picture, postmortem};
-use crate::plain::is_hidden;
+use crate::doc::{Block, Inline, Line, Tone};
+use crate::{Incident, postmortem, svg};
+use reattach_core::plain::is_hidden;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("style.css");
@@ -14,7 +14,7 @@ pub fn html(incident: &Incident) -> String {
     for block in postmortem::document(incident) {
         render(&block, incident, &mut body);
     }
-    let title = escape(&super::words::clean(&incident.title));
+    let title = escape(&crate::format::clean(&incident.title));
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
@@ -45,7 +45,7 @@ fn render(block: &Block, incident: &Incident, out: &mut String) {
             writeln!(out, "<p>{}</p>\n<pre>{}</pre>", escape(what), escape(text.trim_end()))
         }
         Block::Picture => {
-            out.push_str(&picture::pictures(incident));
+            out.push_str(&svg::pictures(incident));
             Ok(())
         }
     };
@@ -75,7 +75,7 @@ fn inline(line: &Line) -> String {
 }
 
 /// Escapes for element content and double-quoted attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

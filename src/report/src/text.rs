@@ -1,14 +1,14 @@
 //! Plain text for terminals: no colours, lines of at most [`TEXT_WIDTH`] columns.
 
-use super::Record;
-use super::story::{Story, fate};
-use super::words::{
+use crate::Record;
+use crate::format::{
     class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words,
     quoted, relative, same_day, sentence, span,
 };
-use crate::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
-use crate::journal::Entry;
-use crate::plan::{Plan, PlannedStep};
+use crate::summary::{RecoverySummary, fate};
+use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
+use reattach_core::journal::Entry;
+use reattach_core::plan::{Plan, PlannedStep};
 
 /// The width of plain text in columns. A single word that is longer (a handle, a path) is not broken: it is there to be
 /// copied.
@@ -42,7 +42,7 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
 }
 
 /// What a person can expect or do, by verdict.
-pub(super) fn next_step(verdict: &Verdict) -> String {
+pub(crate) fn next_step(verdict: &Verdict) -> String {
     let text = match verdict {
         Verdict::Healthy { .. } => "Nothing to do.",
         Verdict::Ours { trouble } if trouble.class() == Class::B => {
@@ -165,12 +165,12 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
 
 /// A recovery in one line of at most [`TEXT_WIDTH`] columns, cut with `…` where its sentence is longer.
 pub fn status_line(record: &Record) -> String {
-    let story = Story::of(record);
-    let class = story.class().map(|c| format!(" (class {c}, {})", c.title())).unwrap_or_default();
-    let took = story.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
+    let recovery = RecoverySummary::of(record);
+    let class = recovery.class().map(|c| format!(" (class {c}, {})", c.title())).unwrap_or_default();
+    let took = recovery.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
     let fate = fate(record);
     let why = fate.why().map(|w| format!(": {w}")).unwrap_or_default();
-    let line = clean(&format!("{}: {}{took}{class}{why}", story.claim(), fate.title()));
+    let line = clean(&format!("{}: {}{took}{class}{why}", recovery.claim(), fate.title()));
     if line.chars().count() <= TEXT_WIDTH {
         return line;
     }

@@ -1,9 +1,9 @@
 //! How long each step took, and how much of it was our own doing.
 
-use super::words::millis;
-use crate::journal::{Entry, Mark};
-use crate::plan::{Plan, StepIx};
+use crate::format::millis;
 use jiff::Timestamp;
+use reattach_core::journal::{Entry, Mark};
+use reattach_core::plan::{Plan, StepIx};
 use serde::{Deserialize, Serialize};
 
 /// The name of the part of a run after it turned back.
@@ -27,13 +27,13 @@ pub struct Timing {
 
 /// One stretch of the journal that belongs to a step, or to putting things back (`step` is then `None`).
 #[derive(Clone, Debug)]
-pub(super) struct Stretch {
-    pub(super) step: Option<StepIx>,
-    pub(super) from: Timestamp,
-    pub(super) to: Timestamp,
+pub(crate) struct Stretch {
+    pub(crate) step: Option<StepIx>,
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
     /// How it was left: by a line that closed it, or not.
-    pub(super) closed: bool,
-    pub(super) ours: i64,
+    pub(crate) closed: bool,
+    pub(crate) ours: i64,
 }
 
 /// The duration of each step that was begun, in the plan's order, and of putting back if the run turned back.
@@ -76,8 +76,8 @@ fn name(plan: &Plan, step: StepIx) -> String {
 }
 
 /// Cuts a journal into stretches. Lines that do not fit (another step than the current one) are left out: whether a
-/// journal is legal is for [`crate::machine::State::replay`] to say.
-pub(super) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
+/// journal is legal is for [`reattach_core::machine::State::replay`] to say.
+pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     let mut done: Vec<Stretch> = Vec::new();
     let mut open: Option<Stretch> = None;
     // The effect in flight, and whether the current stretch has issued one already.

@@ -1,13 +1,13 @@
 //! The timeline as SVG: the whole incident, one lane per volume, and each healing in detail.
 
-use super::Incident;
-use super::html::escape;
-use super::scale::Axis;
-use super::story::{Fate, StepFate, Story};
-use super::timing::Stretch;
-use super::words::{clock, date_clock, millis, quoted, relative, same_day, span, step_title};
-use crate::runbook::StepKind;
+use crate::Incident;
+use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span, step_title};
+use crate::html::escape;
+use crate::scale::Axis;
+use crate::summary::{Fate, RecoverySummary, StepSummary};
+use crate::timing::Stretch;
 use jiff::Timestamp;
+use reattach_core::runbook::StepKind;
 use std::fmt::Write;
 
 const WIDTH: f64 = 1000.0;
@@ -48,19 +48,19 @@ struct Frame<'a> {
 }
 
 /// Both pictures; nothing when there is nothing to draw.
-pub(super) fn pictures(incident: &Incident) -> String {
-    let stories: Vec<Story<'_>> = incident.records.iter().map(Story::of).collect();
-    if stories.is_empty() {
+pub(crate) fn pictures(incident: &Incident) -> String {
+    let recoveries: Vec<RecoverySummary<'_>> = incident.records.iter().map(RecoverySummary::of).collect();
+    if recoveries.is_empty() {
         return String::new();
     }
-    let mut out = whole(incident, &stories);
-    out.push_str(&healings(&stories));
+    let mut out = whole(incident, &recoveries);
+    out.push_str(&healings(&recoveries));
     out
 }
 
 /// The whole incident in absolute time.
-fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
-    let moments = stories
+fn whole(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> String {
+    let moments = recoveries
         .iter()
         .flat_map(|s| [Some(s.record.created), s.record.journal.last().map(|e| e.at)])
         .flatten();
@@ -70,7 +70,7 @@ fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
         (from, to) = (from.min(at), to.max(at));
     }
     let axis = Axis::new(from.as_millisecond(), to.as_millisecond(), LEFT, RIGHT);
-    let lanes: Vec<Lane> = stories.iter().map(|s| lane(s, to)).collect();
+    let lanes: Vec<Lane> = recoveries.iter().map(|s| lane(s, to)).collect();
     let seconds = axis.step(7) < 60_000;
     let ticks = axis.ticks(7).into_iter().filter_map(|t| {
         let at = Timestamp::from_millisecond(t).ok()?;
@@ -102,7 +102,7 @@ fn whole(incident: &Incident, stories: &[Story<'_>]) -> String {
 }
 
 /// How one volume fared, up to the end of the picture.
-fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
+fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     let mut bars = Vec::new();
     let mut bar = |from: Timestamp, to: Timestamp, class, what: &str| {
         let title = format!("{what}: {} to {} UTC ({})", clock(from), clock(to), span(millis(from, to)));
@@ -114,9 +114,9 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
             inside: String::new(),
         });
     };
-    let created = story.record.created;
-    let Some((accepted, _)) = story.accepted else {
-        let (class, what) = match &story.fate {
+    let created = recovery.record.created;
+    let Some((accepted, _)) = recovery.accepted else {
+        let (class, what) = match &recovery.fate {
             Fate::Waiting { provider_lock: true, .. } => ("lock", "locked by the provider"),
             Fate::Stuck { .. } | Fate::Failed { .. } => ("human", "needs a person"),
             Fate::Resolved | Fate::Healthy => ("up", "nothing to do"),
@@ -129,18 +129,18 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
             _ => ("down", "waiting"),
         };
         bar(created, end, class, what);
-        return Lane { label: story.claim(), summary: story.fate.title().to_owned(), bars };
+        return Lane { label: recovery.claim(), summary: recovery.fate.title().to_owned(), bars };
     };
     if accepted > created {
         bar(created, accepted, "down", "down, being diagnosed or waiting");
     }
     // A run that is stuck without an end did its last where its journal stops.
     let stopped =
-        story.record.journal.last().map(|e| e.at).filter(|_| matches!(story.fate, Fate::Stuck { .. }));
-    let left = story.ended.or(stopped);
+        recovery.record.journal.last().map(|e| e.at).filter(|_| matches!(recovery.fate, Fate::Stuck { .. }));
+    let left = recovery.ended.or(stopped);
     let over = left.unwrap_or(end);
     if left.is_some() {
-        let (class, what) = match &story.fate {
+        let (class, what) = match &recovery.fate {
             Fate::Recovered => ("up", "running with its volume"),
             Fate::Aborted => ("rest", "put back after an abort"),
             _ => ("human", "needs a person"),
@@ -149,20 +149,20 @@ fn lane(story: &Story<'_>, end: Timestamp) -> Lane {
     }
     // Drawn last: a healing of seconds in an incident of hours must not disappear under what follows it.
     bar(accepted, over, "heal", "being healed");
-    let summary = match story.heal_millis() {
-        Some(took) => format!("{} in {}", story.fate.title(), span(took)),
-        None => story.fate.title().to_owned(),
+    let summary = match recovery.heal_millis() {
+        Some(took) => format!("{} in {}", recovery.fate.title(), span(took)),
+        None => recovery.fate.title().to_owned(),
     };
-    Lane { label: story.claim(), summary, bars }
+    Lane { label: recovery.claim(), summary, bars }
 }
 
 /// Each run in seconds since its plan was taken up.
-fn healings(stories: &[Story<'_>]) -> String {
-    let runs: Vec<(&Story<'_>, Timestamp)> =
-        stories.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
+fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
+    let runs: Vec<(&RecoverySummary<'_>, Timestamp)> =
+        recoveries.iter().filter_map(|s| Some((s, s.accepted?.0))).collect();
     let longest = runs.iter().flat_map(|(s, from)| s.stretches.iter().map(|p| millis(*from, p.to))).max();
     let Some(longest) = longest else { return String::new() };
-    let lanes: Vec<Lane> = runs.iter().map(|(story, from)| steps(story, *from)).collect();
+    let lanes: Vec<Lane> = runs.iter().map(|(recovery, from)| steps(recovery, *from)).collect();
     let axis = Axis::new(0, longest, LEFT, RIGHT);
     let zero = Timestamp::UNIX_EPOCH;
     let ticks = axis.ticks(8).into_iter().filter_map(|t| {
@@ -193,15 +193,15 @@ fn healings(stories: &[Story<'_>]) -> String {
     .draw(&lanes)
 }
 
-fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
-    let bars = story.stretches.iter().map(|stretch| {
+fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
+    let bars = recovery.stretches.iter().map(|stretch| {
         let took = span(millis(stretch.from, stretch.to));
-        let (class, title, inside) = match (stretch.step, kind_of(story, stretch)) {
+        let (class, title, inside) = match (stretch.step, kind_of(recovery, stretch)) {
             (Some(step), Some(kind)) => {
-                let how = match story.step(step).0 {
-                    StepFate::PassedOver(_) => ", passed over",
-                    StepFate::Unfinished => ", not finished",
-                    StepFate::Done(_) | StepFate::NotBegun => "",
+                let how = match recovery.step(step).0 {
+                    StepSummary::Skipped(_) => ", passed over",
+                    StepSummary::Unfinished => ", not finished",
+                    StepSummary::Done(_) | StepSummary::NotBegun => "",
                 };
                 (colour(kind), format!("step {step} ({}){how}: {took}", step_title(kind)), step.to_string())
             }
@@ -209,11 +209,11 @@ fn steps(story: &Story<'_>, from: Timestamp) -> Lane {
         };
         Bar { from: millis(from, stretch.from), to: millis(from, stretch.to), class, title, inside }
     });
-    Lane { label: story.claim(), summary: story.fate.title().to_owned(), bars: bars.collect() }
+    Lane { label: recovery.claim(), summary: recovery.fate.title().to_owned(), bars: bars.collect() }
 }
 
-fn kind_of(story: &Story<'_>, stretch: &Stretch) -> Option<StepKind> {
-    let plan = story.record.plan.as_ref()?;
+fn kind_of(recovery: &RecoverySummary<'_>, stretch: &Stretch) -> Option<StepKind> {
+    let plan = recovery.record.plan.as_ref()?;
     Some(plan.steps.get(stretch.step?.index())?.kind)
 }
 

@@ -1,33 +1,34 @@
 //! The content of the post-mortem, as a document that Markdown and HTML render.
 
-use super::doc::{Block, Inline, Line, Tone, code, labelled, text};
-use super::story::{CloudDetach, Fate, StepFate, Story, outstanding};
-use super::text::next_step;
-use super::words::{
+use crate::doc::{Block, Inline, Line, Tone, code, labelled, text};
+use crate::format::{
     class_in_words, class_name, clean, clock, count, date_clock, mark_in_words, millis, proof_in_words,
     quoted, relative, same_day, sentence, span, step_name, step_title,
 };
-use super::{Incident, Record, support_ticket};
-use crate::diagnosis::Verdict;
-use crate::plan::{Plan, StepIx};
+use crate::summary::{CloudDetach, Fate, RecoverySummary, StepSummary, outstanding};
+use crate::text::next_step;
+use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
+use reattach_core::diagnosis::Verdict;
+use reattach_core::ids::ObjectName;
+use reattach_core::plan::{Plan, PlannedStep, StepIx};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One line of the merged timeline.
-pub(super) struct Item<'a> {
-    pub(super) at: Timestamp,
+pub(crate) struct Item<'a> {
+    pub(crate) at: Timestamp,
     /// The claim it belongs to; none for a note.
-    pub(super) story: Option<&'a crate::ids::ObjectName>,
-    pub(super) by: Option<&'a str>,
-    pub(super) text: String,
+    pub(crate) claim: Option<&'a ObjectName>,
+    pub(crate) by: Option<&'a str>,
+    pub(crate) text: String,
 }
 
 /// Notes, creations and journal lines of all records, in order of time. Lines of one journal keep their order even when
 /// two writers' clocks disagree.
-pub(super) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
+pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
     let mut items: Vec<(Timestamp, Item<'_>)> = Vec::new();
     for note in &incident.notes {
-        items.push((note.at, Item { at: note.at, story: None, by: None, text: quoted(&note.text) }));
+        items.push((note.at, Item { at: note.at, claim: None, by: None, text: quoted(&note.text) }));
     }
     for record in &incident.records {
         let reason = record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default();
@@ -39,16 +40,16 @@ pub(super) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
             record.created,
             Item {
                 at: record.created,
-                story: Some(&record.claim),
+                claim: Some(&record.claim),
                 by: Some(&record.requester),
                 text: opened,
             },
         ));
-        for (sorted, entry) in Story::of(record).ordered() {
+        for (sorted, entry) in RecoverySummary::of(record).ordered() {
             let text = mark_in_words(record.plan.as_ref(), &entry.mark);
             items.push((
                 sorted.max(record.created),
-                Item { at: entry.at, story: Some(&record.claim), by: Some(&entry.by), text },
+                Item { at: entry.at, claim: Some(&record.claim), by: Some(&entry.by), text },
             ));
         }
     }
@@ -57,12 +58,12 @@ pub(super) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
 }
 
 /// What a person has to do about a record, if anything.
-pub(super) fn needs_human(story: &Story<'_>) -> Option<String> {
-    let text = match &story.fate {
-        Fate::Stuck { why } => match outstanding(story.record) {
+pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
+    let text = match &recovery.fate {
+        Fate::Stuck { why } => match outstanding(recovery.record) {
             Some(step) => format!(
                 "look at it now: {why}. Nothing is restored on purpose until it is known what became of {}",
-                step_name(story.record.plan.as_ref(), step)
+                step_name(recovery.record.plan.as_ref(), step)
             ),
             None => format!("look at it now: {why}"),
         },
@@ -76,7 +77,7 @@ pub(super) fn needs_human(story: &Story<'_>) -> Option<String> {
             format!("remove what stands against it, or heal it by hand: {}", why.join("; "))
         }
         Fate::AwaitingApproval => {
-            let hash = story.record.plan.as_ref().map(|p| p.hash.to_string()).unwrap_or_default();
+            let hash = recovery.record.plan.as_ref().map(|p| p.hash.to_string()).unwrap_or_default();
             format!("read plan {hash} and approve it (kubectl reattach approve) or abort it")
         }
         Fate::Planned => {
@@ -113,31 +114,31 @@ fn tone(fate: &Fate) -> Tone {
 }
 
 /// The whole post-mortem.
-pub(super) fn document(incident: &Incident) -> Vec<Block> {
-    let stories: Vec<Story<'_>> = incident.records.iter().map(Story::of).collect();
+pub(crate) fn document(incident: &Incident) -> Vec<Block> {
+    let recoveries: Vec<RecoverySummary<'_>> = incident.records.iter().map(RecoverySummary::of).collect();
     let mut out = vec![Block::Heading(1, clean(&incident.title)), Block::Heading(2, "Summary".into())];
-    summary(incident, &stories, &mut out);
-    if !stories.is_empty() {
+    summary(incident, &recoveries, &mut out);
+    if !recoveries.is_empty() {
         out.push(Block::Heading(2, "Volumes".into()));
-        out.push(overview(incident, &stories));
+        out.push(overview(incident, &recoveries));
         out.push(Block::Para(text("Times are UTC. A volume counts as down from the moment reattach acted on it; its pod may have been down before. Time to heal is from taking up the plan to the pod running with its volume.")));
     }
     out.push(Block::Picture);
-    people(&stories, &mut out);
+    people(&recoveries, &mut out);
     let items = timeline(incident);
     if !items.is_empty() {
         out.push(Block::Heading(2, "Timeline".into()));
         out.push(timeline_table(incident, &items));
     }
-    left_alone(&stories, &mut out);
-    if !stories.is_empty() {
+    left_alone(&recoveries, &mut out);
+    if !recoveries.is_empty() {
         out.push(Block::Heading(2, "Each volume".into()));
-        stories.iter().for_each(|s| volume(s, &mut out));
+        recoveries.iter().for_each(|s| volume(s, &mut out));
     }
     out
 }
 
-fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
+fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     let day = |a, b| if same_day(a, b) { clock(b) } else { date_clock(b) };
     let window = format!(
         "From {} to {} UTC ({})",
@@ -145,7 +146,7 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
         day(incident.from, incident.to),
         span(millis(incident.from, incident.to))
     );
-    if stories.is_empty() {
+    if recoveries.is_empty() {
         out.push(Block::Para(text(format!(
             "{window}: no volume was in trouble that reattach saw, and nothing was touched."
         ))));
@@ -153,23 +154,24 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
     }
     // In the order in which the records show them.
     let mut fates: Vec<(&str, usize)> = Vec::new();
-    for title in stories.iter().map(|s| s.fate.title()) {
+    for title in recoveries.iter().map(|s| s.fate.title()) {
         match fates.iter_mut().find(|(t, _)| *t == title) {
             Some((_, n)) => *n += 1,
             None => fates.push((title, 1)),
         }
     }
     let listed: Vec<String> = fates.iter().map(|(title, n)| format!("{n} {title}")).collect();
-    let were = if stories.len() == 1 { "was" } else { "were" };
+    let were = if recoveries.len() == 1 { "was" } else { "were" };
     out.push(Block::Para(text(format!(
         "{window}, {} {were} in trouble: {}.",
-        count(stories.len(), "claim"),
+        count(recoveries.len(), "claim"),
         listed.join(", ")
     ))));
     let mut lines = Vec::new();
-    let names =
-        |of: &dyn Fn(&&Story<'_>) -> bool| stories.iter().filter(of).map(|s| s.claim()).collect::<Vec<_>>();
-    let classes: BTreeSet<_> = stories.iter().filter_map(Story::class).collect();
+    let names = |of: &dyn Fn(&&RecoverySummary<'_>) -> bool| {
+        recoveries.iter().filter(of).map(|s| s.claim()).collect::<Vec<_>>()
+    };
+    let classes: BTreeSet<_> = recoveries.iter().filter_map(RecoverySummary::class).collect();
     for class in classes {
         let which = names(&|s| s.class() == Some(class));
         lines.push(labelled(
@@ -183,13 +185,13 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
             ),
         ));
     }
-    let mut times: Vec<i64> = stories.iter().filter_map(Story::heal_millis).collect();
+    let mut times: Vec<i64> = recoveries.iter().filter_map(RecoverySummary::heal_millis).collect();
     times.sort_unstable();
     if let (Some(upper), Some(lower), Some(longest)) =
         (times.get(times.len() / 2), times.get(times.len().saturating_sub(1) / 2), times.last())
     {
         let median = (upper + lower) / 2;
-        let longest_down = stories.iter().filter_map(Story::down_millis).max().unwrap_or(0);
+        let longest_down = recoveries.iter().filter_map(RecoverySummary::down_millis).max().unwrap_or(0);
         let healed = if times.len() == 1 {
             format!("Healed in {} once its plan was taken up", span(median))
         } else {
@@ -212,11 +214,11 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
             format!("{}, as far as is known: {}.", count(down.len(), "claim"), down.join(", ")),
         ));
     }
-    authority(stories, &mut lines);
+    authority(recoveries, &mut lines);
     let detached = names(&|s| s.cloud_detach == CloudDetach::Used);
     let tried = names(&|s| s.cloud_detach == CloudDetach::Tried);
     let all_proven =
-        stories.iter().filter(|s| s.cloud_detach == CloudDetach::Used).all(|s| s.proof().is_some());
+        recoveries.iter().filter(|s| s.cloud_detach == CloudDetach::Used).all(|s| s.proof().is_some());
     let proven = if all_proven { " Each rested on a proof that the old holder could not write." } else { "" };
     if !detached.is_empty() {
         lines.push(labelled(
@@ -227,7 +229,7 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
     if !tried.is_empty() {
         lines.push(labelled("Cloud detach that did not succeed", format!("{}.", tried.join(", "))));
     }
-    if detached.is_empty() && tried.is_empty() && stories.iter().any(Story::touched) {
+    if detached.is_empty() && tried.is_empty() && recoveries.iter().any(RecoverySummary::touched) {
         lines.push(labelled(
             "Cloud detach",
             "Not needed: wherever something was detached, Kubernetes did it.",
@@ -237,13 +239,13 @@ fn summary(incident: &Incident, stories: &[Story<'_>], out: &mut Vec<Block>) {
 }
 
 /// Who did it, and who allowed it.
-fn authority(stories: &[Story<'_>], lines: &mut Vec<Line>) {
+fn authority(recoveries: &[RecoverySummary<'_>], lines: &mut Vec<Line>) {
     let mut by_authority: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut doers = BTreeSet::new();
-    for story in stories {
-        if let Some((_, who)) = story.accepted {
-            by_authority.entry(clean(who)).or_default().push(story.claim());
-            doers.extend(story.doers());
+    for recovery in recoveries {
+        if let Some((_, who)) = recovery.accepted {
+            by_authority.entry(clean(who)).or_default().push(recovery.claim());
+            doers.extend(recovery.doers());
         }
     }
     for (who, claims) in &by_authority {
@@ -256,7 +258,7 @@ fn authority(stories: &[Story<'_>], lines: &mut Vec<Line>) {
     }
 }
 
-fn overview(incident: &Incident, stories: &[Story<'_>]) -> Block {
+fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
     let when = |at| {
         if same_day(incident.from, at) && same_day(incident.from, incident.to) {
             clock(at)
@@ -264,7 +266,7 @@ fn overview(incident: &Incident, stories: &[Story<'_>]) -> Block {
             date_clock(at)
         }
     };
-    let rows = stories
+    let rows = recoveries
         .iter()
         .map(|s| {
             let down = match (s.healed_at(), s.still_down()) {
@@ -303,7 +305,7 @@ fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
     let rows = items
         .iter()
         .map(|item| {
-            let claim = item.story.map_or_else(|| text("–"), |c| code(clean(&c.to_string())));
+            let claim = item.claim.map_or_else(|| text("–"), |c| code(clean(&c.to_string())));
             let time = if one_day { clock(item.at) } else { date_clock(item.at) };
             vec![text(time), text(relative(incident.from, item.at)), claim, text(sentence(&item.text))]
         })
@@ -312,27 +314,27 @@ fn timeline_table(incident: &Incident, items: &[Item<'_>]) -> Block {
 }
 
 /// What still needs a person, tickets included.
-fn people(stories: &[Story<'_>], out: &mut Vec<Block>) {
+fn people(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     out.push(Block::Heading(2, "What still needs a person".into()));
-    let lines: Vec<Line> = stories
+    let lines: Vec<Line> = recoveries
         .iter()
         .filter_map(|s| {
             Some(vec![Inline::Code(s.claim()), Inline::Text(format!(": {}", sentence(&needs_human(s)?)))])
         })
         .collect();
     out.push(if lines.is_empty() { Block::Para(text("Nothing.")) } else { Block::List(lines) });
-    for story in stories {
-        if let Some(ticket) = support_ticket(story.record) {
+    for recovery in recoveries {
+        if let Some(ticket) = support_ticket(recovery.record) {
             out.push(Block::Copy(
-                format!("Ticket for the provider about {}, ready to send:", story.claim()),
+                format!("Ticket for the provider about {}, ready to send:", recovery.claim()),
                 ticket,
             ));
         }
     }
 }
 
-fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
-    let item = |s: &Story<'_>| {
+fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
+    let item = |s: &RecoverySummary<'_>| {
         vec![
             Inline::Code(s.claim()),
             Inline::Text(format!(
@@ -341,8 +343,8 @@ fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
             )),
         ]
     };
-    let (foreign, ours): (Vec<&Story<'_>>, Vec<&Story<'_>>) =
-        stories.iter().filter(|s| !s.touched()).partition(|s| matches!(s.fate, Fate::NotOurs { .. }));
+    let (foreign, ours): (Vec<&RecoverySummary<'_>>, Vec<&RecoverySummary<'_>>) =
+        recoveries.iter().filter(|s| !s.touched()).partition(|s| matches!(s.fate, Fate::NotOurs { .. }));
     if !foreign.is_empty() {
         out.push(Block::Heading(2, "What was not ours, and why".into()));
         out.push(Block::List(foreign.into_iter().map(item).collect()));
@@ -351,7 +353,7 @@ fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
     if !ours.is_empty() {
         out.push(Block::List(ours.into_iter().map(item).collect()));
     }
-    let touched: Vec<&Record> = stories.iter().filter(|s| s.touched()).map(|s| s.record).collect();
+    let touched: Vec<&Record> = recoveries.iter().filter(|s| s.touched()).map(|s| s.record).collect();
     let objects: BTreeSet<String> = touched
         .iter()
         .filter_map(|r| r.plan.as_ref())
@@ -373,11 +375,11 @@ fn left_alone(stories: &[Story<'_>], out: &mut Vec<Block>) {
     }
 }
 
-fn volume(story: &Story<'_>, out: &mut Vec<Block>) {
-    let record = story.record;
-    out.push(Block::Heading(3, story.claim()));
-    let mut head = vec![Inline::Badge(tone(&story.fate), story.fate.title().to_owned())];
-    if let Some(why) = story.fate.why() {
+fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
+    let record = recovery.record;
+    out.push(Block::Heading(3, recovery.claim()));
+    let mut head = vec![Inline::Badge(tone(&recovery.fate), recovery.fate.title().to_owned())];
+    if let Some(why) = recovery.fate.why() {
         head.push(Inline::Text(format!(": {}", sentence(&why))));
     }
     out.push(Block::Para(head));
@@ -392,7 +394,7 @@ fn volume(story: &Story<'_>, out: &mut Vec<Block>) {
             record.reason.as_ref().map(|r| format!(", because: {r}")).unwrap_or_default()
         ),
     )];
-    if let Some((at, who)) = story.accepted {
+    if let Some((at, who)) = recovery.accepted {
         lines.push(by(
             "Allowed",
             format!(
@@ -412,15 +414,15 @@ fn volume(story: &Story<'_>, out: &mut Vec<Block>) {
         _ => {}
     }
     let open = matches!(
-        story.fate,
+        recovery.fate,
         Fate::Waiting { .. } | Fate::NotOurs { .. } | Fate::Unclassified { .. } | Fate::Diagnosed
     );
     if let Some(verdict) = diagnosed.filter(|_| open) {
         lines.push(labelled("Next", clean(&next_step(verdict))));
     }
-    if let Some(proof) = story.proof() {
+    if let Some(proof) = recovery.proof() {
         lines.push(by("Proof that the old holder could not write", proof_in_words(proof)));
-    } else if story.touched() {
+    } else if recovery.touched() {
         lines.push(by(
             "Proof that the old holder could not write",
             "not needed from us: nothing was detached by our hand".to_owned(),
@@ -433,26 +435,26 @@ fn volume(story: &Story<'_>, out: &mut Vec<Block>) {
         out.push(Block::List(facts.iter().map(|f| text(quoted(f))).collect()));
     }
     if let Some(plan) = &record.plan {
-        let done = if story.accepted.is_some() { "Steps" } else { "What it would do" };
+        let done = if recovery.accepted.is_some() { "Steps" } else { "What it would do" };
         out.push(Block::Heading(4, format!("{done} (plan {})", plan.hash)));
-        out.push(if story.accepted.is_some() { steps_done(story, plan) } else { steps_planned(plan) });
+        out.push(if recovery.accepted.is_some() { steps_done(recovery, plan) } else { steps_planned(plan) });
     }
 }
 
-fn steps_done(story: &Story<'_>, plan: &Plan) -> Block {
-    let row = |(i, step): (u32, &crate::plan::PlannedStep)| {
-        let (fate, stretch) = story.step(StepIx(i));
+fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
+    let row = |(i, step): (u32, &PlannedStep)| {
+        let (fate, stretch) = recovery.step(StepIx(i));
         let how = match fate {
-            StepFate::NotBegun => "not begun".to_owned(),
-            StepFate::Done(seen) => format!("done: {seen}"),
-            StepFate::PassedOver(why) => format!("passed over: {why}"),
-            StepFate::Unfinished if story.ended.is_none() && story.turned_back.is_none() => {
+            StepSummary::NotBegun => "not begun".to_owned(),
+            StepSummary::Done(seen) => format!("done: {seen}"),
+            StepSummary::Skipped(why) => format!("passed over: {why}"),
+            StepSummary::Unfinished if recovery.ended.is_none() && recovery.turned_back.is_none() => {
                 "under way".to_owned()
             }
-            StepFate::Unfinished => "not finished".to_owned(),
+            StepSummary::Unfinished => "not finished".to_owned(),
         };
         let took =
-            |of: fn(&super::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
+            |of: fn(&crate::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
         vec![
             text(StepIx(i).to_string()),
             text(step_title(step.kind)),
@@ -462,7 +464,7 @@ fn steps_done(story: &Story<'_>, plan: &Plan) -> Block {
         ]
     };
     let mut rows: Vec<Vec<Line>> = (0..).zip(&plan.steps).map(row).collect();
-    for s in story.stretches.iter().filter(|s| s.step.is_none()) {
+    for s in recovery.stretches.iter().filter(|s| s.step.is_none()) {
         let how = if s.closed { "done: what was changed is put back" } else { "under way" };
         rows.push(vec![
             text("–"),

@@ -30,7 +30,7 @@ const STEPS: [i64; 25] = [
 ];
 
 /// An axis over `from..=to` (milliseconds) drawn from pixel `left` to pixel `right`.
-pub(super) struct Axis {
+pub(crate) struct Axis {
     from: i64,
     to: i64,
     left: f64,
@@ -39,12 +39,12 @@ pub(super) struct Axis {
 
 impl Axis {
     /// An axis; an empty range becomes one second.
-    pub(super) fn new(from: i64, to: i64, left: f64, right: f64) -> Self {
+    pub(crate) fn new(from: i64, to: i64, left: f64, right: f64) -> Self {
         Self { from, to: if to > from { to } else { from.saturating_add(1_000) }, left, right }
     }
 
     /// The pixel of a value; values outside lie on the edge.
-    pub(super) fn at(&self, value: i64) -> f64 {
+    pub(crate) fn at(&self, value: i64) -> f64 {
         let value = value.clamp(self.from, self.to);
         // Spans of time fit a double's 53 bits by far.
         let part = value.saturating_sub(self.from) as f64 / self.to.saturating_sub(self.from) as f64;
@@ -52,14 +52,14 @@ impl Axis {
     }
 
     /// The distance between ticks, so that there are at most `most` distances.
-    pub(super) fn step(&self, most: i64) -> i64 {
+    pub(crate) fn step(&self, most: i64) -> i64 {
         let range = self.to.saturating_sub(self.from);
         let fits = |step: &&i64| range / **step <= most;
         STEPS.iter().find(fits).copied().unwrap_or_else(|| range / most.max(1))
     }
 
     /// The tick values: multiples of the step.
-    pub(super) fn ticks(&self, most: i64) -> Vec<i64> {
+    pub(crate) fn ticks(&self, most: i64) -> Vec<i64> {
         let step = self.step(most).max(1);
         let first = self.from.div_euclid(step) * step;
         (0..=most + 2).map(|i| first + i * step).filter(|t| (self.from..=self.to).contains(t)).collect()

@@ -1,13 +1,13 @@
 //! The post-mortem for scripts.
 
-use super::story::{CloudDetach, Fate, Story};
-use super::timing::{Timing, own_share, timings};
-use super::words::clean;
-use super::{Incident, Record, postmortem, support_ticket};
-use crate::diagnosis::Class;
-use crate::ids::ObjectName;
-use crate::plain;
+use crate::format::clean;
+use crate::summary::{CloudDetach, Fate, RecoverySummary};
+use crate::timing::{Timing, own_share, timings};
+use crate::{Incident, Record, postmortem, support_ticket};
 use jiff::Timestamp;
+use reattach_core::diagnosis::Class;
+use reattach_core::ids::ObjectName;
+use reattach_core::plain;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ pub fn json(incident: &Incident) -> String {
         .into_iter()
         .map(|item| Line {
             at: item.at,
-            claim: item.story.map(|s| s.to_string()),
+            claim: item.claim.map(|s| s.to_string()),
             by: item.by.map(clean),
             text: item.text,
         })
@@ -72,24 +72,24 @@ pub fn json(incident: &Incident) -> String {
 }
 
 fn volume(record: &Record) -> Volume<'_> {
-    let story = Story::of(record);
+    let recovery = RecoverySummary::of(record);
     let plan = record.plan.as_ref();
     Volume {
         claim: &record.claim,
         recovery: &record.recovery,
-        class: story.class(),
+        class: recovery.class(),
         down_from: record.created,
-        down_to: story.healed_at(),
-        accepted_at: story.accepted.map(|(at, _)| at),
-        authority: story.accepted.map(|(_, who)| who),
-        heal_millis: story.heal_millis(),
-        own_share_millis: plan.filter(|_| story.accepted.is_some()).map(|p| own_share(p, &record.journal)),
-        cloud_detach: story.cloud_detach,
-        touched: story.touched(),
+        down_to: recovery.healed_at(),
+        accepted_at: recovery.accepted.map(|(at, _)| at),
+        authority: recovery.accepted.map(|(_, who)| who),
+        heal_millis: recovery.heal_millis(),
+        own_share_millis: plan.filter(|_| recovery.accepted.is_some()).map(|p| own_share(p, &record.journal)),
+        cloud_detach: recovery.cloud_detach,
+        touched: recovery.touched(),
         timings: plan.map(|p| timings(p, &record.journal)).unwrap_or_default(),
-        needs_human: postmortem::needs_human(&story),
+        needs_human: postmortem::needs_human(&recovery),
         support_ticket: support_ticket(record),
-        fate: story.fate,
+        fate: recovery.fate,
     }
 }
 

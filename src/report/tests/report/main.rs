@@ -1,4 +1,4 @@
-//! What people read, against golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-core --test report` writes them.
+//! What people read, against golden files. `UPDATE_GOLDEN=1 cargo test -p reattach-report --test report` writes them.
 
 #![allow(clippy::unwrap_used)] // Test code outside of #[test] functions.
 
@@ -8,7 +8,7 @@ mod sample;
 use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_core::policy::Mode;
-use reattach_core::report::{
+use reattach_report::{
     Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share,
     plan_text, status_line, support_ticket, timings,
 };
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 /// Compares with a golden file, or writes it.
 fn golden(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();
         return;
