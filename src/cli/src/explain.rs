@@ -7,7 +7,7 @@ use crate::table::paragraph;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reattach_core::plain;
-use reattach_messages::{DecidingFact, Explanation, Message, Remedy, explain};
+use reattach_messages::{Explanation, Message, Remedy, explain};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -183,12 +183,12 @@ impl Sink {
         for (i, fact) in found.deciding_facts.iter().enumerate() {
             text.push_str(&paragraph(
                 if i == 0 { "  look at   " } else { "            " },
-                in_words(*fact),
+                fact.in_words(),
                 width,
             ));
         }
         for (i, remedy) in found.remedies.iter().enumerate() {
-            let words = format!("{}: {}", name(*remedy), remedy_in_words(*remedy));
+            let words = format!("{}: {}", name(*remedy), remedy.in_words());
             text.push_str(&paragraph(if i == 0 { "  remedies  " } else { "            " }, &words, width));
         }
         out(&text)
@@ -204,7 +204,7 @@ fn object(found: &Explanation) -> Value {
     };
     let kind = details.remove("kind").unwrap_or(Value::Null);
     details.retain(|_, v| !v.is_null());
-    let facts: Vec<&str> = found.deciding_facts.iter().map(|f| in_words(*f)).collect();
+    let facts: Vec<&str> = found.deciding_facts.iter().map(|f| f.in_words()).collect();
     let remedies: Vec<&str> = found.remedies.iter().map(|r| name(*r)).collect();
     let mut object =
         json!({ "meaning": kind, "sentence": found.sentence, "facts": facts, "remedies": remedies });
@@ -221,58 +221,5 @@ fn name(remedy: Remedy) -> &'static str {
         Remedy::Wait => "wait",
         Remedy::Escalate => "escalate",
         Remedy::NotOurs => "not-ours",
-    }
-}
-
-fn remedy_in_words(remedy: Remedy) -> &'static str {
-    match remedy {
-        Remedy::ForceDetach => "detach at the cloud, once the holder is proven unable to write",
-        Remedy::DeleteVolumeattachment => "let Kubernetes drop or renew its record of the attachment",
-        Remedy::Wait => "it resolves by itself, or another step must finish first",
-        Remedy::Escalate => "a person, or the provider, must act",
-        Remedy::NotOurs => "no attachment is at fault; detaching would not help",
-    }
-}
-
-fn in_words(fact: DecidingFact) -> &'static str {
-    match fact {
-        DecidingFact::VolumeAttachmentStatus => {
-            "the VolumeAttachment's status: attached, attachError, detachError"
-        }
-        DecidingFact::VolumeAttachmentDeletion => {
-            "whether the VolumeAttachment has a deletionTimestamp, and since when"
-        }
-        DecidingFact::VolumeAttachmentsPerNode => {
-            "all VolumeAttachments of the volume, and the node that each names"
-        }
-        DecidingFact::CloudHolder => "which instance the cloud says holds the volume, by instance ID",
-        DecidingFact::CloudVolumeState => {
-            "the volume's state at the cloud: exists, locked, busy, attaching, detaching, failed"
-        }
-        DecidingFact::CloudJobs => "the cloud's job history of the volume",
-        DecidingFact::GuestDevice => "whether the machine itself sees the device",
-        DecidingFact::GuestMounts => "mounts and openers of the device on the machine",
-        DecidingFact::KernelLog => "the node's kernel log: I/O errors, hot-unplug",
-        DecidingFact::NodeReadiness => "whether the Node is Ready, and the age of its heartbeat",
-        DecidingFact::NodeBoot => "the node's boot ID and boot time, beside the time of the attach",
-        DecidingFact::InstanceState => "the instance behind the Node's providerID: exists, runs, is off",
-        DecidingFact::VolumesInUse => "the Node's status.volumesInUse: what kubelet says it uses",
-        DecidingFact::VolumesAttached => {
-            "the Node's status.volumesAttached: what the attach/detach controller says"
-        }
-        DecidingFact::LivePod => "a live pod that uses the claim",
-        DecidingFact::EventAge => "age and count of the event, and whether an attach succeeded afterwards",
-        DecidingFact::OtherEvents => "the more specific events of the same pod",
-        DecidingFact::CsiNodeRegistration => "the CSINode: whether the driver is registered on the node",
-        DecidingFact::CsiControllerHealth => "health and logs of the CSI controller and of external-attacher",
-        DecidingFact::ControllerPermissions => "RBAC of the CSI controller's service account",
-        DecidingFact::CloudCredentials => "the driver's credentials at the cloud",
-        DecidingFact::ProviderStatus => "the cloud provider's status page and rate limits",
-        DecidingFact::ClaimAndVolume => "the claim, its PersistentVolume, and whether one is being deleted",
-        DecidingFact::PodSpec => "the pod's own volumes and mounts",
-        DecidingFact::ReferencedObject => "the Secret, ConfigMap, token or key that is named",
-        DecidingFact::StorageServer => "the server of the file share",
-        DecidingFact::AttachLimits => "attach limits in the CSINode, and quotas at the cloud",
-        DecidingFact::Topology => "node selectors, zones and the volume's node affinity",
     }
 }

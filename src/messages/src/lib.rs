@@ -1,4 +1,4 @@
-//! Understanding of one Kubernetes event, VolumeAttachment error or log line.
+//! Explains one Kubernetes Event, VolumeAttachment error or log line.
 //!
 //! A text never decides: the same words are printed for a phantom attachment and for a lost one, and for a rollout of
 //! a healthy workload as for a dead node. What a text can do is nominate: say which volume may need a look, which facts
@@ -16,16 +16,18 @@
 mod advice;
 mod classify;
 mod driver;
+mod explain;
 mod families;
 mod meaning;
 mod phrase;
-mod sentence;
 mod structure;
 
 use serde::{Deserialize, Serialize};
 
+pub use advice::{DecidingFact, Remedy};
 pub use driver::StorageKind;
-pub use meaning::{DecidingFact, Meaning, MultiAttachUsers};
+pub use explain::explain;
+pub use meaning::{Meaning, MultiAttachUsers};
 pub use structure::{GrpcCode, Operation};
 
 /// One event, error field or log line.
@@ -73,22 +75,6 @@ pub struct Symptom {
     pub meaning: Meaning,
 }
 
-/// What can help against a stuck volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Remedy {
-    /// Detach at the cloud from a holder that is proven unable to write.
-    ForceDetach,
-    /// Let Kubernetes drop or renew its record of the attachment.
-    DeleteVolumeattachment,
-    /// It resolves by itself, or another step must finish first.
-    Wait,
-    /// A person, or the provider, must act.
-    Escalate,
-    /// No attachment is at fault.
-    NotOurs,
-}
-
 /// A message in words for a person, and what to look at next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -126,17 +112,6 @@ pub fn read(message: &Message) -> Symptom {
         storage: structure.storage,
         code: structure.code,
         meaning,
-    }
-}
-
-/// Explains a message to a person.
-pub fn explain(message: &Message) -> Explanation {
-    let symptom = read(message);
-    Explanation {
-        sentence: sentence::sentence(&symptom),
-        deciding_facts: advice::deciding_facts(&symptom),
-        remedies: advice::remedies(&symptom),
-        meaning: symptom.meaning,
     }
 }
 
