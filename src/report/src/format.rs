@@ -6,6 +6,7 @@ use reattach_core::journal::{End, Mark, Outcome};
 use reattach_core::plan::{EffectClass, Plan, StepIx};
 use reattach_core::proof::ProofKind;
 use reattach_core::runbook::StepKind;
+use reattach_core::steps::Role;
 
 pub(crate) use reattach_core::plain::{clean, cut, quoted};
 
@@ -75,46 +76,18 @@ pub(crate) fn class_name(class: Class) -> String {
     format!("class {class} ({})", class.title())
 }
 
-/// A step's kind in a few words.
-pub(crate) fn step_title(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::ScaleToZero => "scale to zero",
-        StepKind::Hold => "hold new pods away",
-        StepKind::Release => "release the stuck pod",
-        StepKind::AwaitDetached => "wait for the detach",
-        StepKind::CloudDetach => "detach at the cloud",
-        StepKind::Requeue => "nudge the attacher",
-        StepKind::Restore => "scale back",
-        StepKind::Lift => "end the hold",
-        StepKind::Await => "wait for it to heal",
-        StepKind::PowerOff => "power the holder off",
-        StepKind::Prove => "wait for the proof",
-        StepKind::TaintOutOfService => "taint out of service",
-        StepKind::Untaint => "take the taint off",
-        StepKind::PowerOn => "power the holder on",
-        StepKind::Quarantine => "quarantine the node",
-        StepKind::Challenge => "ask the agent",
-        StepKind::DeleteAttachment => "delete the attachment",
-        StepKind::Snapshot => "snapshot the volume",
-        StepKind::CloudForce => "detach by force",
-        StepKind::Verify => "verify",
-    }
-}
-
 /// `step 3 (detach at the cloud)`, or the number alone when the plan is not known.
 pub(crate) fn step_name(plan: Option<&Plan>, step: StepIx) -> String {
     match plan.and_then(|p| p.steps.get(step.index())) {
-        Some(planned) => format!("step {step} ({})", step_title(planned.kind)),
+        Some(planned) => format!("step {step} ({})", planned.kind.spec().title),
         None => format!("step {step}"),
     }
 }
 
 /// What a crash in the middle of a step means, in words.
 pub(crate) fn effect_in_words(kind: StepKind, class: EffectClass) -> &'static str {
-    match (kind, class) {
-        (StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Verify, _) => {
-            "only looks, changes nothing"
-        }
+    match (kind.spec().role, class) {
+        (Role::Waits | Role::Verifies, _) => "only looks, changes nothing",
         (_, EffectClass::Repeatable) => "may safely be done again after a crash",
         (_, EffectClass::Conditional) => "written only if the object has not changed since it was read",
         (_, EffectClass::Once) => {

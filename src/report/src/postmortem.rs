@@ -3,7 +3,7 @@
 use crate::doc::{Block, Inline, Line, Tone, code, labelled, text};
 use crate::format::{
     class_in_words, class_name, clean, clock, count, date_clock, mark_in_words, millis, proof_in_words,
-    quoted, relative, same_day, sentence, span, step_name, step_title,
+    quoted, relative, same_day, sentence, span, step_name,
 };
 use crate::summary::{CloudDetach, Fate, RecoverySummary, StepSummary, outstanding};
 use crate::text::next_step;
@@ -457,7 +457,7 @@ fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
             |of: fn(&crate::timing::Stretch) -> i64| text(stretch.map_or("–".to_owned(), |s| span(of(s))));
         vec![
             text(StepIx(i).to_string()),
-            text(step_title(step.kind)),
+            text(step.kind.spec().title),
             text(how),
             took(|s| millis(s.from, s.to)),
             took(|s| s.ours),

@@ -1,7 +1,7 @@
 //! The timeline as SVG: the whole incident, one lane per volume, and each healing in detail.
 
 use crate::Incident;
-use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span, step_title};
+use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span};
 use crate::html::escape;
 use crate::scale::Axis;
 use crate::summary::{Fate, RecoverySummary, StepSummary};
@@ -172,7 +172,7 @@ fn healings(recoveries: &[RecoverySummary<'_>]) -> String {
     // Kinds of one colour are told apart by the number: the legend names what occurs.
     let mut legend: Vec<(&str, &str)> = Vec::new();
     for kind in runs.iter().flat_map(|(s, _)| s.stretches.iter().filter_map(|x| kind_of(s, x))) {
-        let entry = (colour(kind), step_title(kind));
+        let entry = (kind.spec().colour, kind.spec().title);
         if !legend.contains(&entry) {
             legend.push(entry);
         }
@@ -203,7 +203,11 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
                     StepSummary::Unfinished => ", not finished",
                     StepSummary::Done(_) | StepSummary::NotBegun => "",
                 };
-                (colour(kind), format!("step {step} ({}){how}: {took}", step_title(kind)), step.to_string())
+                (
+                    kind.spec().colour,
+                    format!("step {step} ({}){how}: {took}", kind.spec().title),
+                    step.to_string(),
+                )
             }
             _ => ("back", format!("put back: {took}"), "↩".to_owned()),
         };
@@ -215,25 +219,6 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
 fn kind_of(recovery: &RecoverySummary<'_>, stretch: &Stretch) -> Option<StepKind> {
     let plan = recovery.record.plan.as_ref()?;
     Some(plan.steps.get(stretch.step?.index())?.kind)
-}
-
-fn colour(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::ScaleToZero => "scale",
-        StepKind::Hold => "hold",
-        StepKind::Release => "release",
-        StepKind::Await | StepKind::AwaitDetached | StepKind::Prove | StepKind::Challenge => "await",
-        StepKind::PowerOff
-        | StepKind::PowerOn
-        | StepKind::CloudDetach
-        | StepKind::Snapshot
-        | StepKind::CloudForce => "cloud",
-        StepKind::TaintOutOfService | StepKind::Untaint | StepKind::Quarantine => "hold",
-        StepKind::Requeue | StepKind::DeleteAttachment => "nudge",
-        StepKind::Restore => "restore",
-        StepKind::Lift => "lift",
-        StepKind::Verify => "verify",
-    }
 }
 
 impl Frame<'_> {
