@@ -104,6 +104,11 @@ fn lacking(missing: &[String]) -> String {
 }
 
 impl ProviderError {
+    /// A call that surely had no effect. `operation` is what was tried, as "detach volume 17".
+    pub fn not_applied(operation: &str, reason: impl Into<String>) -> Self {
+        Self::NotApplied { operation: operation.to_owned(), reason: reason.into() }
+    }
+
     /// What the error tells about the effect.
     pub fn effect(&self) -> EffectKnowledge {
         match self {

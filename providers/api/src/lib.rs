@@ -4,8 +4,10 @@
 //! Errors are sorted by *what is known about the effect*, because that decides what may happen next: an effect that
 //! surely did not happen may be tried again; one that may have happened must be observed first.
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod deadline;
+pub mod detach;
 mod effects;
 mod error;
 mod masked;
@@ -13,6 +15,7 @@ mod provider;
 pub mod socket;
 pub mod transport;
 
+pub use deadline::Deadline;
 pub use effects::{
     EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest, PowerOutcome,
     SnapshotRequest, Unsupported,

@@ -108,7 +108,7 @@ impl Call<'_> {
 
     /// There was no effect.
     pub(crate) fn not_applied(&self, reason: impl Into<String>) -> ProviderError {
-        ProviderError::NotApplied { operation: self.operation.to_owned(), reason: reason.into() }
+        ProviderError::not_applied(self.operation, reason)
     }
 
     fn denied(&self, reason: String, missing: Vec<String>) -> ProviderError {

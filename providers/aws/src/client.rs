@@ -12,16 +12,12 @@ use aws_sdk_ec2::{
     error::{ProvideErrorMetadata, SdkError},
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use reattach_provider_api::{HttpTransport, ProviderError, masking};
+use reattach_provider_api::{Deadline, HttpTransport, ProviderError, masking};
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::sync::OnceCell;
 
 /// The waits before the second and third try of a read.
 const READ_WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(400)];
-
-/// With less time than this left, no mutation is sent: an answer would hardly arrive in time, and would leave the
-/// outcome open for no gain.
-const LEAST_TIME_TO_SEND: Duration = Duration::from_millis(500);
 
 /// The most pages of one list that are read.
 pub(crate) const MAX_PAGES: usize = 200;
@@ -128,24 +124,24 @@ impl Client {
     pub(crate) async fn mutate<T, E, F>(
         &self,
         call: Call<'_>,
-        deadline: Instant,
+        deadline: Deadline,
         send: impl FnOnce(Ec2, Builder) -> F,
     ) -> Result<T, Failure>
     where
         F: Future<Output = Answer<T, E>>,
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        if deadline.saturating_duration_since(Instant::now()) < LEAST_TIME_TO_SEND {
+        if !deadline.leaves_time_to_send() {
             let error = call.not_applied("what came before the request left too little time for it");
             return Err(Failure { error, code: None, message: None, transient: false });
         }
         let (settings, sent) = self.once();
         let work = async { send(self.ec2().await.clone(), settings).await };
-        let answer = tokio::time::timeout_at(deadline, work).await;
+        let answer = deadline.bound(work).await;
         let kind = Kind::Mutation { sent: sent.is_sent() };
         match answer {
-            Ok(answer) => answer.map_err(|error| call.failed(kind, error)),
-            Err(_) => Err(call.timed_out(kind)),
+            Some(answer) => answer.map_err(|error| call.failed(kind, error)),
+            None => Err(call.timed_out(kind)),
         }
     }
 

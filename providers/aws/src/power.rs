@@ -6,9 +6,10 @@ use crate::{
 };
 use aws_sdk_ec2::types::{InstanceStateChange, InstanceStateName};
 use reattach_core::ids::InstanceId;
-use reattach_provider_api::{EffectError, PowerOffManner, PowerOffRequest, PowerOutcome, ProviderError};
+use reattach_provider_api::{
+    Deadline, EffectError, PowerOffManner, PowerOffRequest, PowerOutcome, ProviderError,
+};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Stops an instance. It is never hibernated, which would keep its writes for later.
 pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
@@ -17,7 +18,7 @@ pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<Po
     let call = Call { operation: &operation, action: "StopInstances" };
     let force = request.manner == PowerOffManner::Forced;
     let answer = client
-        .mutate(call, Instant::now() + request.timeout, |ec2, once| {
+        .mutate(call, Deadline::after(request.timeout), |ec2, once| {
             let request = ec2.stop_instances().instance_ids(id.as_str());
             let request = if force { request.force(true) } else { request };
             let request = request.customize().config_override(once);
@@ -36,7 +37,7 @@ pub(crate) async fn on(
     let operation = format!("power on instance {id}");
     let call = Call { operation: &operation, action: "StartInstances" };
     let answer = client
-        .mutate(call, Instant::now() + timeout, |ec2, once| {
+        .mutate(call, Deadline::after(timeout), |ec2, once| {
             let request = ec2.start_instances().instance_ids(id.as_str());
             let request = request.customize().config_override(once);
             async move { request.send().await }

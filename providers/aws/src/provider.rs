@@ -4,7 +4,7 @@ use crate::{
     classify::Call,
     client::Client,
     config::{AwsConfig, ConfigError},
-    detach, handle, power, preflight, read, snapshot,
+    handle, power, preflight, read, snapshot,
     socket::http_transport,
     wire,
 };
@@ -16,7 +16,7 @@ use reattach_core::{
 };
 use reattach_provider_api::{
     Capabilities, DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, HandleError, HttpTransport,
-    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest,
+    Lookup, PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, SnapshotRequest, detach,
 };
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, time::Duration};
@@ -130,7 +130,7 @@ impl Provider for AwsProvider {
     }
 
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        async move { detach::plain(&self.client, &request).await }.boxed()
+        detach::detach(&self.client, request).boxed()
     }
 
     fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String {
@@ -154,7 +154,7 @@ impl Provider for AwsProvider {
     }
 
     fn force_detach(&self, request: ForceDetachRequest) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
-        async move { Ok(detach::forced(&self.client, &request).await?) }.boxed()
+        async move { Ok(detach::force_detach(&self.client, request).await?) }.boxed()
     }
 
     fn power_off(&self, request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {

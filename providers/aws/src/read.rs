@@ -149,7 +149,7 @@ pub(crate) async fn one_instance(
         Some(Lookup::Found(instance)) => Ok(Some(instance)),
         Some(Lookup::Failed(error)) => Err(error),
         Some(Lookup::NotFound) => Ok(None),
-        None => Err(unusable(operation, "the instance was not asked for")),
+        None => Err(ProviderError::not_applied(operation, "the instance was not asked for")),
     }
 }
 
@@ -201,10 +201,6 @@ const SMALL_PAGE: i32 = 5;
 /// A page that is enough for a sample.
 const SAMPLE_PAGE: i32 = 50;
 
-fn unusable(operation: &str, why: &str) -> ProviderError {
-    ProviderError::NotApplied { operation: operation.to_owned(), reason: why.to_owned() }
-}
-
 /// Identifiers that EC2 can be asked about, and errors for those that it cannot. A text with a wildcard would be a
 /// pattern.
 fn askable<I: Ord + Clone + Display, T>(
@@ -220,7 +216,8 @@ fn askable<I: Ord + Clone + Display, T>(
             wanted.insert(id.clone());
         } else {
             let text = quote(&text);
-            let error = unusable(&format!("read {what} {text}"), &format!("{text:?} is no {what} of EC2's"));
+            let operation = format!("read {what} {text}");
+            let error = ProviderError::not_applied(&operation, format!("{text:?} is no {what} of EC2's"));
             failed.insert(id.clone(), Lookup::Failed(error));
         }
     }
@@ -247,7 +244,8 @@ fn sort<I: Ord + Clone + Display, R, T>(
             Ok(item) => Lookup::Found(item),
             Err(why) => {
                 let operation = format!("read {what} {id}");
-                Lookup::Failed(unusable(&operation, &format!("the answer cannot be used: {why}")))
+                let reason = format!("the answer cannot be used: {why}");
+                Lookup::Failed(ProviderError::not_applied(&operation, reason))
             }
         },
     };

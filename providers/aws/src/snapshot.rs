@@ -4,8 +4,7 @@
 use crate::{classify::Call, client::Client, read, wire};
 use aws_sdk_ec2::types::Snapshot;
 use reattach_core::{cloud::CloudSnapshot, ids::VolumeId};
-use reattach_provider_api::{EffectError, ProviderError, SnapshotRequest};
-use tokio::time::Instant;
+use reattach_provider_api::{Deadline, EffectError, ProviderError, SnapshotRequest};
 
 /// The longest label. EC2 takes descriptions of 255 characters.
 const LABEL: usize = 200;
@@ -17,7 +16,7 @@ pub(crate) async fn create(client: &Client, request: &SnapshotRequest) -> Result
     let call = Call { operation: &operation, action: "CreateSnapshot" };
     check(call, &request.label)?;
     let answer = client
-        .mutate(call, Instant::now() + request.timeout, |ec2, once| {
+        .mutate(call, Deadline::after(request.timeout), |ec2, once| {
             let order = ec2.create_snapshot().volume_id(volume.as_str()).description(&request.label);
             let order = order.customize().config_override(once);
             async move { order.send().await }

@@ -106,3 +106,19 @@ async fn an_instance_that_was_started_again_is_not_forced() {
     let state = found.and_then(Lookup::found).map(|i| i.state);
     assert_eq!(state, Some(InstanceState::Transitional("pending".to_owned())));
 }
+
+#[tokio::test(start_paused = true)]
+async fn force_needs_an_instance_that_is_off_at_this_moment() {
+    let aws = stuck_detach().await;
+    let before = aws.mutations();
+    for doing in ["running", "shutting down"] {
+        let proof = reattach_provider_api::conformance::proof::off(&volume(), &instance(HOLDER), aws.now());
+        let order = ForceDetachRequest::new(proof, TIMEOUT).expect("an order");
+        let error = aws.provider.force_detach(order).await.expect_err(doing);
+        assert!(error.to_string().contains("neither off nor gone"), "{error}");
+        if doing == "running" {
+            aws.sim.shutdown(HOLDER).expect("a job");
+        }
+    }
+    assert_eq!(aws.mutations(), before, "nothing was sent");
+}

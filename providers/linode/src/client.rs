@@ -8,7 +8,9 @@ use crate::{
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
-use reattach_provider_api::{HttpTransport, ProviderError, TransportError, TransportErrorKind, masking};
+use reattach_provider_api::{
+    Deadline, HttpTransport, ProviderError, TransportError, TransportErrorKind, masking,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{fmt, time::Duration};
@@ -44,6 +46,20 @@ struct Failure {
     error: ProviderError,
     transient: bool,
     refused: Option<Response<Bytes>>,
+}
+
+/// A request that changes something and was not accepted.
+pub(crate) struct PostFailure {
+    /// By what is known about the effect.
+    pub(crate) error: ProviderError,
+    /// The answer, where the API or a proxy refused the request.
+    pub(crate) refusal: Option<Response<Bytes>>,
+}
+
+impl From<ProviderError> for PostFailure {
+    fn from(error: ProviderError) -> Self {
+        Self { error, refusal: None }
+    }
 }
 
 impl Client {
@@ -91,7 +107,7 @@ impl Client {
         path: &str,
         filter: Option<&Value>,
     ) -> Result<Response<Bytes>, Failure> {
-        let sent = self.send(Method::GET, path, filter, self.config.read_timeout).await;
+        let sent = self.send(Method::GET, path, filter, Deadline::after(self.config.read_timeout)).await;
         let answer = sent.map_err(|error| Failure {
             error: classify::transport(operation, Kind::Read, &error),
             transient: true,
@@ -155,17 +171,30 @@ impl Client {
                 return Ok(());
             }
         }
-        let reason = format!("the list has more than {MAX_PAGES} pages");
-        Err(ProviderError::NotApplied { operation: operation.to_owned(), reason })
+        Err(ProviderError::not_applied(operation, format!("the list has more than {MAX_PAGES} pages")))
     }
 
-    /// Sends one mutation, once, without a body, and waits at most `timeout` for its answer.
-    pub(crate) async fn post_once(
+    /// Sends one request that changes something, without a body. Sends it once, whatever comes back. Every change that
+    /// this crate makes goes through here.
+    pub(crate) async fn post(
         &self,
+        operation: &str,
         path: &str,
-        timeout: Duration,
-    ) -> Result<Response<Bytes>, TransportError> {
-        self.send(Method::POST, path, None, timeout).await
+        deadline: Deadline,
+    ) -> Result<(), PostFailure> {
+        let sent = self.send(Method::POST, path, None, deadline).await;
+        let answer = sent.map_err(|error| classify::transport(operation, Kind::Mutation, &error))?;
+        if !answer.status().is_success() {
+            let error = classify::refusal(operation, Kind::Mutation, &answer);
+            return Err(PostFailure { error, refusal: Some(answer) });
+        }
+        // The documented answer is an empty JSON object. Another success, such as a proxy's page, proves nothing.
+        match serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(answer.body()) {
+            Ok(_) if classify::is_json(answer.headers()) => Ok(()),
+            _ => {
+                Err(classify::unusable(operation, Kind::Mutation, &answer, "it is not a JSON object").into())
+            }
+        }
     }
 
     async fn send(
@@ -173,7 +202,7 @@ impl Client {
         method: Method,
         path: &str,
         filter: Option<&Value>,
-        timeout: Duration,
+        deadline: Deadline,
     ) -> Result<Response<Bytes>, TransportError> {
         let unsendable = |why: String| TransportError::new(TransportErrorKind::BeforeSend, why);
         let mut request = Request::builder()
@@ -187,11 +216,12 @@ impl Client {
             request = request.header("x-filter", value);
         }
         let request = request.body(Bytes::new()).map_err(|e| unsendable(e.to_string()))?;
-        match tokio::time::timeout(timeout, self.transport.clone().oneshot(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(TransportError::new(
+        let allowed = deadline.left();
+        match deadline.bound(self.transport.clone().oneshot(request)).await {
+            Some(answer) => answer,
+            None => Err(TransportError::new(
                 TransportErrorKind::Timeout,
-                format!("no answer within {} ms", timeout.as_millis()),
+                format!("no answer within {} ms", allowed.as_millis()),
             )),
         }
     }

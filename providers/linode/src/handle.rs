@@ -2,7 +2,7 @@
 
 use reattach_core::cloud::CloudVolume;
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
-use reattach_provider_api::HandleError;
+use reattach_provider_api::{HandleError, ProviderError};
 
 /// The name of Linode's CSI driver.
 pub const DRIVER: &str = "linodebs.csi.linode.com";
@@ -68,6 +68,11 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
 pub(crate) fn number(text: &str) -> Option<u64> {
     let number = text.parse::<u64>().ok()?;
     (number > 0 && number.to_string() == text).then_some(number)
+}
+
+/// Returns [`number`], or the error of `operation`, which nothing was sent for.
+pub(crate) fn require_number(operation: &str, text: &str) -> Result<u64, ProviderError> {
+    number(text).ok_or_else(|| ProviderError::not_applied(operation, "it is not a number of Linode's"))
 }
 
 #[cfg(test)]

@@ -24,7 +24,9 @@ pub(crate) async fn volume_jobs(
     let operation = format!("read the job history of volume {volume}");
     let events = read(client, &operation, "volume", volume.as_str(), Some(since)).await?;
     let recent = events.into_iter().filter(|(at, event)| *at >= since_of(since) || event.is_pending());
-    recent.map(|(_, event)| event.into_cloud().map_err(|why| unusable(&operation, why))).collect()
+    recent
+        .map(|(_, event)| event.into_cloud().map_err(|why| ProviderError::not_applied(&operation, why)))
+        .collect()
 }
 
 /// The newest jobs of a volume, one page of them: enough to explain a refusal, and no history to conclude from.
@@ -35,7 +37,7 @@ pub(crate) async fn newest_volume_jobs(
     let operation = format!("read the newest jobs of volume {volume}");
     let events = read(client, &operation, "volume", volume.as_str(), None).await?;
     let jobs = events.into_iter().map(|(_, event)| event.into_cloud());
-    jobs.map(|job| job.map_err(|why| unusable(&operation, why))).collect()
+    jobs.map(|job| job.map_err(|why| ProviderError::not_applied(&operation, why))).collect()
 }
 
 /// What happened to an instance's power since `since`, and what is under way. Linode's watchdog boots an instance that
@@ -52,7 +54,7 @@ pub(crate) async fn power(
     let mut jobs = Vec::new();
     for (created, event) in events {
         if created >= since_of(since) || event.is_pending() {
-            jobs.extend(event.into_power().map_err(|why| unusable(&operation, why))?);
+            jobs.extend(event.into_power().map_err(|why| ProviderError::not_applied(&operation, why))?);
         }
     }
     Ok(PowerFacts { jobs, off_stays_off: false })
@@ -61,10 +63,6 @@ pub(crate) async fn power(
 /// The API's times have whole seconds.
 fn since_of(since: Timestamp) -> Timestamp {
     since.checked_sub(1.second()).unwrap_or(since)
-}
-
-fn unusable(operation: &str, reason: String) -> ProviderError {
-    ProviderError::NotApplied { operation: operation.to_owned(), reason }
 }
 
 /// Events that concern one object, with the time of their creation, oldest first: every one of the pages that reach back to
@@ -80,8 +78,8 @@ async fn read(
     id: &str,
     since: Option<Timestamp>,
 ) -> Result<Vec<(Timestamp, Event)>, ProviderError> {
-    let failed = |reason: String| unusable(operation, reason);
-    let number = handle::number(id).ok_or_else(|| failed("it is not a number of Linode's".into()))?;
+    let failed = |reason: String| ProviderError::not_applied(operation, reason);
+    let number = handle::require_number(operation, id)?;
     let filter = json!({
         "entity.type": kind, "entity.id": number, "+order_by": "created", "+order": "desc",
     });

@@ -16,7 +16,6 @@ mod detach;
 mod event;
 mod handle;
 mod history;
-mod order;
 mod power;
 mod preflight;
 mod provider;

@@ -2,25 +2,24 @@
 
 use crate::{
     classify,
-    client::Client,
+    client::{Client, PostFailure},
     handle,
-    order::{Order, Sent},
     wire::Instance,
 };
 use http::StatusCode;
 use reattach_core::{cloud::InstanceState, ids::InstanceId};
-use reattach_provider_api::{EffectError, PowerOffRequest, PowerOutcome};
+use reattach_provider_api::{Deadline, EffectError, PowerOffRequest, PowerOutcome, ProviderError};
 use std::time::Duration;
 
-/// Where instances are.
+/// Path of the instances.
 const INSTANCES: &str = "/linode/instances";
 
-/// Orders a shutdown. Linode has one kind: it asks the guest, and cuts the power of one that does not follow. An
+/// Orders a shutdown. Linode has one kind: it asks the guest, and cuts the power when the guest does not follow. An
 /// instance that is off without such a job is left as it is: there is nothing that could be shut down.
 pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power off instance {}", request.instance);
-    let order = Order::new(client, &operation, request.timeout);
-    change(order, &request.instance, "shutdown", &InstanceState::Running, &InstanceState::Off).await
+    let change = Change { verb: "shutdown", from: InstanceState::Running, to: InstanceState::Off };
+    Ok(change.order(client, &operation, &request.instance, request.timeout).await?)
 }
 
 /// Orders a boot into the configuration that ran last.
@@ -30,43 +29,61 @@ pub(crate) async fn on(
     timeout: Duration,
 ) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power on instance {instance}");
-    let order = Order::new(client, &operation, timeout);
-    change(order, instance, "boot", &InstanceState::Off, &InstanceState::Running).await
+    let change = Change { verb: "boot", from: InstanceState::Off, to: InstanceState::Running };
+    Ok(change.order(client, &operation, instance, timeout).await?)
 }
 
-async fn change(
-    order: Order<'_>,
-    instance: &InstanceId,
-    verb: &str,
-    from: &InstanceState,
-    wanted: &InstanceState,
-) -> Result<PowerOutcome, EffectError> {
-    let Some(number) = handle::number(instance.as_str()) else {
-        return Err(order.not_applied("it is not a number of Linode's").into());
-    };
-    let found = order.read::<Instance>("the instance", INSTANCES, number).await?.into_cloud().state;
-    match &found {
-        state if state == wanted => return Ok(PowerOutcome::AlreadyThere),
-        state if state == from => {}
-        InstanceState::Unknown(word) => {
-            return Err(order.not_applied(&format!("the instance's status {word:?} is not known")).into());
-        }
-        InstanceState::Transitional(word) => return Ok(busy(&format!("the instance's status is {word}"))),
-        _ => return Ok(busy("the instance is shutting down or being deleted")),
-    }
-    match order.send("the instance", &format!("{INSTANCES}/{number}/{verb}")).await? {
-        Sent::Accepted => Ok(PowerOutcome::Accepted),
-        Sent::Refused(refusal) => match classify::own_reasons(&refusal.answer) {
-            Some(reasons)
-                if refusal.answer.status() == StatusCode::BAD_REQUEST && classify::says(&reasons, "busy") =>
-            {
-                Ok(busy(&reasons))
+/// A change of an instance's power.
+struct Change {
+    /// The last part of the request's path.
+    verb: &'static str,
+    /// The only state in which the request is sent.
+    from: InstanceState,
+    to: InstanceState,
+}
+
+impl Change {
+    /// Reads the instance and, if its state is `from`, sends one request.
+    async fn order(
+        self,
+        client: &Client,
+        operation: &str,
+        instance: &InstanceId,
+        timeout: Duration,
+    ) -> Result<PowerOutcome, ProviderError> {
+        let deadline = Deadline::after(timeout);
+        let number = handle::require_number(operation, instance.as_str())?;
+        let reading = client.get_object::<Instance>(operation, INSTANCES, number);
+        let state = deadline.read_first(operation, "the instance", reading).await?.into_cloud().state;
+        match &state {
+            state if *state == self.to => return Ok(PowerOutcome::AlreadyThere),
+            state if *state == self.from => {}
+            InstanceState::Unknown(word) => {
+                let reason = format!("the instance's status {word:?} is not known");
+                return Err(ProviderError::not_applied(operation, reason));
             }
-            _ => Err(refusal.error.into()),
-        },
+            InstanceState::Transitional(word) => {
+                return Ok(PowerOutcome::Busy { detail: format!("the instance's status is {word}") });
+            }
+            _ => {
+                let detail = "the instance is shutting down or being deleted".to_owned();
+                return Ok(PowerOutcome::Busy { detail });
+            }
+        }
+        deadline.check_time_to_send(operation, "the instance")?;
+        let path = format!("{INSTANCES}/{number}/{}", self.verb);
+        match client.post(operation, &path, deadline).await {
+            Ok(()) => Ok(PowerOutcome::Accepted),
+            Err(failure) => match busy(&failure) {
+                Some(detail) => Ok(PowerOutcome::Busy { detail }),
+                None => Err(failure.error),
+            },
+        }
     }
 }
 
-fn busy(detail: &str) -> PowerOutcome {
-    PowerOutcome::Busy { detail: detail.to_owned() }
+/// Linode's words, where it refuses because the instance is busy.
+fn busy(failure: &PostFailure) -> Option<String> {
+    let answer = failure.refusal.as_ref().filter(|answer| answer.status() == StatusCode::BAD_REQUEST)?;
+    classify::own_reasons(answer).filter(|reasons| classify::says(reasons, "busy"))
 }

@@ -3,7 +3,7 @@
 use crate::{
     client::Client,
     config::{ConfigError, LinodeConfig},
-    detach, handle, history, power, preflight, scope,
+    handle, history, power, preflight, scope,
     socket::http_transport,
     wire::{Instance, Numbered, Volume},
 };
@@ -15,7 +15,7 @@ use reattach_core::{
 };
 use reattach_provider_api::{
     Capabilities, DetachOutcome, DetachRequest, EffectError, HandleError, HttpTransport, Lookup,
-    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError,
+    PowerOffRequest, PowerOutcome, PreflightReport, Provider, ProviderError, detach::detach,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -159,7 +159,7 @@ fn numbers<I: Ord + Clone + std::fmt::Display, T>(
             None => {
                 let operation = format!("read {what} {id}");
                 let reason = format!("{:?} is not a number of Linode's", id.to_string());
-                failed.insert(id.clone(), Lookup::Failed(ProviderError::NotApplied { operation, reason }));
+                failed.insert(id.clone(), Lookup::Failed(ProviderError::not_applied(&operation, reason)));
             }
         }
     }
@@ -254,7 +254,7 @@ impl Provider for LinodeProvider {
     }
 
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>> {
-        async move { detach::run(&self.client, &request).await }.boxed()
+        detach(&self.client, request).boxed()
     }
 
     fn detach_command(&self, volume: &VolumeId, _holder: &InstanceId) -> String {

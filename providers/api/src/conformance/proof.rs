@@ -3,12 +3,15 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
-    cloud::{CloudVolume, DeviceIdentity, OwnerTags, VolumeState},
+    cloud::{
+        CloudInstance, CloudScope, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, PowerFacts,
+        VolumeState,
+    },
     evidence::{CsiSource, Evidence, NodeFacts, VolumeFacts},
-    fact::{Fact, Source},
+    fact::{Fact, Known, Source},
     identity::VolumeIdentity,
     ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId},
-    proof::{FenceProof, NoUser, kubelet_handshake},
+    proof::{self, FenceProof, NoUser, Sighting, kubelet_handshake},
     stamp::Stamp,
     workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef},
 };
@@ -25,6 +28,43 @@ pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> Fenc
     let no_user = NoUser { at: before, lease: Some(before) };
     kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
         .unwrap_or_else(|why| panic!("evidence of a holder that is done: {why}"))
+}
+
+/// The proof that `holder` is off and stays off: two readings under one account, at a cloud that boots no instance by
+/// itself.
+///
+/// # Panics
+/// Never, unless core demands more of a proof than this evidence has.
+#[must_use]
+pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
+    let node = NodeName::from("node-1");
+    let source = || Source::Cloud("test".to_owned());
+    let mut evidence = evidence(volume, holder, &node, now);
+    for fact in evidence.nodes.values_mut() {
+        if let Known::Present(facts) = &mut fact.value {
+            facts.ready = false;
+        }
+    }
+    let instance = CloudInstance {
+        id: holder.clone(),
+        label: "node-1".into(),
+        state: InstanceState::Off,
+        auto_restart: false,
+        owner: OwnerTags::default(),
+    };
+    evidence.instances.insert(holder.clone(), Fact::present(instance, source(), now));
+    let power = PowerFacts { jobs: Vec::new(), off_stays_off: true };
+    evidence.power.insert(holder.clone(), Fact::present(power, source(), now));
+    let scope = CloudScope("an account".to_owned());
+    evidence.cloud_scope = Some(scope.clone());
+    let first = Sighting {
+        instance: holder.clone(),
+        scope,
+        state: Some(InstanceState::Off),
+        at: now - SignedDuration::from_secs(20),
+    };
+    proof::off(&evidence, holder, Some(&first), now)
+        .unwrap_or_else(|why| panic!("evidence of a holder that is off: {why}"))
 }
 
 /// Evidence of a holder whose kubelet is done with the volume.
