@@ -209,7 +209,7 @@ async fn the_history_is_of_one_instance_and_begins_where_asked() {
     linode.sim.reboot(HOLDER).expect("a reboot");
     pass(3600).await;
     let since = linode.sim.now();
-    linode.sim.shutdown_by_nobody(HOLDER).expect("a shutdown");
+    linode.sim.shutdown_by_cloud(HOLDER).expect("a shutdown");
     let recent = linode.provider.power_facts(&holder(), since).await.expect("a history").jobs;
     let seen: Vec<_> = recent.iter().map(|j| (j.change, j.by.clone())).collect();
     assert_eq!(seen, [(PowerChange::Off, None)]);

@@ -1,13 +1,13 @@
-//! Where the simulated cloud takes its time from.
+//! Clocks of the simulated cloud.
 //!
-//! The simulator has no background tasks: it is told the time and catches up on what fell due whenever somebody looks.
-//! That makes it exact under tokio's paused clock as well as on a wall clock.
+//! The simulator has no background tasks: every call reads the clock and first finishes the jobs that are due. So it is
+//! exact under tokio's paused clock as well as on a wall clock.
 
 use jiff::{SignedDuration, Timestamp};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Answers the present moment. It may stand still, but should not run backwards; where it does, the simulator keeps
-/// the latest moment that it has seen.
+/// Returns the present time. The time may stand still. It should not run backwards; when it does, the simulator keeps
+/// the latest time that it has seen.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// The machine's wall clock, for the stand-alone binary.
@@ -16,7 +16,7 @@ pub fn system() -> Clock {
     Arc::new(Timestamp::now)
 }
 
-/// tokio's clock, counted from `start`: follows `tokio::time::pause` and `advance`.
+/// tokio's clock, counted from `start`. Follows `tokio::time::pause` and `advance`.
 ///
 /// Call it inside a runtime: the present tokio instant becomes `start`.
 pub fn tokio_from(start: Timestamp) -> Clock {
@@ -27,12 +27,12 @@ pub fn tokio_from(start: Timestamp) -> Clock {
     })
 }
 
-/// A clock that moves only when told to.
+/// A clock that moves only by [`ManualClock::advance`].
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<Mutex<Timestamp>>);
 
 impl ManualClock {
-    /// Starts at `start` and stands still there.
+    /// A clock that stands still at `start`.
     pub fn new(start: Timestamp) -> Self {
         Self(Arc::new(Mutex::new(start)))
     }
@@ -43,7 +43,7 @@ impl ManualClock {
         *now = now.checked_add(by).unwrap_or(*now);
     }
 
-    /// This clock in the form that the simulator takes.
+    /// Returns this clock in the form that the simulator takes.
     pub fn clock(&self) -> Clock {
         let now = self.0.clone();
         Arc::new(move || *now.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,4 +1,4 @@
-//! The control API: sets scenes and faults, and reads what happened. JSON in and out; see the crate's README.
+//! The control API: sets up objects and faults, and reads the history. JSON in and out; see the crate's README.
 
 use crate::{
     CloudSim,
@@ -79,7 +79,7 @@ async fn delete_instance(State(sim): State<CloudSim>, Path(id): Path<InstanceNo>
     answer(json!({}))
 }
 
-/// What can be done to an instance.
+/// A change of an instance.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum InstanceChange {
@@ -88,7 +88,7 @@ enum InstanceChange {
     Reboot,
     Recycle,
     Kill,
-    ShutdownByNobody,
+    ShutdownByCloud,
     Vanish,
     Status(InstanceStatus),
     InUse { volume: VolumeNo, in_use: bool },
@@ -106,7 +106,7 @@ async fn change_instance(
         InstanceChange::Reboot => sim.reboot(id).map(drop)?,
         InstanceChange::Recycle => sim.recycle(id).map(drop)?,
         InstanceChange::Kill => sim.kill(id)?,
-        InstanceChange::ShutdownByNobody => sim.shutdown_by_nobody(id).map(drop)?,
+        InstanceChange::ShutdownByCloud => sim.shutdown_by_cloud(id).map(drop)?,
         InstanceChange::Vanish => {
             sim.vanish(id)?;
             return answer(json!({}));
@@ -136,7 +136,7 @@ async fn delete_volume(State(sim): State<CloudSim>, Path(id): Path<VolumeNo>) ->
     answer(json!({}))
 }
 
-/// What can be done to a volume.
+/// A change of a volume.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum VolumeChange {
@@ -216,14 +216,14 @@ async fn clear_faults(State(sim): State<CloudSim>) -> Answer {
     answer(json!({}))
 }
 
-/// Settings of the whole cloud; what is left out stays as it is.
+/// Settings of the whole cloud. A setting that is left out does not change.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     timings: Option<Timings>,
     unattached_detach: Option<UnattachedDetach>,
     freeze_reads_ms: Option<u64>,
-    /// Requests per minute; 0 lifts the limit.
+    /// Requests per minute. 0: no limit.
     rate_limit: Option<u32>,
     read_only_user: Option<bool>,
     token: Option<Token>,

@@ -1,5 +1,5 @@
-//! What EBS does and Linode does not: a detach that names its instance, waits for the guest and can be forced;
-//! snapshots.
+//! Operations of EBS that Linode does not have: a detach that names its instance, waits for the guest and can be forced,
+//! and snapshots.
 
 use crate::{
     log::Effect,
@@ -11,8 +11,8 @@ use crate::{
 use jiff::Timestamp;
 
 impl State {
-    /// Accepts a detach from this instance, or from the only holder when none is named. While the guest of a running
-    /// instance has the device in use, the detach waits for it, unless it is forced.
+    /// Accepts a detach from this instance, or from the only holder when none is named. Unless it is forced, the detach
+    /// waits while the guest of a running instance uses the device.
     pub(crate) fn detach_from(
         &mut self,
         volume: VolumeNo,
@@ -23,7 +23,7 @@ impl State {
         let instance = self.check_detach(volume, instance)?;
         let behaviour = self.volume(volume)?.detach.clone();
         if let Some(job) = self.view.running_job(volume, instance).filter(|j| j.due.is_none()).cloned() {
-            // Further calls do nothing to a detach that is stuck, but force ends it.
+            // Further calls change nothing about a detach that is stuck; only force ends it.
             if force {
                 self.set_due(&job, now);
             }
@@ -40,7 +40,7 @@ impl State {
         Ok(job)
     }
 
-    /// What speaks against a detach from this instance; otherwise whom it is from.
+    /// Checks a detach from this instance. Returns the instance that it is from.
     pub(crate) fn check_detach(
         &self,
         volume: VolumeNo,
@@ -66,7 +66,7 @@ impl State {
             && self.instance(instance).is_ok_and(|i| i.status == InstanceStatus::Running)
     }
 
-    /// The guest let go of the device: a detach that waited for that goes on.
+    /// Continues a detach that waited for the guest, which no longer uses the device.
     pub(crate) fn guest_released(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) {
         let waiting =
             self.view.running_job(volume, instance).filter(|j| j.waits_for_guest && j.due.is_none());

@@ -1,12 +1,12 @@
-//! Faults of the API itself, as data: which requests they meet, how often, and what goes wrong.
+//! Faults of the API itself, as data: the requests that they apply to, how often, and their kind.
 //!
-//! Faults of volumes and instances (locks, phantom attachments, stuck detaches) are state, not faults: see
+//! Locks, phantom attachments and stuck detaches are states of volumes and instances, and no faults of the API: see
 //! [`crate::CloudSim`].
 
 use crate::model::{InstanceNo, VolumeNo};
 use serde::{Deserialize, Serialize};
 
-/// What a request asks for, in words that fit every provider.
+/// The operation of a request, in terms that all providers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -39,7 +39,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it changes anything.
+    /// Returns whether the operation can change something.
     pub fn is_mutation(self) -> bool {
         matches!(
             self,
@@ -53,17 +53,17 @@ impl Operation {
     }
 }
 
-/// On which side of the effect something goes wrong.
+/// The moment of a fault: before or after the effect of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
     /// The request changed nothing.
     BeforeEffect,
-    /// The request did its work; only the answer is wrong or missing.
+    /// The request had its effect; only the answer is wrong or missing.
     AfterEffect,
 }
 
-/// How an error's body looks.
+/// The body of an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorBody {
@@ -72,54 +72,54 @@ pub enum ErrorBody {
     Json,
     /// A proxy's HTML page.
     Html,
-    /// Nothing at all.
+    /// No body.
     Empty,
-    /// `application/json` that breaks off.
+    /// A body of the API's own content type that breaks off.
     Truncated,
 }
 
-/// What goes wrong with a request.
+/// The kind of a fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// 429, with or without `Retry-After`.
     Throttle {
-        /// The header's value in seconds; `None` leaves the header out, as one recorded answer of Linode's did.
+        /// Value of the header in seconds. `None`: no header, as in a recorded answer of Linode's API.
         retry_after_seconds: Option<u32>,
     },
-    /// An error answer.
+    /// The request is answered with an error.
     Error {
         /// The HTTP status.
         status: u16,
-        /// The text; ignored by bodies that have none.
+        /// The text of the error. Not used by a body that has no text.
         reason: String,
-        /// Before or after the effect.
+        /// Whether the request has its effect.
         when: When,
-        /// The body's form.
+        /// The form of the body.
         #[serde(default)]
         body: ErrorBody,
     },
-    /// 503 with Linode's `X-Maintenance-Mode` header: nothing happens, and a retry is pointless.
+    /// 503 with Linode's `X-Maintenance-Mode` header: the request has no effect, and a retry is pointless.
     Maintenance,
-    /// A success whose body is not what its content type says.
+    /// A success whose body is not the one that the API documents.
     BadSuccess {
-        /// The body's form ([`ErrorBody::Json`] serves an empty object).
+        /// The form of the body. [`ErrorBody::Json`] is an empty object.
         body: ErrorBody,
     },
-    /// A read of a volume or of an instance, or of its history, is answered about this other one: a proxy or a cache mixes
-    /// up answers. Reads of whole lists and requests to change something are answered as they should be.
+    /// A read of one volume, one instance or its history is answered with another object, as by a proxy or a cache that
+    /// mixes up answers. Reads of whole lists and mutations are answered as they should be.
     OtherObject {
-        /// The volume of the answer.
+        /// The volume in the answer.
         volume: VolumeNo,
-        /// The instance of the answer.
+        /// The instance in the answer.
         instance: InstanceNo,
     },
     /// The connection ends without an answer.
     Cut {
-        /// Before or after the effect.
+        /// Whether the request has its effect.
         when: When,
     },
-    /// The request waits.
+    /// The request is delayed.
     Latency {
         /// Milliseconds before the effect.
         #[serde(default)]
@@ -130,11 +130,11 @@ pub enum Fault {
     },
 }
 
-/// A fault and the requests that it meets.
+/// A fault and the requests that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultRule {
-    /// Operations that it meets; empty means all.
+    /// Operations that the fault applies to. Empty: all.
     #[serde(default)]
     pub operations: Vec<Operation>,
     /// Only requests about this volume.
@@ -143,21 +143,21 @@ pub struct FaultRule {
     /// Only requests about this instance.
     #[serde(default)]
     pub instance: Option<InstanceNo>,
-    /// How many matching requests pass first.
+    /// Number of matching requests that pass first.
     #[serde(default)]
     pub skip: u32,
-    /// How many matching requests are hit; `None` means all until the rule is removed.
+    /// Number of matching requests that fail. `None`: all, until the rule is removed.
     #[serde(default)]
     pub times: Option<u32>,
-    /// Chance of a hit per thousand matching requests, drawn from the simulator's seed; `None` means always.
+    /// Failures per thousand matching requests, drawn from the simulator's seed. `None`: all.
     #[serde(default)]
     pub permille: Option<u16>,
-    /// What goes wrong.
+    /// What happens to the request.
     pub fault: Fault,
 }
 
 impl FaultRule {
-    /// A rule that hits every request of these operations (all when empty).
+    /// A rule for every request of these operations. Empty: all operations.
     pub fn new(operations: impl Into<Vec<Operation>>, fault: Fault) -> Self {
         Self {
             operations: operations.into(),
@@ -170,19 +170,19 @@ impl FaultRule {
         }
     }
 
-    /// The same rule for the next `times` matching requests only.
+    /// Limits the rule to the next `times` matching requests.
     pub fn times(mut self, times: u32) -> Self {
         self.times = Some(times);
         self
     }
 
-    /// The same rule after `skip` matching requests have passed.
+    /// Lets `skip` matching requests pass first.
     pub fn after(mut self, skip: u32) -> Self {
         self.skip = skip;
         self
     }
 
-    /// The same rule for one volume only.
+    /// Limits the rule to requests about one volume.
     pub fn on_volume(mut self, volume: VolumeNo) -> Self {
         self.volume = Some(volume);
         self
@@ -195,7 +195,7 @@ impl FaultRule {
     }
 }
 
-/// The number of a rule, for removing it.
+/// The number of a rule, by which it can be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FaultNo(pub u64);
@@ -225,7 +225,7 @@ impl Faults {
         self.rules.clear();
     }
 
-    /// The faults that hit this request. `draw` gives a number below 1000.
+    /// Returns the faults of this request. `draw` returns a number below 1000.
     pub(crate) fn hit(
         &mut self,
         operation: Operation,

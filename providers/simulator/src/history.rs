@@ -1,39 +1,39 @@
-//! Who held which volume when: the record against which "never two holders" is checked.
+//! The history of holders, which shows whether a volume ever had two at one time.
 
 use crate::model::{InstanceNo, InstanceStatus, VolumeNo};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// Whose word an interval rests on.
+/// The place at which an instance holds a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// The API named the instance as the holder.
+pub enum HoldSource {
+    /// The API names the instance as the holder.
     Api,
-    /// The instance's guest had the device and ran: it could write.
+    /// The instance's guest runs and has the device: it can write.
     Guest,
-    /// The guest had it mounted or open besides: what it wrote may have been under way.
+    /// The instance's guest has the device mounted or open: writes may be under way.
     Writer,
 }
 
-/// One stretch of time in which an instance held a volume. The end is not part of it.
+/// A time in which an instance held a volume. The end is exclusive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HolderInterval {
-    /// The volume.
+    /// Volume that was held.
     pub volume: VolumeNo,
-    /// The holder.
+    /// Instance that held it.
     pub instance: InstanceNo,
-    /// Whose word this is.
-    pub side: Side,
-    /// When it began.
+    /// Place at which the instance held the volume.
+    pub source: HoldSource,
+    /// Begin of the interval.
     pub from: Timestamp,
-    /// When it ended; `None` while it lasts.
+    /// End of the interval. `None`: it has not ended.
     pub until: Option<Timestamp>,
 }
 
 impl HolderInterval {
-    /// Whether it held at that moment.
+    /// Returns whether the interval covers this time.
     pub fn covers(&self, at: Timestamp) -> bool {
         self.from <= at && self.until.is_none_or(|until| at < until)
     }
@@ -42,11 +42,11 @@ impl HolderInterval {
 /// A device that was taken from a running guest while the guest had it in use (mounted or open).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulled {
-    /// The volume.
+    /// Volume that was taken.
     pub volume: VolumeNo,
-    /// Who used it.
+    /// Instance whose guest used it.
     pub instance: InstanceNo,
-    /// When it was taken.
+    /// Time at which it was taken.
     pub at: Timestamp,
 }
 
@@ -55,20 +55,27 @@ pub struct Pulled {
 pub(crate) struct History {
     intervals: Vec<HolderInterval>,
     pub(crate) pulled: Vec<Pulled>,
-    /// The power of each instance as it really was, from these moments on; none once it is deleted.
+    /// Real power states of the instances, each with the time from which it holds. `None`: the instance was deleted.
     power: Vec<(InstanceNo, Timestamp, Option<InstanceStatus>)>,
 }
 
 impl History {
-    pub(crate) fn gained(&mut self, volume: VolumeNo, instance: InstanceNo, side: Side, at: Timestamp) {
-        if !self.holds(volume, instance, side) {
-            self.intervals.push(HolderInterval { volume, instance, side, from: at, until: None });
+    pub(crate) fn gained(
+        &mut self,
+        volume: VolumeNo,
+        instance: InstanceNo,
+        source: HoldSource,
+        at: Timestamp,
+    ) {
+        if !self.holds(volume, instance, source) {
+            self.intervals.push(HolderInterval { volume, instance, source, from: at, until: None });
         }
     }
 
-    pub(crate) fn lost(&mut self, volume: VolumeNo, instance: InstanceNo, side: Side, at: Timestamp) {
+    pub(crate) fn lost(&mut self, volume: VolumeNo, instance: InstanceNo, source: HoldSource, at: Timestamp) {
         for interval in &mut self.intervals {
-            let same = interval.volume == volume && interval.instance == instance && interval.side == side;
+            let same =
+                interval.volume == volume && interval.instance == instance && interval.source == source;
             if same && interval.until.is_none() {
                 interval.until = Some(at);
             }
@@ -79,27 +86,27 @@ impl History {
         self.power.push((instance, at, status));
     }
 
-    /// The power at a moment; none before the instance was created and after it was deleted.
+    /// Returns the power state at a time. `None`: before the instance was created, or after it was deleted.
     pub(crate) fn power_at(&self, instance: InstanceNo, at: Timestamp) -> Option<InstanceStatus> {
         let known = self.power.iter().rev().find(|(i, from, _)| *i == instance && *from <= at);
         known.and_then(|(_, _, status)| status.clone())
     }
 
-    fn holds(&self, volume: VolumeNo, instance: InstanceNo, side: Side) -> bool {
+    fn holds(&self, volume: VolumeNo, instance: InstanceNo, source: HoldSource) -> bool {
         self.intervals
             .iter()
-            .any(|i| i.volume == volume && i.instance == instance && i.side == side && i.until.is_none())
+            .any(|i| i.volume == volume && i.instance == instance && i.source == source && i.until.is_none())
     }
 
-    pub(crate) fn of(&self, volume: VolumeNo, side: Side) -> Vec<HolderInterval> {
-        self.intervals.iter().filter(|i| i.volume == volume && i.side == side).cloned().collect()
+    pub(crate) fn of(&self, volume: VolumeNo, source: HoldSource) -> Vec<HolderInterval> {
+        self.intervals.iter().filter(|i| i.volume == volume && i.source == source).cloned().collect()
     }
 
-    /// The greatest number of different instances that held the volume at one moment, by the given sides.
-    /// A number can only rise where an interval begins, so those moments are enough.
-    pub(crate) fn max_holders(&self, volume: VolumeNo, sides: &[Side]) -> usize {
+    /// Returns the greatest number of instances that held the volume at one time, at any of these places. The number rises
+    /// only where an interval begins, so only those times are counted.
+    pub(crate) fn max_holders(&self, volume: VolumeNo, sources: &[HoldSource]) -> usize {
         let mine: Vec<_> =
-            self.intervals.iter().filter(|i| i.volume == volume && sides.contains(&i.side)).collect();
+            self.intervals.iter().filter(|i| i.volume == volume && sources.contains(&i.source)).collect();
         mine.iter()
             .map(|start| {
                 mine.iter()

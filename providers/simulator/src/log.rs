@@ -1,4 +1,4 @@
-//! The request log: what was asked of the simulated cloud and what came of it.
+//! The request log: every request to the simulated cloud, with its effect.
 
 use crate::{
     faults::Operation,
@@ -7,11 +7,11 @@ use crate::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What a request did to the cloud.
+/// The effect of a request on the cloud.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// Nothing: a read, a refusal, or a success without an effect.
+    /// No effect: a read, a refusal, or a success that changed nothing.
     None,
     /// A snapshot was begun.
     Snapshot {
@@ -20,7 +20,7 @@ pub enum Effect {
     },
     /// A job was accepted.
     Accepted {
-        /// What the job does.
+        /// The kind of the job.
         action: JobAction,
         /// The volume that it concerns.
         volume: Option<VolumeNo>,
@@ -32,37 +32,37 @@ pub enum Effect {
 /// One request and its answer. Credentials are never recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestRecord {
-    /// Its number, from 1.
+    /// Sequence number, from 1.
     pub number: u64,
-    /// When it arrived, on the simulator's clock.
+    /// Time of arrival, on the simulator's clock.
     pub at: Timestamp,
-    /// The HTTP method.
+    /// HTTP method.
     pub method: String,
-    /// The path.
+    /// Path of the URL.
     pub path: String,
-    /// The query string.
+    /// Query string of the URL.
     pub query: String,
-    /// The `X-Filter` header.
+    /// Value of the `X-Filter` header.
     pub filter: Option<String>,
-    /// The `User-Agent` header.
+    /// Value of the `User-Agent` header.
     pub user_agent: Option<String>,
     /// The request's body, as text.
     pub body: String,
-    /// What it asked for; `None` for a path or method that the API does not have.
+    /// The operation. `None`: a path or method that the API does not have.
     pub operation: Option<Operation>,
-    /// Whether it asked for a dry-run only (EC2's `DryRun`).
+    /// Whether the request was a dry-run (EC2's `DryRun`).
     #[serde(default)]
     pub dry_run: bool,
-    /// The HTTP status of the answer; `None` where the connection was cut, or no answer was given yet.
+    /// HTTP status of the answer. `None`: the connection was cut, or no answer was given yet.
     pub status: Option<u16>,
-    /// What it did.
+    /// What the request changed.
     pub effect: Effect,
-    /// Faults that hit it.
+    /// Faults that applied to the request.
     pub faults: Vec<String>,
 }
 
 impl RequestRecord {
-    /// Whether it was a request to change something, whatever came of it. A dry-run is none.
+    /// Returns whether the request was a mutation, also when it was refused. A dry-run is no mutation.
     pub fn is_mutation(&self) -> bool {
         !self.dry_run && self.operation.map_or(self.method != "GET", Operation::is_mutation)
     }

@@ -25,7 +25,7 @@ struct Args {
     /// Allow an address that other machines can reach. The control API has no authentication.
     #[arg(long)]
     allow_non_loopback: bool,
-    /// Seed for faults that hit by chance.
+    /// Seed for faults with a chance (`permille`).
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -36,8 +36,8 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     ensure!(
         args.listen.ip().is_loopback() || args.allow_non_loopback,
-        "{} is reachable from other machines and the control API has no authentication: pass \
-         --allow-non-loopback if that is meant",
+        "other machines can reach {}, and the control API has no authentication; nothing was started. To listen there \
+         all the same, pass --allow-non-loopback",
         args.listen
     );
     let listener =
@@ -47,7 +47,7 @@ async fn main() -> anyhow::Result<()> {
     axum::serve(listener, router(sim)).with_graceful_shutdown(stop()).await.context("the server stopped")
 }
 
-/// Ends on SIGINT or SIGTERM.
+/// Resolves on SIGINT or SIGTERM.
 async fn stop() {
     let interrupt = tokio::signal::ctrl_c();
     let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {

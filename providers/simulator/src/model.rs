@@ -1,4 +1,4 @@
-//! What the simulated cloud consists of: instances, volumes, jobs. Independent of any provider's wire format.
+//! The objects of the simulated cloud: instances, volumes, jobs, snapshots. Independent of any provider's wire format.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ macro_rules! number {
 }
 
 number!(
-    /// The number of a simulated instance. Each wire format prints it its own way.
+    /// The number of a simulated instance. Each wire format prints it in its own form.
     InstanceNo
 );
 number!(
@@ -50,11 +50,11 @@ number!(
     SnapshotNo
 );
 number!(
-    /// The number of a job; later jobs have greater numbers.
+    /// The number of a job. Later jobs have greater numbers.
     JobNo
 );
 
-/// The power state of an instance as the API tells it.
+/// The power state of an instance, as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceStatus {
@@ -68,12 +68,12 @@ pub enum InstanceStatus {
     Rebooting,
     /// A shutdown job runs; the guest may still write.
     ShuttingDown,
-    /// Any other word, served as it is: for testing a client's treatment of words that it does not know.
+    /// Any other word, shown as it is. It tests how a client treats words that it does not know.
     Other(String),
 }
 
 impl InstanceStatus {
-    /// Linode's word for it.
+    /// Returns Linode's word for it.
     pub fn word(&self) -> &str {
         match self {
             Self::Running => "running",
@@ -89,93 +89,93 @@ impl InstanceStatus {
 /// A simulated virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
-    /// Its number.
+    /// Number of the object.
     pub id: InstanceNo,
-    /// Its name in the console.
+    /// Name in the cloud's console.
     pub label: String,
-    /// Where it runs.
+    /// Region or zone in which the instance runs.
     pub region: String,
-    /// What the API says of its power.
+    /// Power state that the API shows.
     pub status: InstanceStatus,
-    /// Whether the cloud boots it again after it stopped without a shutdown job (Linode's Lassie).
+    /// Whether the cloud boots the instance when it stopped without a shutdown job (Linode's watchdog, Lassie).
     pub watchdog_enabled: bool,
-    /// How often its guest has started.
+    /// Number of boots of its guest.
     pub boots: u32,
-    /// Its tags. Linode knows words: key and value with a colon between them, or the key alone.
+    /// Tags of the instance. Linode's tags are words: `key:value`, or the key alone.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// The LKE cluster that it is a node of, as Linode shows it.
+    /// LKE cluster that the instance is a node of, as Linode shows it.
     #[serde(default)]
     pub lke_cluster_id: Option<u64>,
-    /// When it was created.
+    /// Time of creation.
     pub created: Timestamp,
-    /// When it last changed.
+    /// Time of the last change.
     pub updated: Timestamp,
 }
 
-/// What a detach does to a volume once it passed the checks.
+/// The behaviour of a detach that has passed the checks.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DetachBehaviour {
-    /// Works, and takes its time.
+    /// The detach works, after [`Timings::detach_ms`].
     #[default]
     Normal,
-    /// Refused with this HTTP status and text.
+    /// The detach is refused with this HTTP status and text.
     Refused {
-        /// A 4xx status.
+        /// HTTP status, 4xx.
         status: u16,
-        /// The provider's text.
+        /// Text of the refusal.
         reason: String,
     },
-    /// Accepted and never finished, until the behaviour is set to something else.
+    /// The detach is accepted and does not finish until the behaviour is changed.
     Stuck,
-    /// Accepted, then the job fails and the volume stays attached.
+    /// The detach is accepted, its job fails, and the volume stays attached.
     Fails,
 }
 
 /// A simulated block volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Its number.
+    /// Number of the object.
     pub id: VolumeNo,
-    /// Its name, which is also what a guest's by-id link carries.
+    /// Name of the volume, which is also part of a guest's by-id link.
     pub label: String,
     /// Size in GiB.
     pub size_gib: u64,
-    /// Where it lives; it attaches only to instances of the same region.
+    /// Region or zone. The volume attaches only to instances of the same region.
     pub region: String,
-    /// Who has it, as the API tells it. What guests see is kept apart.
+    /// Instance that the API names as the holder. The devices of guests are kept apart.
     pub holder: Option<InstanceNo>,
-    /// The API's status word (`active`, `resizing`, …).
+    /// Status that the API shows (`active`, `resizing`, …).
     pub status: String,
-    /// Words in the API's `locks` list.
+    /// Entries of the API's `locks` list.
     pub locks: Vec<String>,
-    /// Why attach and detach are refused, when they are, apart from what `locks` shows.
+    /// Reason for which attach and detach are refused. Independent of `locks`.
     pub locked: Option<String>,
-    /// Until when attach and detach are answered "busy".
+    /// Time until which attach and detach are answered "busy".
     pub busy_until: Option<Timestamp>,
-    /// Whether the API says that the guest may use it.
+    /// Whether the API shows the volume as usable by the guest.
     pub io_ready: bool,
-    /// Whether the attachment survives a reboot (Linode's CSI driver says no).
+    /// Whether the attachment survives a reboot. Those of Linode's CSI driver do not.
     pub persist_across_boots: bool,
-    /// What a detach does.
+    /// Behaviour of the next detach.
     pub detach: DetachBehaviour,
-    /// Its tags, as those of an instance.
+    /// Tags of the volume, in the form of an instance's tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// When its holder got it.
+    /// Time at which the volume was attached to its holder.
     #[serde(default)]
     pub attached_at: Option<Timestamp>,
-    /// Further holders of a volume that many may have (EBS Multi-Attach); Linode has none.
+    /// Further holders, beside `holder` (EBS Multi-Attach). Linode has none.
     #[serde(default)]
     pub also_attached: BTreeSet<InstanceNo>,
-    /// When it was created.
+    /// Time of creation.
     pub created: Timestamp,
-    /// When it last changed.
+    /// Time of the last change.
     pub updated: Timestamp,
 }
 
-/// What a job does.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobAction {
@@ -187,23 +187,23 @@ pub enum JobAction {
     Boot,
     /// Shut an instance down.
     Shutdown,
-    /// Reboot an instance in order.
+    /// Reboot an instance cleanly.
     Reboot,
-    /// Power-cycle an instance uncleanly, as a recycled cluster node is.
+    /// Power-cycle an instance uncleanly, as when a cluster node is recycled.
     Recycle,
-    /// The watchdog boots an instance that stopped without a shutdown job.
+    /// Boot an instance that stopped without a shutdown job, by the watchdog.
     WatchdogBoot,
-    /// An instance was deleted.
+    /// Delete an instance.
     Delete,
 }
 
 impl JobAction {
-    /// Whether the cloud does it by itself: nobody is named for such a job.
+    /// Returns whether the cloud starts such a job by itself. The job names no user then.
     pub fn is_own(self) -> bool {
         matches!(self, Self::Recycle | Self::WatchdogBoot)
     }
 
-    /// Linode's word for it in `/account/events`.
+    /// Returns Linode's word for it in `/account/events`.
     pub fn word(self) -> &'static str {
         match self {
             Self::VolumeAttach => "volume_attach",
@@ -218,22 +218,22 @@ impl JobAction {
     }
 }
 
-/// How a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStatus {
-    /// Waiting for its time.
+    /// The job has not started.
     Scheduled,
     /// Running.
     Started,
-    /// Done.
+    /// The job ended with its effect.
     Finished,
-    /// Ended without its effect.
+    /// The job ended without its effect.
     Failed,
 }
 
 impl JobStatus {
-    /// Linode's word for it.
+    /// Returns Linode's word for it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",
@@ -247,26 +247,26 @@ impl JobStatus {
 /// One entry of the cloud's own job history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// Its number.
+    /// Number of the object.
     pub id: JobNo,
-    /// What it does.
+    /// Kind of the job.
     pub action: JobAction,
-    /// The volume that it concerns.
+    /// Volume that the job is about.
     pub volume: Option<VolumeNo>,
-    /// The instance that it concerns.
+    /// Instance that the job is about.
     pub instance: Option<InstanceNo>,
-    /// How it stands.
+    /// State of the job.
     pub status: JobStatus,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub created: Timestamp,
-    /// When it ends; `None` for one that is stuck.
+    /// Time at which the job will end. `None`: it is stuck.
     pub due: Option<Timestamp>,
-    /// When it ended.
+    /// Time of its end.
     pub finished: Option<Timestamp>,
-    /// Who asked for it; none for what the cloud does by itself.
+    /// User who requested the job. `None`: the cloud started it by itself.
     #[serde(default)]
     pub by: Option<String>,
-    /// Whether it is a detach that waits for the guest to let go of the device (EBS calls that `busy`).
+    /// Whether the job is a detach that waits until the guest stops using the device (EBS: `busy`).
     #[serde(default)]
     pub waits_for_guest: bool,
 }
@@ -274,39 +274,39 @@ pub struct Job {
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its number.
+    /// Number of the object.
     pub id: SnapshotNo,
-    /// The volume.
+    /// Volume of which the snapshot was made.
     pub volume: VolumeNo,
-    /// The volume's size in GiB.
+    /// Size of the volume in GiB.
     pub size_gib: u64,
-    /// What it was ordered with.
+    /// Description given in the request.
     pub description: String,
-    /// When it was begun.
+    /// Time at which the snapshot was begun.
     pub started: Timestamp,
-    /// When it is done.
+    /// Time at which the snapshot is complete.
     pub due: Timestamp,
 }
 
-/// How long the cloud's work takes.
+/// Durations of the cloud's jobs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timings {
-    /// From an accepted attach to the device in the guest, in milliseconds.
+    /// Milliseconds from an accepted attach to the device in the guest.
     pub attach_ms: u64,
-    /// From an accepted detach to the volume being free, in milliseconds.
+    /// Milliseconds from an accepted detach to an unattached volume.
     pub detach_ms: u64,
-    /// A boot, in milliseconds.
+    /// Milliseconds of a boot.
     pub boot_ms: u64,
-    /// A shutdown, in milliseconds.
+    /// Milliseconds of a shutdown.
     pub shutdown_ms: u64,
-    /// A clean reboot, in milliseconds.
+    /// Milliseconds of a clean reboot.
     pub reboot_ms: u64,
-    /// An unclean recycle, in milliseconds.
+    /// Milliseconds of an unclean recycle.
     pub recycle_ms: u64,
-    /// From an unclean stop to the watchdog's boot having finished, in milliseconds.
+    /// Milliseconds from an unclean stop to the end of the watchdog's boot.
     pub watchdog_ms: u64,
-    /// A snapshot, in milliseconds.
+    /// Milliseconds of a snapshot.
     pub snapshot_ms: u64,
 }
 
@@ -328,7 +328,7 @@ impl Default for Timings {
 }
 
 impl Timings {
-    /// How long a job of this kind runs.
+    /// Returns the duration of a job of this kind.
     pub fn of(&self, action: JobAction) -> Duration {
         Duration::from_millis(match action {
             JobAction::VolumeAttach => self.attach_ms,
@@ -343,67 +343,67 @@ impl Timings {
     }
 }
 
-/// What the API shows: the part of the state that a stale read can lag behind in.
+/// The objects that the API shows. A stale read shows an earlier view.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// Instances by number.
+    /// All instances.
     pub instances: BTreeMap<InstanceNo, Instance>,
-    /// Volumes by number.
+    /// All volumes.
     pub volumes: BTreeMap<VolumeNo, Volume>,
-    /// Jobs by number.
+    /// All jobs.
     pub jobs: BTreeMap<JobNo, Job>,
-    /// Snapshots by number.
+    /// All snapshots.
     pub snapshots: BTreeMap<SnapshotNo, Snapshot>,
 }
 
 impl View {
-    /// The job that runs on a volume for one of its holders, if one does.
+    /// Returns the job that runs on a volume for one of its holders, if there is one.
     pub(crate) fn running_job(&self, volume: VolumeNo, instance: InstanceNo) -> Option<&Job> {
         let mine = |j: &&Job| j.volume == Some(volume) && j.instance == Some(instance);
         self.jobs.values().rev().filter(mine).find(|j| j.status == JobStatus::Started)
     }
 }
 
-/// Why the simulated cloud refuses an operation. A face turns it into its own status and text.
+/// Reason for which the simulated cloud refuses an operation. Each API turns it into its own status and text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpError {
-    /// No such instance.
+    /// The instance does not exist.
     #[error("instance {0} does not exist")]
     NoInstance(InstanceNo),
-    /// No such volume.
+    /// The volume does not exist.
     #[error("volume {0} does not exist")]
     NoVolume(VolumeNo),
-    /// Another job has the volume or instance.
+    /// Another job runs on the volume or instance.
     #[error("another job is running, try again later")]
     Busy,
-    /// The provider keeps the volume locked.
+    /// The provider has locked the volume.
     #[error("volume {volume} is locked: {reason}")]
     Locked {
         /// The volume.
         volume: VolumeNo,
-        /// The provider's reason.
+        /// Reason of the lock.
         reason: String,
     },
-    /// An attach of a volume that has a holder.
+    /// The volume to attach has a holder.
     #[error("volume {volume} is already attached to instance {holder}")]
     AlreadyAttached {
         /// The volume.
         volume: VolumeNo,
-        /// Who has it.
+        /// Instance that has the volume.
         holder: InstanceNo,
     },
-    /// A detach from an instance that is not the holder.
+    /// The instance to detach from is not the holder.
     #[error("volume {volume} is not attached to instance {instance}")]
     NotHeldBy {
         /// The volume.
         volume: VolumeNo,
-        /// Who was thought to have it.
+        /// Instance of the request.
         instance: InstanceNo,
     },
-    /// A detach of a volume that has no holder.
+    /// The volume to detach has no holder.
     #[error("volume {0} is not attached")]
     NotAttached(VolumeNo),
-    /// An attach across regions.
+    /// Volume and instance are in different regions.
     #[error("volume {volume} and instance {instance} are in different regions")]
     OtherRegion {
         /// The volume.
@@ -416,18 +416,18 @@ pub enum OpError {
     WrongPower {
         /// The instance.
         instance: InstanceNo,
-        /// Its state.
+        /// Power state of the instance.
         status: String,
     },
-    /// Refused because a test asked for it.
+    /// The refusal was set by [`DetachBehaviour::Refused`].
     #[error("{reason}")]
     Refused {
-        /// The HTTP status to answer with.
+        /// HTTP status of the answer.
         status: u16,
-        /// The text to answer with.
+        /// Text of the answer.
         reason: String,
     },
-    /// The number of a new object is taken.
+    /// The number or label of a new object is in use.
     #[error("{0} is already taken")]
     Taken(String),
 }

@@ -1,9 +1,9 @@
-//! The handle to a simulated cloud: what a test, a drill or the control API does with it while all is well, and what it
-//! tells of itself. What can go wrong is in `trouble.rs`.
+//! The handle to a simulated cloud, for tests, the drill and the control API: creates, changes and reads objects, and reads
+//! the history. Faults are in `inject.rs`.
 
 use crate::{
     clock::Clock,
-    history::{HolderInterval, Pulled, Side},
+    history::{HoldSource, HolderInterval, Pulled},
     log::RequestRecord,
     model::{
         DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, OpError, Snapshot, Timings,
@@ -31,45 +31,45 @@ impl fmt::Debug for CloudSim {
     }
 }
 
-/// What to create an instance from.
+/// The settings of a new instance.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewInstance {
-    /// Its number; `None` takes the next free one.
+    /// Number. `None`: the next free one.
     #[serde(default)]
     pub id: Option<InstanceNo>,
-    /// Its name.
+    /// Label of the instance.
     pub label: String,
-    /// Its region.
+    /// Region or zone.
     #[serde(default = "default_region")]
     pub region: String,
-    /// Whether the cloud boots it again after an unclean stop.
+    /// Whether the cloud boots the instance again after an unclean stop.
     #[serde(default = "yes")]
     pub watchdog_enabled: bool,
-    /// Its tags.
+    /// Tags, as key and value.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// The LKE cluster that it is a node of.
+    /// LKE cluster that the instance is a node of.
     #[serde(default)]
     pub lke_cluster_id: Option<u64>,
 }
 
-/// What to create a volume from.
+/// The settings of a new volume.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewVolume {
-    /// Its number; `None` takes the next free one.
+    /// Number. `None`: the next free one.
     #[serde(default)]
     pub id: Option<VolumeNo>,
-    /// Its name, at most 32 characters as at Linode.
+    /// Label of the volume, at most 32 characters as at Linode.
     pub label: String,
-    /// Its region.
+    /// Region or zone.
     #[serde(default = "default_region")]
     pub region: String,
     /// Size in GiB.
     #[serde(default = "ten")]
     pub size_gib: u64,
-    /// Its tags.
+    /// Tags, as key and value.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
 }
@@ -99,13 +99,13 @@ impl NewInstance {
         }
     }
 
-    /// The same with this number.
+    /// Sets the number.
     pub fn with_id(mut self, id: u64) -> Self {
         self.id = Some(InstanceNo(id));
         self
     }
 
-    /// The same with these tags besides.
+    /// Adds these tags.
     pub fn with_tags<K: Into<String>, V: Into<String>>(
         mut self,
         tags: impl IntoIterator<Item = (K, V)>,
@@ -121,13 +121,13 @@ impl NewVolume {
         Self { id: None, label: label.into(), region: default_region(), size_gib: 10, tags: BTreeMap::new() }
     }
 
-    /// The same with this number.
+    /// Sets the number.
     pub fn with_id(mut self, id: u64) -> Self {
         self.id = Some(VolumeNo(id));
         self
     }
 
-    /// The same with these tags besides.
+    /// Adds these tags.
     pub fn with_tags<K: Into<String>, V: Into<String>>(
         mut self,
         tags: impl IntoIterator<Item = (K, V)>,
@@ -143,37 +143,40 @@ impl CloudSim {
         Self { state: Arc::new(Mutex::new(State::default())), clock }
     }
 
-    /// The same with the seed from which chance faults are drawn.
+    /// Sets the seed from which faults with a chance are drawn.
     pub fn with_seed(self, seed: u64) -> Self {
         self.with(|state, _| state.random = seed);
         self
     }
 
-    /// Runs `work` on the state as it is now.
+    /// Runs `work` on the present state.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State, Timestamp) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = state.advance((self.clock)());
         work(&mut state, now)
     }
 
-    /// The simulator's present moment.
+    /// Returns the simulator's present time.
     pub fn now(&self) -> Timestamp {
         self.with(|_, now| now)
     }
 
-    /// Sets how long the cloud's work takes from now on; jobs under way keep their end.
+    /// Sets the durations of jobs that start from now on. Jobs that are under way keep their end.
     pub fn set_timings(&self, timings: Timings) {
         self.with(|state, _| state.timings = timings);
     }
 
-    /// As [`CloudSim::set_timings`], for the boots, shutdowns and other power jobs of one instance.
+    /// Sets the durations of the power jobs of one instance, as [`CloudSim::set_timings`].
     pub fn set_power_timings(&self, instance: InstanceNo, timings: Timings) {
         self.with(|state, _| {
             state.power_timings.insert(instance, timings);
         });
     }
 
-    /// Creates a running instance. Errors with [`OpError::Taken`] when the number is in use.
+    /// Creates a running instance.
+    ///
+    /// # Errors
+    /// [`OpError::Taken`] when the number is in use.
     pub fn create_instance(&self, new: NewInstance) -> Result<InstanceNo, OpError> {
         self.with(|state, now| {
             let id = new.id.unwrap_or_else(|| InstanceNo(state.next_number()));
@@ -199,7 +202,10 @@ impl CloudSim {
         })
     }
 
-    /// Creates an active, unattached volume. Errors with [`OpError::Taken`] when number or label is in use.
+    /// Creates an active, unattached volume.
+    ///
+    /// # Errors
+    /// [`OpError::Taken`] when number or label is in use.
     pub fn create_volume(&self, new: NewVolume) -> Result<VolumeNo, OpError> {
         self.with(|state, now| {
             let id = new.id.unwrap_or_else(|| VolumeNo(state.next_number()));
@@ -243,7 +249,7 @@ impl CloudSim {
         })
     }
 
-    /// Replaces the tags of an instance; the LKE cluster that it is a node of stays.
+    /// Replaces the tags of an instance. Its LKE cluster does not change.
     pub fn set_instance_tags(
         &self,
         instance: InstanceNo,
@@ -256,7 +262,7 @@ impl CloudSim {
         })
     }
 
-    /// Makes an instance a node of this LKE cluster, or of none.
+    /// Sets the LKE cluster that an instance is a node of.
     pub fn set_lke_cluster(&self, instance: InstanceNo, number: Option<u64>) -> Result<(), OpError> {
         self.with(|state, now| {
             let found = state.instance_mut(instance)?;
@@ -265,7 +271,7 @@ impl CloudSim {
         })
     }
 
-    /// Deletes a volume that nobody holds.
+    /// Deletes an unattached volume.
     pub fn delete_volume(&self, volume: VolumeNo) -> Result<(), OpError> {
         self.with(|state, _| match state.volume(volume)?.holder {
             Some(holder) => Err(OpError::AlreadyAttached { volume, holder }),
@@ -276,22 +282,22 @@ impl CloudSim {
         })
     }
 
-    /// Attaches as Linode's CSI driver does: not across boots.
+    /// Attaches as Linode's CSI driver does: the attachment ends with a reboot.
     pub fn attach(&self, volume: VolumeNo, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| state.attach(volume, instance, false, now))
     }
 
-    /// Attaches, saying whether the attachment survives a reboot.
+    /// Attaches. `persist`: the attachment survives a reboot.
     pub fn attach_with(&self, volume: VolumeNo, instance: InstanceNo, persist: bool) -> Result<Job, OpError> {
         self.with(|state, now| state.attach(volume, instance, persist, now))
     }
 
-    /// Attaches and finishes at once, for setting a scene.
+    /// Attaches without delay, for the setup of a test.
     pub fn attach_now(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
         self.attach_now_with(volume, instance, false)
     }
 
-    /// Attaches and finishes at once, saying whether the attachment survives a reboot. EBS attachments do.
+    /// Attaches without delay. `persist`: the attachment survives a reboot, as those of EBS do.
     pub fn attach_now_with(
         &self,
         volume: VolumeNo,
@@ -308,16 +314,16 @@ impl CloudSim {
         })
     }
 
-    /// Detaches from whoever holds the volume. `Ok(None)`: nobody did, and that counts as success.
+    /// Detaches from the present holder. `Ok(None)`: the volume had no holder, and the detach counts as a success.
     pub fn detach(&self, volume: VolumeNo) -> Result<Option<Job>, OpError> {
         self.with(|state, now| state.detach(volume, now))
     }
 
-    /// Detaches from this instance, or from the only holder, as EBS does: it waits for a running guest that uses the device,
-    /// unless it is forced.
+    /// Detaches from this instance, or from the only holder, as EBS does: unless it is forced, the detach waits while a
+    /// running guest uses the device.
     ///
     /// # Errors
-    /// Nobody, or another instance, has the volume; or it is refused.
+    /// The instance does not have the volume, or the detach is refused.
     pub fn detach_from(
         &self,
         volume: VolumeNo,
@@ -332,22 +338,22 @@ impl CloudSim {
         self.with(|state, now| state.power(instance, JobAction::Boot, now))
     }
 
-    /// Shuts a running instance down in order.
+    /// Shuts a running instance down cleanly.
     pub fn shutdown(&self, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| state.power(instance, JobAction::Shutdown, now))
     }
 
-    /// Reboots a running instance in order. Attachments that do not persist vanish.
+    /// Reboots a running instance cleanly. Attachments that do not persist end.
     pub fn reboot(&self, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| state.power(instance, JobAction::Reboot, now))
     }
 
-    /// Power-cycles an instance uncleanly: its guest loses every device, the API still names it as the holder.
+    /// Power-cycles an instance uncleanly: its guest loses every device, and the API still names it as the holder.
     pub fn recycle(&self, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| state.recycle(instance, now))
     }
 
-    /// Cuts an instance's power. With a watchdog, the cloud boots it again after a while, unless it was off already.
+    /// Cuts the power of a running instance. A watchdog boots it again after [`Timings::watchdog_ms`].
     pub fn kill(&self, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| state.kill(instance, now))
     }
@@ -357,104 +363,104 @@ impl CloudSim {
         self.with(|state, now| state.delete_instance(instance, now))
     }
 
-    /// Tells that a guest has the device mounted or open, or no longer. A device taken from a running guest in use
-    /// is recorded in [`CloudSim::pulled`]. Does nothing when the guest does not have the device.
+    /// Sets whether a guest has the device mounted or open. Taking such a device from a running guest is recorded in
+    /// [`CloudSim::pulled`]. Without effect when the guest does not have the device.
     pub fn set_in_use(&self, instance: InstanceNo, volume: VolumeNo, in_use: bool) {
         self.with(|state, now| {
             let has = state.devices.get(&instance).is_some_and(|d| d.contains(&volume));
             if in_use && has {
                 state.in_use.insert((instance, volume));
-                state.history.gained(volume, instance, Side::Writer, now);
+                state.history.gained(volume, instance, HoldSource::Writer, now);
             } else {
                 state.in_use.remove(&(instance, volume));
-                state.history.lost(volume, instance, Side::Writer, now);
+                state.history.lost(volume, instance, HoldSource::Writer, now);
                 state.guest_released(volume, instance, now);
             }
         });
     }
 
-    /// Whether the guest has the device now.
+    /// Returns whether the guest has the device now.
     pub fn guest_has_device(&self, instance: InstanceNo, volume: VolumeNo) -> bool {
         self.with(|state, _| state.devices.get(&instance).is_some_and(|d| d.contains(&volume)))
     }
 
-    /// The volumes whose devices the guest has now.
+    /// Returns the volumes whose devices the guest has now.
     pub fn guest_devices(&self, instance: InstanceNo) -> Vec<VolumeNo> {
         self.with(|state, _| state.devices.get(&instance).into_iter().flatten().copied().collect())
     }
 
-    /// An instance as it really is, whatever reads of the API answer.
+    /// Returns the real state of an instance, independent of what reads of the API answer.
     pub fn instance(&self, instance: InstanceNo) -> Option<Instance> {
         self.with(|state, _| state.view.instances.get(&instance).cloned())
     }
 
-    /// A volume as it really is, whatever reads of the API answer.
+    /// Returns the real state of a volume, independent of what reads of the API answer.
     pub fn volume(&self, volume: VolumeNo) -> Option<Volume> {
         self.with(|state, _| state.view.volumes.get(&volume).cloned())
     }
 
-    /// All instances, by number.
+    /// Returns all instances, by number.
     pub fn instances(&self) -> Vec<Instance> {
         self.with(|state, _| state.view.instances.values().cloned().collect())
     }
 
-    /// All volumes, by number.
+    /// Returns all volumes, by number.
     pub fn volumes(&self) -> Vec<Volume> {
         self.with(|state, _| state.view.volumes.values().cloned().collect())
     }
 
-    /// The whole job history, oldest first.
+    /// Returns the whole job history, oldest first.
     pub fn jobs(&self) -> Vec<Job> {
         self.with(|state, _| state.view.jobs.values().cloned().collect())
     }
 
-    /// All snapshots, oldest first.
+    /// Returns all snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<Snapshot> {
         self.with(|state, _| state.view.snapshots.values().cloned().collect())
     }
 
-    /// Every request so far.
+    /// Returns all requests so far.
     pub fn requests(&self) -> Vec<RequestRecord> {
         self.with(|state, _| state.log.clone())
     }
 
-    /// When which guests had the volume's device: the canary for "never two holders".
+    /// Returns the intervals in which guests had the volume's device. The check for "never two holders" reads these.
     pub fn holder_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
-        self.with(|state, _| state.history.of(volume, Side::Guest))
+        self.with(|state, _| state.history.of(volume, HoldSource::Guest))
     }
 
-    /// When which guests had the volume mounted or open.
+    /// Returns the intervals in which guests had the volume mounted or open.
     pub fn writer_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
-        self.with(|state, _| state.history.of(volume, Side::Writer))
+        self.with(|state, _| state.history.of(volume, HoldSource::Writer))
     }
 
-    /// The power of an instance as it really was at a moment, whatever reads of the API answered; none while it did not
-    /// exist.
+    /// Returns the real power state of an instance at a time, independent of what reads of the API answered. `None`: the
+    /// instance did not exist.
     pub fn power_at(&self, instance: InstanceNo, at: Timestamp) -> Option<InstanceStatus> {
         self.with(|state, _| state.history.power_at(instance, at))
     }
 
-    /// When the API named which holder of the volume.
+    /// Returns the intervals in which the API named a holder of the volume.
     pub fn api_holder_intervals(&self, volume: VolumeNo) -> Vec<HolderInterval> {
-        self.with(|state, _| state.history.of(volume, Side::Api))
+        self.with(|state, _| state.history.of(volume, HoldSource::Api))
     }
 
-    /// The greatest number of guests that had the device at one moment.
+    /// Returns the greatest number of guests that had the device at one time.
     pub fn max_guest_holders(&self, volume: VolumeNo) -> usize {
-        self.with(|state, _| state.history.max_holders(volume, &[Side::Guest]))
+        self.with(|state, _| state.history.max_holders(volume, &[HoldSource::Guest]))
     }
 
-    /// The greatest number of different instances that held the volume at one moment, by the API's or a guest's word.
+    /// Returns the greatest number of instances that held the volume at one time, at the API or in their guests.
     pub fn max_holders(&self, volume: VolumeNo) -> usize {
-        self.with(|state, _| state.history.max_holders(volume, &[Side::Api, Side::Guest]))
+        self.with(|state, _| state.history.max_holders(volume, &[HoldSource::Api, HoldSource::Guest]))
     }
 
-    /// The greatest number of guests that had the volume mounted or open at one moment.
+    /// Returns the greatest number of guests that had the volume mounted or open at one time.
     pub fn max_writers(&self, volume: VolumeNo) -> usize {
-        self.with(|state, _| state.history.max_holders(volume, &[Side::Writer]))
+        self.with(|state, _| state.history.max_holders(volume, &[HoldSource::Writer]))
     }
 
-    /// Devices that were taken from running guests that used them. Empty in a good run.
+    /// Returns the devices that were taken from running guests that used them. Empty unless something went wrong.
     pub fn pulled(&self) -> Vec<Pulled> {
         self.with(|state, _| state.history.pulled.clone())
     }

@@ -1,8 +1,8 @@
-//! The simulated cloud's state and its rules. Pure: the time is an argument, and nothing here knows a wire format.
+//! The state of the simulated cloud and its rules. Pure: the time is an argument. Independent of any wire format.
 
 use crate::{
     faults::Faults,
-    history::{History, Pulled, Side},
+    history::{History, HoldSource, Pulled},
     log::RequestRecord,
     model::{
         DetachBehaviour, Instance, InstanceNo, InstanceStatus, Job, JobAction, JobNo, JobStatus, OpError,
@@ -16,53 +16,53 @@ use std::{
     time::Duration,
 };
 
-/// How a detach of a volume that nobody holds is answered. What Linode really does is not documented, so clients must
-/// cope with each.
+/// Answer to a detach of an unattached volume. Linode's real answer is not documented, so clients must handle each of
+/// these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnattachedDetach {
     /// Success without an effect.
     #[default]
     Succeeds,
-    /// 404.
+    /// HTTP 404.
     NotFound,
-    /// 400.
+    /// HTTP 400.
     BadRequest,
 }
 
-/// What a token may do.
+/// Rights of the callers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Access {
-    /// Scopes per token; while empty, every token is accepted with all scopes.
+    /// Scopes per token. Empty: every token is accepted with all scopes.
     pub(crate) tokens: BTreeMap<String, Vec<String>>,
-    /// Tokens of another account, which has none of the cloud's objects; they may do everything there.
+    /// Tokens of another account, which owns none of the cloud's objects. They have all rights there.
     pub(crate) foreign: BTreeSet<String>,
-    /// Whether the user behind the tokens lacks the grants for mutations (403).
+    /// Whether the user of the tokens lacks the grants for mutations (403).
     pub(crate) read_only_user: bool,
 }
 
-/// The account's one user, who asks for every job that the cloud does not do by itself.
+/// The account's only user. All jobs that the cloud does not start by itself name it.
 const USER: &str = "simulated";
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) view: View,
-    /// Devices that a running guest has, whatever the API says.
+    /// Devices of each running guest, independent of what the API shows.
     pub(crate) devices: BTreeMap<InstanceNo, BTreeSet<VolumeNo>>,
-    /// Devices that a guest has mounted or open, as its owner (a simulated kubelet) told.
+    /// Devices that a guest has mounted or open, as set by a simulated kubelet.
     pub(crate) in_use: BTreeSet<(InstanceNo, VolumeNo)>,
     pub(crate) pending: BTreeSet<(Timestamp, JobNo)>,
     pub(crate) timings: Timings,
-    /// How long the power jobs of single instances take, where it is not `timings`.
+    /// Durations of the power jobs of single instances. `timings` holds for all others.
     pub(crate) power_timings: BTreeMap<InstanceNo, Timings>,
     pub(crate) unattached_detach: UnattachedDetach,
     pub(crate) access: Access,
     pub(crate) faults: Faults,
     pub(crate) history: History,
     pub(crate) log: Vec<RequestRecord>,
-    /// Reads of the API answer this older state until that moment.
+    /// Older state that reads of the API answer, and the time until which they do.
     pub(crate) frozen: Option<(View, Timestamp)>,
-    /// Requests per minute; more are answered 429. `None` means no limit.
+    /// Requests allowed per minute. `None`: no limit.
     pub(crate) rate_limit: Option<u32>,
     pub(crate) rate_window: Option<(Timestamp, u32)>,
     pub(crate) random: u64,
@@ -72,8 +72,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Catches up: finishes every job that fell due, in order, each at its own moment. Returns the moment to use,
-    /// which never runs backwards.
+    /// Finishes every job that is due, in order, each at its own time. Returns the time to use, which never runs
+    /// backwards.
     pub(crate) fn advance(&mut self, now: Timestamp) -> Timestamp {
         let now = self.last_seen.map_or(now, |seen| seen.max(now));
         self.last_seen = Some(now);
@@ -87,12 +87,12 @@ impl State {
         now
     }
 
-    /// What a read of the API answers: the present, or the state that reads are frozen at.
+    /// Returns what reads of the API show: the present state, or the state that reads are frozen at.
     pub(crate) fn read_view(&self) -> &View {
         self.frozen.as_ref().map_or(&self.view, |(view, _)| view)
     }
 
-    /// A number below 1000 from the seed (SplitMix64).
+    /// Draws a number below 1000 from the seed (SplitMix64).
     pub(crate) fn draw(&mut self) -> u16 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -168,7 +168,7 @@ impl State {
         job
     }
 
-    /// Records who holds a volume by the API's word.
+    /// Sets the holder that the API shows.
     pub(crate) fn set_holder(&mut self, volume: VolumeNo, holder: Option<InstanceNo>, at: Timestamp) {
         let Some(found) = self.view.volumes.get_mut(&volume) else { return };
         if found.holder == holder {
@@ -178,37 +178,37 @@ impl State {
         found.updated = at;
         found.attached_at = holder.map(|_| at);
         if let Some(before) = before {
-            self.history.lost(volume, before, Side::Api, at);
+            self.history.lost(volume, before, HoldSource::Api, at);
         }
         if let Some(holder) = holder {
-            self.history.gained(volume, holder, Side::Api, at);
+            self.history.gained(volume, holder, HoldSource::Api, at);
         }
     }
 
     /// Gives a guest the device.
     pub(crate) fn plug(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp) {
         self.devices.entry(instance).or_default().insert(volume);
-        self.history.gained(volume, instance, Side::Guest, at);
+        self.history.gained(volume, instance, HoldSource::Guest, at);
     }
 
-    /// Takes the device from a guest. `powered` says whether the guest runs on, so that taking a device that it uses
-    /// is an accident worth recording.
+    /// Takes the device from a guest. `powered`: the guest keeps running, so taking a device that it uses is recorded as
+    /// an accident.
     pub(crate) fn unplug(&mut self, volume: VolumeNo, instance: InstanceNo, at: Timestamp, powered: bool) {
         let had = self.devices.get_mut(&instance).is_some_and(|devices| devices.remove(&volume));
         if self.in_use.remove(&(instance, volume)) && had && powered {
             self.history.pulled.push(Pulled { volume, instance, at });
         }
-        for side in [Side::Guest, Side::Writer] {
-            self.history.lost(volume, instance, side, at);
+        for source in [HoldSource::Guest, HoldSource::Writer] {
+            self.history.lost(volume, instance, source, at);
         }
     }
 
-    /// The guest stops: it loses every device, and nothing of it writes any more.
+    /// Takes all devices from a guest that stops.
     pub(crate) fn unplug_all(&mut self, instance: InstanceNo, at: Timestamp) {
         for volume in self.devices.remove(&instance).unwrap_or_default() {
             self.in_use.remove(&(instance, volume));
-            for side in [Side::Guest, Side::Writer] {
-                self.history.lost(volume, instance, side, at);
+            for source in [HoldSource::Guest, HoldSource::Writer] {
+                self.history.lost(volume, instance, source, at);
             }
             self.guest_released(volume, instance, at);
         }
@@ -242,7 +242,7 @@ impl State {
         Ok(self.start(JobAction::VolumeAttach, Some(volume), Some(instance), now, Some(lasting)))
     }
 
-    /// Accepts a detach from whoever holds the volume. `Ok(None)`: nobody does, and that counts as success.
+    /// Accepts a detach from the present holder. `Ok(None)`: the volume has no holder, and the detach counts as a success.
     pub(crate) fn detach(&mut self, volume: VolumeNo, now: Timestamp) -> Result<Option<Job>, OpError> {
         let found = self.volume(volume)?;
         let Some(holder) = found.holder else {
@@ -257,7 +257,7 @@ impl State {
         }
         let behaviour = found.detach.clone();
         if let Some(job) = self.running_job_of_volume(volume).filter(|j| j.due.is_none()) {
-            // A stuck detach takes further calls and does nothing with them.
+            // Further calls change nothing about a detach that is stuck.
             return Ok(Some(job.clone()));
         }
         self.check_free(volume, now)?;
@@ -276,7 +276,7 @@ impl State {
         Ok(())
     }
 
-    /// Sets what a detach does. A stuck detach under way gets its end from the new behaviour.
+    /// Sets the behaviour of a detach. A stuck detach that is under way gets an end.
     pub(crate) fn set_detach(
         &mut self,
         volume: VolumeNo,
@@ -323,8 +323,8 @@ impl State {
         self.power_timings.get(&instance).unwrap_or(&self.timings)
     }
 
-    /// The cloud power-cycles the instance uncleanly: it comes back under its number, the API still names it as the
-    /// holder of its volumes, and its guest has none of them.
+    /// Power-cycles the instance uncleanly: it comes back under its number, the API still names it as the holder of its
+    /// volumes, and its guest has none of the devices.
     pub(crate) fn recycle(&mut self, instance: InstanceNo, now: Timestamp) -> Result<Job, OpError> {
         self.instance(instance)?;
         self.cancel_power_job(instance, now);
@@ -334,8 +334,8 @@ impl State {
         Ok(self.start(JobAction::Recycle, None, Some(instance), now, Some(lasting)))
     }
 
-    /// The instance loses power. With a watchdog, the cloud boots it again by itself. One that is off has no power to
-    /// lose, and a shutdown that was ordered is what the watchdog leaves alone.
+    /// Cuts the instance's power. A watchdog boots it again. An instance that is off stays as it is, since a watchdog does
+    /// not boot after an ordered shutdown.
     pub(crate) fn kill(&mut self, instance: InstanceNo, now: Timestamp) -> Result<(), OpError> {
         let found = self.instance(instance)?;
         if found.status == InstanceStatus::Offline {
@@ -379,8 +379,8 @@ impl State {
         }
     }
 
-    /// Makes a job one that nobody asked for. Answers the job as it is then.
-    pub(crate) fn disown(&mut self, id: JobNo) -> Option<Job> {
+    /// Removes the user from a job. Returns the changed job.
+    pub(crate) fn clear_user(&mut self, id: JobNo) -> Option<Job> {
         let job = self.view.jobs.get_mut(&id)?;
         job.by = None;
         Some(job.clone())
@@ -462,7 +462,7 @@ impl State {
         true
     }
 
-    /// After a boot: persistent attachments come back in the guest, the others vanish at the API as well.
+    /// Restores the devices after a boot: persistent attachments return in the guest, all others end at the API too.
     fn restore_devices(&mut self, instance: InstanceNo, at: Timestamp) {
         for volume in self.held_by(instance) {
             let Ok(found) = self.volume_mut(volume) else { continue };
@@ -476,7 +476,7 @@ impl State {
     }
 }
 
-/// A moment some time later, held at the greatest timestamp there is.
+/// Returns `at` plus `by`, at most the greatest timestamp.
 pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
     SignedDuration::try_from(by).ok().and_then(|by| at.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
 }

@@ -1,6 +1,6 @@
-//! The simulated cloud as a transport in memory: no socket, so it runs under tokio's paused clock.
+//! A transport to the simulated cloud in memory. It uses no socket, so it runs under tokio's paused clock.
 
-use crate::{CloudSim, face::ConnectionCut};
+use crate::{CloudSim, http::ConnectionCut};
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,7 +13,7 @@ pub fn in_memory(sim: CloudSim) -> HttpTransport {
     over(crate::router(sim))
 }
 
-/// Calls any router in memory. A response marked [`ConnectionCut`] comes out as a connection that broke off.
+/// Calls any router in memory. A response marked [`ConnectionCut`] becomes the error of a broken connection.
 pub fn over(router: Router) -> HttpTransport {
     let service = tower::service_fn(move |request: Request<Bytes>| {
         let router = router.clone();

@@ -1,4 +1,4 @@
-//! The stand-alone process: its first line, and what it refuses.
+//! The simulator as a process: its first line of output, and the addresses that it refuses.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -11,7 +11,7 @@ fn simulator() -> Command {
 }
 
 #[test]
-fn the_first_line_is_the_url_and_it_answers_there() {
+fn the_first_line_is_the_url_of_the_api() {
     let mut child = simulator().stdout(Stdio::piped()).spawn().expect("a process");
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
@@ -27,7 +27,7 @@ fn the_first_line_is_the_url_and_it_answers_there() {
 }
 
 #[test]
-fn an_address_that_others_can_reach_needs_a_flag() {
+fn a_non_loopback_address_needs_a_flag() {
     let output = simulator().args(["--listen", "0.0.0.0:0"]).output().expect("a process");
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);

@@ -1,9 +1,9 @@
-//! The simulated cloud's own rules: what each kind of trouble does to API and guests, and what the record shows.
+//! The rules of the simulated cloud: what each fault does to API and guests, and what the history shows.
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_cloud_simulator::{
-    CloudSim, DetachBehaviour, InstanceNo, InstanceStatus, JobStatus, ManualClock, NewInstance, NewVolume,
-    OpError, Side, UnattachedDetach, VolumeNo,
+    CloudSim, DetachBehaviour, HoldSource, InstanceNo, InstanceStatus, JobStatus, ManualClock, NewInstance,
+    NewVolume, OpError, UnattachedDetach, VolumeNo,
 };
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl World {
         self.start + SignedDuration::from_secs(seconds)
     }
 
-    /// What the API and the two guests say.
+    /// Returns the holder at the API, and whether each of the two guests has the device.
     fn shown(&self) -> (Option<InstanceNo>, bool, bool) {
         let holder = self.sim.volume(V).expect("the volume").holder;
         (holder, self.sim.guest_has_device(A, V), self.sim.guest_has_device(B, V))
@@ -47,7 +47,7 @@ impl World {
 }
 
 #[test]
-fn attach_and_detach_take_their_time_and_end_at_their_own_moment() {
+fn attach_and_detach_end_at_their_due_time() {
     let w = World::new();
     w.sim.detach(V).expect("accepted");
     w.pass(1);
@@ -84,7 +84,7 @@ fn a_recycled_node_is_a_phantom_holder() {
 }
 
 #[test]
-fn a_reboot_drops_what_does_not_persist() {
+fn a_reboot_drops_attachments_that_do_not_persist() {
     for (persist, expected) in [(false, (None, false, false)), (true, (Some(A), true, false))] {
         let w = World::new();
         w.sim.detach(V).expect("accepted");
@@ -99,7 +99,7 @@ fn a_reboot_drops_what_does_not_persist() {
 }
 
 #[test]
-fn the_watchdog_boots_what_stopped_without_a_job_and_only_that() {
+fn the_watchdog_boots_only_after_a_stop_without_a_job() {
     let w = World::new();
     w.sim.kill(A).expect("killed");
     assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Offline);
@@ -116,9 +116,9 @@ fn the_watchdog_boots_what_stopped_without_a_job_and_only_that() {
 }
 
 #[test]
-fn a_machine_that_was_shut_down_has_no_power_to_lose() {
+fn a_power_cut_does_not_boot_an_instance_that_was_shut_down() {
     let w = World::new();
-    let job = w.sim.shutdown_by_nobody(A).expect("accepted");
+    let job = w.sim.shutdown_by_cloud(A).expect("accepted");
     assert_eq!((job.by, w.sim.jobs().pop().and_then(|j| j.by)), (None, None));
     w.pass(60);
     w.sim.kill(A).expect("nothing happens");
@@ -126,7 +126,7 @@ fn a_machine_that_was_shut_down_has_no_power_to_lose() {
     assert_eq!(w.sim.instance(A).expect("a").status, InstanceStatus::Offline);
     w.sim.shutdown(B).expect("accepted");
     let by: Vec<_> = w.sim.jobs().into_iter().map(|j| j.by.is_some()).collect();
-    assert_eq!(by.last(), Some(&true), "people are named");
+    assert_eq!(by.last(), Some(&true), "a requested shutdown names its user");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn deleting_an_instance_frees_its_volumes() {
 }
 
 #[test]
-fn locks_and_busyness_refuse_both_ways() {
+fn locks_and_busy_refuse_attach_and_detach() {
     let w = World::new();
     w.sim.lock_volume(V, "migration", true).expect("locked");
     assert!(matches!(w.sim.detach(V), Err(OpError::Locked { .. })));
@@ -213,7 +213,7 @@ fn a_detach_of_an_unattached_volume_is_answered_as_set() {
 }
 
 #[test]
-fn the_record_shows_two_holders_when_there_are_two() {
+fn the_history_shows_two_holders() {
     let w = World::new();
     // The API loses the attachment while the guest keeps its device: what a real cloud must never do.
     w.pass(10);
@@ -222,7 +222,7 @@ fn the_record_shows_two_holders_when_there_are_two() {
     let intervals = w.sim.holder_intervals(V);
     assert_eq!(intervals.len(), 2);
     assert_eq!((intervals[0].until, intervals[1].from), (Some(w.after(10)), w.after(10)));
-    assert!(intervals.iter().all(|i| i.side == Side::Guest));
+    assert!(intervals.iter().all(|i| i.source == HoldSource::Guest));
 
     let w = World::new();
     w.sim.leak_device(V, B).expect("leaked");
@@ -264,9 +264,9 @@ fn numbers_and_labels_are_unique() {
 }
 
 #[test]
-fn the_record_tells_who_could_write_and_what_had_power_when() {
+fn the_history_shows_writers_and_power_states() {
     let w = World::new();
-    assert!(w.sim.writer_intervals(V).is_empty(), "a device that nobody mounted");
+    assert!(w.sim.writer_intervals(V).is_empty(), "a device that is not mounted");
     w.sim.set_in_use(A, V, true);
     w.pass(10);
     w.sim.shutdown(A).expect("accepted");

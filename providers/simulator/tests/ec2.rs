@@ -1,4 +1,4 @@
-//! The EC2 face: wire form, refusals, what takes time, faults, and that it shows the same cloud as Linode's face.
+//! The EC2 API: encoding, refusals, durations, faults, and that it shows the same cloud as the Linode API.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -42,13 +42,13 @@ async fn send(sim: &CloudSim, key: &str, form: &str) -> Result<Response<Bytes>, 
     in_memory(sim.clone()).oneshot(request.expect("a request")).await
 }
 
-/// Status and body.
+/// Returns status and body of the answer.
 async fn ask(sim: &CloudSim, form: &str) -> (u16, String) {
     let answer = send(sim, "AKIA", form).await.expect("an answer");
     (answer.status().as_u16(), String::from_utf8_lossy(answer.body()).into_owned())
 }
 
-/// Status and the text of the first element of this name.
+/// Returns the status and the text of the first element of this name.
 async fn element(sim: &CloudSim, form: &str, name: &str) -> (u16, String) {
     let (status, body) = ask(sim, form).await;
     (status, inner(&body, name))
@@ -71,7 +71,7 @@ async fn attachment(sim: &CloudSim) -> String {
 }
 
 #[tokio::test]
-async fn a_volume_and_an_instance_in_ec2s_form() {
+async fn a_volume_and_an_instance_are_encoded_as_ec2_does() {
     let (sim, _) = cloud();
     let (status, body) = ask(&sim, "Action=DescribeVolumes").await;
     assert_eq!(status, 200);
@@ -119,7 +119,7 @@ async fn filters_and_pages() {
 }
 
 #[tokio::test]
-async fn what_ec2_refuses_is_refused_with_its_code() {
+async fn refusals_have_ec2s_codes() {
     let (sim, _) = cloud();
     sim.create_volume(NewVolume::new("free").with_id(11)).expect("a volume");
     let values: String = (1..=201).map(|n| format!("&Filter.1.Value.{n}=x")).collect();
@@ -176,15 +176,15 @@ async fn a_detach_takes_time_and_names_its_instance() {
 }
 
 #[tokio::test]
-async fn a_detach_waits_for_the_guest_unless_it_is_forced_or_the_instance_stops() {
-    for how in ["let go", "force", "kill"] {
+async fn a_detach_waits_for_the_guest_unless_forced_or_stopped() {
+    for how in ["released", "force", "kill"] {
         let (sim, clock) = cloud();
         sim.set_in_use(ONE, VOLUME, true);
         assert_eq!(element(&sim, DETACH, "status").await, (200, "busy".to_owned()), "{how}");
         clock.advance(SignedDuration::from_hours(1));
         assert_eq!(attachment(&sim).await, "i-00000000000000001 busy", "{how}");
         match how {
-            "let go" => sim.set_in_use(ONE, VOLUME, false),
+            "released" => sim.set_in_use(ONE, VOLUME, false),
             "force" => assert_eq!(ask(&sim, &format!("{DETACH}&Force=true")).await.0, 200),
             _ => sim.kill(ONE).expect("off"),
         }
@@ -272,7 +272,7 @@ async fn keys_rights_and_accounts() {
 }
 
 #[tokio::test]
-async fn faults_in_ec2s_words() {
+async fn faults_are_encoded_as_ec2_does() {
     let broken = |when, body| Fault::Error { status: 503, reason: "InternalError: Oops".into(), when, body };
     let table = [
         (Fault::Throttle { retry_after_seconds: Some(5) }, "503 RequestLimitExceeded", false),
@@ -299,7 +299,7 @@ async fn faults_in_ec2s_words() {
 }
 
 #[tokio::test]
-async fn both_faces_show_one_cloud_and_one_log() {
+async fn both_apis_show_one_cloud_and_one_log() {
     let (sim, clock) = cloud();
     assert_eq!(ask(&sim, DETACH).await.0, 200);
     assert_eq!(ask(&sim, &format!("{DETACH}&DryRun=true")).await.0, 412);

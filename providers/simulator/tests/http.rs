@@ -1,4 +1,4 @@
-//! The HTTP faces: faults of the API, the control API, the request log.
+//! The HTTP APIs: faults, the control API, the request log.
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -51,7 +51,7 @@ fn cloud() -> CloudSim {
 }
 
 #[tokio::test(start_paused = true)]
-async fn faults_hit_as_often_as_told() {
+async fn faults_apply_as_often_as_set() {
     let sim = cloud();
     let throttle = Fault::Throttle { retry_after_seconds: Some(5) };
     sim.add_fault(FaultRule::new([Operation::DescribeVolume], throttle).after(1).times(2));
@@ -67,7 +67,7 @@ async fn faults_hit_as_often_as_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn chance_comes_from_the_seed() {
+async fn faults_with_a_chance_follow_the_seed() {
     let statuses = |seed| async move {
         let sim = cloud().with_seed(seed);
         let mut rule = FaultRule::new([], Fault::Maintenance);
@@ -87,7 +87,7 @@ async fn chance_comes_from_the_seed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_is_no_answer_and_the_log_tells_the_effect() {
+async fn a_cut_connection_has_no_answer_and_a_logged_effect() {
     for (when, effect) in [(When::BeforeEffect, false), (When::AfterEffect, true)] {
         let sim = cloud();
         sim.add_fault(FaultRule::new([Operation::DetachVolume], Fault::Cut { when }));
@@ -139,12 +139,12 @@ async fn a_rate_limit_counts_by_the_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn timestamps_carry_no_zone() {
+async fn timestamps_have_no_zone() {
     assert_eq!(get(&cloud(), "/volumes/10").await.1["created"], "2021-07-11T01:13:00");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_control_api_sets_a_scene_and_tells_what_happened() {
+async fn the_control_api_sets_up_a_cloud_and_shows_its_history() {
     let manual = ManualClock::new(start());
     let sim = CloudSim::new(manual.clock());
     let post = |path: &'static str, body: Value| control(&sim, Method::POST, path, body);
@@ -200,7 +200,7 @@ async fn the_control_api_sets_a_scene_and_tells_what_happened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_sender_gave_up_is_carried_out() {
+async fn a_request_has_its_effect_when_its_sender_gave_up() {
     let sim = CloudSim::new(clock::tokio_from(start()));
     sim.create_instance(NewInstance::new("node-a").with_id(1)).expect("an instance");
     sim.create_volume(NewVolume::new("vol").with_id(10)).expect("a volume");

@@ -25,7 +25,7 @@ pub const VOLUME: VolumeNo = VolumeNo(0x17);
 pub const HOLDER: InstanceNo = InstanceNo(0x42);
 pub const OTHER: InstanceNo = InstanceNo(0x43);
 /// The volume of mixed-up answers.
-pub const NOBODYS: VolumeNo = VolumeNo(0x18);
+pub const FREE_VOLUME: VolumeNo = VolumeNo(0x18);
 
 /// The access key's identifier, which is the simulated cloud's token.
 pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -175,8 +175,8 @@ impl Harness for Aws {
             }
             Trouble::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
             Trouble::MixedUp => {
-                sim.create_volume(NewVolume::new("another").with_id(NOBODYS.0)).expect("a volume");
-                let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
+                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
+                let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
             Trouble::Tagged => {

@@ -26,7 +26,7 @@ pub const VOLUME: VolumeNo = VolumeNo(17);
 pub const HOLDER: InstanceNo = InstanceNo(42);
 pub const OTHER: InstanceNo = InstanceNo(43);
 /// The volume of mixed-up answers.
-pub const NOBODYS: VolumeNo = VolumeNo(18);
+pub const FREE_VOLUME: VolumeNo = VolumeNo(18);
 
 /// The moment at which every simulated cloud of these tests starts.
 pub fn start() -> Timestamp {
@@ -159,8 +159,8 @@ impl Harness for Linode {
                 self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
             }
             Trouble::MixedUp => {
-                sim.create_volume(NewVolume::new("another").with_id(NOBODYS.0)).expect("a volume");
-                let fault = Fault::OtherObject { volume: NOBODYS, instance: OTHER };
+                sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
+                let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
             Trouble::Tagged => {

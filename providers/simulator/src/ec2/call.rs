@@ -1,9 +1,9 @@
-//! From a form-encoded request to a typed call, refusing parameters that the action does not have.
+//! Parses a form-encoded request into a typed call. Refuses parameters that the action does not have.
 
 use super::{id, reply::Refusal};
 use crate::{
-    face::Asked,
     faults::Operation,
+    http::RequestSummary,
     model::{InstanceNo, SnapshotNo, VolumeNo},
 };
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 /// The API's one version.
 const VERSION: &str = "2016-11-15";
 
-/// The most values of one filter.
+/// Maximum number of values of one filter.
 const FILTER_VALUES: usize = 200;
 
-/// What a request asks for.
+/// A typed call.
 #[derive(Clone, Debug)]
 pub(super) enum Call {
     DescribeVolumes { ids: Vec<VolumeNo>, filters: Filters, page: Page },
@@ -27,17 +27,17 @@ pub(super) enum Call {
     CreateSnapshot { volume: VolumeNo, description: String },
 }
 
-/// A call, and whether only its rights are asked for.
+/// A call, and whether it is a dry-run.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub(super) call: Call,
     pub(super) dry_run: bool,
 }
 
-/// Filters by name; a row passes when each filter has one of its values.
+/// Filters by name. A row passes when it has one of the values of each filter.
 pub(super) type Filters = BTreeMap<String, Vec<String>>;
 
-/// Which part of a list is asked for.
+/// The requested page of a list.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page {
     pub(super) start: usize,
@@ -57,7 +57,7 @@ impl Params {
         })
     }
 
-    /// `Name.1`, `Name.2`, … in order.
+    /// Takes `Name.1`, `Name.2`, … in order.
     fn list(&mut self, name: &str) -> Vec<String> {
         (1..).map_while(|n| self.take(&format!("{name}.{n}"))).collect()
     }
@@ -141,8 +141,8 @@ impl Request {
         }
     }
 
-    /// What the request asks for, in words that fit every face. One object of several is not named.
-    pub(super) fn asked(&self) -> Asked {
+    /// Returns the operation and its object. A call about several objects names none.
+    pub(super) fn summary(&self) -> RequestSummary {
         let only = |ids: &[InstanceNo]| if let [one] = ids { Some(*one) } else { None };
         let (operation, volume, instance) = match &self.call {
             Call::DescribeVolumes { ids, filters, .. } => {
@@ -170,7 +170,7 @@ impl Request {
             Call::StartInstances { instances } => (Operation::BootInstance, None, only(instances)),
             Call::CreateSnapshot { volume, .. } => (Operation::CreateSnapshot, Some(*volume), None),
         };
-        Asked { operation: Some(operation), volume, instance, dry_run: self.dry_run }
+        RequestSummary { operation: Some(operation), volume, instance, dry_run: self.dry_run }
     }
 }
 
@@ -239,7 +239,7 @@ impl Call {
         if ids.is_empty() { params.need("InstanceId").map(|_| ids) } else { Ok(ids) }
     }
 
-    /// The API's name of the action, which is also the name of the right that it needs.
+    /// Returns the API's name of the action, which is also the name of the right that it needs.
     pub(super) fn action(&self) -> &'static str {
         match self {
             Self::DescribeVolumes { .. } => "DescribeVolumes",

@@ -3,22 +3,22 @@
 use super::reply::Refusal;
 use crate::model::{InstanceNo, SnapshotNo, VolumeNo};
 
-/// The identifier that the EC2 face shows for a volume.
+/// Returns EC2's identifier of a volume.
 pub fn volume(number: VolumeNo) -> String {
     format!("vol-{:017x}", number.0)
 }
 
-/// The identifier that the EC2 face shows for an instance.
+/// Returns EC2's identifier of an instance.
 pub fn instance(number: InstanceNo) -> String {
     format!("i-{:017x}", number.0)
 }
 
-/// The identifier that the EC2 face shows for a snapshot.
+/// Returns EC2's identifier of a snapshot.
 pub fn snapshot(number: SnapshotNo) -> String {
     format!("snap-{:017x}", number.0)
 }
 
-/// The volume behind an identifier, if it has the right form. One beyond 64 bits is none that exists here.
+/// Parses the identifier of a volume. A number beyond 64 bits becomes one that does not exist.
 pub(super) fn parse_volume(text: &str) -> Result<VolumeNo, Refusal> {
     hex(text, "vol-").map(VolumeNo).ok_or_else(|| {
         let why = format!("Value ({text}) for parameter volumes is invalid. Expected: 'vol-...'.");

@@ -1,18 +1,18 @@
-//! The simulated cloud as EC2's Query API, version 2016-11-15: form-encoded requests to `/`, XML answers.
+//! EC2's Query API, version 2016-11-15, over the simulated cloud: form-encoded requests to `/`, XML answers.
 //!
-//! Numbers of the simulated cloud appear as `vol-…`, `i-…` and `snap-…` with 17 hexadecimal digits ([`volume_id`] and
-//! its like). The access key's identifier is the token; its rights are IAM actions (`ec2:DetachVolume`, `ec2:*`, `*`).
-//! Signatures are not verified.
+//! Numbers of the simulated cloud appear as `vol-…`, `i-…` and `snap-…` with 17 hexadecimal digits ([`volume_id`],
+//! [`instance_id`], [`snapshot_id`]). The access key's identifier is the token; its rights are IAM actions
+//! (`ec2:DetachVolume`, `ec2:*`, `*`). Signatures are not verified.
 
 mod call;
+mod encode;
 mod id;
 mod reply;
-mod shape;
 
 use crate::{
     CloudSim,
-    face::{self, Asked, Incoming, Limits},
     faults::{ErrorBody, Fault, When},
+    http::{self, Incoming, Limits, RequestSummary},
     log::Effect,
     model::{InstanceNo, InstanceStatus, Job, JobAction, OpError, View},
     state::State,
@@ -38,21 +38,20 @@ pub fn router(sim: CloudSim) -> Router {
 }
 
 async fn handle(sim: CloudSim, request: HttpRequest<Body>) -> Response<Body> {
-    let Some(incoming) = face::read(request).await else {
+    let Some(incoming) = http::read(request).await else {
         let refusal = Refusal::new(400, "InvalidRequest", "The request's body could not be read");
-        return face::Reply::into_response(Reply::refused(&refusal));
+        return http::Reply::into_response(Reply::refused(&refusal));
     };
     let request = Request::parse(&incoming.body);
-    let asked = request.as_ref().map_or_else(|_| Asked::default(), Request::asked);
-    face::carry_out(sim, incoming, asked, move |state, now, incoming, faults, number| {
+    let summary = request.as_ref().map_or_else(|_| RequestSummary::default(), Request::summary);
+    http::serve_with_faults(sim, incoming, summary, move |state, now, incoming, faults, number| {
         serve(state, now, incoming, &request, faults, number)
     })
     .await
 }
 
-/// Answers the request, in the order limits, credentials, form, rights, dry-run, work. Where the real API checks an
-/// object before the dry-run is not documented; here it does so, as the real one answers `InvalidVolume.NotFound` to a
-/// dry-run of an unknown volume.
+/// Answers the request, in the order limits, credentials, form, rights, dry-run, work. The existence of an object is
+/// checked before the dry-run, since the real API answers `InvalidVolume.NotFound` to a dry-run with an unknown volume.
 fn serve(
     state: &mut State,
     now: Timestamp,
@@ -80,7 +79,7 @@ fn serve(
     });
     let reply = match request.and_then(|request| perform(state, now, &caller, request)) {
         Ok((reply, effect)) => {
-            face::note_effect(state, number, effect);
+            http::note_effect(state, number, effect);
             reply
         }
         Err(refusal) => Reply::refused(&refusal),
@@ -88,13 +87,13 @@ fn serve(
     faults.iter().find_map(|fault| fault_after(fault, &reply)).unwrap_or(reply)
 }
 
-/// Who asks.
+/// The caller of the API.
 struct Caller {
-    /// Actions that it may do.
+    /// Actions that the caller may do.
     actions: Vec<String>,
-    /// Whether it belongs to another account.
+    /// Whether the caller belongs to another account.
     foreign: bool,
-    /// Whether it may change nothing, whatever its actions say.
+    /// Whether the caller may change nothing, in spite of `actions`.
     read_only: bool,
 }
 
@@ -106,7 +105,7 @@ impl Caller {
     }
 }
 
-/// The caller behind `AWS4-HMAC-SHA256 Credential=KEY/…`. While no token is known, every one may do everything.
+/// Returns the caller of `AWS4-HMAC-SHA256 Credential=KEY/…`. While no token has been added, every key has all rights.
 fn caller(state: &State, incoming: &Incoming) -> Option<Caller> {
     let rest = incoming.authorization.as_deref()?.strip_prefix("AWS4-HMAC-SHA256 ")?;
     let scope = rest.split(',').find_map(|part| part.trim().strip_prefix("Credential="))?;
@@ -135,7 +134,7 @@ fn fault_before(fault: &Fault) -> Option<Reply> {
     }
 }
 
-/// Makes a read by identifier one of another object.
+/// Changes a read by identifier into a read of another object.
 fn mix_up(fault: &Fault, call: &mut Call) {
     let Fault::OtherObject { volume, instance } = fault else { return };
     let (filters, name, other) = match call {
@@ -202,10 +201,10 @@ fn perform(
                 return Err(OpError::NoVolume(*missing).into());
             }
             let rows = view.volumes.values().filter(|v| ids.is_empty() || ids.contains(&v.id));
-            let rows = rows.filter(|v| shape::volume_passes(view, v, &filters)).collect();
+            let rows = rows.filter(|v| encode::volume_passes(view, v, &filters)).collect();
             let (rows, next) = part(rows, page);
-            body.items("volumeSet", rows, |item, v| shape::volume(item, view, v));
-            shape::next_token(&mut body, next);
+            body.items("volumeSet", rows, |item, v| encode::volume(item, view, v));
+            encode::next_token(&mut body, next);
             Effect::None
         }
         Call::DescribeInstances { ids, filters, page } => {
@@ -213,10 +212,10 @@ fn perform(
                 return Err(OpError::NoInstance(*missing).into());
             }
             let rows = view.instances.values().filter(|i| ids.is_empty() || ids.contains(&i.id));
-            let rows = rows.filter(|i| shape::instance_passes(i, &filters)).collect();
+            let rows = rows.filter(|i| encode::instance_passes(i, &filters)).collect();
             let (rows, next) = part(rows, page);
-            body.items("reservationSet", rows, |item, i| shape::reservation(item, view, i));
-            shape::next_token(&mut body, next);
+            body.items("reservationSet", rows, |item, i| encode::reservation(item, view, i));
+            encode::next_token(&mut body, next);
             Effect::None
         }
         Call::DescribeSnapshots { ids, filters, page } => {
@@ -225,10 +224,10 @@ fn perform(
                 return Err(Refusal::new(400, "InvalidSnapshot.NotFound", why));
             }
             let rows = view.snapshots.values().filter(|s| ids.is_empty() || ids.contains(&s.id));
-            let rows = rows.filter(|s| shape::snapshot_passes(s, now, &filters)).collect();
+            let rows = rows.filter(|s| encode::snapshot_passes(s, now, &filters)).collect();
             let (rows, next) = part(rows, page);
-            body.items("snapshotSet", rows, |item, s| shape::snapshot(item, s, now));
-            shape::next_token(&mut body, next);
+            body.items("snapshotSet", rows, |item, s| encode::snapshot(item, s, now));
+            encode::next_token(&mut body, next);
             Effect::None
         }
         Call::AttachVolume { volume, instance } => {
@@ -237,27 +236,27 @@ fn perform(
                 return Err(OpError::WrongPower { instance, status }.into());
             }
             let job = state.attach(volume, instance, true, now)?;
-            shape::attachment_reply(&mut body, state, volume, instance);
+            encode::attachment_reply(&mut body, state, volume, instance);
             accepted(&job)
         }
         Call::DetachVolume { volume, instance, force } => {
             let instance = state.check_detach(volume, instance)?;
             let job = state.detach_from(volume, Some(instance), force, now)?;
-            shape::attachment_reply(&mut body, state, volume, instance);
+            encode::attachment_reply(&mut body, state, volume, instance);
             accepted(&job)
         }
         Call::StopInstances { instances } => power(state, &mut body, &instances, JobAction::Shutdown, now)?,
         Call::StartInstances { instances } => power(state, &mut body, &instances, JobAction::Boot, now)?,
         Call::CreateSnapshot { volume, description } => {
             let (snapshot, effect) = state.create_snapshot(volume, description, now)?;
-            shape::snapshot(&mut body, &snapshot, now);
+            encode::snapshot(&mut body, &snapshot, now);
             effect
         }
     };
     Ok((Reply::ok(action, &body), effect))
 }
 
-/// Whether the caller can see what it wants to change.
+/// Checks that the caller can see the objects that it wants to change.
 fn exists(state: &State, caller: &Caller, call: &Call) -> Result<(), Refusal> {
     let volume = |id| match state.volume(id) {
         Ok(_) if !caller.foreign => Ok(()),
@@ -282,14 +281,14 @@ fn exists(state: &State, caller: &Caller, call: &Call) -> Result<(), Refusal> {
     }
 }
 
-/// A page of rows, and where the next one starts.
+/// Returns a page of the rows, and the start of the next page.
 fn part<T>(rows: Vec<T>, page: Page) -> (Vec<T>, Option<usize>) {
     let end = page.start.saturating_add(page.size);
     let next = (end < rows.len()).then_some(end);
     (rows.into_iter().skip(page.start).take(page.size).collect(), next)
 }
 
-/// Starts or stops. An instance that is in the wanted state, or on its way there, stays as it is.
+/// Starts or stops instances. An instance that is in the wanted state, or on its way to it, does not change.
 fn power(
     state: &mut State,
     body: &mut Xml,
@@ -307,9 +306,10 @@ fn power(
         };
         if !there {
             let job = state.power(*instance, action, now).map_err(|error| match error {
-                OpError::Busy => {
-                    OpError::WrongPower { instance: *instance, status: shape::state_of(&before).1.to_owned() }
-                }
+                OpError::Busy => OpError::WrongPower {
+                    instance: *instance,
+                    status: encode::state_of(&before).1.to_owned(),
+                },
                 other => other,
             })?;
             effect = accepted(&job);
@@ -318,8 +318,8 @@ fn power(
     }
     body.items("instancesSet", changes, |item, (instance, before, after)| {
         item.text("instanceId", id::instance(instance));
-        item.with("currentState", |state| shape::state(state, &after));
-        item.with("previousState", |state| shape::state(state, &before));
+        item.with("currentState", |state| encode::state(state, &after));
+        item.with("previousState", |state| encode::state(state, &before));
     });
     Ok(effect)
 }

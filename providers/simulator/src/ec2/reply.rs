@@ -1,6 +1,6 @@
-//! Answers in EC2's envelope: XML, error codes, broken bodies.
+//! Answers of EC2's Query API: XML, error codes, broken bodies.
 
-use crate::{face, faults::ErrorBody, model::OpError};
+use crate::{faults::ErrorBody, http, model::OpError};
 use axum::{body::Body, http::Response};
 use std::fmt::Write;
 
@@ -10,12 +10,12 @@ const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
 /// Every answer of this simulator carries the same request identifier.
 const REQUEST_ID: &str = "59dbff89-35bd-4eac-99ed-be587EXAMPLE";
 
-/// An XML text that grows by elements.
+/// A builder of XML text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Xml(String);
 
 impl Xml {
-    /// An element with a text.
+    /// Adds an element with a text.
     pub(super) fn text(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
         let value = value.to_string();
         let escaped = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
@@ -23,7 +23,7 @@ impl Xml {
         self
     }
 
-    /// An element with elements.
+    /// Adds an element with child elements.
     pub(super) fn with(&mut self, name: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let _ = write!(self.0, "<{name}>");
         fill(self);
@@ -31,7 +31,7 @@ impl Xml {
         self
     }
 
-    /// A list: an `item` for each.
+    /// Adds a list with one `item` for each value.
     pub(super) fn items<T>(
         &mut self,
         name: &str,
@@ -60,7 +60,7 @@ impl Refusal {
     }
 }
 
-/// A refusal in EC2's words, as far as its list of error codes gives them; the others are this simulator's own.
+/// A refusal in EC2's words where its list of error codes has them, otherwise in words of this simulator.
 impl From<OpError> for Refusal {
     fn from(error: OpError) -> Self {
         use super::id;
@@ -106,7 +106,8 @@ impl From<OpError> for Refusal {
     }
 }
 
-/// A text such as "OperationNotPermitted: words" names its own code; another gets `IncorrectState`.
+/// Converts a text such as "OperationNotPermitted: words", which begins with its code. A text without a code gets
+/// `InternalError` with a 5xx status and `IncorrectState` otherwise.
 fn coded(status: u16, text: &str) -> Refusal {
     let is_code =
         |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
@@ -137,7 +138,7 @@ impl Reply {
         Self { status, content, retry_after: None, cut: false }
     }
 
-    /// A success of this action.
+    /// A successful answer to this action.
     pub(super) fn ok(action: &str, body: &Xml) -> Self {
         let text = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{action}Response xmlns=\"{NAMESPACE}\"><requestId>{REQUEST_ID}\
@@ -171,7 +172,7 @@ impl Reply {
         match body {
             ErrorBody::Json => Self::refused(&coded(status, reason)),
             ErrorBody::Html => {
-                let name = face::status_name(status);
+                let name = http::status_name(status);
                 let page = format!(
                     "<html><head><title>{status} {name}</title></head><body><h1>{name}</h1></body></html>"
                 );
@@ -191,14 +192,14 @@ impl Reply {
     }
 }
 
-impl face::Reply for Reply {
+impl http::Reply for Reply {
     fn status(&self) -> Option<u16> {
         (!self.cut).then_some(self.status)
     }
 
     fn into_response(self) -> Response<Body> {
         if self.cut {
-            return face::cut();
+            return http::cut();
         }
         let (kind, body) = match self.content {
             Content::Xml(text) => (Some("text/xml;charset=UTF-8"), text),
@@ -209,6 +210,6 @@ impl face::Reply for Reply {
             }
         };
         let wait = self.retry_after.map(|seconds| ("retry-after", seconds.to_string()));
-        face::answer(self.status, kind, body, wait)
+        http::answer(self.status, kind, body, wait)
     }
 }

@@ -1,9 +1,9 @@
-//! From method, path, query and body to a typed call, refusing what Linode's API description does not allow.
+//! Parses method, path, query and body into a typed call. Refuses what Linode's API description does not allow.
 
 use super::reply::Reply;
 use crate::{
-    face::{Asked, Incoming},
     faults::Operation,
+    http::{Incoming, RequestSummary},
     model::{InstanceNo, JobAction, VolumeNo},
 };
 use axum::http::Method;
@@ -23,7 +23,7 @@ pub(super) enum Call {
     ListEvents(Page),
 }
 
-/// A right that a token can have.
+/// A scope of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scope {
     resource: &'static str,
@@ -43,7 +43,7 @@ impl Scope {
         format!("{}:{}", self.resource, if self.write { "read_write" } else { "read_only" })
     }
 
-    /// Whether these scopes contain this one: `*` is all, and `read_write` includes `read_only`.
+    /// Returns whether these scopes contain this one: `*` is all, and `read_write` includes `read_only`.
     pub(super) fn granted_by(self, scopes: &[String]) -> bool {
         scopes.iter().any(|scope| {
             scope == "*" || *scope == self.word() || *scope == Self { write: true, ..self }.word()
@@ -51,7 +51,7 @@ impl Scope {
     }
 }
 
-/// Which part of a list is asked for.
+/// The requested page of a list.
 #[derive(Clone, Debug)]
 pub(super) struct Page {
     page: usize,
@@ -147,14 +147,14 @@ impl Call {
 
     fn attach(volume: VolumeNo, incoming: &Incoming) -> Result<Self, Reply> {
         let body = body::<AttachBody>(incoming)?;
-        // Linode's default is to persist; its CSI driver says no.
+        // Linode's default is to persist; its CSI driver sets it to false.
         let persist = body.persist_across_boots.unwrap_or(true);
         Ok(Self::Attach { volume, instance: body.linode_id, persist })
     }
 
-    pub(super) fn asked(&self) -> Asked {
+    pub(super) fn summary(&self) -> RequestSummary {
         let (volume, instance) = (self.volume(), self.instance());
-        Asked { operation: Some(self.operation()), volume, instance, dry_run: false }
+        RequestSummary { operation: Some(self.operation()), volume, instance, dry_run: false }
     }
 
     pub(super) fn operation(&self) -> Operation {
@@ -190,7 +190,7 @@ impl Call {
         }
     }
 
-    /// The scopes that the API description asks for.
+    /// Returns the scopes that the API description requires.
     pub(super) fn scopes(&self) -> Vec<Scope> {
         match self {
             Self::ListVolumes(_) | Self::GetVolume(_) => vec![Scope::read("volumes")],

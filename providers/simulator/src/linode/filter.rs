@@ -4,14 +4,14 @@ use super::reply::Reply;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
 
-/// Fields of a volume that the API description marks as filterable. `id` and `linode_id` are not among them.
+/// Fields of a volume that the API description marks as filterable. `id` and `linode_id` are not.
 pub(super) const VOLUMES: &[&str] = &["label", "tags"];
 /// Filterable fields of an instance.
 pub(super) const INSTANCES: &[&str] = &["id", "label", "region", "tags", "group", "ipv4"];
 /// Filterable fields of an event.
 pub(super) const EVENTS: &[&str] = &["id", "action", "created", "read", "entity.id", "entity.type"];
 
-/// The rows that match, in the order asked for.
+/// Returns the rows that match the filter, in the order that it asks for.
 pub(super) fn apply(
     rows: Vec<Value>,
     header: Option<&str>,
@@ -73,7 +73,7 @@ fn parts(condition: &Value) -> Result<Vec<&Map<String, Value>>, Reply> {
     list.iter().map(|part| part.as_object().ok_or_else(|| refused("Must be an object"))).collect()
 }
 
-/// The value of a field; a dot steps into an object.
+/// Returns the value of a field. A dot in the name leads into an object.
 fn value<'a>(row: &'a Value, field: &str) -> &'a Value {
     field.split('.').fold(row, |at, step| at.get(step).unwrap_or(&Value::Null))
 }

@@ -1,15 +1,15 @@
-//! The simulated cloud as Linode's API v4: paths, bearer tokens, scopes, paging, filters, error bodies.
+//! Linode's API v4 over the simulated cloud: paths, bearer tokens, scopes, paging, filters, error bodies.
 
 mod call;
+mod encode;
 mod filter;
 mod reply;
-mod shape;
 
-pub use crate::face::ConnectionCut;
+pub use crate::http::ConnectionCut;
 use crate::{
     CloudSim,
-    face::{self, Asked, Incoming, Limits},
     faults::{ErrorBody, Fault, When},
+    http::{self, Incoming, Limits, RequestSummary},
     log::Effect,
     model::{Job, OpError, View},
     state::State,
@@ -24,13 +24,13 @@ use call::Call;
 use jiff::Timestamp;
 use reply::Reply;
 
-/// The limit that most recorded answers of volume and instance calls carry, per minute.
+/// Requests per minute that the API shows as the limit. From recorded answers to volume and instance calls.
 const SHOWN_LIMIT: u32 = 1840;
 
-/// What the header `X-Customer-UUID` says of the cloud's own account.
+/// Value of the header `X-Customer-UUID` for the cloud's own account.
 const ACCOUNT: &str = "ABCDEF01-3456-789A-BCDEF0123456789A";
 
-/// What it says of the account of foreign tokens.
+/// Value of the header `X-Customer-UUID` for the account of foreign tokens.
 const OTHER_ACCOUNT: &str = "10FEDCBA-6543-A987-A9876543210FEDCB";
 
 /// Linode's API v4 over the simulated cloud.
@@ -46,18 +46,18 @@ pub fn router(sim: CloudSim) -> Router {
 }
 
 async fn handle(sim: CloudSim, request: Request<Body>) -> Response<Body> {
-    let Some(incoming) = face::read(request).await else {
-        return face::Reply::into_response(Reply::error(400, "The request's body could not be read", None));
+    let Some(incoming) = http::read(request).await else {
+        return http::Reply::into_response(Reply::error(400, "The request's body could not be read", None));
     };
     let call = Call::parse(&incoming.method, incoming.uri.path(), incoming.uri.query(), &incoming);
-    let asked = call.as_ref().map_or_else(|_| Asked::default(), Call::asked);
-    face::carry_out(sim, incoming, asked, move |state, now, incoming, faults, number| {
+    let summary = call.as_ref().map_or_else(|_| RequestSummary::default(), Call::summary);
+    http::serve_with_faults(sim, incoming, summary, move |state, now, incoming, faults, number| {
         serve(state, now, incoming, &call, faults, number)
     })
     .await
 }
 
-/// Answers the request. The order is the real API's as far as it shows: limits, credentials, rights, then the work.
+/// Answers the request. As far as is known, the order is that of the real API: limits, credentials, rights, work.
 fn serve(
     state: &mut State,
     now: Timestamp,
@@ -104,7 +104,7 @@ fn serve(
             if let Some(job) = job {
                 let effect =
                     Effect::Accepted { action: job.action, volume: job.volume, instance: job.instance };
-                face::note_effect(state, number, effect);
+                http::note_effect(state, number, effect);
             }
             reply
         }
@@ -118,7 +118,7 @@ fn bearer(incoming: &Incoming) -> Option<&str> {
     incoming.authorization.as_deref()?.strip_prefix("Bearer ")
 }
 
-/// The scopes of a token and the account that it is of.
+/// Returns the scopes of a token and its account.
 fn access_of(state: &State, token: &str) -> Option<(Vec<String>, &'static str)> {
     let all = || vec!["*".to_owned()];
     if state.access.foreign.contains(token) {
@@ -150,7 +150,7 @@ fn fault_before(fault: &Fault) -> Option<Reply> {
     }
 }
 
-/// The read that is answered instead of this one, with its filter.
+/// Returns the read that is answered instead of this one, with its filter.
 fn mixed_up(fault: &Fault, call: &Call, filter: Option<&str>) -> Option<(Call, Option<String>)> {
     let Fault::OtherObject { volume, instance } = fault else { return None };
     match call {
@@ -184,7 +184,7 @@ fn fault_after(fault: &Fault, reply: &Reply) -> Option<Reply> {
     }
 }
 
-/// Does the work. The job is what the request set going, if it did.
+/// Does the work. Returns the job that the request started, if any.
 fn perform(
     state: &mut State,
     now: Timestamp,
@@ -201,32 +201,32 @@ fn perform(
     let view = if foreign { &nothing } else { state.read_view() };
     match call {
         Call::ListVolumes(page) => {
-            let rows = view.volumes.values().map(|v| shape::volume(view, v)).collect();
+            let rows = view.volumes.values().map(|v| encode::volume(view, v)).collect();
             read(page.of(filter::apply(rows, filter, filter::VOLUMES)?))
         }
-        Call::GetVolume(id) => read(Reply::ok(shape::volume(view, found(view.volumes.get(id))?))),
+        Call::GetVolume(id) => read(Reply::ok(encode::volume(view, found(view.volumes.get(id))?))),
         Call::ListInstances(page) => {
-            let rows = view.instances.values().map(shape::instance).collect();
+            let rows = view.instances.values().map(encode::instance).collect();
             read(page.of(filter::apply(rows, filter, filter::INSTANCES)?))
         }
-        Call::GetInstance(id) => read(Reply::ok(shape::instance(found(view.instances.get(id))?))),
+        Call::GetInstance(id) => read(Reply::ok(encode::instance(found(view.instances.get(id))?))),
         Call::ListInstanceVolumes(id, page) => {
             found(view.instances.get(id))?;
             let rows = view
                 .volumes
                 .values()
                 .filter(|v| v.holder == Some(*id))
-                .map(|v| shape::volume(view, v))
+                .map(|v| encode::volume(view, v))
                 .collect();
             read(page.of(rows))
         }
         Call::ListEvents(page) => {
-            let rows = view.jobs.values().rev().map(|j| shape::event(view, j)).collect();
+            let rows = view.jobs.values().rev().map(|j| encode::event(view, j)).collect();
             read(page.of(filter::apply(rows, filter, filter::EVENTS)?))
         }
         Call::Attach { volume, instance, persist } => {
             let job = state.attach(*volume, *instance, *persist, now).map_err(|e| refusal(&e))?;
-            let shown = shape::volume(&state.view, found(state.view.volumes.get(volume))?);
+            let shown = encode::volume(&state.view, found(state.view.volumes.get(volume))?);
             Ok((Reply::ok(shown), Some(job)))
         }
         Call::Detach(volume) => {
@@ -244,7 +244,7 @@ fn found<T>(item: Option<T>) -> Result<T, Reply> {
     item.ok_or_else(Reply::not_found)
 }
 
-/// A refusal in Linode's words, where these are known from recorded answers; the others are this simulator's own.
+/// A refusal in Linode's words where recorded answers show them, otherwise in words of this simulator.
 fn refusal(error: &OpError) -> Reply {
     match error {
         OpError::NoInstance(_) | OpError::NoVolume(_) => Reply::not_found(),

@@ -1,9 +1,9 @@
-//! Answers in Linode's envelope: status, JSON or broken bodies, scope and rate-limit headers.
+//! Answers of Linode's API: status, JSON or broken bodies, scope and rate-limit headers.
 
 use super::call::Scope;
 use crate::{
-    face::{self, Limits},
     faults::ErrorBody,
+    http::{self, Limits},
 };
 use axum::{body::Body, http::Response};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ impl Reply {
         match body {
             ErrorBody::Json => Self::error(status, reason, None),
             ErrorBody::Html => {
-                let name = face::status_name(status);
+                let name = http::status_name(status);
                 let page = format!(
                     "<html>\r\n<head><title>{status} {name}</title></head>\r\n<body>\r\n<center><h1>{status} {name}\
                      </h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
@@ -91,14 +91,14 @@ impl Reply {
     }
 }
 
-impl face::Reply for Reply {
+impl http::Reply for Reply {
     fn status(&self) -> Option<u16> {
         (!self.cut).then_some(self.status)
     }
 
     fn into_response(self) -> Response<Body> {
         if self.cut {
-            return face::cut();
+            return http::cut();
         }
         let (kind, body) = match self.content {
             Content::Json(value) => (Some("application/json"), value.to_string()),
@@ -106,6 +106,6 @@ impl face::Reply for Reply {
             Content::Empty => (None, String::new()),
             Content::Truncated => (Some("application/json"), "{\"errors\": [{\"rea".to_owned()),
         };
-        face::answer(self.status, kind, body, self.headers)
+        http::answer(self.status, kind, body, self.headers)
     }
 }

@@ -160,7 +160,7 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
             (
                 "the cloud's own shutdown",
                 |cloud, i| {
-                    cloud.shutdown_by_nobody(i).expect("a shutdown");
+                    cloud.shutdown_by_cloud(i).expect("a shutdown");
                 },
                 "nobody",
             ),

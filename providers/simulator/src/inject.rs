@@ -1,4 +1,4 @@
-//! What can go wrong with the cloud: locks, phantoms, lost and orphaned attachments, refused credentials, limits, stale
+//! Injects faults into the cloud: locks, phantom, lost and orphaned attachments, refused credentials, rate limits, stale
 //! reads, faults of the API.
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 use std::time::Duration;
 
 impl CloudSim {
-    /// Sets the word that the API shows for an instance's power state; guest and devices stay as they are.
+    /// Sets the power state that the API shows for an instance. Guest and devices do not change.
     pub fn set_instance_status(&self, instance: InstanceNo, status: InstanceStatus) -> Result<(), OpError> {
         self.with(|state, now| {
             state.instance(instance)?;
@@ -19,7 +19,7 @@ impl CloudSim {
         })
     }
 
-    /// Sets the word that the API shows for a volume's status.
+    /// Sets the status that the API shows for a volume.
     pub fn set_volume_status(&self, volume: VolumeNo, status: impl Into<String>) -> Result<(), OpError> {
         self.with(|state, _| {
             state.volume_mut(volume)?.status = status.into();
@@ -27,8 +27,8 @@ impl CloudSim {
         })
     }
 
-    /// The provider locks the volume: attach and detach are refused. `shown` says whether the API's `locks` list
-    /// tells so; in the incident of 2021 it did not.
+    /// Locks the volume for attach and detach, as the provider's staff does. `shown`: the API's `locks` list has the lock.
+    /// In the incident of 2021 it did not.
     pub fn lock_volume(&self, volume: VolumeNo, reason: &str, shown: bool) -> Result<(), OpError> {
         self.with(|state, _| {
             let found = state.volume_mut(volume)?;
@@ -38,7 +38,7 @@ impl CloudSim {
         })
     }
 
-    /// The provider lifts the lock.
+    /// Lifts the provider's lock.
     pub fn unlock_volume(&self, volume: VolumeNo) -> Result<(), OpError> {
         self.with(|state, _| {
             let found = state.volume_mut(volume)?;
@@ -48,7 +48,7 @@ impl CloudSim {
         })
     }
 
-    /// Attach and detach of the volume are answered "busy" for this long from now.
+    /// Answers attach and detach of the volume with "busy" for `lasting` from now on.
     pub fn make_busy(&self, volume: VolumeNo, lasting: Duration) -> Result<(), OpError> {
         self.with(|state, now| {
             state.volume_mut(volume)?.busy_until = Some(later(now, lasting));
@@ -56,13 +56,12 @@ impl CloudSim {
         })
     }
 
-    /// Sets what a detach of the volume does. A stuck detach under way ends by the new behaviour.
+    /// Sets the behaviour of a detach of the volume. A stuck detach that is under way follows the new behaviour.
     pub fn set_detach(&self, volume: VolumeNo, behaviour: DetachBehaviour) -> Result<(), OpError> {
         self.with(|state, now| state.set_detach(volume, behaviour, now))
     }
 
-    /// Deletes an instance, and the API goes on naming it as the holder of its volumes: the record of an attachment
-    /// outlives its machine.
+    /// Deletes an instance, while the API still names it as the holder of its volumes.
     pub fn vanish(&self, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| {
             let held = state.held_by(instance);
@@ -72,15 +71,15 @@ impl CloudSim {
         })
     }
 
-    /// The cloud shuts an instance down on its own account, as for maintenance: the job names nobody.
-    pub fn shutdown_by_nobody(&self, instance: InstanceNo) -> Result<Job, OpError> {
+    /// Shuts an instance down without a request, as for maintenance: the job names no user.
+    pub fn shutdown_by_cloud(&self, instance: InstanceNo) -> Result<Job, OpError> {
         self.with(|state, now| {
             let job = state.power(instance, JobAction::Shutdown, now)?;
-            Ok(state.disown(job.id).unwrap_or(job))
+            Ok(state.clear_user(job.id).unwrap_or(job))
         })
     }
 
-    /// Phantom attachment: the guest of the holder loses the device, the API still names the holder.
+    /// Makes a phantom attachment: the holder's guest loses the device, and the API still names the holder.
     pub fn make_phantom(&self, volume: VolumeNo) -> Result<(), OpError> {
         self.with(|state, now| {
             if let Some(holder) = state.volume(volume)?.holder {
@@ -90,7 +89,7 @@ impl CloudSim {
         })
     }
 
-    /// Lost attachment: the API says detached, and the guest has no device.
+    /// Makes a lost attachment: the API shows the volume as detached, and the guest has no device.
     pub fn make_lost(&self, volume: VolumeNo) -> Result<(), OpError> {
         self.with(|state, now| {
             if let Some(holder) = state.volume(volume)?.holder {
@@ -102,7 +101,7 @@ impl CloudSim {
         })
     }
 
-    /// Orphan attachment: the volume is attached to `instance` at the API and in its guest, whoever had it before.
+    /// Makes an orphan attachment: the volume is attached to `instance` at the API and in its guest. A previous holder loses it.
     pub fn make_orphan(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| {
             state.instance(instance)?;
@@ -116,7 +115,7 @@ impl CloudSim {
         })
     }
 
-    /// One more instance gets the volume beside its holder, as EBS Multi-Attach allows: at the API and in its guest.
+    /// Attaches the volume to one more instance, at the API and in its guest, as EBS Multi-Attach allows.
     pub fn also_attach(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| {
             state.instance(instance)?;
@@ -126,8 +125,8 @@ impl CloudSim {
         })
     }
 
-    /// A guest gets the device although the API names another holder or none: what no cloud should do, for testing
-    /// that the record notices.
+    /// Gives a guest the device although the API names another holder or none. No cloud should do this; it tests that the
+    /// history notices.
     pub fn leak_device(&self, volume: VolumeNo, instance: InstanceNo) -> Result<(), OpError> {
         self.with(|state, now| {
             state.volume(volume)?;
@@ -137,44 +136,44 @@ impl CloudSim {
         })
     }
 
-    /// How a detach of an unattached volume is answered.
+    /// Sets the answer to a detach of an unattached volume.
     pub fn set_unattached_detach(&self, answer: UnattachedDetach) {
         self.with(|state, _| state.unattached_detach = answer);
     }
 
-    /// Accepts this token with these scopes (`volumes:read_write`, … or `*`). Once one token is known, others are
-    /// refused.
+    /// Accepts this token with these scopes (`volumes:read_write`, … or `*`). Once a token has been added, all others
+    /// are refused.
     pub fn add_token(&self, token: impl Into<String>, scopes: &[&str]) {
         let scopes = scopes.iter().map(|s| (*s).to_owned()).collect();
         self.with(|state, _| state.access.tokens.insert(token.into(), scopes));
     }
 
-    /// Accepts this token as one of another account, which has none of this cloud's objects.
+    /// Accepts this token as one of another account, which owns none of this cloud's objects.
     pub fn add_foreign_token(&self, token: impl Into<String>) {
         self.with(|state, _| state.access.foreign.insert(token.into()));
     }
 
-    /// Whether the user behind the tokens lacks the grants for mutations, which answers 403.
+    /// Sets whether the user of the tokens lacks the grants for mutations, which are then answered 403.
     pub fn set_read_only_user(&self, read_only: bool) {
         self.with(|state, _| state.access.read_only_user = read_only);
     }
 
-    /// Requests allowed per minute; more are answered 429 with `Retry-After`. `None` (the default): no limit.
+    /// Sets the number of requests allowed per minute. More are answered 429 with `Retry-After`. `None` (the default): no limit.
     pub fn set_rate_limit(&self, per_minute: Option<u32>) {
         self.with(|state, _| state.rate_limit = per_minute);
     }
 
-    /// Reads of the API answer the state of this moment for so long, while the truth moves on.
+    /// Lets reads of the API answer the present state for `lasting`, while the real state moves on.
     pub fn freeze_reads(&self, lasting: Duration) {
         self.with(|state, now| state.frozen = Some((state.view.clone(), later(now, lasting))));
     }
 
-    /// Adds a fault of the API; rules apply in the order in which they were added.
+    /// Adds a fault of the API. Rules apply in the order in which they were added.
     pub fn add_fault(&self, rule: FaultRule) -> FaultNo {
         self.with(|state, _| state.faults.add(rule))
     }
 
-    /// Removes a fault. Answers whether it was still in force.
+    /// Removes a fault. Returns whether it was still in force.
     pub fn remove_fault(&self, number: FaultNo) -> bool {
         self.with(|state, _| state.faults.remove(number))
     }

@@ -1,4 +1,4 @@
-//! Volumes, instances and snapshots as EC2 shows them, and whether they pass a filter.
+//! Encodes volumes, instances and snapshots as EC2 does, and matches them with filters.
 
 use super::{call::Filters, id, reply::Xml};
 use crate::{
@@ -8,17 +8,17 @@ use crate::{
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// The tag that the EBS CSI driver puts on its volumes; every simulated volume has it.
+/// The tag that the EBS CSI driver sets on its volumes. Every simulated volume has it.
 const DRIVER_TAG: (&str, &str) = ("ebs.csi.aws.com/cluster", "true");
 
 /// The account of the simulated cloud.
 const OWNER: &str = "123456789012";
 
-/// The number and word of an instance's state.
+/// Returns EC2's number and name of an instance's state.
 pub(super) fn state_of(status: &InstanceStatus) -> (u16, &str) {
     match status {
         InstanceStatus::Booting => (0, "pending"),
-        // A reboot does not show.
+        // EC2 does not show a reboot.
         InstanceStatus::Running | InstanceStatus::Rebooting => (16, "running"),
         InstanceStatus::ShuttingDown => (64, "stopping"),
         InstanceStatus::Offline => (80, "stopped"),
@@ -33,7 +33,7 @@ pub(super) fn state(xml: &mut Xml, status: &InstanceStatus) {
     xml.text("code", code).text("name", name);
 }
 
-/// The state of an attachment by the job that runs on it.
+/// Returns the state of an attachment, which follows from the job that runs on it.
 fn attachment_state(view: &View, volume: VolumeNo, instance: InstanceNo) -> &'static str {
     match view.running_job(volume, instance) {
         Some(job) if job.action == JobAction::VolumeAttach => "attaching",
@@ -58,7 +58,7 @@ fn attachment(xml: &mut Xml, view: &View, volume: &Volume, instance: InstanceNo)
     xml.text("deleteOnTermination", false);
 }
 
-/// The answer to an attach or detach: the attachment as it now stands.
+/// Encodes the answer to an attach or detach: the present state of the attachment.
 pub(super) fn attachment_reply(xml: &mut Xml, state: &State, volume: VolumeNo, instance: InstanceNo) {
     if let Some(found) = state.view.volumes.get(&volume) {
         attachment(xml, &state.view, found, instance);
@@ -86,7 +86,7 @@ pub(super) fn volume(xml: &mut Xml, view: &View, v: &Volume) {
     tag_set(xml, &volume_tags(v));
 }
 
-/// The tags that it was given, and those that every simulated volume has.
+/// Returns the volume's own tags and those that every simulated volume has.
 fn volume_tags(v: &Volume) -> Vec<(&str, &str)> {
     own_and(&v.tags, &[DRIVER_TAG, ("Name", v.label.as_str())])
 }
@@ -95,7 +95,7 @@ fn instance_tags(i: &Instance) -> Vec<(&str, &str)> {
     own_and(&i.tags, &[("Name", i.label.as_str())])
 }
 
-/// A key occurs once: what was given goes before what all have.
+/// Merges tags. Where both have a key, `own` wins.
 fn own_and<'a>(own: &'a BTreeMap<String, String>, all: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut tags: BTreeMap<&str, &str> = all.iter().copied().collect();
     tags.extend(own.iter().map(|(key, value)| (key.as_str(), value.as_str())));
@@ -143,7 +143,7 @@ pub(super) fn snapshot(xml: &mut Xml, s: &Snapshot, now: Timestamp) {
         .text("description", &s.description);
 }
 
-/// Where the next page starts, if there is one.
+/// Encodes the start of the next page, if there is one.
 pub(super) fn next_token(xml: &mut Xml, next: Option<usize>) {
     if let Some(next) = next {
         xml.text("nextToken", next);

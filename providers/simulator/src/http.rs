@@ -1,4 +1,5 @@
-//! What every HTTP face does with a request, whatever its wire format: read it, log it, draw its faults, wait, answer.
+//! Handles a request of any of the HTTP APIs, independent of their wire formats: reads it, logs it, draws its faults, waits,
+//! answers.
 
 use crate::{
     CloudSim,
@@ -15,15 +16,15 @@ use http_body_util::BodyExt;
 use jiff::Timestamp;
 use std::time::Duration;
 
-/// Marks a response of the in-memory router as "the connection ended without an answer". A server on a socket breaks
-/// the connection off instead.
+/// Marks a response of the in-memory router as "the connection ended without an answer". On a socket the server breaks the
+/// connection off instead.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionCut;
 
-/// The greatest request body that is read, in bytes.
+/// Maximum size of a request body, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
 
-/// One request, taken apart.
+/// The parts of one request.
 pub(crate) struct Incoming {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
@@ -33,7 +34,7 @@ pub(crate) struct Incoming {
     pub(crate) body: Bytes,
 }
 
-/// Reads a request. `None` when its body cannot be read.
+/// Reads a request. `None`: its body could not be read.
 pub(crate) async fn read(request: Request<Body>) -> Option<Incoming> {
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -48,24 +49,24 @@ pub(crate) async fn read(request: Request<Body>) -> Option<Incoming> {
     })
 }
 
-/// What a request asks for, in words that fit every face.
+/// The operation and the object of a request, in terms that all APIs share.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Asked {
+pub(crate) struct RequestSummary {
     pub(crate) operation: Option<Operation>,
     pub(crate) volume: Option<VolumeNo>,
     pub(crate) instance: Option<InstanceNo>,
     pub(crate) dry_run: bool,
 }
 
-/// An answer in a face's own form.
+/// An answer in the form of one of the APIs.
 pub(crate) trait Reply: Send + 'static {
-    /// The HTTP status; `None` for a connection that is cut.
+    /// The HTTP status. `None`: the connection is cut.
     fn status(&self) -> Option<u16>;
-    /// As HTTP.
+    /// Converts the answer into an HTTP response.
     fn into_response(self) -> Response<Body>;
 }
 
-/// An answer as HTTP, with the body's content type where it has one.
+/// Builds an HTTP response. `kind` is the content type of the body, if it has one.
 pub(crate) fn answer(
     status: u16,
     kind: Option<&'static str>,
@@ -85,15 +86,15 @@ pub(crate) fn answer(
     response
 }
 
-/// Carries a request out: logs it, draws its faults, waits as they say, and lets `serve` answer. `serve` gets the
+/// Logs a request, draws its faults, waits as the faults say, and returns the answer of `serve`. `serve` gets the
 /// request's number in the log.
-pub(crate) async fn carry_out<R: Reply>(
+pub(crate) async fn serve_with_faults<R: Reply>(
     sim: CloudSim,
     incoming: Incoming,
-    asked: Asked,
+    summary: RequestSummary,
     serve: impl FnOnce(&mut State, Timestamp, &Incoming, &[Fault], u64) -> R + Send + 'static,
 ) -> Response<Body> {
-    let (number, faults) = sim.with(|state, now| arrive(state, now, &incoming, asked));
+    let (number, faults) = sim.with(|state, now| arrive(state, now, &incoming, summary));
     let wait = |which: fn(&Fault) -> u64| Duration::from_millis(faults.iter().map(which).sum());
     let before = wait(|f| if let Fault::Latency { before_ms, .. } = f { *before_ms } else { 0 });
     let after = wait(|f| if let Fault::Latency { after_ms, .. } = f { *after_ms } else { 0 });
@@ -109,7 +110,7 @@ pub(crate) async fn carry_out<R: Reply>(
     if before.is_zero() && after.is_zero() {
         return finish(&sim).into_response();
     }
-    // A task of its own: a caller that gives up waiting does not take back what it sent.
+    // In a task of its own: a request that was sent takes effect even when its sender stops waiting.
     let work = tokio::spawn(async move {
         tokio::time::sleep(before).await;
         let reply = finish(&sim);
@@ -126,20 +127,25 @@ pub(crate) fn record_of(state: &mut State, number: u64) -> Option<&mut RequestRe
     state.log.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
 }
 
-/// Writes what a request did into its record.
+/// Writes the effect of a request into its record.
 pub(crate) fn note_effect(state: &mut State, number: u64, effect: Effect) {
     if let Some(record) = record_of(state, number) {
         record.effect = effect;
     }
 }
 
-/// Writes the request into the log and draws the faults that hit it.
-fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, asked: Asked) -> (u64, Vec<Fault>) {
-    let faults = match asked.operation {
+/// Writes the request into the log and draws the faults that apply to it.
+fn arrive(
+    state: &mut State,
+    now: Timestamp,
+    incoming: &Incoming,
+    summary: RequestSummary,
+) -> (u64, Vec<Fault>) {
+    let faults = match summary.operation {
         Some(operation) => {
-            // Taken out for the moment, because drawing needs the state as well.
+            // Taken out, because drawing a fault borrows the state as well.
             let mut rules = std::mem::take(&mut state.faults);
-            let hit = rules.hit(operation, asked.volume, asked.instance, || state.draw());
+            let hit = rules.hit(operation, summary.volume, summary.instance, || state.draw());
             state.faults = rules;
             hit
         }
@@ -155,8 +161,8 @@ fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, asked: Asked) 
         filter: incoming.filter.clone(),
         user_agent: incoming.user_agent.clone(),
         body: String::from_utf8_lossy(&incoming.body).into_owned(),
-        operation: asked.operation,
-        dry_run: asked.dry_run,
+        operation: summary.operation,
+        dry_run: summary.dry_run,
         status: None,
         effect: Effect::None,
         faults: faults.iter().map(|f| format!("{f:?}")).collect(),
@@ -164,12 +170,12 @@ fn arrive(state: &mut State, now: Timestamp, incoming: &Incoming, asked: Asked) 
     (number, faults)
 }
 
-/// The words for a status, as error pages print them.
+/// The name of a status, as error pages print it.
 pub(crate) fn status_name(status: u16) -> &'static str {
     StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error")
 }
 
-/// The connection ends without an answer.
+/// Returns a response that ends the connection without an answer.
 pub(crate) fn cut() -> Response<Body> {
     // On a socket, a body that ends in an error makes the server break the connection off.
     let broken = futures::stream::once(async {
@@ -180,7 +186,7 @@ pub(crate) fn cut() -> Response<Body> {
     response
 }
 
-/// Where the caller stands in its minute.
+/// The state of the rate limit in the current minute.
 pub(crate) struct Limits {
     pub(crate) limit: u32,
     pub(crate) remaining: u32,
@@ -189,7 +195,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Counts this request. `shown` is the limit that a face shows while none is set.
+    /// Counts this request. `shown` is the limit that the API shows while none is set.
     pub(crate) fn count(state: &mut State, now: Timestamp, shown: u32) -> Self {
         let (start, used) = match state.rate_window {
             Some((start, used)) if now.as_second() < start.as_second() + 60 => (start, used + 1),

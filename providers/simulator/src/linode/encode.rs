@@ -1,16 +1,16 @@
-//! Objects as Linode's API prints them. Timestamps carry no zone and mean UTC.
+//! Encodes objects as Linode's API does. Timestamps have no zone and mean UTC.
 
 use crate::model::{Instance, Job, JobStatus, View, Volume};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// A moment in Linode's form: `2018-01-02T03:04:05`.
+/// Formats a time as Linode does: `2018-01-02T03:04:05`.
 pub(super) fn stamp(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
 
-/// Linode's tags are words without a value.
+/// Linode's tags are words: `key:value`, or the key alone.
 fn tags(all: &BTreeMap<String, String>) -> Vec<String> {
     let word = |(key, value): (&String, &String)| match value.as_str() {
         "" => key.clone(),
@@ -101,7 +101,7 @@ pub(super) fn event(view: &View, job: &Job) -> Value {
         "seen": false,
         "username": job.by,
     });
-    // The description knows no null here.
+    // The API description allows no null here.
     if let Some(secondary) = secondary {
         event["secondary_entity"] = secondary;
     }
