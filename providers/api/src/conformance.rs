@@ -1,8 +1,8 @@
-//! What every provider must do when its cloud misbehaves, as a suite over a [`Harness`].
+//! The suite of tests that every provider passes, over a [`Harness`]: what a provider does when its cloud misbehaves.
 //!
-//! A provider's own tests implement [`Harness`] over a simulated cloud and run [`all`]. The cases judge by the cloud's
-//! truth as the harness tells it, not by the provider's words alone. What a provider's API does not have is skipped
-//! with its reason in the [`Report`]; nothing is skipped silently.
+//! A provider's own tests implement [`Harness`] over a simulated cloud and run [`all`]. The cases check the
+//! real state of the cloud, which the harness reports, and not only what the provider returns. A case that does not apply
+//! to a provider's API is skipped with a reason in the [`Report`].
 
 mod cases;
 mod optional;
@@ -17,140 +17,140 @@ use reattach_core::{
 };
 use std::{fmt, time::Duration};
 
-/// How long an effect may take in these cases.
+/// Timeout of the effects in these cases.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The objects of a fresh cloud: `volume` is attached to `holder` and nothing else happens.
+/// The objects of a new cloud: `volume` is attached to `holder`, and nothing else happens.
 #[derive(Clone, Debug)]
-pub struct Scene {
-    /// An attached volume.
+pub struct Fixture {
+    /// Volume that is attached to `holder`.
     pub volume: VolumeId,
-    /// Who holds it.
+    /// Instance that has `volume`.
     pub holder: InstanceId,
-    /// Another running instance of the same region.
+    /// Another running instance in the region of `holder`.
     pub other: InstanceId,
-    /// A volume number that does not exist.
+    /// Identifier of a volume that does not exist.
     pub no_volume: VolumeId,
-    /// An instance number that does not exist.
+    /// Identifier of an instance that does not exist.
     pub no_instance: InstanceId,
 }
 
-/// What to do to the cloud.
+/// A fault of the cloud, or a change of its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// Every request is carried out and answered this much later, even when its sender has given up by then.
+pub enum CloudFault {
+    /// Every request has its effect and is answered after this delay, also when its sender no longer waits.
     Slow(Duration),
     /// The provider locks the volume and shows it.
     Locked,
-    /// The provider locks the volume and does not show it; a detach is refused with words.
+    /// The provider locks the volume and does not show it. A detach is refused with a text.
     LockedUnseen,
-    /// Another job of the cloud's own has the volume.
+    /// Another job of the cloud's own runs on the volume.
     Busy,
-    /// A detach takes for ever.
+    /// A detach is accepted and does not finish.
     DetachStuck,
-    /// Detaches are answered "too many requests".
+    /// Detaches are refused because of the rate limit.
     ThrottledDetach {
-        /// How long to wait, if the answer says.
+        /// Time to wait that the answer names, if any.
         retry_after: Option<Duration>,
     },
     /// The next detach is answered 5xx, without an effect.
     ErrorBeforeEffect,
     /// The next detach is answered 5xx, with its effect.
     ErrorAfterEffect,
-    /// Every request to change something is answered 5xx, with its effect.
+    /// Every mutation is answered 5xx, with its effect.
     EveryErrorAfterEffect,
     /// The connection of the next detach breaks off after its effect.
     CutAfterEffect,
     /// The connection of the next detach breaks off before any effect.
     CutBeforeEffect,
-    /// The next detach is answered with a success that is not the provider's own, such as a proxy's page.
+    /// The next detach is answered with a success of another server, such as a proxy's page.
     ForeignSuccess,
-    /// Reads answer the present state from now on, whatever changes.
+    /// Reads answer the present state from now on, although the real state changes.
     StaleReads,
-    /// The volume moves to [`Scene::other`].
+    /// The volume moves to [`Fixture::other`].
     WrongHolder,
     /// The volume is detached at the cloud.
     Unattached {
-        /// Whether detaching it again is answered with success; otherwise with an error.
+        /// Whether a detach of the unattached volume is answered with success. Otherwise with an error.
         forgiving: bool,
     },
     /// The volume loses its holder between the read and the detach, and a detach of an unattached volume is an error.
     DetachedMeanwhile,
     /// The volume is deleted.
     VolumeGone,
-    /// The volume moves to [`Scene::other`] between the read and the detach.
+    /// The volume moves to [`Fixture::other`] between the read and the detach.
     MovedMeanwhile,
     /// The holder is deleted.
     InstanceGone,
-    /// The credential is good, and another account's, which has neither the volume nor the instances.
+    /// The credential is valid and belongs to another account, which has neither the volume nor the instances.
     WrongAccount,
-    /// The credential may only read.
+    /// The credential has only rights to read.
     NoRights,
-    /// The credential is not known.
+    /// The provider does not know the credential.
     BadCredential,
-    /// The next read fails once in passing.
+    /// The next read fails; later ones work.
     ReadFailsOnce,
-    /// No read succeeds.
+    /// All reads fail.
     ReadsFail,
-    /// Reads of one volume or instance are answered about another volume, which nobody holds, and about
-    /// [`Scene::other`].
+    /// Reads of one volume are answered with another volume, which is not attached. Reads of one instance are answered
+    /// with [`Fixture::other`].
     MixedUp,
-    /// The volume is tagged as one of cluster `lke7`, and the holder as a machine of it; where drivers of this cloud tag
-    /// such things, the volume also as made for PersistentVolume `pvc-7` and claim `shop/data`.
+    /// Volume and holder have the tags of cluster `lke7`. Where drivers of this cloud set such tags, the volume also has
+    /// those of PersistentVolume `pvc-7` and claim `shop/data`.
     Tagged,
 }
 
-/// A provider over a cloud that can be troubled. Each case gets a new one.
+/// A provider over a simulated cloud. Each case gets a new one.
 pub trait Harness {
-    /// The provider under test.
+    /// Returns the provider under test.
     fn provider(&self) -> &dyn Provider;
-    /// What the fresh cloud contains.
-    fn scene(&self) -> Scene;
-    /// Troubles the cloud.
-    fn trouble(&self, trouble: Trouble);
-    /// A proof that the holder cannot write to the volume, made by core's checking function.
+    /// Returns the objects of the new cloud.
+    fn fixture(&self) -> Fixture;
+    /// Injects a fault into the cloud.
+    fn inject(&self, fault: CloudFault);
+    /// Makes a proof that the holder cannot write to the volume, with core's checking function.
     fn proof(&self, volume: &VolumeId, holder: &InstanceId) -> FenceProof;
-    /// Who holds the volume in truth.
+    /// Returns the real holder of the volume.
     fn true_holder(&self, volume: &VolumeId) -> Option<InstanceId>;
-    /// How many requests to change something arrived. A request for a dry-run is none.
+    /// Returns the number of mutations that arrived. A dry-run is no mutation.
     fn mutations(&self) -> usize;
-    /// Lets every job that can end come to its end.
+    /// Waits until all jobs have ended that can end.
     fn settle(&self) -> BoxFuture<'_, ()>;
-    /// The cloud's present moment.
+    /// Returns the present time of the cloud.
     fn now(&self) -> Timestamp;
-    /// Cases that this provider's API cannot have, by name, each with the reason.
+    /// Returns the names of the cases that do not apply to this provider's API, each with the reason.
     fn inapplicable(&self) -> &'static [(&'static str, &'static str)] {
         &[]
     }
 }
 
-/// A broken expectation.
+/// A case that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{case}: {what}")]
 pub struct Broken {
-    /// Which case.
+    /// Name of the case.
     pub case: &'static str,
-    /// What was expected and what was found.
+    /// Expected and found values.
     pub what: String,
 }
 
 /// A case that does not apply to a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Which case.
+    /// Name of the case.
     pub case: &'static str,
-    /// Why.
+    /// Reason for which it does not apply.
     pub why: String,
 }
 
-/// What came of a run of the suite: every case is in exactly one of the lists.
+/// The result of a run of the suite. Every case is in exactly one of the lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Cases that held.
+    /// Cases that passed.
     pub passed: Vec<&'static str>,
     /// Cases that do not apply.
     pub skipped: Vec<Skipped>,
-    /// Cases that did not hold.
+    /// Cases that failed.
     pub broken: Vec<Broken>,
 }
 
@@ -165,7 +165,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What came of one case.
+/// The result of one case.
 enum Verdict {
     Held,
     NotApplicable(String),
@@ -174,7 +174,7 @@ enum Verdict {
 type Checked = Result<(), String>;
 type Case = Result<Verdict, String>;
 
-/// Runs every case, each on a cloud of its own.
+/// Runs all cases, each on a new cloud.
 pub async fn all<H: Harness>(fresh: impl Fn() -> H) -> Report {
     let mut report = Report::default();
     let inapplicable = fresh().inapplicable();
@@ -212,7 +212,7 @@ pub async fn all<H: Harness>(fresh: impl Fn() -> H) -> Report {
     report
 }
 
-/// Cases that can only hold or break answer [`Checked`]; those that depend on what the provider can do, [`Case`].
+/// Converts the result of a case. A case that applies to every provider returns [`Checked`], any other returns [`Case`].
 fn verdict(found: impl IntoCase) -> Case {
     found.into_case()
 }
@@ -233,10 +233,10 @@ impl IntoCase for Case {
     }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Checked {
+fn expect_eq<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Checked {
     if found == expected { Ok(()) } else { Err(format!("{what} is {found:?}, expected {expected:?}")) }
 }
 
-fn that(holds: bool, what: impl FnOnce() -> String) -> Checked {
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err(what()) }
 }

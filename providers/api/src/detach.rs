@@ -86,17 +86,17 @@ pub trait ForceDetachApi: DetachApi {
 pub struct DetachOrder<'a>(&'a Call<'a>);
 
 impl DetachOrder<'_> {
-    /// What is tried, for errors: "detach volume 17 from instance 42".
+    /// Returns the action, for errors: "detach volume 17 from instance 42".
     pub fn operation(&self) -> &str {
         &self.0.operation
     }
 
-    /// The volume to detach.
+    /// Returns the volume to detach.
     pub fn volume(&self) -> &VolumeId {
         self.0.request.volume()
     }
 
-    /// The instance to detach from, and no other.
+    /// Returns the instance to detach from.
     pub fn holder(&self) -> &InstanceId {
         self.0.request.holder()
     }
@@ -106,7 +106,7 @@ impl DetachOrder<'_> {
         self.0.forced
     }
 
-    /// The moment by which [`DetachApi::send`] must return. It is dropped at this moment otherwise.
+    /// Returns the time by which [`DetachApi::send`] must return. Its future is dropped at this time.
     pub fn deadline(&self) -> Deadline {
         self.0.deadline
     }

@@ -1,4 +1,4 @@
-//! Effects beyond a plain detach: forced detach, power, snapshots. A provider that lacks one says so by its type.
+//! Effects that not every provider has: forced detach, power, snapshots. A provider without one returns [`Unsupported`].
 
 use crate::error::{EffectKnowledge, ProviderError};
 use crate::provider::DetachRequest;
@@ -9,19 +9,19 @@ use reattach_core::{
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
 
-/// An operation that not every provider has.
+/// An operation that not every provider supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Optional {
-    /// A detach that does not wait for the guest.
+    /// Detaching without waiting for the guest.
     ForceDetach,
     /// Powering instances off and on.
     Power,
-    /// Snapshots of volumes.
+    /// Making and listing snapshots of volumes.
     Snapshot,
-    /// Telling which account answers.
+    /// Identifying the account that answers.
     Scope,
-    /// Telling what happened to an instance's power.
+    /// Reading the history of an instance's power.
     PowerHistory,
 }
 
@@ -37,38 +37,38 @@ impl fmt::Display for Optional {
     }
 }
 
-/// The provider has no such operation. Nothing was sent.
+/// The provider does not support an operation. Nothing was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 #[error("provider {provider} cannot {what}")]
 pub struct Unsupported {
-    /// The provider's name.
+    /// Name of the provider.
     pub provider: String,
-    /// What was asked for.
+    /// Operation that is not supported.
     pub what: Optional,
 }
 
 impl Unsupported {
-    /// This provider cannot do this.
+    /// Makes the error of this provider and operation.
     pub fn new(provider: &str, what: Optional) -> Self {
         Self { provider: provider.to_owned(), what }
     }
 }
 
-/// Why an optional effect gave no outcome.
+/// The failure of an optional effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 pub enum EffectError {
-    /// The provider has no such operation.
+    /// The provider does not support the operation.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
-    /// The call gave no usable result.
+    /// The call had no usable result.
     #[error(transparent)]
     Failed(#[from] ProviderError),
 }
 
 impl EffectError {
-    /// What the error tells about the effect.
+    /// Returns what is known about the effect.
     pub fn effect(&self) -> EffectKnowledge {
         match self {
             Self::Unsupported(_) => EffectKnowledge::NotApplied,
@@ -77,28 +77,28 @@ impl EffectError {
     }
 }
 
-/// The proof does not show that the instance is off or gone, so its guest could still have writes under way that a
-/// forced detach would cut off.
+/// The proof does not show that the instance is off or gone. Its guest could have writes under way, which a forced detach
+/// would cut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 #[error(
     "a forced detach needs a proof that instance {holder} is off or gone, and this proof does not show that"
 )]
 pub struct ForceRefused {
-    /// The instance that the proof is about.
+    /// Instance of the proof.
     pub holder: InstanceId,
-    /// What the proof rests on.
+    /// Kind of the proof.
     pub kind: ProofKind,
 }
 
-/// An order to detach by force one volume from one holder. A plain order cannot become one: it takes a proof that the
-/// holder is off or gone.
+/// A request to detach one volume from one holder by force. It can only be made from a proof that the holder is off or
+/// gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForceDetachRequest(DetachRequest);
 
 impl ForceDetachRequest {
-    /// A forced detach of the proof's volume from the proof's holder. `timeout` bounds the whole call, the reading
-    /// before it included.
+    /// Makes a request for a forced detach of the proof's volume from the proof's holder. `timeout` bounds the whole call,
+    /// including its reads.
     ///
     /// # Errors
     /// [`ForceRefused`] for every kind of proof that leaves the instance running. A kubelet handshake is one.
@@ -110,56 +110,56 @@ impl ForceDetachRequest {
         }
     }
 
-    /// Volume, holder, proof and time, as of every order to detach.
+    /// Returns volume, holder, proof and timeout.
     pub fn order(&self) -> &DetachRequest {
         &self.0
     }
 }
 
-/// How an instance is powered off.
+/// The manner of powering an instance off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PowerOffManner {
-    /// The guest is asked to shut down, and waited for as long as the provider does.
+    /// The guest is asked to shut down. The provider decides how long it waits.
     Orderly,
-    /// The guest is asked, and its power cut when it does not follow in the provider's own time.
+    /// The guest is asked to shut down. The provider cuts the power when the guest does not do so in time.
     Forced,
 }
 
-/// An order to power one instance off.
+/// A request to power one instance off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PowerOffRequest {
-    /// The instance.
+    /// Instance to power off.
     pub instance: InstanceId,
-    /// How.
+    /// Manner of powering off.
     pub manner: PowerOffManner,
-    /// How long the call may take; the shutdown itself takes longer.
+    /// Maximum duration of the call. The shutdown itself takes longer.
     pub timeout: Duration,
 }
 
-/// A definite answer to an order to power an instance off or on.
+/// A definite answer to a request to power an instance off or on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PowerOutcome {
-    /// Accepted; read the instance until its state is the wanted one.
+    /// The request was accepted. Read the instance until it is in the wanted state.
     Accepted,
-    /// It is in the wanted state; nothing was done.
+    /// The instance is in the wanted state. Nothing was done.
     AlreadyThere,
-    /// It is in a state from which this cannot be done now; nothing was done.
+    /// The state of the instance does not allow it now. Nothing was done.
     Busy {
-        /// The provider's words.
+        /// Text of the provider.
         detail: String,
     },
 }
 
-/// An order to make a snapshot of one volume.
+/// A request to make a snapshot of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRequest {
-    /// The volume.
+    /// Volume of which a snapshot is made.
     pub volume: VolumeId,
-    /// A text that tells this snapshot from all others of the volume, such as the recovery's UID: a call of unknown
-    /// outcome is looked up by it. At most 200 characters of letters, digits, spaces and `-_.:/`.
+    /// Text that distinguishes this snapshot from all others of the volume, such as the recovery's UID. A call with an
+    /// unknown outcome is looked up by it. At most 200 letters, digits, spaces and `-_.:/`.
     pub label: String,
-    /// How long the call may take; the snapshot itself takes longer.
+    /// Maximum duration of the call. The snapshot itself takes longer.
     pub timeout: Duration,
 }

@@ -3,94 +3,94 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Why a handle or provider ID that belongs to this provider cannot be used.
+/// A handle or provider ID of this provider that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{what} {value:?} cannot be used: {why}")]
 pub struct HandleError {
-    /// What it is, such as "volume handle".
+    /// Kind of the value, such as "volume handle".
     pub what: String,
-    /// The value as it was found.
+    /// The value, as Kubernetes has it.
     pub value: String,
-    /// What is wrong with it, and what was expected.
+    /// The defect, and the form that was expected.
     pub why: String,
 }
 
 impl HandleError {
-    /// `what` with this `value` cannot be used, for the reason `why`, which says what was expected.
+    /// Makes an error: the `value` of kind `what` cannot be used. `why` names the defect and the expected form.
     pub fn new(what: &str, value: &str, why: &str) -> Self {
         Self { what: what.to_owned(), value: value.to_owned(), why: why.to_owned() }
     }
 }
 
-/// What an error tells about the effect of the call.
+/// What is known about the effect of a call that ended with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EffectKnowledge {
-    /// It did not happen and will not happen.
+    /// The effect did not happen and will not happen.
     NotApplied,
-    /// It may have happened, or may still happen. Observe before anything else.
+    /// The effect may have happened, or may still happen. It must be observed before the next action.
     Unknown,
 }
 
-/// A call to the provider that gave no usable result, by what is known about its effect.
+/// A call to the provider without a usable result, by what is known about its effect.
 ///
-/// A read never has an effect: its failures are never [`ProviderError::Unknown`].
+/// A read has no effect, so its failures are never [`ProviderError::Unknown`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 pub enum ProviderError {
-    /// The call surely had no effect: it never left, or the provider refused it.
+    /// The call surely had no effect: it was not sent, or the provider refused it.
     #[error("could not {operation}: {reason}")]
     NotApplied {
-        /// What was tried, as "detach volume 17".
+        /// The action, as "detach volume 17".
         operation: String,
-        /// The provider's or the transport's words.
+        /// Text of the provider or the transport.
         reason: String,
     },
-    /// The call left and its outcome was not learned.
-    #[error("tried to {operation}, and whether that happened is not known: {reason}")]
+    /// The call was sent, and its outcome is not known.
+    #[error("tried to {operation}, and the effect is not known: {reason}")]
     Unknown {
-        /// What was tried.
+        /// The action, as "detach volume 17".
         operation: String,
-        /// The provider's or the transport's words.
+        /// Text of the provider or the transport.
         reason: String,
     },
-    /// The provider limits the rate of calls; this one had no effect.
+    /// The provider refused the call because of its rate limit. The call had no effect.
     #[error("could not {operation}: the provider limits the rate of calls{}", after(.retry_after))]
     Throttled {
-        /// What was tried.
+        /// The action, as "detach volume 17".
         operation: String,
-        /// How long the provider asks to wait; not every answer says.
+        /// Time to wait, if the provider names one.
         retry_after: Option<Duration>,
     },
-    /// The credential is wrong or lacks a right; this call had no effect.
+    /// The credential is wrong or lacks a right. The call had no effect.
     #[error("not allowed to {operation}: {reason}{}", lacking(.missing))]
     Denied {
-        /// What was tried.
+        /// The action, as "detach volume 17".
         operation: String,
-        /// The provider's words.
+        /// Text of the provider.
         reason: String,
         /// Rights that the call needs and the credential lacks, where the provider names them.
         missing: Vec<String>,
     },
-    /// The answer is about another object than the one asked for, as from a proxy or a cache that mixes up answers. It says
-    /// nothing about either, so nothing in it is used; this call had no effect.
+    /// The answer is about another object than the call, as from a proxy or a cache that mixes up answers. It proves nothing
+    /// about either object, so it is not used. The call had no effect.
     #[error(
-        "could not {operation}: the answer is about {answered}, not about {asked}, and is not used; see what lies \
-        between reattach and the provider, such as a proxy"
+        "could not {operation}: the answer is about {answered}, not about {asked}, so it is not used; check the proxies \
+        between reattach and the provider"
     )]
     OtherObject {
-        /// What was tried.
+        /// The action, as "detach volume 17".
         operation: String,
-        /// What was asked for, as "volume 17".
+        /// The object of the call, as "volume 17".
         asked: String,
-        /// What the answer is about.
+        /// The object of the answer.
         answered: String,
     },
-    /// The provider knows no such object under this credential. By itself no proof that it is gone.
+    /// The provider shows no such object to this credential. This alone does not prove that the object is gone.
     #[error("could not {operation}: {reason}")]
     NotFound {
-        /// What was tried.
+        /// The action, as "detach volume 17".
         operation: String,
-        /// The provider's words.
+        /// Text of the provider.
         reason: String,
     },
 }
@@ -104,12 +104,12 @@ fn lacking(missing: &[String]) -> String {
 }
 
 impl ProviderError {
-    /// A call that surely had no effect. `operation` is what was tried, as "detach volume 17".
+    /// Makes the error of a call that surely had no effect. `operation` is the action, as "detach volume 17".
     pub fn not_applied(operation: &str, reason: impl Into<String>) -> Self {
         Self::NotApplied { operation: operation.to_owned(), reason: reason.into() }
     }
 
-    /// What the error tells about the effect.
+    /// Returns what is known about the effect.
     pub fn effect(&self) -> EffectKnowledge {
         match self {
             Self::Unknown { .. } => EffectKnowledge::Unknown,

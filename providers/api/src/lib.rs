@@ -1,8 +1,8 @@
-//! What a cloud provider is to reattach: the [`Provider`] trait, its results and errors, and the HTTP transport that
-//! production and the simulation share.
+//! The interface to a cloud: the [`Provider`] trait, its results and errors, the one algorithm that detaches a volume
+//! ([`detach`](mod@detach)), and the HTTP transport that production and the simulation share.
 //!
-//! Errors are sorted by *what is known about the effect*, because that decides what may happen next: an effect that
-//! surely did not happen may be tried again; one that may have happened must be observed first.
+//! Errors are sorted by *what is known about the effect*, because that decides the next action: an effect that surely did
+//! not happen may be tried again; an effect that may have happened must be observed first.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

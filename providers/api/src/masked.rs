@@ -1,25 +1,25 @@
-//! Credentials in answers, masked before anything reads the answer.
+//! Masks credentials in answers before anything reads the answer.
 //!
-//! A cloud or a proxy may echo what it was sent: in an error, in a page of its own, in a header. The error, the journal,
-//! the status and the log that quote such an answer must not hold the credential. So it is masked here, at the one place
-//! that every answer passes, and not where texts are quoted.
+//! A cloud or a proxy may echo the request's credential: in an error, in a page of its own, in a header. Errors, journals,
+//! statuses and logs quote answers, and must not contain the credential. So it is masked here, at the one place that
+//! every answer passes, and not at each place that quotes a text.
 
 use crate::{HttpTransport, TransportError};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use tower::ServiceExt;
 
-/// What stands in the place of a credential.
+/// Replacement of a credential.
 const MASK: &str = "[masked]";
 
-/// Shorter secrets are not looked for, in characters: they would be found in innocent words. No cloud issues one.
+/// Minimum length of a secret that is masked, in characters. A shorter one would match ordinary words; no cloud issues one.
 const LEAST_CHARS: usize = 8;
 
-/// Headers of a request that carry a credential, besides `Authorization`.
+/// Headers of a request that contain a credential, besides `Authorization`.
 const CREDENTIALS: [&str; 3] = ["x-amz-security-token", "x-aws-ec2-metadata-token", "proxy-authorization"];
 
-/// The transport, with every credential of a request masked in the answer to it, and in the error where there is none:
-/// as it was sent, percent-encoded, in base64 and with the escapes of JSON.
+/// Wraps the transport: the credentials of a request are masked in its answer and in its error. Masked are the forms as
+/// sent, percent-encoded, in base64 and with the escapes of JSON.
 pub fn masking(transport: HttpTransport) -> HttpTransport {
     HttpTransport::new(tower::service_fn(move |request: Request<Bytes>| {
         let secrets = Secrets::of(request.headers());
@@ -33,7 +33,7 @@ pub fn masking(transport: HttpTransport) -> HttpTransport {
     }))
 }
 
-/// Every form of a request's credentials, in lower case, longest first.
+/// All forms of a request's credentials, in lower case, longest first.
 struct Secrets(Vec<String>);
 
 impl Secrets {
@@ -69,7 +69,7 @@ impl Secrets {
         let body = match std::str::from_utf8(&body) {
             Ok(text) if self.occurs_in(text) => Bytes::from(self.masked(text)),
             Ok(_) => body,
-            // What is no text is never quoted, and a credential in it is no reason to look at it as one.
+            // A body that is no text is never quoted. It is converted only to mask a credential in it.
             Err(_) => {
                 let text = String::from_utf8_lossy(&body);
                 if self.occurs_in(&text) { Bytes::from(self.masked(&text)) } else { body }
@@ -86,11 +86,11 @@ impl Secrets {
         self.0.iter().any(|form| lower.contains(form.as_str()))
     }
 
-    /// The text without any form of a credential, in whatever case of letters.
+    /// Returns the text with all forms of the credentials masked, in upper and lower case.
     fn masked(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for form in &self.0 {
-            // ASCII lower case keeps byte positions.
+            // Converting ASCII letters keeps the byte positions.
             let lower = text.to_ascii_lowercase();
             let (mut out, mut from) = (String::new(), 0);
             for (at, found) in lower.match_indices(form.as_str()) {
@@ -105,7 +105,7 @@ impl Secrets {
     }
 }
 
-/// How a secret may come back, in lower case.
+/// Returns the forms in which an answer may contain a secret, in lower case.
 fn forms(secret: &str) -> Vec<String> {
     let percent: String = secret
         .bytes()
@@ -122,7 +122,7 @@ fn forms(secret: &str) -> Vec<String> {
     all.into_iter().map(|form| form.to_ascii_lowercase()).collect()
 }
 
-/// Base64 of RFC 4648 without padding.
+/// Encodes in base64 (RFC 4648) without padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();

@@ -17,38 +17,38 @@ use reattach_core::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
-/// What a provider's API can do. All false is the poorest provider.
+/// The capabilities of a provider's API. The default has none of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// A detach names the expected holder and is refused for another one. Without it a detach races with others, so
-    /// the holder is read right before it.
+    /// A detach names the expected holder, and the provider refuses it when another instance is the holder. Without this
+    /// capability, only the read right before the detach shows the holder.
     pub detach_compares_holder: bool,
-    /// A detach can be forced.
+    /// A detach can be forced ([`Provider::force_detach`]).
     pub can_force: bool,
-    /// Instances can be powered off through this trait.
+    /// Instances can be powered off and on ([`Provider::power_off`], [`Provider::power_on`]).
     pub can_fence: bool,
-    /// Volumes can be snapshotted through this trait.
+    /// Snapshots of volumes can be made ([`Provider::snapshot`]).
     pub can_snapshot: bool,
-    /// Effects can be asked for as a dry-run.
+    /// The API has dry-runs of its effects.
     pub has_dry_run: bool,
 }
 
-/// What came of looking one object up.
+/// The result of reading one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Lookup<T> {
-    /// It is there.
+    /// The provider shows the object.
     Found(T),
-    /// The provider answered that this credential sees no such object. A bare answer of this kind proves nothing:
-    /// a wrong account answers the same.
+    /// The provider shows no such object to this credential. This alone proves nothing: a wrong account gets the answer
+    /// too.
     NotFound,
-    /// The provider could not be asked, or its answer could not be used.
+    /// The read failed, or its answer could not be used.
     Failed(ProviderError),
 }
 
 impl<T> Lookup<T> {
-    /// The object, where there is one.
+    /// Returns the object, if it was found.
     pub fn found(self) -> Option<T> {
         match self {
             Self::Found(item) => Some(item),
@@ -57,8 +57,7 @@ impl<T> Lookup<T> {
     }
 }
 
-/// An order to detach one volume from one holder. It can be made from a proof that this holder cannot write, and from
-/// nothing else.
+/// A request to detach one volume from one holder. It can only be made from a proof that this holder cannot write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DetachRequest {
     proof: FenceProof,
@@ -66,77 +65,77 @@ pub struct DetachRequest {
 }
 
 impl DetachRequest {
-    /// A plain (not forced) detach of the proof's volume from the proof's holder. `timeout` bounds the whole call,
-    /// the reading before it included, so that a leader can end it before its lease ends.
+    /// Makes a request for a plain (not forced) detach of the proof's volume from the proof's holder. `timeout` bounds the
+    /// whole call, including its reads, so that a leader can end it before its lease ends.
     pub fn plain(proof: FenceProof, timeout: Duration) -> Self {
         Self { proof, timeout }
     }
 
-    /// The volume to free.
+    /// Returns the volume to detach.
     pub fn volume(&self) -> &VolumeId {
         self.proof.volume()
     }
 
-    /// The instance that it may be freed from, and no other.
+    /// Returns the instance to detach from.
     pub fn holder(&self) -> &InstanceId {
         self.proof.holder()
     }
 
-    /// What the order rests on.
+    /// Returns the proof that the holder cannot write.
     pub fn proof(&self) -> &FenceProof {
         &self.proof
     }
 
-    /// How long the whole call may take.
+    /// Returns the maximum duration of the whole call.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 }
 
-/// A definite answer to an order to detach.
+/// A definite outcome of a request to detach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DetachOutcome {
-    /// Accepted; it takes effect later. Read the volume until it has no holder.
+    /// The provider accepted the detach, which takes effect later. Read the volume until it has no holder.
     Accepted,
-    /// Nobody holds the volume; nothing was done.
+    /// The volume has no holder. Nothing was done.
     AlreadyDetached,
-    /// Another instance holds the volume; nothing was done.
+    /// Another instance has the volume. Nothing was done.
     AttachedElsewhere(InstanceId),
-    /// Another job of the cloud's own is in the way; nothing was done. It ends by itself.
+    /// Another job of the cloud's own prevents the detach. The job ends by itself. Nothing was done.
     Busy {
-        /// The provider's words.
+        /// Text of the provider.
         detail: String,
     },
-    /// The provider refuses changes to the volume until its staff lift a lock; nothing was done.
+    /// The provider refuses changes to the volume until its staff lifts a lock. Nothing was done.
     Locked {
-        /// The provider's words.
+        /// Text of the provider.
         reason: String,
     },
-    /// An earlier detach is under way; nothing was done.
+    /// An earlier detach is under way. Nothing was done.
     Detaching,
 }
 
-/// What a right is needed for.
+/// The use of a right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RightUse {
-    /// Reading volumes.
+    /// Reading the state of volumes.
     ReadVolumes,
-    /// Reading instances.
+    /// Reading the state of instances.
     ReadInstances,
     /// Reading the job history.
     ReadJobs,
-    /// Detaching volumes.
+    /// Detaching volumes from instances.
     Detach,
-    /// Powering instances off and on; only policies that allow it need this.
+    /// Powering instances off and on. Only policies that allow it need this.
     Power,
-    /// Making snapshots; only policies that ask for one need this.
+    /// Making snapshots. Only policies that ask for one need this.
     Snapshot,
 }
 
 impl RightUse {
-    /// Whether reattach works in full, apart from what a policy must ask for, without it.
+    /// Returns whether only a policy that asks for the use needs it.
     pub fn is_optional(self) -> bool {
         matches!(self, Self::Power | Self::Snapshot)
     }
@@ -146,13 +145,13 @@ impl RightUse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Grant {
-    /// The provider says that it has.
+    /// The credential has the right, says the provider.
     Present,
-    /// The provider says that it has not.
+    /// The credential lacks the right, says the provider.
     Missing,
-    /// The provider could not be asked, or does not say.
+    /// The provider could not be read, or does not show the right.
     Unknown {
-        /// Why.
+        /// Cause, in a sentence.
         why: String,
     },
 }
@@ -161,26 +160,26 @@ pub enum Grant {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Right {
-    /// The provider's name of it, such as `volumes:read_write`.
+    /// Name of the right at the provider, such as `volumes:read_write`.
     pub name: String,
-    /// What it is needed for.
+    /// Uses that need the right.
     pub needed_for: Vec<RightUse>,
-    /// Whether the credential has it.
+    /// Whether the credential has the right.
     pub grant: Grant,
 }
 
-/// What the credential may do, found out without changing anything.
+/// The rights of the credential. They are read without changing anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PreflightReport {
-    /// Every right that is needed, sorted by name.
+    /// All rights that are needed, sorted by name.
     pub rights: Vec<Right>,
-    /// Why nothing could be found out, if so: unreachable, wrong credential.
+    /// Failure to read the rights, such as a provider that cannot be reached or a wrong credential.
     pub failure: Option<ProviderError>,
 }
 
 impl PreflightReport {
-    /// The rights known to be missing for any of these uses.
+    /// Returns the rights that are known to be missing for any of these uses.
     pub fn missing(&self, uses: &[RightUse]) -> Vec<&Right> {
         self.rights
             .iter()
@@ -188,133 +187,138 @@ impl PreflightReport {
             .collect()
     }
 
-    /// Whether every right that is needed for more than optional uses is known to be there.
+    /// Returns whether the credential is known to have all rights that an obligatory use needs.
     pub fn is_complete(&self) -> bool {
         let needed = |right: &&Right| right.needed_for.iter().any(|u| !u.is_optional());
         self.failure.is_none() && self.rights.iter().filter(needed).all(|r| r.grant == Grant::Present)
     }
 }
 
-/// A cloud's block storage and machines.
+/// The block storage and the instances of a cloud.
 ///
 /// # Expected flow
-/// `resolve_*` turn Kubernetes' handles into the cloud's identifiers; `describe_*` and `jobs` read; `preflight` finds
-/// out at the start what the credential may do. `detach` is the one effect: its outcome is read back by
-/// `describe_volumes` (no holder) and `jobs` (nothing pending).
+/// 1. `preflight` reads the rights of the credential at the start.
+/// 2. `resolve_*` convert Kubernetes' handles into the cloud's identifiers.
+/// 3. `describe_*` and `jobs` read the state of volumes and instances.
+/// 4. `detach` sends the one effect that every provider has. Its result is read back by `describe_volumes` (no holder)
+///    and `jobs` (nothing pending).
 ///
 /// # Guarantees
-/// - An optional effect that the provider does not have answers [`Unsupported`] and sends nothing; the others keep to
-///   the rules of `detach`: at most one mutating request, never repeated.
-/// - `detach` sends at most one mutating request, and never repeats it, whatever comes back.
-/// - `detach` reads the volume right before that request and sends nothing when the holder is not exactly the one of
-///   the request's proof.
-/// - Every identifier asked for is in the map that `describe_*` answers. Reads may be retried a bounded number of
-///   times, and never report [`ProviderError::Unknown`].
+/// - `detach` and `force_detach` read the volume right before their request, and send nothing when its holder is not
+///   exactly the holder of the request's proof.
+/// - Every effect sends at most one mutating request, and never repeats it. [`detach`](mod@crate::detach) ensures this for
+///   `detach` and `force_detach`.
+/// - An optional effect that the provider does not support returns [`Unsupported`] and sends nothing.
+/// - The map that `describe_*` returns contains every identifier of the call. Reads may be retried a bounded number of
+///   times, and never return [`ProviderError::Unknown`].
 /// - No error, log line or `Debug` output contains the credential.
 ///
 /// # Assumptions
-/// The caller holds new users of the volume away until the detach is read back, since providers without
-/// [`Capabilities::detach_compares_holder`] detach from whoever holds the volume when the request arrives. The caller
-/// bounds its own waiting; each call bounds itself.
+/// The caller keeps new users away from the volume until the detach is read back: a provider without
+/// [`Capabilities::detach_compares_holder`] detaches from the instance that has the volume when the request arrives.
+/// Each call ends by its own timeout; how often a call is made is up to the caller.
 ///
 /// # Caveats
-/// [`Lookup::NotFound`] does not prove that an object is gone. Reads may be stale for a while: judge a change from
-/// more than one. [`DetachOutcome::Accepted`] is a promise and not yet a fact.
+/// - [`Lookup::NotFound`] does not prove that an object is gone.
+/// - Reads may be stale for a while: more than one is needed to conclude that something changed.
+/// - [`DetachOutcome::Accepted`] is a promise and not yet a fact.
 ///
 /// # Errors
-/// See [`ProviderError`]: only `Unknown` leaves it open whether an effect happened.
+/// See [`ProviderError`]: only after `Unknown` it is open whether an effect happened.
 pub trait Provider: Send + Sync {
-    /// The provider's name, for people: `linode`.
+    /// Returns the name of the provider, such as `linode`.
     fn name(&self) -> &'static str;
 
-    /// What its API can do.
+    /// Returns the capabilities of the provider's API.
     fn capabilities(&self) -> Capabilities;
 
-    /// The cloud's volume behind a CSI handle. `None`: another driver's. `Some(Err(_))`: this provider's, but not
-    /// usable.
+    /// Returns the cloud's volume of a CSI handle. `None`: the handle belongs to another provider's driver. `Some(Err(_))`:
+    /// it belongs to this provider's driver and cannot be used.
     fn resolve_volume(
         &self,
         driver: &DriverName,
         handle: &VolumeHandle,
     ) -> Option<Result<VolumeId, HandleError>>;
 
-    /// The handle that the CSI driver gives to a volume which the cloud describes so. A PersistentVolume with another
-    /// spelling was made by a person, and nothing is freed through it.
+    /// Returns the handle that the CSI driver gives to this volume. A PersistentVolume with another spelling of the handle
+    /// was made by a person, and no volume is detached because of it.
     fn canonical_handle(&self, volume: &CloudVolume) -> VolumeHandle;
 
-    /// The volume for which the CSI driver takes a handle, however that is spelled. Wider than `resolve_volume`: it finds
-    /// what else leads to a volume. `None`: another driver's, or the driver takes it for none.
+    /// Returns the volume that the CSI driver would use for a handle, in any spelling that the driver accepts. Wider than
+    /// `resolve_volume`: it finds all PersistentVolumes of a volume. `None`: the handle belongs to another provider's
+    /// driver, or its driver does not accept it.
     fn volume_as_driver_reads(&self, driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
         self.resolve_volume(driver, handle)?.ok()
     }
 
-    /// The key by which a PersistentVolume's node affinity names the region or zone that [`CloudVolume::region`] is.
+    /// Returns the key of a PersistentVolume's node affinity whose value is [`CloudVolume::region`].
     fn topology_key(&self) -> Option<&'static str> {
         None
     }
 
-    /// The cloud's instance behind a Node's `spec.providerID`. `None`: another provider's.
+    /// Returns the cloud's instance of a Node's `spec.providerID`. `None`: the ID belongs to another provider.
     fn resolve_instance(&self, provider_id: &str) -> Option<Result<InstanceId, HandleError>>;
 
-    /// Reads volumes, in as few calls as the API allows.
+    /// Reads volumes with as few requests as the API allows.
     fn describe_volumes<'a>(
         &'a self,
         ids: &'a [VolumeId],
     ) -> BoxFuture<'a, BTreeMap<VolumeId, Lookup<CloudVolume>>>;
 
-    /// Reads instances, in as few calls as the API allows.
+    /// Reads instances with as few requests as the API allows.
     fn describe_instances<'a>(
         &'a self,
         ids: &'a [InstanceId],
     ) -> BoxFuture<'a, BTreeMap<InstanceId, Lookup<CloudInstance>>>;
 
-    /// The provider's own history of jobs that concern the volume and were created at or after `since`, oldest first and
-    /// without a gap: a history that could not be read back to `since` is an error.
+    /// Reads the provider's own history of the volume's jobs that were created at or after `since`, oldest first. The
+    /// history has no gap: when it cannot be read back to `since`, that is an error.
     fn jobs<'a>(
         &'a self,
         volume: &'a VolumeId,
         since: Timestamp,
     ) -> BoxFuture<'a, Result<Vec<CloudJob>, ProviderError>>;
 
-    /// After how long the provider itself refuses a request that has not arrived, by the time that the request carries.
-    /// None: a request may be carried out whenever it arrives. No limit of the client's own belongs here.
+    /// Returns the age at which the provider refuses a request that arrives late, by the time in the request itself. `None`:
+    /// a request may have its effect whenever it arrives. A timeout of the client is no such age.
     fn orders_expire_after(&self) -> Option<Duration> {
         None
     }
 
-    /// Detaches a volume from the one holder that was proven unable to write.
+    /// Detaches a volume from the holder that was proven unable to write. See [`detach`](mod@crate::detach).
     fn detach(&self, request: DetachRequest) -> BoxFuture<'_, Result<DetachOutcome, ProviderError>>;
 
-    /// What a person would type to detach `volume` from `holder` by hand: for plans and reports, never executed.
+    /// Returns the command that a person would type to detach `volume` from `holder`. It is shown in plans and reports, and
+    /// never executed.
     fn detach_command(&self, volume: &VolumeId, holder: &InstanceId) -> String;
 
-    /// What a person would type to power an instance off or on by hand, as `detach_command`.
+    /// Returns the command that a person would type to power an instance off or on, as `detach_command`.
     fn power_command(&self, instance: &InstanceId, on: bool) -> String {
         let way = if on { "on" } else { "off" };
         format!("(power instance {instance} {way} in the cloud's console)")
     }
 
-    /// What a person would type to make a snapshot of `volume` by hand, as `detach_command`.
+    /// Returns the command that a person would type to make a snapshot of `volume`, as `detach_command`.
     fn snapshot_command(&self, volume: &VolumeId) -> String {
         format!("(make a snapshot of volume {volume} in the cloud's console)")
     }
 
-    /// Finds out what the credential may do, without changing anything.
+    /// Reads the rights of the credential, without changing anything.
     fn preflight(&self) -> BoxFuture<'_, PreflightReport>;
 
-    /// Detaches a volume by force from a holder that was proven off or gone ([`Capabilities::can_force`]). The answer
-    /// is to be read back as with `detach`.
+    /// Detaches a volume by force from a holder that was proven off or gone ([`Capabilities::can_force`]). The result is
+    /// read back as that of `detach`.
     fn force_detach(
         &self,
         _request: ForceDetachRequest,
     ) -> BoxFuture<'_, Result<DetachOutcome, EffectError>> {
-        cannot(self.name(), Optional::ForceDetach)
+        unsupported(self.name(), Optional::ForceDetach)
     }
 
-    /// Powers an instance off ([`Capabilities::can_fence`]). The order alone proves nothing: read the instance until
-    /// it is off.
+    /// Powers an instance off ([`Capabilities::can_fence`]). An accepted request proves nothing: read the instance until it
+    /// is off.
     fn power_off(&self, _request: PowerOffRequest) -> BoxFuture<'_, Result<PowerOutcome, EffectError>> {
-        cannot(self.name(), Optional::Power)
+        unsupported(self.name(), Optional::Power)
     }
 
     /// Powers an instance on ([`Capabilities::can_fence`]). `timeout` bounds the call, not the boot.
@@ -323,40 +327,41 @@ pub trait Provider: Send + Sync {
         _instance: &'a InstanceId,
         _timeout: Duration,
     ) -> BoxFuture<'a, Result<PowerOutcome, EffectError>> {
-        cannot(self.name(), Optional::Power)
+        unsupported(self.name(), Optional::Power)
     }
 
-    /// Who answers for what this provider reads now: the same value for as long as account and region are the same,
-    /// another one for another account. Without it "not found" never proves that something is gone.
+    /// Reads an identifier of the account and region whose objects this provider reads. It is constant for one account and
+    /// differs between accounts. Without it, "not found" never proves that an object is gone.
     fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
-        cannot(self.name(), Optional::Scope)
+        unsupported(self.name(), Optional::Scope)
     }
 
-    /// What is known of an instance's power besides its state: jobs created at or after `since` and those under way,
-    /// oldest first, and whether the cloud may boot it by itself.
+    /// Reads the history of an instance's power: jobs created at or after `since` and jobs under way, oldest first, and
+    /// whether the cloud may boot the instance by itself.
     fn power_facts<'a>(
         &'a self,
         _instance: &'a InstanceId,
         _since: Timestamp,
     ) -> BoxFuture<'a, Result<PowerFacts, EffectError>> {
-        cannot(self.name(), Optional::PowerHistory)
+        unsupported(self.name(), Optional::PowerHistory)
     }
 
     /// Begins a snapshot of a volume ([`Capabilities::can_snapshot`]).
     fn snapshot(&self, _request: SnapshotRequest) -> BoxFuture<'_, Result<CloudSnapshot, EffectError>> {
-        cannot(self.name(), Optional::Snapshot)
+        unsupported(self.name(), Optional::Snapshot)
     }
 
-    /// The snapshots of a volume that were ordered with this label, oldest first: what became of an order.
+    /// Reads the snapshots of a volume that were requested with this label, oldest first. They show the result of a request
+    /// with an unknown outcome.
     fn snapshots<'a>(
         &'a self,
         _volume: &'a VolumeId,
         _label: &'a str,
     ) -> BoxFuture<'a, Result<Vec<CloudSnapshot>, EffectError>> {
-        cannot(self.name(), Optional::Snapshot)
+        unsupported(self.name(), Optional::Snapshot)
     }
 }
 
-fn cannot<'a, T: Send + 'a>(provider: &str, what: Optional) -> BoxFuture<'a, Result<T, EffectError>> {
+fn unsupported<'a, T: Send + 'a>(provider: &str, what: Optional) -> BoxFuture<'a, Result<T, EffectError>> {
     ready(Err(Unsupported::new(provider, what).into())).boxed()
 }

@@ -1,4 +1,4 @@
-//! The transport of production: reqwest over TLS, without redirects and without retries.
+//! The HTTP transport of production: reqwest over TLS, without redirects and retries.
 
 use crate::{HttpTransport, TransportError, TransportErrorKind};
 use bytes::{Bytes, BytesMut};
@@ -8,20 +8,20 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// The greatest answer that is read, in bytes. A page of 500 objects is a few MiB at most.
+/// Maximum size of an answer, in bytes. A page of 500 objects is a few MiB at most.
 const ANSWER_LIMIT: usize = 16 << 20;
 
-/// The most of a text from outside that is quoted, in characters.
+/// Maximum length of a quoted text of the provider, in characters.
 pub const QUOTED: usize = 300;
 
-/// HTTP over sockets.
+/// Makes a transport over sockets.
 ///
-/// Mutations (what `is_mutation` says of a request) use a connection of their own each: on a kept connection that the
-/// server closes at the same moment, one could not tell whether the request arrived. With `loopback` plain HTTP is
+/// Each mutation (a request for which `is_mutation` returns true) uses a new connection. On a kept connection that the
+/// server closes at that moment, it would not be known whether the request arrived. With `loopback`, plain HTTP is
 /// allowed and no proxy is used.
 ///
 /// # Errors
-/// A sentence, when the system offers no usable TLS roots or the like.
+/// A sentence that names the cause, such as a system without usable TLS roots.
 pub fn http_transport(
     connect_timeout: Duration,
     loopback: bool,
@@ -89,7 +89,7 @@ fn message(error: &reqwest::Error) -> String {
     one_line(&with_causes(error), QUOTED)
 }
 
-/// An error with its causes; what one repeats of another is left out.
+/// Returns the texts of an error and its causes. A cause that the text already contains is left out.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -103,22 +103,21 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// A text from outside on one line, `most` characters at the most, with what looks like a credential masked.
+/// Returns a text from outside on one line of at most `most` characters, with everything masked that looks like a credential.
 pub fn one_line(text: &str, most: usize) -> String {
     plain::sentence(text, most)
 }
 
-/// Whether the host of an endpoint is this machine itself, if credentials may be sent to it: over https, or over http to
-/// this machine.
+/// Returns whether the host of an endpoint is this machine itself.
 ///
 /// # Errors
-/// Why the endpoint must not be used.
+/// The reason for which credentials must not be sent to the endpoint. It must use https, or be on this machine.
 pub fn loopback_of(uri: &Uri) -> Result<bool, &'static str> {
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
         return Err("it must begin with https://");
     };
     if authority.as_str().contains('@') {
-        return Err("it must not contain credentials; they belong into their own setting");
+        return Err("it must not contain credentials; put them into their own setting");
     }
     let host = authority.host();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -126,13 +125,13 @@ pub fn loopback_of(uri: &Uri) -> Result<bool, &'static str> {
         host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if *scheme != Scheme::HTTPS && !(*scheme == Scheme::HTTP && loopback) {
         return Err(
-            "only https is allowed, and http to this machine itself: credentials must not travel in the clear",
+            "it must begin with https://, because it receives credentials; http:// is allowed only to this machine itself",
         );
     }
     Ok(loopback)
 }
 
-/// The URL without anything that could be a password, for messages.
+/// Returns the URL without anything that could be a password, for messages.
 pub fn redacted(url: &str) -> String {
     match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),

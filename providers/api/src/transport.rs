@@ -1,40 +1,40 @@
 //! HTTP as a boxed `tower` service.
 //!
-//! Production puts a real client behind it; the simulation and the drill call the simulator's router in memory, so
-//! that they run under tokio's paused clock, where real sockets make time-outs fire early.
+//! In production a real HTTP client is behind it. The simulation and the drill call the simulator's router in memory: under
+//! tokio's paused clock, real sockets would make timeouts fire early.
 
 use bytes::Bytes;
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tower::util::BoxCloneSyncService;
 
-/// Sends one request and collects the whole answer. It never retries and never follows redirects.
+/// Sends one request and returns the whole answer. Does not retry and does not follow redirects.
 pub type HttpTransport = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, TransportError>;
 
 /// How far a request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TransportErrorKind {
-    /// It never left: no connection, no name, no TLS. It had no effect.
+    /// The request was not sent: no connection, no name, no TLS. It had no effect.
     BeforeSend,
-    /// It left, or may have, and no whole answer came back.
+    /// The request was sent, or may have been, and no complete answer came back.
     AfterSend,
-    /// No answer within the time allowed; how far the request got is not known.
+    /// No answer came within the time allowed. How far the request got is not known.
     Timeout,
 }
 
-/// A request without a whole answer.
+/// A request that got no complete answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TransportError {
-    /// How far it got.
+    /// How far the request got.
     pub kind: TransportErrorKind,
-    /// What went wrong, in a sentence without credentials.
+    /// The failure, in a sentence without credentials.
     pub message: String,
 }
 
 impl TransportError {
-    /// An error of this kind.
+    /// Makes an error of this kind.
     pub fn new(kind: TransportErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }

@@ -1,4 +1,4 @@
-//! From the SDK's errors to what is known about the effect.
+//! Classifies the SDK's errors by what is known about the effect.
 
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -6,10 +6,10 @@ use reattach_provider_api::socket::{QUOTED, one_line, with_causes};
 use reattach_provider_api::{ProviderError, TransportError, TransportErrorKind};
 use std::{error::Error, time::Duration};
 
-/// What EC2 answers to a dry-run of what the caller may do.
+/// Code of EC2's answer to a dry-run of an allowed action.
 pub(crate) const DRY_RUN: &str = "DryRunOperation";
 
-/// Codes of throttling: EC2's own, and those that the SDK counts as such for any service.
+/// Codes of throttling: those of EC2, and those that the SDK treats as throttling for any service.
 const THROTTLED: [&str; 9] = [
     "RequestLimitExceeded",
     "Throttling",
@@ -22,10 +22,10 @@ const THROTTLED: [&str; 9] = [
     "SlowDown",
 ];
 
-/// Codes that say that the caller lacks a right. Their texts name the caller and the right.
+/// Codes of a missing right. Their texts name the caller and the right.
 const LACKS_RIGHT: [&str; 3] = ["UnauthorizedOperation", "AccessDenied", "AccessDeniedException"];
 
-/// Codes that say that the credential itself is not good. Their texts are not quoted: some repeat what was signed.
+/// Codes of a credential that is not accepted. Their texts are not quoted, because some repeat the signed text.
 const BAD_CREDENTIAL: [&str; 13] = [
     "AuthFailure",
     "Blocked",
@@ -42,11 +42,11 @@ const BAD_CREDENTIAL: [&str; 13] = [
     "UnrecognizedClientException",
 ];
 
-/// Codes of an object that the caller's account does not have.
+/// Codes of an object that does not exist in the caller's account.
 const NOT_FOUND: [&str; 3] =
     ["InvalidVolume.NotFound", "InvalidInstanceID.NotFound", "InvalidSnapshot.NotFound"];
 
-/// Codes of a failure on the server's side, after which the effect of a mutation is open.
+/// Codes of a failure of the server, after which the effect of a mutation is open.
 const SERVER: [&str; 6] = [
     "InternalError",
     "InternalFailure",
@@ -56,37 +56,37 @@ const SERVER: [&str; 6] = [
     "RequestTimeout",
 ];
 
-/// Whether a call can change something, and if so, whether it had left.
+/// Whether a call can have an effect, and whether it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// It cannot: a read, or a dry-run.
+    /// A read or a dry-run, which has no effect.
     Read,
-    /// It can.
+    /// A call that can have an effect.
     Mutation {
         /// Whether the request was handed to the transport.
         sent: bool,
     },
 }
 
-/// What a call is about.
+/// The name of a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call<'a> {
-    /// What was tried, as "detach volume vol-1".
+    /// The action in words, as "detach volume vol-1".
     pub(crate) operation: &'a str,
-    /// The API's name of the action, which is the name of the right.
+    /// The API's name of the action, which is also the name of the right.
     pub(crate) action: &'a str,
 }
 
 /// A call without a usable result.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// By what is known about the effect.
+    /// The error, by what is known about the effect.
     pub(crate) error: ProviderError,
-    /// EC2's code, where it gave one.
+    /// EC2's error code, if there is one.
     pub(crate) code: Option<String>,
-    /// EC2's text, where it gave one.
+    /// EC2's text, if there is one.
     pub(crate) message: Option<String>,
-    /// Whether another try of a read may go better.
+    /// Whether a read may be retried.
     pub(crate) transient: bool,
 }
 
@@ -97,7 +97,7 @@ impl Failure {
 }
 
 impl Call<'_> {
-    /// The effect is open for a mutation that had left; otherwise there was none.
+    /// Makes the error of a call without a usable answer. The effect of a mutation that was sent is unknown.
     pub(crate) fn open(&self, kind: Kind, reason: String) -> ProviderError {
         let operation = self.operation.to_owned();
         match kind {
@@ -106,7 +106,7 @@ impl Call<'_> {
         }
     }
 
-    /// There was no effect.
+    /// Makes the error of a call that had no effect.
     pub(crate) fn not_applied(&self, reason: impl Into<String>) -> ProviderError {
         ProviderError::not_applied(self.operation, reason)
     }
@@ -115,12 +115,12 @@ impl Call<'_> {
         ProviderError::Denied { operation: self.operation.to_owned(), reason, missing }
     }
 
-    /// No answer in the time allowed.
+    /// Makes the failure of a call without an answer in the time allowed.
     pub(crate) fn timed_out(&self, kind: Kind) -> Failure {
         Failure::new(self.open(kind, "no answer in the time allowed".to_owned()), true)
     }
 
-    /// What the SDK's error means.
+    /// Classifies an error of the SDK.
     pub(crate) fn failed<E>(&self, kind: Kind, error: SdkError<E, HttpResponse>) -> Failure
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
@@ -162,7 +162,7 @@ impl Call<'_> {
         Failure::new(self.open(kind, reason), matches!(error, SdkError::TimeoutError(_)))
     }
 
-    /// What an answer other than a success means.
+    /// Classifies an answer that is not a success.
     fn refused(
         &self,
         kind: Kind,
@@ -205,13 +205,13 @@ impl Call<'_> {
     }
 }
 
-/// A message without the part that only AWS can decode, which is long and tells a reader nothing.
+/// Returns a message without its long part that only AWS can decode.
 fn plain(message: &str) -> &str {
     let end = message.find("Encoded authorization failure message").unwrap_or(message.len());
     message[..end].trim_end()
 }
 
-/// The first cause of this type.
+/// Returns the first cause of this type.
 fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -223,7 +223,7 @@ fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
     None
 }
 
-/// A text from outside on one line, bounded. IAM's long texts are cut where only AWS can read on.
+/// Returns a text from outside on one line of limited length, without the part that only AWS can decode.
 pub(crate) fn quote(text: &str) -> String {
     one_line(plain(text), QUOTED)
 }
@@ -288,7 +288,7 @@ mod tests {
         );
         assert_eq!(
             error(502, None),
-            "tried to detach volume vol-1, and whether that happened is not known: HTTP 502 with a body of type \
+            "tried to detach volume vol-1, and the effect is not known: HTTP 502 with a body of type \
              text/html, not in the API's own form"
         );
         let encoded = "Not allowed. Encoded authorization failure message: c2VjcmV0";

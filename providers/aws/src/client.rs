@@ -1,4 +1,4 @@
-//! Calls: reads with a bounded number of retries, mutations exactly once. The SDK itself retries nothing.
+//! Sends requests: reads with a bounded number of retries, mutations once. The SDK's own retries are off.
 
 use crate::{
     classify::{Call, Failure, Kind},
@@ -16,16 +16,16 @@ use reattach_provider_api::{Deadline, HttpTransport, ProviderError, masking};
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 use tokio::sync::OnceCell;
 
-/// The waits before the second and third try of a read.
+/// Waits before the second and third attempt of a read.
 const READ_WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(400)];
 
-/// The most pages of one list that are read.
+/// Maximum number of pages of one list.
 pub(crate) const MAX_PAGES: usize = 200;
 
-/// A result as the SDK gives it.
+/// A result of the SDK.
 pub(crate) type Answer<T, E> = Result<T, SdkError<E, HttpResponse>>;
 
-/// EC2 over a transport. Clones share it.
+/// A client of EC2 over a transport. Clones share the transport.
 #[derive(Clone)]
 pub(crate) struct Client(Arc<Inner>);
 
@@ -50,7 +50,7 @@ impl Client {
         &self.0.config
     }
 
-    /// The SDK's client, set up at the first call: its settings are read from files and the environment.
+    /// Returns the SDK's client. The first call makes it and reads its settings from files and the environment.
     async fn ec2(&self) -> &Ec2 {
         self.0.ec2.get_or_init(|| self.set_up()).await
     }
@@ -71,21 +71,21 @@ impl Client {
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
-        // An app name has no slash.
+        // An app name must not contain a slash.
         builder.set_app_name(AppName::new(config.user_agent.replace('/', "-")).ok());
         Ec2::from_conf(
             builder
                 .http_client(Connector::reading(transport.clone()))
                 .retry_config(RetryConfig::disabled())
-                // Time limits are set around each call, here.
+                // The functions below set a timeout around each call.
                 .timeout_config(TimeoutConfig::disabled())
                 .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
                 .build(),
         )
     }
 
-    /// Reads. Retries what may pass (no answer, 408, 5xx), at most twice. Throttling is not retried here: waiting is
-    /// the caller's decision.
+    /// Sends a read. Retries passing failures (no answer, 408, 5xx), at most twice. Does not retry a throttled read: the
+    /// caller decides how long to wait.
     pub(crate) async fn read<T, E, F>(
         &self,
         call: Call<'_>,
@@ -102,7 +102,7 @@ impl Client {
                 Err(failure) => failure,
             };
             let Some(wait) = waits.next().filter(|_| failure.transient) else { return Err(failure.error) };
-            tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, trying again");
+            tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, retrying");
             tokio::time::sleep(*wait).await;
         }
     }
@@ -119,8 +119,8 @@ impl Client {
         }
     }
 
-    /// Sends one request that can change something, and never a second one. `send` gets settings to be used for this
-    /// call alone: `.customize().config_override(…)`.
+    /// Sends one mutation, and never repeats it. `send` gets settings for this call only, for
+    /// `.customize().config_override(…)`.
     pub(crate) async fn mutate<T, E, F>(
         &self,
         call: Call<'_>,
@@ -132,7 +132,7 @@ impl Client {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         if !deadline.leaves_time_to_send() {
-            let error = call.not_applied("what came before the request left too little time for it");
+            let error = call.not_applied("too little time was left to send the request");
             return Err(Failure { error, code: None, message: None, transient: false });
         }
         let (settings, sent) = self.once();
@@ -145,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Asks whether a call would be allowed (`DryRun`), without its effect.
+    /// Sends a dry-run (`DryRun`), which has no effect.
     pub(crate) async fn dry_run<T, E, F>(
         &self,
         call: Call<'_>,
@@ -163,7 +163,7 @@ impl Client {
         }
     }
 
-    /// Settings for a call that is sent at most once.
+    /// Returns the settings of a call that is sent at most once.
     fn once(&self) -> (Builder, Sent) {
         let (connector, sent) = Connector::once(self.0.transport.clone());
         (Builder::new().http_client(connector).retry_config(RetryConfig::disabled()), sent)

@@ -1,4 +1,4 @@
-//! Settings, under the names that every AWS tool uses: `AWS_REGION`, `AWS_ENDPOINT_URL` and the usual sources of
+//! Settings. Their names are those of all AWS tools: `AWS_REGION`, `AWS_ENDPOINT_URL` and the usual sources of
 //! credentials.
 
 use aws_sdk_ec2::config::Credentials;
@@ -7,13 +7,13 @@ use reattach_core::product::Product;
 use reattach_provider_api::socket::{loopback_of, redacted};
 use std::{fmt, time::Duration};
 
-/// Time allowed to open a connection.
+/// Timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time allowed for one read, fetching credentials included.
+/// Timeout for one read, including the time to get credentials.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How requests name this library where the program did not give its own name.
+/// Name in the requests when the program does not set its own.
 const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 
 /// A setting that cannot be used.
@@ -22,38 +22,38 @@ pub enum ConfigError {
     /// No region is set.
     #[error("AWS_REGION is not set: set it to the region of the cluster's volumes, such as eu-central-1")]
     NoRegion,
-    /// The region is no word that a host name can have.
+    /// The region cannot be part of a host name.
     #[error("AWS_REGION {0:?} cannot be used: expected a region such as eu-central-1")]
     BadRegion(String),
-    /// The endpoint is no URL of an API.
+    /// The endpoint is not a usable URL of an API.
     #[error("{variable} {url:?} cannot be used: {why}")]
     BadUrl {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// The value, without credentials.
+        /// Value of the variable, without credentials.
         url: String,
-        /// What is wrong with it.
+        /// Defect of the value.
         why: &'static str,
     },
     /// The HTTP client could not be made.
-    #[error("the HTTP client could not be set up: {0}")]
+    #[error("the HTTP client could not be made: {0}")]
     Client(String),
 }
 
-/// Where credentials come from.
+/// Source of the credentials.
 #[derive(Clone)]
 pub(crate) enum Source {
     /// The SDK's default chain: environment, profile, web identity (IRSA), container (EKS Pod Identity), instance.
     Chain,
-    /// Given.
+    /// Credentials given by the program.
     Fixed(Credentials),
 }
 
-/// How to reach EC2.
+/// Settings of the client of EC2.
 #[derive(Clone)]
 pub struct AwsConfig {
     pub(crate) region: String,
-    /// `None` leaves the endpoint to the SDK: the region's own, or the one of its variables and profile.
+    /// Endpoint. `None`: the SDK uses the one of its variables or profile, otherwise that of the region.
     pub(crate) endpoint: Option<String>,
     pub(crate) loopback: bool,
     pub(crate) source: Source,
@@ -77,13 +77,12 @@ impl fmt::Debug for AwsConfig {
 }
 
 impl AwsConfig {
-    /// Settings from variables as an environment gives them: `AWS_REGION` (or `AWS_DEFAULT_REGION`), and
-    /// `AWS_ENDPOINT_URL_EC2` or `AWS_ENDPOINT_URL` if set. Credentials come from the SDK's default chain when the
-    /// first call is made.
+    /// Makes settings from environment variables: `AWS_REGION` (or `AWS_DEFAULT_REGION`), and `AWS_ENDPOINT_URL_EC2` or
+    /// `AWS_ENDPOINT_URL` if set. The first call reads credentials from the SDK's default chain.
     ///
     /// # Errors
-    /// [`ConfigError::NoRegion`] and [`ConfigError::BadRegion`]; [`ConfigError::BadUrl`] when the endpoint is no
-    /// absolute URL, has credentials, or is plain HTTP to another machine (session tokens would travel in the clear).
+    /// [`ConfigError::NoRegion`] and [`ConfigError::BadRegion`]. [`ConfigError::BadUrl`] when the endpoint is no absolute URL,
+    /// has credentials, or is plain HTTP to another machine, which would send session tokens unencrypted.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let set = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let region = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION")).ok_or(ConfigError::NoRegion)?;
@@ -97,7 +96,7 @@ impl AwsConfig {
         Self::new(region, None, loopback, Source::Chain)
     }
 
-    /// Settings that use nothing of the environment: for tests and drills.
+    /// Makes settings that do not use the environment, for tests and drills.
     ///
     /// # Errors
     /// As [`AwsConfig::from_vars`].
@@ -118,7 +117,7 @@ impl AwsConfig {
         loopback: bool,
         source: Source,
     ) -> Result<Self, ConfigError> {
-        // The region becomes a part of a host name.
+        // The region becomes part of a host name.
         if !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
             return Err(ConfigError::BadRegion(region));
         }
@@ -126,25 +125,25 @@ impl AwsConfig {
         Ok(Self { region, endpoint, loopback, source, connect_timeout, read_timeout, user_agent: USER_AGENT })
     }
 
-    /// The same for the requests of this program: they carry its name and version.
+    /// Sets the program whose name and version the requests contain.
     pub fn for_product(mut self, product: Product) -> Self {
         self.user_agent = product.user_agent();
         self
     }
 
-    /// The same with another time limit for one read.
+    /// Sets the timeout for one read.
     pub fn with_read_timeout(mut self, timeout: Duration) -> Self {
         self.read_timeout = timeout;
         self
     }
 
-    /// The region.
+    /// Returns the region.
     pub fn region(&self) -> &str {
         &self.region
     }
 }
 
-/// Whether the URL's host is this machine, if the URL may be used.
+/// Returns whether the URL's host is this machine. The error: the URL must not be used.
 fn check_url(variable: &'static str, url: &str) -> Result<bool, ConfigError> {
     let bad = |why| ConfigError::BadUrl { variable, url: redacted(url), why };
     let uri: Uri = url.parse().map_err(|_| bad("it is not a URL"))?;

@@ -1,4 +1,4 @@
-//! The SDK's HTTP client over an [`HttpTransport`]: production and simulation differ in the transport alone.
+//! The SDK's HTTP client over an [`HttpTransport`]. Production and simulation differ only in the transport.
 
 use aws_sdk_ec2::config::{HttpClient, RuntimeComponents};
 use aws_smithy_runtime_api::client::{
@@ -18,7 +18,7 @@ use std::{
 };
 use tower::ServiceExt;
 
-/// Marks a request that can change something. The transport of production gives it a connection of its own.
+/// Marks a mutation. The transport of production uses a new connection for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mutation;
 
@@ -32,7 +32,7 @@ impl Sent {
     }
 }
 
-/// The transport as the SDK sees it.
+/// The transport in the form of an SDK connector.
 #[derive(Clone)]
 pub(crate) struct Connector {
     transport: HttpTransport,
@@ -46,12 +46,12 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
-    /// For reads.
+    /// Makes a connector for reads.
     pub(crate) fn reading(transport: HttpTransport) -> Self {
         Self { transport, once: None }
     }
 
-    /// For one mutation: it sends one request and refuses a second one, whatever the SDK thinks of retries.
+    /// Makes a connector for one mutation. It sends one request and refuses any further one, so that the SDK cannot retry.
     pub(crate) fn once(transport: HttpTransport) -> (Self, Sent) {
         let sent = Sent::default();
         (Self { transport, once: Some(sent.clone()) }, sent)
@@ -80,7 +80,7 @@ impl HttpConnector for Connector {
             let mut request = request.map(|_| body);
             if let Some(sent) = &once {
                 if sent.0.swap(true, Ordering::SeqCst) {
-                    // The first request's outcome is what counts; it is not known to be without effect.
+                    // The first request may have had its effect, so its outcome counts.
                     let error =
                         TransportError::new(TransportErrorKind::AfterSend, "a second try was prevented");
                     return Err(ConnectorError::user(Box::new(error)));

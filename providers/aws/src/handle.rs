@@ -1,19 +1,19 @@
-//! Kubernetes' names of AWS's things: CSI volume handles `vol-…` and provider IDs `aws:///ZONE/i-…`.
+//! Converts Kubernetes' names of AWS's objects: CSI volume handles `vol-…` and provider IDs `aws:///ZONE/i-…`.
 
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::HandleError;
 
-/// The name of the EBS CSI driver.
+/// Name of the EBS CSI driver.
 pub const DRIVER: &str = "ebs.csi.aws.com";
 
-/// The key of a volume's zone in a PersistentVolume's node affinity.
+/// Key of a volume's zone in a PersistentVolume's node affinity.
 /// Source: aws-ebs-csi-driver `pkg/driver/constants.go`, `ZoneTopologyKey`.
 pub(crate) const TOPOLOGY_KEY: &str = "topology.ebs.csi.aws.com/zone";
 
-/// How a Node's `spec.providerID` begins at AWS.
+/// Prefix of a Node's `spec.providerID` at AWS.
 pub const PROVIDER_ID_PREFIX: &str = "aws://";
 
-/// The volume behind a handle, which at EBS is the volume's own identifier.
+/// Returns the volume of a handle. At EBS the handle is the volume's identifier.
 pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Result<VolumeId, HandleError>> {
     if driver.as_str() != DRIVER {
         return None;
@@ -26,8 +26,8 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
     })
 }
 
-/// The instance behind a provider ID, `aws:///<zone>/i-…`. Nodes that are no EC2 instances (Fargate, HyperPod) have
-/// other tails and are refused.
+/// Returns the instance of a provider ID, `aws:///<zone>/i-…`. Nodes that are no EC2 instances (Fargate, HyperPod) have IDs
+/// of another form, which are refused.
 pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
     let tail = provider_id.strip_prefix(PROVIDER_ID_PREFIX)?;
     let id = match tail.split('/').collect::<Vec<_>>()[..] {
@@ -38,17 +38,17 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
     Some(id.map(InstanceId::new).ok_or_else(|| HandleError::new("provider ID", provider_id, why)))
 }
 
-/// Whether a text is a volume's identifier in EC2's spelling.
+/// Returns whether a text is a volume's identifier in EC2's spelling.
 pub(crate) fn is_volume(text: &str) -> bool {
     text.strip_prefix("vol-").is_some_and(is_number)
 }
 
-/// Whether a text is an instance's identifier in EC2's spelling.
+/// Returns whether a text is an instance's identifier in EC2's spelling.
 pub(crate) fn is_instance(text: &str) -> bool {
     text.strip_prefix("i-").is_some_and(is_number)
 }
 
-/// 17 hexadecimal digits, or 8 for resources from before 2018.
+/// Returns whether a text has 17 hexadecimal digits, or 8 as in resources from before 2018.
 fn is_number(text: &str) -> bool {
     matches!(text.len(), 8 | 17) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -1,13 +1,15 @@
 //! AWS: EBS volumes and EC2 instances, over the EC2 API.
 //!
-//! [`AwsProvider`] implements [`reattach_provider_api::Provider`]. The AWS SDK makes and signs the requests; they go
-//! out through an [`HttpTransport`](reattach_provider_api::HttpTransport): [`http_transport`] in production, the
+//! [`AwsProvider`] implements [`reattach_provider_api::Provider`]. The AWS SDK makes and signs the requests. They are
+//! sent through an [`HttpTransport`](reattach_provider_api::HttpTransport): [`http_transport`] in production, the
 //! simulated cloud's router in memory in tests and drills.
 //!
-//! What shapes the code: a detach names its instance, which EC2 compares; the SDK repeats requests by default, mutations
-//! included, so it is told not to and each mutation has a connector that sends once; EC2 keeps no history of jobs, so
-//! the state of the attachment stands for it; many objects are asked for by filter, since one unknown identifier in a
-//! list fails the whole list.
+//! Properties of EC2 and its SDK determine the code:
+//! - A detach names its instance, and EC2 refuses it when another instance has the volume.
+//! - The SDK repeats requests by default, also mutations. Its retries are off, and each mutation has a connector that sends
+//!   only once.
+//! - EC2 keeps no history of jobs, so the state of the attachment is used instead.
+//! - One unknown identifier in a list fails the whole request, so many objects are read by a filter.
 
 mod classify;
 mod client;

@@ -11,7 +11,7 @@ use reattach_provider_api::{
 };
 use std::time::Duration;
 
-/// Stops an instance. It is never hibernated, which would keep its writes for later.
+/// Stops an instance. It is never hibernated: that would keep unfinished writes in its memory.
 pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
     let id = &request.instance;
     let operation = format!("power off instance {id}");

@@ -1,4 +1,4 @@
-//! What the credential may do, by asking EC2 for dry-runs: nothing is changed.
+//! Reads the rights of the credential by dry-runs, which change nothing.
 
 use crate::{
     classify::{Call, DRY_RUN, Failure},
@@ -10,7 +10,7 @@ use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_provider_api::{Grant, PreflightReport, ProviderError, Right, RightUse};
 use std::{error::Error, future::Future};
 
-/// Rights by what they are needed for, sorted by name.
+/// Rights and their uses, sorted by name.
 const RIGHTS: [(&str, &[RightUse]); 7] = [
     ("CreateSnapshot", &[RightUse::Snapshot]),
     ("DescribeInstances", &[RightUse::ReadInstances]),
@@ -21,30 +21,30 @@ const RIGHTS: [(&str, &[RightUse]); 7] = [
     ("StopInstances", &[RightUse::Power]),
 ];
 
-/// The smallest page that EC2 gives.
+/// Minimum size of a page at EC2.
 const PAGE: i32 = 5;
 
-/// Asks for each right. A policy may allow an effect on some volumes and instances only, so those are asked about with
+/// Reads each right. A policy may allow an effect for some volumes and instances only, so the dry-run of an effect is about
 /// a volume of the EBS CSI driver and its holder.
 pub(crate) async fn run(client: &Client) -> PreflightReport {
-    let volumes = match ask(client, "DescribeVolumes", describe_volumes).await {
+    let volumes = match dry_run(client, "DescribeVolumes", describe_volumes).await {
         Ok(grant) => grant,
-        // Without this answer the others will not come either.
-        Err(failure) => return nothing_known(failure),
+        // A failure here would also fail all further requests.
+        Err(failure) => return unknown(failure),
     };
     let sample = match &volumes {
-        Grant::Present => read::sample(client, "look for a volume to ask about").await,
+        Grant::Present => read::sample(client, "look for a volume for the dry-runs").await,
         _ => Ok(None),
     };
     let mut rights = Vec::new();
     for (action, uses) in RIGHTS {
         let grant = match (action, &sample) {
             ("DescribeVolumes", _) => Ok(volumes.clone()),
-            ("DescribeInstances", _) => ask(client, action, describe_instances).await,
-            ("DescribeSnapshots", _) => ask(client, action, describe_snapshots).await,
+            ("DescribeInstances", _) => dry_run(client, action, describe_instances).await,
+            ("DescribeSnapshots", _) => dry_run(client, action, describe_snapshots).await,
             (_, Ok(Some((volume, holder)))) => effect(client, action, volume, holder).await,
             (_, Ok(None)) => {
-                let why = "no attached volume of the EBS CSI driver was found to ask about".to_owned();
+                let why = "no attached volume of the EBS CSI driver was found for the dry-run".to_owned();
                 Ok(Grant::Unknown { why })
             }
             (_, Err(error)) => Ok(Grant::Unknown { why: error.to_string() }),
@@ -55,7 +55,7 @@ pub(crate) async fn run(client: &Client) -> PreflightReport {
     PreflightReport { rights, failure: None }
 }
 
-fn nothing_known(failure: ProviderError) -> PreflightReport {
+fn unknown(failure: ProviderError) -> PreflightReport {
     let why = failure.to_string();
     let right = |(action, uses): &(&str, &[RightUse])| Right {
         name: format!("ec2:{action}"),
@@ -74,7 +74,7 @@ async fn effect(
     let (volume, holder) = (volume.as_str(), holder.as_str());
     match action {
         "DetachVolume" => {
-            ask(client, action, |ec2, once| {
+            dry_run(client, action, |ec2, once| {
                 let request = ec2.detach_volume().volume_id(volume).instance_id(holder).dry_run(true);
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
@@ -82,7 +82,7 @@ async fn effect(
             .await
         }
         "StopInstances" => {
-            ask(client, action, |ec2, once| {
+            dry_run(client, action, |ec2, once| {
                 let request = ec2.stop_instances().instance_ids(holder).dry_run(true);
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
@@ -90,7 +90,7 @@ async fn effect(
             .await
         }
         "StartInstances" => {
-            ask(client, action, |ec2, once| {
+            dry_run(client, action, |ec2, once| {
                 let request = ec2.start_instances().instance_ids(holder).dry_run(true);
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
@@ -98,7 +98,7 @@ async fn effect(
             .await
         }
         _ => {
-            ask(client, action, |ec2, once| {
+            dry_run(client, action, |ec2, once| {
                 let request = ec2.create_snapshot().volume_id(volume).dry_run(true);
                 let request = request.customize().config_override(once);
                 async move { request.send().await }
@@ -145,8 +145,8 @@ async fn describe_snapshots(
         .await
 }
 
-/// The grant that a dry-run shows. Errors when the credential itself is refused, or nothing was learned.
-async fn ask<T, E, F>(
+/// Sends a dry-run and returns the grant that it shows. The error is a refused credential, or an answer that shows nothing.
+async fn dry_run<T, E, F>(
     client: &Client,
     action: &str,
     send: impl FnOnce(Ec2, Builder) -> F,
@@ -155,12 +155,12 @@ where
     F: Future<Output = Answer<T, E>>,
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let operation = format!("ask whether ec2:{action} is allowed");
+    let operation = format!("check whether ec2:{action} is allowed");
     let call = Call { operation: &operation, action };
     match client.dry_run(call, send).await {
-        // EC2 answers no dry-run with a success. From something like it, the answer to a read shows the right as well.
+        // EC2 never answers a dry-run with success. A server like EC2 may; its answer to a read shows the right too.
         Ok(_) if action.starts_with("Describe") => Ok(Grant::Present),
-        Ok(_) => Err(call.not_applied("the dry-run was answered as if it were no dry-run")),
+        Ok(_) => Err(call.not_applied("the dry-run was answered like a request without dry-run")),
         Err(Failure { code: Some(code), .. }) if code == DRY_RUN => Ok(Grant::Present),
         Err(Failure { error: ProviderError::Denied { missing, .. }, .. }) if !missing.is_empty() => {
             Ok(Grant::Missing)

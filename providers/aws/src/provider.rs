@@ -21,25 +21,25 @@ use reattach_provider_api::{
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, time::Duration};
 
-/// Bytes of a scope's fingerprint.
+/// Length of a scope's fingerprint, in bytes.
 const FINGERPRINT: usize = 16;
 
-/// The provider's name.
+/// Name of the provider.
 pub const NAME: &str = "aws";
 
-/// EC2 and EBS as a provider. Clones share their connections and credentials.
+/// The provider for EC2 and EBS. Clones share their connections and credentials.
 #[derive(Clone, Debug)]
 pub struct AwsProvider {
     client: Client,
 }
 
 impl AwsProvider {
-    /// Over this transport.
+    /// Makes a provider over this transport.
     pub fn new(transport: HttpTransport, config: AwsConfig) -> Self {
         Self { client: Client::new(transport, config) }
     }
 
-    /// Over HTTP as production uses it. Nothing is sent yet; credentials are looked for at the first call.
+    /// Makes a provider over HTTP, as in production. Sends nothing. Credentials are read at the first call.
     ///
     /// # Errors
     /// As [`http_transport`].
@@ -97,9 +97,9 @@ impl Provider for AwsProvider {
         read::instances(&self.client, ids).boxed()
     }
 
-    /// EC2 keeps no history of its jobs, so this is what the volume's attachments tell now: an attach or detach under
-    /// way is pending, with the time at which the *attachment* began, however long ago; one that failed or ended
-    /// leaves nothing behind, but for the attach of the present attachment.
+    /// EC2 keeps no history of jobs, so the jobs follow from the present attachments of the volume. An attach or detach under
+    /// way is pending, with the time at which the *attachment* began. Jobs that have failed or ended do not show, except
+    /// the attach of the present attachment.
     fn jobs<'a>(
         &'a self,
         volume: &'a VolumeId,
@@ -109,22 +109,22 @@ impl Provider for AwsProvider {
             let operation = format!("read the attachments of volume {volume}");
             let call = Call { operation: &operation, action: "DescribeVolumes" };
             if !handle::is_volume(volume.as_str()) {
-                return Err(call.not_applied("it is no volume of EC2's"));
+                return Err(call.not_applied("it is not the identifier of an EC2 volume"));
             }
-            // No such volume, or not this account's: no job of it is known, as with any other history.
+            // The volume does not exist or belongs to another account: it has no known jobs.
             let Some(found) = read::one_volume(&self.client, &operation, volume).await? else {
                 return Ok(Vec::new());
             };
             let jobs = wire::jobs(&found)
                 .map_err(|why| call.not_applied(format!("the answer cannot be used: {why}")))?;
-            // What is pending counts, whenever its attachment began.
+            // A pending job is returned even when its attachment began before `since`.
             Ok(jobs.into_iter().filter(|job| job.is_pending() || job.created >= since).collect())
         }
         .boxed()
     }
 
     /// EC2 refuses a request that arrives more than 15 min after its date, and accepts a date of at most 15 min ahead
-    /// (`RequestExpired` in its list of error codes); the rest is for the difference between two clocks of ours.
+    /// (`RequestExpired` in its list of error codes). The other 10 min are for the difference between two of our clocks.
     fn orders_expire_after(&self) -> Option<Duration> {
         Some(Duration::from_mins(40))
     }
@@ -169,7 +169,7 @@ impl Provider for AwsProvider {
         power::on(&self.client, instance, timeout).boxed()
     }
 
-    /// A fingerprint of account and region. The access key is no part of it: those of a role change every hour.
+    /// A fingerprint of account and region. The access key is not part of it, because the keys of a role change every hour.
     fn scope(&self) -> BoxFuture<'_, Result<CloudScope, EffectError>> {
         async move {
             let account = read::account(&self.client, "tell which account answers").await?;
@@ -180,7 +180,7 @@ impl Provider for AwsProvider {
         .boxed()
     }
 
-    /// EC2 keeps no history of an instance's power, so `since` leaves nothing out: only what is under way shows.
+    /// EC2 keeps no history of an instance's power, so only jobs under way show, and `since` is not used.
     fn power_facts<'a>(
         &'a self,
         instance: &'a InstanceId,
@@ -190,7 +190,7 @@ impl Provider for AwsProvider {
             let operation = format!("read the power of instance {instance}");
             let call = Call { operation: &operation, action: "DescribeInstances" };
             if !handle::is_instance(instance.as_str()) {
-                return Err(call.not_applied("it is no instance of EC2's").into());
+                return Err(call.not_applied("it is not the identifier of an EC2 instance").into());
             }
             match read::raw_instance(&self.client, &operation, instance).await? {
                 Some(found) => Ok(wire::power(&found)

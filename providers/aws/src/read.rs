@@ -1,7 +1,7 @@
 //! Reads of volumes, instances and snapshots, in batches.
 //!
-//! Objects are asked for by a filter and not by a list of identifiers: a list with one unknown identifier is refused as
-//! a whole, a filter leaves the unknown ones out.
+//! Requests have a filter and no list of identifiers: EC2 refuses a whole list because of one unknown identifier, and a
+//! filter leaves unknown identifiers out.
 
 use crate::{
     classify::{Call, quote},
@@ -19,19 +19,19 @@ use std::{
     fmt::Display,
 };
 
-/// The most values that EC2 takes in one filter.
+/// Maximum number of values in one filter of EC2.
 const BATCH: usize = 200;
 
-/// The size of a page: a batch fits on one.
+/// Size of a page. A batch fits on one page.
 const PAGE: i32 = 500;
 
-/// A filter by one name.
+/// Makes a filter of one name.
 fn filter<V: Into<String>>(name: &str, values: impl IntoIterator<Item = V>) -> Filter {
     let values = values.into_iter().map(Into::into).collect();
     Filter::builder().name(name).set_values(Some(values)).build()
 }
 
-/// Reads pages until the last one. `$rows` takes the rows of an answer, or `None` when it has no list.
+/// Reads all pages. `$rows` takes the rows of an answer, or `None` when it has no list.
 macro_rules! pages {
     ($client:expr, $call:expr, $request:ident, $filters:expr, |$build:ident| $more:expr, $rows:expr) => {{
         let (client, call, filters): (&Client, Call<'_>, Vec<Filter>) = ($client, $call, $filters);
@@ -59,7 +59,7 @@ macro_rules! pages {
             };
             match $rows(&mut answer) {
                 Some(rows) => found.extend(rows),
-                // An answer without a list does not say "none".
+                // An answer without a list does not show that there are no objects.
                 None => break Err(call.not_applied("the answer has no list")),
             }
             token = answer.next_token.filter(|token| !token.is_empty());
@@ -105,8 +105,8 @@ async fn raw_instances(
     Ok(reservations.into_iter().flat_map(|r| r.instances.unwrap_or_default()).collect())
 }
 
-/// Refuses an answer with a row that was not asked for: a filter by identifier lets none through, so such an answer is
-/// to another request, and what it leaves out is not "not found".
+/// Refuses an answer with a row that does not match the filter. Such an answer belongs to another request, so an object that
+/// it leaves out is not "not found".
 fn asked_for<R>(
     operation: &str,
     rows: Vec<R>,
@@ -128,7 +128,7 @@ fn asked_for<R>(
     }
 }
 
-/// One volume as EC2 shows it. `None`: this account has none of that identifier.
+/// Reads one volume in EC2's form. `None`: this account has no such volume.
 pub(crate) async fn one_volume(
     client: &Client,
     operation: &str,
@@ -139,7 +139,7 @@ pub(crate) async fn one_volume(
     Ok(rows.into_iter().find(|v| v.volume_id() == Some(id.as_str())))
 }
 
-/// One instance. `None`: this account has none of that identifier.
+/// Reads one instance. `None`: this account has no such instance.
 pub(crate) async fn one_instance(
     client: &Client,
     operation: &str,
@@ -149,11 +149,11 @@ pub(crate) async fn one_instance(
         Some(Lookup::Found(instance)) => Ok(Some(instance)),
         Some(Lookup::Failed(error)) => Err(error),
         Some(Lookup::NotFound) => Ok(None),
-        None => Err(ProviderError::not_applied(operation, "the instance was not asked for")),
+        None => Err(ProviderError::not_applied(operation, "the identifier is not in the answer")),
     }
 }
 
-/// One instance as EC2 shows it. `None`: this account has none of that identifier.
+/// Reads one instance in EC2's form. `None`: this account has no such instance.
 pub(crate) async fn raw_instance(
     client: &Client,
     operation: &str,
@@ -164,15 +164,15 @@ pub(crate) async fn raw_instance(
     Ok(rows.into_iter().find(|i| i.instance_id() == Some(id.as_str())))
 }
 
-/// The account that answers, by the owner of any instance of it: a cluster on EC2 has some.
+/// Reads the account that answers, from the owner of any of its instances. A cluster on EC2 has instances.
 pub(crate) async fn account(client: &Client, operation: &str) -> Result<String, ProviderError> {
     let call = Call { operation, action: "DescribeInstances" };
     let answer = client.read(call, |ec2| ec2.describe_instances().max_results(SMALL_PAGE).send()).await?;
     let owner = answer.reservations().iter().find_map(|r| r.owner_id()).filter(|id| !id.is_empty());
-    owner.map(str::to_owned).ok_or_else(|| call.not_applied("EC2 shows no instance whose owner would tell"))
+    owner.map(str::to_owned).ok_or_else(|| call.not_applied("EC2 shows no instance with an owner"))
 }
 
-/// A volume of the EBS CSI driver that is attached, with its holder: something to ask a dry-run about.
+/// Reads an attached volume of the EBS CSI driver and its holder, for a dry-run.
 pub(crate) async fn sample(
     client: &Client,
     operation: &str,
@@ -192,18 +192,18 @@ pub(crate) async fn sample(
     Ok(held.min())
 }
 
-/// The tag that the EBS CSI driver puts on every volume that it makes.
+/// Tag that the EBS CSI driver sets on all its volumes.
 const DRIVER_TAG: &str = "ebs.csi.aws.com/cluster";
 
-/// A page that is enough to see one object.
+/// Size of a page from which one object is read.
 const SMALL_PAGE: i32 = 5;
 
-/// A page that is enough for a sample.
+/// Size of a page from which a sample is taken.
 const SAMPLE_PAGE: i32 = 50;
 
-/// Identifiers that EC2 can be asked about, and errors for those that it cannot. A text with a wildcard would be a
-/// pattern.
-fn askable<I: Ord + Clone + Display, T>(
+/// Splits identifiers into well-formed ones and errors for all others. A text with a wildcard would be a pattern in a
+/// filter.
+fn well_formed<I: Ord + Clone + Display, T>(
     ids: &[I],
     what: &str,
     good: impl Fn(&str) -> bool,
@@ -217,15 +217,18 @@ fn askable<I: Ord + Clone + Display, T>(
         } else {
             let text = quote(&text);
             let operation = format!("read {what} {text}");
-            let error = ProviderError::not_applied(&operation, format!("{text:?} is no {what} of EC2's"));
+            let error = ProviderError::not_applied(
+                &operation,
+                format!("{text:?} is not the identifier of an EC2 {what}"),
+            );
             failed.insert(id.clone(), Lookup::Failed(error));
         }
     }
     (wanted, failed)
 }
 
-/// Sorts an answer's rows under what was asked for. What the answer leaves out is not found; what it has and cannot be
-/// used has failed.
+/// Maps the identifiers of a request to the rows of its answer. An identifier without a row is not found. A row that cannot
+/// be parsed is a failure.
 fn sort<I: Ord + Clone + Display, R, T>(
     part: &[I],
     rows: Result<Vec<R>, ProviderError>,
@@ -252,9 +255,9 @@ fn sort<I: Ord + Clone + Display, R, T>(
     part.iter().map(|id| (id.clone(), look(id))).collect()
 }
 
-/// Volumes by identifier.
+/// Reads volumes by identifier.
 pub(crate) async fn volumes(client: &Client, ids: &[VolumeId]) -> BTreeMap<VolumeId, Lookup<CloudVolume>> {
-    let (wanted, mut all) = askable(ids, "volume", handle::is_volume);
+    let (wanted, mut all) = well_formed(ids, "volume", handle::is_volume);
     for part in wanted.into_iter().collect::<Vec<_>>().chunks(BATCH) {
         let operation = match part {
             [one] => format!("read volume {one}"),
@@ -268,12 +271,12 @@ pub(crate) async fn volumes(client: &Client, ids: &[VolumeId]) -> BTreeMap<Volum
     all
 }
 
-/// Instances by identifier.
+/// Reads instances by identifier.
 pub(crate) async fn instances(
     client: &Client,
     ids: &[InstanceId],
 ) -> BTreeMap<InstanceId, Lookup<CloudInstance>> {
-    let (wanted, mut all) = askable(ids, "instance", handle::is_instance);
+    let (wanted, mut all) = well_formed(ids, "instance", handle::is_instance);
     for part in wanted.into_iter().collect::<Vec<_>>().chunks(BATCH) {
         let operation = match part {
             [one] => format!("read instance {one}"),
@@ -287,7 +290,7 @@ pub(crate) async fn instances(
     all
 }
 
-/// The account's own snapshots of a volume with this description, oldest first.
+/// Reads the account's own snapshots of a volume with this description, oldest first.
 pub(crate) async fn snapshots(
     client: &Client,
     volume: &VolumeId,
@@ -329,7 +332,7 @@ mod tests {
     use reattach_provider_api::HttpTransport;
     use tower::ServiceExt;
 
-    /// EC2 may put less on a page than was asked for: every page is read.
+    /// EC2 may return smaller pages than requested, so all pages are read.
     #[tokio::test]
     async fn all_pages_are_read() {
         let sim = CloudSim::new(ManualClock::new("2021-07-11T01:13:00Z".parse().expect("a time")).clock());

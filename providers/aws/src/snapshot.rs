@@ -1,12 +1,12 @@
-//! Snapshots. The order's label becomes the description: EC2 knows no token that would make an order idempotent, so
-//! one of unknown outcome is looked up by it.
+//! Makes and lists snapshots. The label of the request becomes the description: EC2 has no token that makes the request
+//! idempotent, so a snapshot with an unknown outcome is looked up by its description.
 
 use crate::{classify::Call, client::Client, read, wire};
 use aws_sdk_ec2::types::Snapshot;
 use reattach_core::{cloud::CloudSnapshot, ids::VolumeId};
 use reattach_provider_api::{Deadline, EffectError, ProviderError, SnapshotRequest};
 
-/// The longest label. EC2 takes descriptions of 255 characters.
+/// Maximum length of a label, in characters. EC2 allows descriptions of 255 characters.
 const LABEL: usize = 200;
 
 /// Begins a snapshot.
@@ -39,7 +39,7 @@ pub(crate) async fn create(client: &Client, request: &SnapshotRequest) -> Result
     }
 }
 
-/// The snapshots of a volume with this label.
+/// Reads the snapshots of a volume with this label.
 pub(crate) async fn list(
     client: &Client,
     volume: &VolumeId,
@@ -50,11 +50,12 @@ pub(crate) async fn list(
     Ok(read::snapshots(client, volume, label).await?)
 }
 
-/// Other characters would be wildcards in the filter that looks the snapshot up, or be spelled in another way.
+/// Checks the characters of a label. Others would be wildcards in the filter that looks the snapshot up, or would be
+/// encoded.
 fn check(call: Call<'_>, label: &str) -> Result<(), ProviderError> {
     let good = |c: char| c.is_ascii_alphanumeric() || " -_.:/".contains(c);
     if label.is_empty() || label.len() > LABEL || !label.chars().all(good) {
-        let why = format!("the label must be 1 to {LABEL} letters, digits, spaces and -_.:/");
+        let why = format!("the label must have 1 to {LABEL} letters, digits, spaces and -_.:/");
         return Err(call.not_applied(why));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! EC2's objects in the common vocabulary. A missing field that a decision rests on makes an object unusable.
+//! Converts EC2's objects into the common form. An object without a field that a decision needs cannot be used.
 
 use crate::handle;
 use aws_sdk_ec2::{
@@ -17,25 +17,26 @@ use reattach_core::{
     ids::{InstanceId, VolumeId},
 };
 
-/// The word for a detach in [`CloudJob::action`].
+/// Value of [`CloudJob::action`] for a detach.
 pub(crate) const DETACH: &str = "detach_volume";
 
-/// The same for one that waits for the guest to let go, which EC2 calls `busy`. It may wait for ever.
+/// Value of [`CloudJob::action`] for a detach that waits until the guest stops using the device (EC2: `busy`). The wait has
+/// no limit.
 pub(crate) const DETACH_BUSY: &str = "detach_volume_busy";
 
-/// The word for an attach.
+/// Value of [`CloudJob::action`] for an attach.
 pub(crate) const ATTACH: &str = "attach_volume";
 
-/// A holder that EC2 names by neither instance nor resource.
+/// Holder of an attachment without instance and resource.
 const MANAGED: &str = "a-resource-managed-by-aws";
 
-/// A volume, or why it cannot be used.
+/// Converts a volume. The error is a sentence.
 pub(crate) fn volume(found: &Volume) -> Result<CloudVolume, String> {
     let id = found.volume_id().ok_or("it has no volumeId")?;
     if !handle::is_volume(id) {
         return Err(format!("its volumeId is {:?}", crate::classify::quote(id)));
     }
-    // An answer without the list does not say "detached".
+    // An answer without the list does not show that the volume is detached.
     let attachments = found.attachments.as_deref().ok_or("it has no attachmentSet")?;
     let word = found.state().ok_or("it has no status")?;
     let size = found.size().and_then(|s| u64::try_from(s).ok()).ok_or("it has no size")?;
@@ -50,18 +51,18 @@ pub(crate) fn volume(found: &Volume) -> Result<CloudVolume, String> {
         region: zone.to_owned(),
         size_gib: size,
         holders,
-        // What an EBS volume's NVMe controller reports as its serial number.
+        // Serial number of an EBS volume's NVMe controller.
         identity: DeviceIdentity { serial: id.replacen('-', "", 1) },
         owner: owner(found.tags()),
     })
 }
 
-/// Whether an attachment stands in somebody's way. Only one that says `detached` does not.
+/// Returns whether an attachment exists. Only the state `detached` shows that it does not.
 fn holds(attachment: &VolumeAttachment) -> bool {
     attachment.state() != Some(&VolumeAttachmentState::Detached)
 }
 
-/// Who has the volume. A resource that AWS manages is named by its ARN: the volume is not free.
+/// Returns the holder of the attachment. A resource that AWS manages is named by its ARN, and counts as a holder.
 fn holder(attachment: &VolumeAttachment) -> InstanceId {
     let by =
         [attachment.instance_id(), attachment.associated_resource(), attachment.instance_owning_service()];
@@ -97,8 +98,8 @@ fn volume_state(word: &VolumeWord, attachments: &[VolumeAttachment], held: bool)
     }
 }
 
-/// What the attachments of a volume tell about jobs: EC2 keeps no history of them. An attach or detach under way is
-/// pending, with the time of the attachment; a finished attach shows as such.
+/// Derives jobs from the attachments of a volume, because EC2 keeps no history of them. An attach or detach under way is
+/// pending, with the time of the attachment. A present attachment is a finished attach.
 pub(crate) fn jobs(found: &Volume) -> Result<Vec<CloudJob>, String> {
     let id = found.volume_id().ok_or("it has no volumeId")?;
     let attachments = found.attachments.as_deref().ok_or("it has no attachmentSet")?;
@@ -126,14 +127,14 @@ pub(crate) fn jobs(found: &Volume) -> Result<Vec<CloudJob>, String> {
     Ok(jobs)
 }
 
-/// An instance, or why it cannot be used.
+/// Converts an instance. The error is a sentence.
 pub(crate) fn instance(found: &Instance) -> Result<CloudInstance, String> {
     let id = found.instance_id().ok_or("it has no instanceId")?;
     let word = found.state().and_then(|s| s.name()).ok_or("it has no state")?;
     let state = match word {
         InstanceStateName::Running => InstanceState::Running,
         InstanceStateName::Stopped if hibernated(found) => {
-            // Its memory, with writes under way, comes back at the next start.
+            // The next start restores its memory, with writes that were under way.
             InstanceState::Transitional("stopped (hibernated)".to_owned())
         }
         InstanceStateName::Stopped => InstanceState::Off,
@@ -151,8 +152,8 @@ pub(crate) fn instance(found: &Instance) -> Result<CloudInstance, String> {
     })
 }
 
-/// What an instance's state tells about its power: EC2 keeps no history of that either. A start or stop under way is
-/// pending, with the time of the last launch; one that is over leaves nothing behind.
+/// Derives power jobs from an instance's state, because EC2 keeps no history of them. A start or stop under way is pending,
+/// with the time of the last launch. A finished one does not show.
 pub(crate) fn power(found: &Instance) -> Result<PowerFacts, String> {
     let id = found.instance_id().ok_or("it has no instanceId")?;
     let word = found.state().and_then(|s| s.name()).ok_or("it has no state")?;
@@ -173,12 +174,12 @@ pub(crate) fn power(found: &Instance) -> Result<PowerFacts, String> {
     Ok(PowerFacts { jobs: job.into_iter().collect(), off_stays_off: !starts_by_itself(found) })
 }
 
-/// EC2 starts a stopped instance by itself in one case: a Spot Instance that it had stopped itself.
+/// Returns whether EC2 may start the stopped instance by itself. It does so only with a Spot Instance that it stopped.
 fn starts_by_itself(found: &Instance) -> bool {
     found.instance_lifecycle() == Some(&InstanceLifecycleType::Spot)
 }
 
-/// Whether the stop was a hibernation, by EC2's reason for it (`Client.UserInitiatedHibernate`).
+/// Returns whether the instance was hibernated, by EC2's reason for the stop (`Client.UserInitiatedHibernate`).
 fn hibernated(found: &Instance) -> bool {
     let reason = found.state_reason();
     [reason.and_then(|r| r.code()), reason.and_then(|r| r.message()), found.state_transition_reason()]
@@ -187,7 +188,7 @@ fn hibernated(found: &Instance) -> bool {
         .any(|text| text.to_ascii_lowercase().contains("hibernat"))
 }
 
-/// A snapshot, or why it cannot be used.
+/// Converts a snapshot. The error is a sentence.
 pub(crate) fn snapshot(found: &Snapshot) -> Result<CloudSnapshot, String> {
     let state = match found.state().ok_or("it has no status")? {
         State::Pending => SnapshotState::Pending,
@@ -207,7 +208,7 @@ pub(crate) fn snapshot(found: &Snapshot) -> Result<CloudSnapshot, String> {
     })
 }
 
-/// A time of the API.
+/// Converts a time of the API.
 pub(crate) fn time(at: &DateTime) -> Result<Timestamp, String> {
     let nanoseconds = i32::try_from(at.subsec_nanos()).unwrap_or(0);
     Timestamp::new(at.secs(), nanoseconds).map_err(|_| "it has a time that no calendar has".to_owned())
@@ -217,33 +218,33 @@ fn name(tags: &[Tag]) -> Option<&str> {
     tags.iter().find(|tag| tag.key() == Some("Name")).and_then(Tag::value).filter(|name| !name.is_empty())
 }
 
-/// Prefix of a tag's key that ends with the name of the cluster to which the object belongs, whatever the value says
-/// (`owned`, or `shared` for one that several clusters use). The EBS CSI driver writes it where `--k8s-tag-cluster-id` is
-/// set; Kubernetes' AWS cloud provider demands it of instances.
+/// Prefix of a tag's key that ends with the name of the object's cluster. The value (`owned`, or `shared` for an object of
+/// several clusters) is not used. The EBS CSI driver writes the tag if `--k8s-tag-cluster-id` is set; Kubernetes' AWS cloud
+/// provider requires it of instances.
 /// Sources: aws-ebs-csi-driver `pkg/driver/constants.go`, `ResourceLifecycleTagPrefix`; cloud-provider-aws
 /// `pkg/providers/v1/tags.go`, `TagNameKubernetesClusterPrefix`.
 const CLUSTER_PREFIX: &str = "kubernetes.io/cluster/";
 
-/// Keys of tags whose value is the name of a cluster: the older form of the one above, and the driver's own for IAM
-/// policies (aws-ebs-csi-driver `pkg/driver/constants.go`, `KubernetesClusterTag`, `ClusterNameTagKey`); what EKS writes
-/// on the instances of a managed node group, and on what else it makes (EKS user guide, "Organize Amazon EKS resources
-/// with tags").
+/// Keys of tags whose value is the name of a cluster. The first is the older form of the prefix above, the second the
+/// driver's own for IAM policies (aws-ebs-csi-driver `pkg/driver/constants.go`, `KubernetesClusterTag`,
+/// `ClusterNameTagKey`). EKS writes the others on the instances of a managed node group and on its other resources (EKS
+/// user guide, "Organize Amazon EKS resources with tags").
 const CLUSTER_KEYS: [&str; 4] =
     ["KubernetesCluster", "ebs.csi.aws.com/cluster-name", "eks:cluster-name", "aws:eks:cluster-name"];
 
 /// Keys of tags whose value is the name of the PersistentVolume that a volume was made for. The driver writes the first
-/// on every volume, with the name that external-provisioner asks for, which is the PersistentVolume's; the second where
+/// on every volume, with the name from external-provisioner, which is that of the PersistentVolume. It writes the second if
 /// external-provisioner runs with `--extra-create-metadata`, as in the driver's Helm chart and manifests.
 /// Sources: aws-ebs-csi-driver `pkg/cloud/cloud.go`, `VolumeNameTagKey`; `pkg/driver/constants.go`, `PVNameTag`.
 const VOLUME_KEYS: [&str; 2] = ["CSIVolumeName", "kubernetes.io/created-for/pv/name"];
 
-/// Keys of the tags with namespace and name of the claim that a volume was made for, as the second above.
+/// Keys of the tags with namespace and name of the claim that a volume was made for. They need the option above.
 /// Source: aws-ebs-csi-driver `pkg/driver/constants.go`, `PVCNamespaceTag`, `PVCNameTag`.
 const CLAIM_KEYS: [&str; 2] =
     ["kubernetes.io/created-for/pvc/namespace", "kubernetes.io/created-for/pvc/name"];
 
-/// What the tags say of the owner. Tags that the driver writes whoever owns the volume (`ebs.csi.aws.com/cluster` is
-/// always `true`) say nothing of it.
+/// Returns the owner that the tags name. A tag that the driver writes on every volume (`ebs.csi.aws.com/cluster` is always
+/// `true`) names none.
 fn owner(tags: &[Tag]) -> OwnerTags {
     let mut owner = OwnerTags::default();
     for tag in tags {
@@ -379,7 +380,7 @@ mod tests {
             claim: Some(reattach_core::ids::ObjectName::new("shop", "data")),
         };
         assert_eq!(volume(&shown).expect("a volume").owner, expected);
-        // Each by itself.
+        // Each tag by itself.
         let clusters = |all: &[(&str, &str)]| -> Vec<String> {
             owner(&tags(all)).clusters.iter().map(ToString::to_string).collect()
         };
@@ -393,7 +394,7 @@ mod tests {
         for key in VOLUME_KEYS {
             assert!(owner(&tags(&[(key, "pvc-2")])).volumes.contains(&"pvc-2".into()), "{key}");
         }
-        // A claim has a namespace and a name; nothing else says anything.
+        // A claim needs both a namespace and a name.
         for none in [
             &[][..],
             &[(CLAIM_KEYS[0], "shop")],
@@ -402,7 +403,7 @@ mod tests {
         ] {
             assert!(owner(&tags(none)).is_empty(), "{none:?}");
         }
-        // An instance names clusters alone.
+        // Tags of an instance name only clusters.
         let state = Power::builder().name(InstanceStateName::Running).build();
         let machine = Instance::builder().instance_id("i-1").state(state);
         let machine = machine.set_tags(shown.tags.clone()).build();

@@ -1,4 +1,4 @@
-//! What the provider sends and says around a detach, case by case.
+//! Requests and results of a detach, case by case.
 
 mod support;
 
@@ -13,7 +13,7 @@ use reattach_core::product::Product;
 use reattach_provider_api::{
     DetachOutcome, EffectKnowledge, Grant, HttpTransport, Lookup, Provider, ProviderError, RightUse,
     TransportError,
-    conformance::{Harness, Trouble},
+    conformance::{CloudFault, Harness},
 };
 use std::time::Duration;
 use support::{Aws, HOLDER, KEY, OTHER, SECRET, VOLUME, instance, volume};
@@ -42,7 +42,7 @@ async fn the_holder_is_read_right_before_the_one_detach_which_names_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_a_detach_by_what_is_known() {
+async fn a_failed_detach_shows_what_is_known_about_its_effect() {
     let error = |status: u16, reason: &str, body| Fault::Error {
         status,
         reason: reason.to_owned(),
@@ -85,34 +85,34 @@ async fn errors_of_a_detach_by_what_is_known() {
         (
             error(500, "InternalError: An internal error has occurred", xml),
             format!(
-                "tried to {what}, and whether that happened is not known: An internal error has occurred \
+                "tried to {what}, and the effect is not known: An internal error has occurred \
                  (InternalError, HTTP 500)"
             ),
         ),
         (
             error(503, "", ErrorBody::Empty),
             format!(
-                "tried to {what}, and whether that happened is not known: HTTP 503 with no typed body, not in the \
+                "tried to {what}, and the effect is not known: HTTP 503 with no typed body, not in the \
                  API's own form"
             ),
         ),
         (
             error(502, "", ErrorBody::Truncated),
             format!(
-                "tried to {what}, and whether that happened is not known: HTTP 502 with a body of type \
+                "tried to {what}, and the effect is not known: HTTP 502 with a body of type \
                  text/xml;charset=UTF-8, not in the API's own form"
             ),
         ),
         (
             Fault::BadSuccess { body: ErrorBody::Json },
             format!(
-                "tried to {what}, and whether that happened is not known: the answer (HTTP 200) is not in the API's \
+                "tried to {what}, and the effect is not known: the answer (HTTP 200) is not in the API's \
                  own form"
             ),
         ),
         (
             Fault::Cut { when: When::BeforeEffect },
-            format!("tried to {what}, and whether that happened is not known: the connection broke off"),
+            format!("tried to {what}, and the effect is not known: the connection broke off"),
         ),
     ];
     for (fault, expected) in table {
@@ -125,7 +125,7 @@ async fn errors_of_a_detach_by_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_in_the_way_is_read_again() {
+async fn a_refusal_because_of_the_state_is_read_again() {
     let table = [
         ("IncorrectState: The volume is changing.", "The volume is changing. (IncorrectState)"),
         ("VolumeInUse: The volume is in use.", "The volume is in use. (VolumeInUse)"),
@@ -136,7 +136,7 @@ async fn a_state_in_the_way_is_read_again() {
         aws.sim.set_detach(VOLUME, refused).expect("set");
         assert_eq!(aws.detach().await, Ok(DetachOutcome::Busy { detail: detail.to_owned() }));
     }
-    // EC2 says "not attached to that instance" while its reads still say that it is: nothing is concluded.
+    // EC2 answers "not attached to that instance", while its reads still show the attachment: nothing is concluded.
     let aws = Aws::new();
     aws.on_detach(Fault::Error {
         status: 400,
@@ -155,11 +155,11 @@ async fn a_detach_that_waits_for_the_guest_is_pending_and_not_repeated() {
     aws.sim.set_in_use(HOLDER, VOLUME, true);
     assert_eq!(aws.detach().await, Ok(DetachOutcome::Accepted));
     tokio::time::sleep(Duration::from_secs(600)).await;
-    assert_eq!(aws.true_holder(&volume()), Some(instance(HOLDER)), "it waits for ever");
+    assert_eq!(aws.true_holder(&volume()), Some(instance(HOLDER)), "the wait has no limit");
     let found = aws.provider.describe_volumes(&[volume()]).await.remove(&volume());
     let found = found.and_then(Lookup::found).expect("the volume");
     assert_eq!((found.state, found.holders), (VolumeState::Detaching, vec![instance(HOLDER)]));
-    // Long after the detach was ordered and the attachment began.
+    // `since` is long after the begin of the attachment and of the detach.
     let jobs = aws.provider.jobs(&volume(), aws.now()).await.expect("jobs");
     let seen: Vec<_> = jobs.iter().map(|j| (j.action.as_str(), j.is_pending(), j.created)).collect();
     assert_eq!(seen, [("detach_volume_busy", true, support::start())]);
@@ -183,7 +183,7 @@ async fn an_attachment_is_a_finished_attach_since_it_began() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_one_holder_is_told_and_not_touched() {
+async fn a_volume_with_two_holders_is_not_detached() {
     let aws = Aws::new();
     aws.sim.also_attach(VOLUME, OTHER).expect("attached");
     let found = aws.provider.describe_volumes(&[volume()]).await.remove(&volume());
@@ -214,7 +214,7 @@ async fn many_objects_are_read_in_batches_of_200() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_identifier_is_not_asked_about() {
+async fn a_malformed_identifier_is_not_sent() {
     let aws = Aws::new();
     for text in ["vol-*", "17", "", "vol-00000000000000017,vol-1"] {
         let found = aws.provider.describe_volumes(&[text.into()]).await;
@@ -234,7 +234,7 @@ async fn preflight_names_each_missing_right_and_changes_nothing() {
         let report = aws.provider.preflight().await;
         assert_eq!(report.failure, None);
         assert_eq!(aws.mutations(), 0, "{:?}", aws.sent());
-        assert_eq!(aws.sim.jobs().len(), 1, "only the attach of the scene");
+        assert_eq!(aws.sim.jobs().len(), 1, "only the attach of the setup");
         assert!(aws.sim.snapshots().is_empty());
         let missing: Vec<_> =
             report.rights.iter().filter(|r| r.grant == Grant::Missing).map(|r| r.name.clone()).collect();
@@ -255,7 +255,7 @@ async fn preflight_names_each_missing_right_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn preflight_without_a_volume_to_ask_about_does_not_know() {
+async fn preflight_without_a_volume_reports_unknown() {
     let aws = Aws::new();
     aws.sim.make_lost(VOLUME).expect("lost");
     let report = aws.provider.preflight().await;
@@ -268,7 +268,7 @@ async fn preflight_without_a_volume_to_ask_about_does_not_know() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn preflight_without_an_answer_knows_nothing() {
+async fn preflight_without_an_answer_reports_unknown() {
     let aws = Aws::new();
     aws.sim.add_fault(FaultRule::new([], Fault::Cut { when: When::BeforeEffect }));
     let report = aws.provider.preflight().await;
@@ -277,9 +277,9 @@ async fn preflight_without_an_answer_knows_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_credential_shows_in_no_error_and_no_debug_output() {
+async fn errors_and_debug_output_do_not_contain_the_credential() {
     let aws = Aws::new();
-    aws.trouble(Trouble::BadCredential);
+    aws.inject(CloudFault::BadCredential);
     let error = aws.detach().await.expect_err("denied");
     let report = aws.provider.preflight().await;
     let printed = format!("{error} {error:?} {report:?} {:?} {:?}", aws.provider, aws.sim.requests());
@@ -295,7 +295,7 @@ fn the_command_by_hand_names_the_instance() {
     );
 }
 
-/// A provider over the same cloud, as another account and region would show it.
+/// Returns a provider over this cloud, which appears as another account and region.
 fn seen_as(aws: &Aws, account: &'static str, region: &str) -> reattach_aws::AwsProvider {
     let cloud = in_memory(aws.sim.clone());
     let renamed = tower::service_fn(move |request: Request<Bytes>| {
@@ -312,7 +312,7 @@ fn seen_as(aws: &Aws, account: &'static str, region: &str) -> reattach_aws::AwsP
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scope_is_an_account_in_a_region_and_shows_neither() {
+async fn the_scope_identifies_account_and_region() {
     let aws = Aws::new();
     let scope = async |account, region| seen_as(&aws, account, region).scope().await.expect("a scope").0;
     let mine = aws.provider.scope().await.expect("a scope").0;
@@ -320,5 +320,8 @@ async fn a_scope_is_an_account_in_a_region_and_shows_neither() {
     assert_ne!(mine, scope("210987654321", "eu-central-1").await);
     assert_ne!(mine, scope("123456789012", "us-east-1").await);
     assert!(mine.len() == 32 && mine.bytes().all(|b| b.is_ascii_hexdigit()), "{mine}");
-    assert!(seen_as(&aws, "", "eu-central-1").scope().await.is_err(), "an account without a name is none");
+    assert!(
+        seen_as(&aws, "", "eu-central-1").scope().await.is_err(),
+        "an account without a name has no scope"
+    );
 }

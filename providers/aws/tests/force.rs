@@ -1,4 +1,4 @@
-//! A forced detach, from the provider's own readings to the proof and the order that rests on it.
+//! A forced detach: the provider's reads, the proof from them, and the request.
 
 mod support;
 
@@ -19,7 +19,7 @@ use support::{Aws, HOLDER, VOLUME, instance, volume};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What the provider says now, with a Node that is not Ready.
+/// Returns evidence from the provider's reads, with a Node that is not Ready.
 async fn evidence(aws: &Aws) -> Evidence {
     let (now, holder) = (aws.now(), instance(HOLDER));
     let source = || Source::Cloud("aws".to_owned());
@@ -46,7 +46,7 @@ async fn evidence(aws: &Aws) -> Evidence {
     evidence
 }
 
-/// The proof by two readings, some seconds apart.
+/// Makes the proof from two reads, some seconds apart.
 async fn proven_off(aws: &Aws) -> Result<FenceProof, NoProof> {
     let first = evidence(aws).await;
     let state = first.instances.get(&instance(HOLDER)).and_then(|f| f.shown()).map(|i| i.state.clone());
@@ -72,7 +72,7 @@ async fn power_off(aws: &Aws) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stuck_detach_is_forced_once_the_instance_is_proven_off() {
+async fn a_stuck_detach_is_forced_when_the_instance_is_off() {
     let aws = stuck_detach().await;
     let running = proven_off(&aws).await.expect_err("it runs");
     assert!(matches!(running, NoProof::Power { .. }), "{running}");
@@ -97,7 +97,7 @@ async fn an_instance_that_was_started_again_is_not_forced() {
     power_off(&aws).await;
     aws.settle().await;
     let order = ForceDetachRequest::new(proven_off(&aws).await.expect("off"), TIMEOUT).expect("an order");
-    aws.sim.boot(HOLDER).expect("started by somebody else");
+    aws.sim.boot(HOLDER).expect("started by another user");
     let before = aws.mutations();
     let error = aws.provider.force_detach(order).await.expect_err("refused");
     assert!(error.to_string().contains("neither off nor gone"), "{error}");

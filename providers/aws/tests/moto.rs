@@ -1,8 +1,8 @@
-//! The provider against moto, a simulator of AWS that others wrote, beside this project's own one in the same scenes.
+//! Compares this project's simulator with moto, a simulator of AWS by other authors, by the provider's requests.
 //!
-//! Where the two agree, the answer is asserted for both. Where they do not, the disagreement is named here: both
-//! answers are asserted, and it says which one is right by AWS's documentation. Neither is AWS: a green run shows that
-//! the provider's requests and readings are EC2's in form, and nothing about fencing.
+//! Where both agree, one answer is asserted for both. Where they differ, both answers are asserted, with the one that is
+//! right by AWS's documentation. Neither is AWS: a green run shows that the provider's requests and reads have EC2's form,
+//! and nothing about fencing.
 //!
 //! Needs the folder that `moto/setup` prints in `REATTACH_MOTO`; without it the test prints a line with SKIPPED.
 

@@ -1,5 +1,5 @@
-//! The shipped controller with the AWS provider, over a cluster and an EC2 in memory, in virtual time: what a recovery asks
-//! of EC2, in which order, and that each request was in the journal first.
+//! The shipped controller with the AWS provider, over a cluster and an EC2 in memory, in virtual time: the requests of a
+//! recovery to EC2, their order, and that each was in the journal first.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -29,7 +29,7 @@ const NODES: [(&str, u64); 2] = [("ip-10-0-0-1", 0x5001), ("ip-10-0-0-2", 0x5002
 const APP: &str = "postgres";
 const VOLUME: VolumeNo = VolumeNo(0x7001);
 const LABEL: &str = "pvc5c1f6f0e6a0d4d0e";
-/// Longer than any recovery here takes.
+/// A duration longer than any recovery here.
 const LONG: Duration = Duration::from_secs(1500);
 
 const STOP: &str = "StopInstances i-00000000000005001";
@@ -46,7 +46,7 @@ fn footing() -> Footing {
     Footing { ground: Ground::Ebs, provider: Arc::new(provider) }
 }
 
-/// A database on the first of two nodes, and two replicas of the controller that act.
+/// A database on the first of two nodes, and two replicas of the controller in a mode that acts.
 async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap();
     let world = World::build_on(footing(), seed, start, &NODES).await?;
@@ -64,7 +64,7 @@ async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
     Ok(s)
 }
 
-/// Plays a night in virtual time.
+/// Runs the recovery in virtual time.
 fn night<F>(play: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = Result<(), WorldError>>,
@@ -72,7 +72,7 @@ where
     in_virtual_time(move || async move { play().await.map_err(|e| e.to_string()) }).unwrap().unwrap();
 }
 
-/// The changing requests to EC2 in the order of sending.
+/// Returns the mutations sent to EC2, in order.
 fn orders(s: &Stage) -> Vec<String> {
     let entries = s.world.ledger.entries().into_iter().filter(|e| e.target == Target::Cloud);
     let line = |e: reattach_drill::ledger::Entry| {
@@ -98,7 +98,7 @@ fn history(recovery: &VolumeRecovery) -> (Plan, Vec<Entry>) {
     (plan.unwrap().clone(), journal.into_iter().cloned().collect())
 }
 
-/// The kinds of the steps whose effect was journaled, in order.
+/// Returns the kinds of the steps whose effect is in the journal, in order.
 fn begun(s: &Stage) -> Vec<StepKind> {
     let (plan, journal) = history(&recovery(s));
     let kind = |e: &Entry| match &e.mark {
@@ -112,7 +112,8 @@ fn timeline(s: &Stage) -> String {
     s.lines().iter().map(|l| l.render()).collect()
 }
 
-/// The app runs, its recovery is over, and no rule was broken: one writer, journal before effect, true proofs, nothing left.
+/// Checks that the app runs, its recovery has ended, and all rules were kept: one writer, journal before effect, true
+/// proofs, nothing left behind.
 async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
     let late = s.running(&[APP], LONG).await.err();
     assert!(late.is_none(), "{late:?}\n{}", timeline(s));
@@ -124,7 +125,7 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
     for check in checks::all(s) {
         assert!(check.held(), "{} {}: {:#?}\n{}", check.rule, check.promise, check.broken, timeline(s));
     }
-    // What the controllers sent is what EC2 got, and each order had its effect once.
+    // EC2 got the requests that the controllers sent, and each had its effect once.
     let got: Vec<_> = s.world.cloud.requests().into_iter().filter(|r| r.is_mutation()).collect();
     assert_eq!(got.len(), orders(s).len(), "{got:#?}");
     assert!(got.iter().all(|r| r.status == Some(200) && r.effect != Effect::None), "{got:#?}");
@@ -163,7 +164,7 @@ fn a_dead_node_is_stopped_proven_off_and_tainted() {
                 _ => None,
             })
             .collect();
-        // EC2 keeps no history: the state alone, read twice.
+        // EC2 keeps no history, so the proof needs the state, read twice.
         assert!(matches!(proofs[..], [ProofKind::Off { job: None, .. }]), "{proofs:?}");
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
         assert!(s.world.cloud.snapshots().is_empty(), "a detach that works needs no snapshot");
@@ -171,8 +172,8 @@ fn a_dead_node_is_stopped_proven_off_and_tainted() {
     });
 }
 
-/// The volume stays in `detaching` though its instance is stopped. `by_us`: the driver sends no detach at all, so that the
-/// plain one that hangs is ours; otherwise it is the driver's own.
+/// The volume stays in `detaching` although its instance is stopped. `by_us`: the driver sends no detach, so the stuck
+/// detach is ours; otherwise it is the driver's.
 fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected: &'static [&'static str]) {
     night(move || async move {
         let mut s = stage(seed, snapshots).await?;
@@ -225,9 +226,9 @@ fn without_the_policys_wish_no_snapshot_is_made() {
     stuck_in_detaching(5, "Never", true, &[STOP, PLAIN, FORCE]);
 }
 
-/// Class E: a new instance has the node's name, no record names the old one, which is stopped and holds the volume; its
-/// detach hangs. EBS' driver does not tell which nodes have a volume, so nobody puts the new instance's VolumeAttachment
-/// right afterwards: a recovery of class C does.
+/// Class E: a new instance has the node's name. No record names the old instance, which is stopped and holds the volume, and
+/// its detach is stuck. EBS' driver does not report which nodes have a volume, so no controller corrects the new
+/// instance's VolumeAttachment afterwards: a recovery of class C does.
 #[test]
 fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_healed() {
     night(|| async {
@@ -274,7 +275,7 @@ fn an_instance_that_is_only_stopping_frees_nothing() {
     });
 }
 
-/// The driver tags a volume with the PersistentVolume that it makes it for: this one was made for another.
+/// The driver tags a volume with its PersistentVolume: this volume was made for another one.
 #[test]
 fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
     night(|| async {

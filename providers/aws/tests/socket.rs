@@ -1,4 +1,4 @@
-//! The provider over real sockets: what production does apart from TLS.
+//! The provider over sockets, as in production, without TLS.
 
 mod support;
 
@@ -77,7 +77,7 @@ async fn nobody_listening_is_nothing_done() {
         manner: reattach_provider_api::PowerOffManner::Orderly,
         timeout: Duration::from_secs(10),
     };
-    // Without a read before it: the mutation itself found nobody.
+    // No read comes first: the mutation itself gets no connection.
     let error = provider(&url).power_off(power).await.expect_err("nobody");
     assert_eq!(error.effect(), EffectKnowledge::NotApplied, "{error}");
 }
@@ -105,10 +105,10 @@ async fn redirects_are_not_followed_and_foreign_pages_not_believed() {
     assert_eq!(hits.load(Ordering::SeqCst), before, "the redirect was followed");
 }
 
-/// Says that this process is the one that the test started.
+/// Variable that marks a process started by the test.
 const CHILD: &str = "REATTACH_TEST_CHILD";
 
-/// Runs the test below in a process of its own with these variables and nothing else that AWS's tools read.
+/// Runs the test below in a new process with only these of the variables that AWS's tools read.
 fn child(vars: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(["--exact", "settings_from_the_environment_child", "--nocapture", "--ignored"]);

@@ -1,4 +1,4 @@
-//! From HTTP answers and transport errors to what is known about the effect.
+//! Classifies HTTP answers and transport errors by what is known about the effect.
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
@@ -7,7 +7,7 @@ use reattach_provider_api::{ProviderError, TransportError, TransportErrorKind};
 use serde::Deserialize;
 use std::time::Duration;
 
-/// Whether a call can change something.
+/// Whether a call can have an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Read,
@@ -26,7 +26,7 @@ struct OneError {
     field: Option<String>,
 }
 
-/// What a call without an answer means.
+/// Classifies a call without an answer.
 pub(crate) fn transport(operation: &str, kind: Kind, error: &TransportError) -> ProviderError {
     let (operation, reason) = (operation.to_owned(), error.to_string());
     if kind == Kind::Read || error.kind == TransportErrorKind::BeforeSend {
@@ -36,7 +36,7 @@ pub(crate) fn transport(operation: &str, kind: Kind, error: &TransportError) -> 
     }
 }
 
-/// What an answer that is not a success means.
+/// Classifies an answer that is not a success.
 pub(crate) fn refusal(operation: &str, kind: Kind, answer: &Response<Bytes>) -> ProviderError {
     let status = answer.status();
     let (operation, reason) = (operation.to_owned(), describe(answer));
@@ -44,14 +44,14 @@ pub(crate) fn refusal(operation: &str, kind: Kind, answer: &Response<Bytes>) -> 
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ProviderError::Denied { operation, reason, missing: missing_scopes(answer.headers()) }
         }
-        // A 404 that is not the API's own (a proxy's page, a wrong URL) says nothing about the object.
+        // A 404 of another server (a proxy's page, a wrong URL) shows nothing about the object.
         StatusCode::NOT_FOUND if own_reasons(answer).is_some() => {
             ProviderError::NotFound { operation, reason }
         }
         StatusCode::TOO_MANY_REQUESTS => {
             ProviderError::Throttled { operation, retry_after: retry_after(answer.headers()) }
         }
-        // 408 comes from whoever waited for the request's end; whether the API saw it is open.
+        // A 408 comes from the server that waited for the end of the request. Whether the API got the request is open.
         _ if kind == Kind::Mutation
             && (status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()) =>
         {
@@ -61,7 +61,7 @@ pub(crate) fn refusal(operation: &str, kind: Kind, answer: &Response<Bytes>) -> 
     }
 }
 
-/// A success whose body is not what the API promises. For a mutation it is not known who answered.
+/// Classifies a success whose body is not the documented one. After a mutation, another server may have answered.
 pub(crate) fn unusable(operation: &str, kind: Kind, answer: &Response<Bytes>, why: &str) -> ProviderError {
     let operation = operation.to_owned();
     let reason = format!("the answer (HTTP {}) cannot be used: {why}", answer.status().as_u16());
@@ -71,7 +71,7 @@ pub(crate) fn unusable(operation: &str, kind: Kind, answer: &Response<Bytes>, wh
     }
 }
 
-/// The reasons in Linode's own error envelope; `None` when the body is something else.
+/// Returns the reasons in Linode's own form of an error. `None`: the body has another form.
 pub(crate) fn own_reasons(answer: &Response<Bytes>) -> Option<String> {
     if !is_json(answer.headers()) {
         return None;
@@ -92,12 +92,12 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// Whether the API says that it is down for maintenance, where a retry is pointless.
+/// Returns whether the API is down for maintenance. A retry is pointless then.
 pub(crate) fn in_maintenance(headers: &HeaderMap) -> bool {
     headers.contains_key("x-maintenance-mode")
 }
 
-/// Seconds only: Linode documents no date form.
+/// Parses `Retry-After` in seconds. Linode documents no form with a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
@@ -120,24 +120,24 @@ fn describe(answer: &Response<Bytes>) -> String {
     }
 }
 
-/// A text from outside on one line, bounded.
+/// Returns a text from outside on one line of limited length.
 pub(crate) fn quote(text: &str) -> String {
     one_line(text, QUOTED)
 }
 
-/// Whether a text has this word: "blocked" does not say "locked".
+/// Returns whether a text contains this word. "blocked" does not contain the word "locked".
 pub(crate) fn says(text: &str, word: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
-/// Scopes named by a header, where the header is there.
+/// Returns the scopes in a header. `None`: the answer has no such header.
 pub(crate) fn scopes(headers: &HeaderMap, name: &str) -> Option<Vec<String>> {
     let value = headers.get(name)?.to_str().ok()?;
     let words = value.split([',', ' ']).map(str::trim).filter(|w| !w.is_empty());
     Some(words.map(str::to_owned).collect())
 }
 
-/// Whether the granted scopes contain this one: `*` is all, and `read_write` includes `read_only`.
+/// Returns whether the granted scopes contain this one. `*` contains all, and `read_write` contains `read_only`.
 pub(crate) fn grants(granted: &[String], scope: &str) -> bool {
     let write = scope.strip_suffix(":read_only").map(|resource| format!("{resource}:read_write"));
     granted.iter().any(|g| g == "*" || g == scope || Some(g) == write.as_ref())
@@ -221,7 +221,7 @@ mod tests {
         let error = refusal("detach volume 1", Kind::Mutation, &answer(502, &[HTML], "<html>\r\n…"));
         assert_eq!(
             error.to_string(),
-            "tried to detach volume 1, and whether that happened is not known: HTTP 502 Bad Gateway with a body of \
+            "tried to detach volume 1, and the effect is not known: HTTP 502 Bad Gateway with a body of \
              type text/html, not in the API's own form"
         );
     }

@@ -1,4 +1,4 @@
-//! Requests: reads with a bounded number of retries, mutations exactly once.
+//! Sends requests: reads with a bounded number of retries, mutations once.
 
 use crate::{
     classify::{self, Kind},
@@ -16,10 +16,10 @@ use serde_json::Value;
 use std::{fmt, time::Duration};
 use tower::ServiceExt;
 
-/// Reads are tried at most this many times.
+/// Maximum number of attempts of a read.
 const READ_ATTEMPTS: usize = 3;
 
-/// The most pages of one list that are read: with 500 objects each, more than an account can have.
+/// Maximum number of pages of one list. With 500 objects each, this is more than an account can have.
 const MAX_PAGES: u64 = 200;
 
 #[derive(Clone)]
@@ -34,14 +34,14 @@ impl fmt::Debug for Client {
     }
 }
 
-/// A page of a list as it came. The objects are read one by one, so that one odd object does not hide the others.
+/// A page of a list. The objects are parsed one by one, so that one defective object does not hide all others.
 #[derive(serde::Deserialize)]
 struct RawPage {
     data: Vec<Value>,
     pages: u64,
 }
 
-/// Why one try of a read failed, and whether another is worth it.
+/// A failed attempt of a read, and whether to retry it.
 struct Failure {
     error: ProviderError,
     transient: bool,
@@ -50,7 +50,7 @@ struct Failure {
 
 /// A request that changes something and was not accepted.
 pub(crate) struct PostFailure {
-    /// By what is known about the effect.
+    /// The error, by what is known about the effect.
     pub(crate) error: ProviderError,
     /// The answer, where the API or a proxy refused the request.
     pub(crate) refusal: Option<Response<Bytes>>,
@@ -71,8 +71,8 @@ impl Client {
         &self.config
     }
 
-    /// Reads one path. Retries what may pass (no answer, 408, 5xx outside maintenance), at most twice, after 0.2 s
-    /// and 0.4 s. A 429 is not retried here: waiting is the caller's decision.
+    /// Reads one path. Retries passing failures (no answer, 408, 5xx outside maintenance), at most twice, after 0.2 s
+    /// and 0.4 s. Does not retry a 429: the caller decides how long to wait.
     pub(crate) async fn get(
         &self,
         operation: &str,
@@ -96,7 +96,7 @@ impl Client {
             .retry(backoff)
             .when(|failure: &Failure| failure.transient)
             .notify(|failure, wait| {
-                tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, trying again");
+                tracing::debug!(error = %failure.error, wait_ms = wait.as_millis(), "read failed, retrying");
             })
             .await
     }
@@ -123,8 +123,8 @@ impl Client {
         Err(Failure { error, transient, refused: Some(answer) })
     }
 
-    /// Reads one path for its headers: an answer that is refused for want of a scope still names the token's scopes,
-    /// and counts as an answer.
+    /// Reads the headers of one path. An answer that refuses the read because of a missing scope is no error here: it names
+    /// the token's scopes too.
     pub(crate) async fn probe(&self, operation: &str, path: &str) -> Result<Response<Bytes>, ProviderError> {
         match self.get_with_retries(operation, path, None).await {
             Ok(answer) => Ok(answer),
@@ -135,7 +135,7 @@ impl Client {
         }
     }
 
-    /// Reads the object with this number. An answer about another one is refused.
+    /// Reads the object with this number. Refuses an answer about another object.
     pub(crate) async fn get_object<T: DeserializeOwned + Numbered>(
         &self,
         operation: &str,
@@ -154,7 +154,8 @@ impl Client {
         })
     }
 
-    /// Reads a list page by page. `more` sees each page's objects and how many pages are left, and says whether to go on.
+    /// Reads a list page by page. `more` gets the objects of each page and the number of pages that are left, and returns
+    /// whether to read the next one.
     pub(crate) async fn get_pages(
         &self,
         operation: &str,
@@ -174,8 +175,7 @@ impl Client {
         Err(ProviderError::not_applied(operation, format!("the list has more than {MAX_PAGES} pages")))
     }
 
-    /// Sends one request that changes something, without a body. Sends it once, whatever comes back. Every change that
-    /// this crate makes goes through here.
+    /// Sends one mutation, without a body, and never repeats it. This is the only place of this crate that sends one.
     pub(crate) async fn post(
         &self,
         operation: &str,
@@ -227,7 +227,7 @@ impl Client {
     }
 }
 
-/// The object in a successful answer to a read.
+/// Parses the object in a successful answer to a read.
 fn parse<T: DeserializeOwned>(operation: &str, answer: &Response<Bytes>) -> Result<T, ProviderError> {
     if !classify::is_json(answer.headers()) {
         return Err(classify::unusable(operation, Kind::Read, answer, "it is not JSON"));

@@ -1,20 +1,20 @@
-//! Settings, under the names that Linode's own CSI driver uses: `LINODE_TOKEN` and `LINODE_URL`.
+//! Settings. Their names are those of Linode's own CSI driver: `LINODE_TOKEN` and `LINODE_URL`.
 
 use http::{HeaderValue, Uri};
 use reattach_core::product::Product;
 use reattach_provider_api::socket::{loopback_of, redacted};
 use std::{fmt, time::Duration};
 
-/// Linode's public API.
+/// URL of Linode's public API.
 const DEFAULT_URL: &str = "https://api.linode.com";
 
-/// Time allowed to open a connection.
+/// Timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time allowed for one read. Recorded answers come within a second or two.
+/// Timeout for one read. Recorded answers came within one or two seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How requests name this library where the program did not give its own name.
+/// Value of the `User-Agent` header when the program does not set its own.
 const USER_AGENT: &str = concat!("reattach/", env!("CARGO_PKG_VERSION"));
 
 /// A setting that cannot be used.
@@ -26,19 +26,21 @@ pub enum ConfigError {
              linodes:read_write and events:read_only, and pass it in LINODE_TOKEN"
     )]
     NoToken,
-    /// The token has characters that an HTTP header cannot carry. The token itself is not shown.
-    #[error("LINODE_TOKEN contains characters that a token cannot have (a line break or a space inside?)")]
+    /// The token has characters that an HTTP header cannot contain. The token itself is not shown.
+    #[error(
+        "LINODE_TOKEN contains a character that no token has, such as a space or a line break: copy the token again"
+    )]
     BadToken,
     /// `LINODE_URL` is not a URL of an API.
     #[error("LINODE_URL {url:?} cannot be used: {why}")]
     BadUrl {
-        /// The value.
+        /// Value of the setting.
         url: String,
-        /// What is wrong with it.
+        /// Defect of the value.
         why: &'static str,
     },
     /// The HTTP client could not be made.
-    #[error("the HTTP client could not be set up: {0}")]
+    #[error("the HTTP client could not be made: {0}")]
     Client(String),
 }
 
@@ -47,10 +49,10 @@ pub enum ConfigError {
 pub struct Token(HeaderValue);
 
 impl Token {
-    /// Takes a token as a human would paste it: white space around it is dropped.
+    /// Makes a token from a text. White space around it is dropped.
     ///
     /// # Errors
-    /// [`ConfigError::NoToken`] when it is empty, [`ConfigError::BadToken`] when a header cannot carry it.
+    /// [`ConfigError::NoToken`] when it is empty, [`ConfigError::BadToken`] when a header cannot contain it.
     pub fn new(token: &str) -> Result<Self, ConfigError> {
         let token = token.trim();
         if token.is_empty() {
@@ -65,7 +67,7 @@ impl Token {
         Ok(Self(value))
     }
 
-    /// The `Authorization` header, marked as sensitive.
+    /// Returns the value of the `Authorization` header, marked as sensitive.
     pub(crate) fn header(&self) -> HeaderValue {
         self.0.clone()
     }
@@ -77,7 +79,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// How to reach Linode's API.
+/// Settings of the client of Linode's API.
 #[derive(Clone, Debug)]
 pub struct LinodeConfig {
     pub(crate) base: String,
@@ -89,19 +91,19 @@ pub struct LinodeConfig {
 }
 
 impl LinodeConfig {
-    /// Settings for this token at Linode's public API, or at `url` when one is given (with or without a trailing
-    /// slash and a version such as `/v4`).
+    /// Makes settings for this token at Linode's public API, or at `url` when one is given (with or without a trailing slash
+    /// and a version such as `/v4`).
     ///
     /// # Errors
     /// [`ConfigError::BadUrl`] when `url` is no absolute URL, has a query or credentials, or is plain HTTP to another
-    /// machine (the token would travel in the clear).
+    /// machine, which would send the token unencrypted.
     pub fn new(token: Token, url: Option<&str>) -> Result<Self, ConfigError> {
         let (base, loopback) = base_url(url.unwrap_or(DEFAULT_URL))?;
         let (connect_timeout, read_timeout) = (CONNECT_TIMEOUT, READ_TIMEOUT);
         Ok(Self { base, loopback, token, connect_timeout, read_timeout, user_agent: USER_AGENT })
     }
 
-    /// Settings from variables as an environment gives them: `LINODE_TOKEN`, and `LINODE_URL` if set and not empty.
+    /// Makes settings from environment variables: `LINODE_TOKEN`, and `LINODE_URL` if it is set and not empty.
     ///
     /// # Errors
     /// As [`Token::new`] and [`LinodeConfig::new`].
@@ -111,25 +113,25 @@ impl LinodeConfig {
         Self::new(token, url.as_deref())
     }
 
-    /// The same for the requests of this program: they carry its name and version.
+    /// Sets the program whose name and version the requests contain.
     pub fn for_product(mut self, product: Product) -> Self {
         self.user_agent = product.user_agent();
         self
     }
 
-    /// The same with another time limit for one read.
+    /// Sets the timeout for one read.
     pub fn with_read_timeout(mut self, timeout: Duration) -> Self {
         self.read_timeout = timeout;
         self
     }
 
-    /// The base of every path, version included: `https://api.linode.com/v4`.
+    /// Returns the base of every path, with the version: `https://api.linode.com/v4`.
     pub fn base(&self) -> &str {
         &self.base
     }
 }
 
-/// The base with its version, and whether its host is this machine.
+/// Returns the base with its version, and whether its host is this machine.
 fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
     let url = url.trim();
     let bad = |why| ConfigError::BadUrl { url: redacted(url), why };
@@ -140,7 +142,7 @@ fn base_url(url: &str) -> Result<(String, bool), ConfigError> {
     }
     let path = uri.path().trim_end_matches('/');
     let version = if path.ends_with("/v4") || path.ends_with("/v4beta") { "" } else { "/v4" };
-    // Both are there: `loopback_of` has looked at them.
+    // `loopback_of` has checked that both are present.
     let (scheme, authority) =
         (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()));
     Ok((format!("{scheme}://{authority}{path}{version}"), loopback))

@@ -1,4 +1,4 @@
-//! Entries of the job history, `/account/events`.
+//! Entries of the job history (`/account/events`).
 
 use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
 use reattach_core::{
@@ -25,7 +25,7 @@ pub(crate) struct Event {
     secondary_entity: Option<Entity>,
 }
 
-/// What an event concerns. Its ID is a number or, for some kinds, a text.
+/// An object of an event. Its ID is a number or, for some kinds, a text.
 #[derive(Debug, Deserialize)]
 struct Entity {
     #[serde(default)]
@@ -50,12 +50,12 @@ impl Event {
         [&self.entity, &self.secondary_entity].into_iter().flatten().find_map(|entity| entity.number(kind))
     }
 
-    /// Whether the event concerns this object: a kind in the API's word, such as `volume`, and its number.
+    /// Returns whether the event is about this object. `kind` is the API's word, such as `volume`.
     pub(crate) fn concerns(&self, kind: &str, number: u64) -> bool {
         self.about(kind).is_some_and(|found| found == number.to_string())
     }
 
-    /// What the event is about in the first place, as "volume 17".
+    /// Returns the first object of the event, as "volume 17".
     pub(crate) fn entity(&self) -> String {
         let named = |entity: &Entity| {
             let kind = entity.kind.as_deref()?;
@@ -64,7 +64,7 @@ impl Event {
         self.entity.as_ref().and_then(named).unwrap_or_else(|| "an event without an object".to_owned())
     }
 
-    /// Its number, by which events of one second are in order.
+    /// Returns the event's number, by which events of one second are sorted.
     pub(crate) fn number(&self) -> u64 {
         self.id
     }
@@ -79,17 +79,17 @@ impl Event {
         }
     }
 
-    /// Whether the job can still change something.
+    /// Returns whether the job may still have an effect.
     pub(crate) fn is_pending(&self) -> bool {
         matches!(self.job_status(), JobStatus::Scheduled | JobStatus::Started)
     }
 
-    /// When it was created.
+    /// Returns the time of creation.
     pub(crate) fn created(&self) -> Result<Timestamp, String> {
         timestamp(&self.created)
     }
 
-    /// In the common vocabulary. Errors with a sentence when its time cannot be read.
+    /// Converts the event into the common form. The error is a sentence: a time cannot be parsed.
     pub(crate) fn into_cloud(self) -> Result<CloudJob, String> {
         Ok(CloudJob {
             id: self.id.to_string(),
@@ -101,21 +101,21 @@ impl Event {
         })
     }
 
-    /// As an entry of an instance's power history; `None` for what surely leaves the power alone. Errors with a
-    /// sentence when its time cannot be read.
+    /// Converts the event into an entry of an instance's power history. `None`: the event surely does not change the power.
+    /// The error is a sentence: a time cannot be parsed.
     pub(crate) fn into_power(self) -> Result<Option<PowerJob>, String> {
         let Some(change) = change(&self.action) else { return Ok(None) };
         let (status, created) = (self.job_status(), self.created()?);
         let over = matches!(status, JobStatus::Finished | JobStatus::Failed);
         let finished = if over { self.duration.and_then(|d| end(created, d)) } else { None };
-        // The API names nobody for what the cloud does by itself.
+        // The API names no user for jobs that the cloud starts by itself.
         let by = self.username.filter(|name| !name.is_empty());
         Ok(Some(PowerJob { id: self.id.to_string(), change, status, by, created, finished }))
     }
 }
 
-/// Actions on an instance that leave its power alone, from the API description's list of actions. The deletion of an
-/// instance is told by the instance itself.
+/// Actions on an instance that do not change its power, from the API description's list of actions. The deletion of an
+/// instance shows when the instance is read.
 const HARMLESS: [&str; 19] = [
     "backups_cancel",
     "backups_enable",
@@ -138,8 +138,8 @@ const HARMLESS: [&str; 19] = [
     "tag_create",
 ];
 
-/// Which way an action changes the power. Whatever is not known to leave it alone counts as a boot: the description
-/// says that new actions may come, and most of the long ones end with one.
+/// Returns the change of power by an action. An unknown action counts as a boot: the API description says that new actions
+/// may be added, and most of the long ones end with a boot.
 fn change(action: &str) -> Option<PowerChange> {
     match action {
         "linode_shutdown" => Some(PowerChange::Off),
@@ -148,13 +148,13 @@ fn change(action: &str) -> Option<PowerChange> {
     }
 }
 
-/// The latest moment at which a job of this duration can have ended: both times are cut to whole seconds.
+/// Returns the latest time at which a job of this duration may have ended. Both times are cut to whole seconds.
 fn end(created: Timestamp, seconds: f64) -> Option<Timestamp> {
     let lasted = SignedDuration::try_from_secs_f64(seconds.floor()).ok().filter(|d| !d.is_negative())?;
     created.checked_add(lasted).ok()?.checked_add(SignedDuration::from_secs(2)).ok()
 }
 
-/// Linode's timestamps have no zone and mean UTC. One with a zone is taken at its word.
+/// Parses a timestamp. Linode's timestamps have no zone and mean UTC. The zone of any other timestamp counts.
 fn timestamp(text: &str) -> Result<Timestamp, String> {
     let zoned = text.parse::<Timestamp>().ok();
     let naive = || {

@@ -1,23 +1,23 @@
-//! Kubernetes' names of Linode's things: CSI volume handles `<id>-<label>` and provider IDs `linode://<id>`.
+//! Converts Kubernetes' names of Linode's objects: CSI volume handles `<id>-<label>` and provider IDs `linode://<id>`.
 
 use reattach_core::cloud::CloudVolume;
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::{HandleError, ProviderError};
 
-/// The name of Linode's CSI driver.
+/// Name of Linode's CSI driver.
 pub const DRIVER: &str = "linodebs.csi.linode.com";
 
-/// The key of a volume's region in a PersistentVolume's node affinity.
+/// Key of a volume's region in a PersistentVolume's node affinity.
 /// Source: linode-blockstorage-csi-driver `internal/driver/driver.go`, `VolumeTopologyRegion`.
 pub(crate) const TOPOLOGY_KEY: &str = "topology.linode.com/region";
 
-/// How a Node's `spec.providerID` begins at Linode.
+/// Prefix of a Node's `spec.providerID` at Linode.
 pub const PROVIDER_ID_PREFIX: &str = "linode://";
 
-/// The volume behind a handle: the number before the first dash. The label behind it may have been changed since.
+/// Returns the volume of a handle: the number before the first dash. The label after the dash may be an old one.
 ///
-/// A handle without a number at its head is refused: Linode's driver hashes such a handle, for tests of its own, and
-/// a hash is no volume.
+/// A handle that does not begin with a number is refused: Linode's driver hashes such a handle, for its own tests, and the
+/// hash is no number of a volume.
 pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Result<VolumeId, HandleError>> {
     if driver.as_str() != DRIVER {
         return None;
@@ -32,13 +32,13 @@ pub(crate) fn volume(driver: &DriverName, handle: &VolumeHandle) -> Option<Resul
     })
 }
 
-/// The handle that the driver gives to a volume when it creates it: number and label, as the API answers them.
+/// Returns the handle that the driver gives to a new volume: its number and label, as the API shows them.
 pub(crate) fn canonical(volume: &CloudVolume) -> VolumeHandle {
     VolumeHandle::new(format!("{}-{}", volume.id, volume.label))
 }
 
-/// The volume for which the driver takes a handle: the number before the first dash in any spelling that Go's
-/// `strconv.Atoi` reads, and without one the 32 bit FNV-1a hash of the whole.
+/// Returns the volume that the driver would use for a handle: the number before the first dash, in any spelling that Go's
+/// `strconv.Atoi` accepts, otherwise the 32-bit FNV-1a hash of the handle.
 /// Source: linode-blockstorage-csi-driver `pkg/linode-volumes/utils.go`, `VolumeIdAsInt`.
 pub(crate) fn as_driver_reads(driver: &DriverName, handle: &VolumeHandle) -> Option<VolumeId> {
     if driver.as_str() != DRIVER || handle.as_str().is_empty() {
@@ -54,7 +54,7 @@ fn fnv1a(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The instance behind a provider ID.
+/// Returns the instance of a provider ID.
 pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleError>> {
     let tail = provider_id.strip_prefix(PROVIDER_ID_PREFIX)?;
     Some(
@@ -64,13 +64,13 @@ pub(crate) fn instance(provider_id: &str) -> Option<Result<InstanceId, HandleErr
     )
 }
 
-/// A positive decimal number in the one spelling that the API uses (no sign, no leading zero).
+/// Parses a positive decimal number in the API's only spelling (no sign, no leading zero).
 pub(crate) fn number(text: &str) -> Option<u64> {
     let number = text.parse::<u64>().ok()?;
     (number > 0 && number.to_string() == text).then_some(number)
 }
 
-/// Returns [`number`], or the error of `operation`, which nothing was sent for.
+/// Parses a number as [`number`] does. Otherwise returns the error of `operation`: nothing was sent.
 pub(crate) fn require_number(operation: &str, text: &str) -> Result<u64, ProviderError> {
     number(text).ok_or_else(|| ProviderError::not_applied(operation, "it is not a number of Linode's"))
 }

@@ -1,4 +1,4 @@
-//! The job history of one object, from `/account/events`.
+//! Reads the job history of one object from `/account/events`.
 
 use crate::{client::Client, event::Event, handle};
 use jiff::{Timestamp, ToSpan};
@@ -9,13 +9,13 @@ use reattach_core::{
 use reattach_provider_api::ProviderError;
 use serde_json::json;
 
-/// Entries per page, the most that the API gives.
+/// Entries per page, the maximum of the API.
 const PAGE: u16 = 500;
 
-/// Pages that are read at most, newest first; a longer history is an error.
+/// Maximum number of pages that are read, newest first. A longer history is an error.
 const PAGES: usize = 20;
 
-/// The jobs of a volume that were created at or after `since`, all of them, oldest first.
+/// Reads all jobs of a volume that were created at or after `since`, oldest first.
 pub(crate) async fn volume_jobs(
     client: &Client,
     volume: &VolumeId,
@@ -29,7 +29,7 @@ pub(crate) async fn volume_jobs(
         .collect()
 }
 
-/// The newest jobs of a volume, one page of them: enough to explain a refusal, and no history to conclude from.
+/// Reads one page of the newest jobs of a volume. This explains a refusal, but is not a complete history.
 pub(crate) async fn newest_volume_jobs(
     client: &Client,
     volume: &VolumeId,
@@ -40,10 +40,11 @@ pub(crate) async fn newest_volume_jobs(
     jobs.map(|job| job.map_err(|why| ProviderError::not_applied(&operation, why))).collect()
 }
 
-/// What happened to an instance's power since `since`, and what is under way. Linode's watchdog boots an instance that
-/// stopped without a job, and host maintenance any: no state of its own ever stays off by itself.
+/// Reads the jobs about an instance's power that were created at or after `since`, and those under way. Linode's watchdog
+/// boots an instance that stopped without a job, and host maintenance boots any instance. So an instance that is off does
+/// not stay off by its state alone.
 ///
-/// The API shows events by the grants of the token's user: one who sees the instance sees its events.
+/// The API shows events by the grants of the token's user: a user who sees the instance sees its events.
 pub(crate) async fn power(
     client: &Client,
     instance: &InstanceId,
@@ -60,17 +61,17 @@ pub(crate) async fn power(
     Ok(PowerFacts { jobs, off_stays_off: false })
 }
 
-/// The API's times have whole seconds.
+/// Returns `since` a second earlier, because the API's times have whole seconds.
 fn since_of(since: Timestamp) -> Timestamp {
     since.checked_sub(1.second()).unwrap_or(since)
 }
 
-/// Events that concern one object, with the time of their creation, oldest first: every one of the pages that reach back to
-/// `since`, or the newest page alone.
+/// Reads the events about one object, with the times of their creation, oldest first. Reads all pages back to `since`, or
+/// the newest page when `since` is `None`.
 ///
-/// The filter is the one that Linode's own Go client uses. What it lets through is checked again here, since the API
-/// description promises less than that for events. Events of which none is about this object are the answer to another
-/// question, and not an empty history: a shutdown or a boot would be missed.
+/// The filter is the one that Linode's own Go client uses. The events are checked again here, since the API description
+/// does not promise this filter for events. If no event is about this object, the answer belongs to another request, and
+/// the history is not taken as empty: a shutdown or a boot would be missed.
 async fn read(
     client: &Client,
     operation: &str,
@@ -110,9 +111,9 @@ async fn read(
         let (operation, asked) = (operation.to_owned(), format!("{kind} {number}"));
         return Err(ProviderError::OtherObject { operation, asked, answered });
     }
-    // What is not shown may be under way: a history with an end that was cut off tells nothing.
+    // A job on a page that was not read may be under way, so an incomplete history proves nothing.
     if cut {
-        return Err(failed(format!("it has more than {PAGES} pages since {since}")));
+        return Err(failed(format!("the history has more than {PAGES} pages since {since}")));
     }
     events.sort_by_key(|(created, event)| (*created, event.number()));
     Ok(events)

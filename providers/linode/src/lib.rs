@@ -1,13 +1,14 @@
 //! Linode (Akamai) block storage and instances, over Linode's API v4.
 //!
-//! [`LinodeProvider`] implements [`reattach_provider_api::Provider`]. It speaks through an
+//! [`LinodeProvider`] implements [`reattach_provider_api::Provider`]. It sends its requests through an
 //! [`HttpTransport`](reattach_provider_api::HttpTransport): [`http_transport`] in production, the simulated cloud's
 //! router in memory in tests and drills.
 //!
-//! What Linode's API lacks shapes the code: a detach names no instance and detaches from whoever holds the volume, so
-//! the holder is read right before it; errors have no machine-readable code, so their texts are read; a volume's
-//! status does not show an attach or detach under way, so the job history (`/account/events`) is read; an instance that is
-//! "offline" may be booted by the watchdog, so only the history tells whether it stays so.
+//! Gaps of Linode's API determine the code:
+//! - A detach names no instance and detaches from the present holder, so the holder is read right before it.
+//! - Errors have no machine-readable code, so their texts are read.
+//! - A volume's status does not show an attach or detach under way, so the job history (`/account/events`) is read.
+//! - The watchdog may boot an instance that is "offline", so only the history shows whether it stays off.
 
 mod classify;
 mod client;

@@ -1,4 +1,4 @@
-//! Powering instances off and on, with the state read right before.
+//! Powers instances off and on. Reads the state of the instance right before.
 
 use crate::{
     classify,
@@ -14,15 +14,15 @@ use std::time::Duration;
 /// Path of the instances.
 const INSTANCES: &str = "/linode/instances";
 
-/// Orders a shutdown. Linode has one kind: it asks the guest, and cuts the power when the guest does not follow. An
-/// instance that is off without such a job is left as it is: there is nothing that could be shut down.
+/// Requests a shutdown. Linode has one kind: it asks the guest to shut down, and cuts the power when the guest does not do
+/// so. An instance that is off already does not change.
 pub(crate) async fn off(client: &Client, request: &PowerOffRequest) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power off instance {}", request.instance);
     let change = Change { verb: "shutdown", from: InstanceState::Running, to: InstanceState::Off };
-    Ok(change.order(client, &operation, &request.instance, request.timeout).await?)
+    Ok(change.request(client, &operation, &request.instance, request.timeout).await?)
 }
 
-/// Orders a boot into the configuration that ran last.
+/// Requests a boot into the configuration that ran last.
 pub(crate) async fn on(
     client: &Client,
     instance: &InstanceId,
@@ -30,7 +30,7 @@ pub(crate) async fn on(
 ) -> Result<PowerOutcome, EffectError> {
     let operation = format!("power on instance {instance}");
     let change = Change { verb: "boot", from: InstanceState::Off, to: InstanceState::Running };
-    Ok(change.order(client, &operation, instance, timeout).await?)
+    Ok(change.request(client, &operation, instance, timeout).await?)
 }
 
 /// A change of an instance's power.
@@ -44,7 +44,7 @@ struct Change {
 
 impl Change {
     /// Reads the instance and, if its state is `from`, sends one request.
-    async fn order(
+    async fn request(
         self,
         client: &Client,
         operation: &str,
@@ -82,7 +82,7 @@ impl Change {
     }
 }
 
-/// Linode's words, where it refuses because the instance is busy.
+/// Returns Linode's text when it refused because the instance is busy.
 fn busy(failure: &PostFailure) -> Option<String> {
     let answer = failure.refusal.as_ref().filter(|answer| answer.status() == StatusCode::BAD_REQUEST)?;
     classify::own_reasons(answer).filter(|reasons| classify::says(reasons, "busy"))

@@ -1,12 +1,12 @@
-//! What the token may do, from the `X-OAuth-Scopes` header that every answer carries.
+//! Reads the rights of the token from the `X-OAuth-Scopes` header, which every answer has.
 
 use crate::{classify, client::Client};
 use bytes::Bytes;
 use http::Response;
 use reattach_provider_api::{Grant, PreflightReport, ProviderError, Right, RightUse};
 
-/// Scopes by what they are needed for, as Linode's API description lists them. A detach needs both `read_write`, so
-/// powering off and on needs none of its own.
+/// Scopes and their uses, from Linode's API description. A detach needs both `read_write` scopes, so powering off and on
+/// needs no further one.
 const NEEDED: [(&str, &[RightUse]); 5] = [
     ("events:read_only", &[RightUse::ReadJobs]),
     ("linodes:read_only", &[RightUse::ReadInstances]),
@@ -15,8 +15,8 @@ const NEEDED: [(&str, &[RightUse]); 5] = [
     ("volumes:read_write", &[RightUse::Detach]),
 ];
 
-/// One read, whose answer names the token's scopes even when it is refused for want of one. A restricted user's
-/// grants per object do not show there: such a user's detach is answered 403.
+/// Reads the token's scopes. Also an answer that refuses the read because of a missing scope names them. The grants of a
+/// restricted user for single objects are not shown: a detach by such a user is answered 403.
 pub(crate) async fn run(client: &Client) -> PreflightReport {
     match client.probe("read the token's scopes", "/volumes?page=1&page_size=25").await {
         Ok(answer) => report(&answer),

@@ -1,4 +1,4 @@
-//! [`Provider`] for Linode: handles and batched reads; the rest is in rooms of its own.
+//! [`Provider`] for Linode, with its batched reads.
 
 use crate::{
     client::Client,
@@ -24,31 +24,31 @@ use std::{
     time::Duration,
 };
 
-/// The provider's name.
+/// Name of the provider.
 pub const NAME: &str = "linode";
 
-/// Up to this many objects are read one by one; more are read from a list.
+/// Maximum number of objects that are read one by one. More are read from a list.
 const SINGLE_READS: usize = 3;
 
-/// The greatest page that the API gives.
+/// Maximum number of objects on a page of the API.
 const PAGE: u16 = 500;
 
-/// Instances per filtered list: keeps the filter header near 2 kB.
+/// Instances per filtered list. It keeps the filter header near 2 kB.
 const INSTANCES_PER_LIST: usize = 100;
 
-/// Linode's API as a provider. Clones share their connections.
+/// The provider for Linode's API. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct LinodeProvider {
     client: Client,
 }
 
 impl LinodeProvider {
-    /// Over this transport.
+    /// Makes a provider over this transport.
     pub fn new(transport: HttpTransport, config: LinodeConfig) -> Self {
         Self { client: Client::new(transport, config) }
     }
 
-    /// Over HTTP as production uses it.
+    /// Makes a provider over HTTP, as in production.
     ///
     /// # Errors
     /// As [`http_transport`].
@@ -56,10 +56,10 @@ impl LinodeProvider {
         Ok(Self::new(http_transport(&config)?, config))
     }
 
-    /// Volumes from the list, page by page, for as long as that takes fewer calls than reading the rest one by one.
+    /// Reads volumes from the list, page by page, as long as this takes fewer requests than reading the rest one by one.
     ///
-    /// The list is not filtered: the API description marks a volume's `label` and `tags` as filterable but not its
-    /// `id`. An object can slip from one page to another while the list is read, so "not in the list" is asked again.
+    /// The list is not filtered: the API description marks a volume's `label` and `tags` as filterable, but not its `id`.
+    /// An object may move to another page while the list is read, so a volume that is not in the list is read again.
     async fn volumes_from_list(
         &self,
         wanted: &BTreeSet<u64>,
@@ -75,7 +75,7 @@ impl LinodeProvider {
         Ok(found)
     }
 
-    /// Instances from lists filtered by `id`, which the API description marks as filterable.
+    /// Reads instances from lists filtered by `id`, which the API description marks as filterable.
     async fn instances_from_list(
         &self,
         wanted: &BTreeSet<u64>,
@@ -102,7 +102,7 @@ impl LinodeProvider {
         }
     }
 
-    /// Puts together what a list showed and single reads of the rest.
+    /// Combines the objects of a list with single reads of all others.
     async fn complete<T: DeserializeOwned + Numbered>(
         &self,
         what: &str,
@@ -128,7 +128,7 @@ impl LinodeProvider {
     }
 }
 
-/// Keeps the wanted rows that can be read. A row that cannot be read is read again on its own, which names its error.
+/// Collects the wanted rows that can be parsed. Any other is read again on its own, which returns its error.
 fn collect<T: DeserializeOwned>(
     rows: Vec<Value>,
     wanted: &BTreeSet<u64>,
@@ -144,7 +144,7 @@ fn collect<T: DeserializeOwned>(
     }
 }
 
-/// Numbers of the API among identifiers, and errors for those that are none.
+/// Parses identifiers into the API's numbers. Any other text becomes an error.
 fn numbers<I: Ord + Clone + std::fmt::Display, T>(
     ids: &[I],
     what: &str,
@@ -179,7 +179,7 @@ impl Provider for LinodeProvider {
         NAME
     }
 
-    /// Linode compares no holder, forces nothing, has no dry-run, and its volumes have no snapshots (a clone is a whole
+    /// Linode's detach names no holder and cannot be forced. There are no dry-runs and no snapshots of volumes (a clone is a
     /// new volume that costs money).
     fn capabilities(&self) -> Capabilities {
         Capabilities { can_fence: true, ..Capabilities::default() }
@@ -258,7 +258,7 @@ impl Provider for LinodeProvider {
     }
 
     fn detach_command(&self, volume: &VolumeId, _holder: &InstanceId) -> String {
-        // Linode's own CLI; its detach takes no instance.
+        // The detach of Linode's CLI takes no instance.
         format!("linode-cli volumes detach {volume}")
     }
 

@@ -1,5 +1,5 @@
-//! Linode's objects as far as they matter here. Unknown fields and words are tolerated; a missing field that a
-//! decision rests on is not.
+//! The fields of Linode's objects that are used here. Unknown fields and words are accepted. A field that a decision needs
+//! must not be missing.
 
 use reattach_core::{
     cloud::{CloudInstance, CloudVolume, DeviceIdentity, InstanceState, OwnerTags, VolumeState},
@@ -8,12 +8,12 @@ use reattach_core::{
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// An object that the API shows with its number.
+/// An object with a number.
 pub(crate) trait Numbered {
-    /// The kind, as in "volume 17".
+    /// Kind of the object, as in "volume 17".
     const KIND: &'static str;
 
-    /// The number.
+    /// Returns the number of the object.
     fn number(&self) -> u64;
 }
 
@@ -33,7 +33,7 @@ impl Numbered for Instance {
     }
 }
 
-/// A volume. `linode_id` must be there, be it null: an answer without it does not say "detached".
+/// A volume. `linode_id` must be present, also when it is null: an answer without it does not show "detached".
 #[derive(Debug, Deserialize)]
 pub(crate) struct Volume {
     pub(crate) id: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Volume {
     tags: Option<Vec<Value>>,
 }
 
-/// An instance. Without `watchdog_enabled` the watchdog counts as on.
+/// An instance. If `watchdog_enabled` is missing, the watchdog counts as enabled.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Instance {
     pub(crate) id: u64,
@@ -59,18 +59,18 @@ pub(crate) struct Instance {
     watchdog_enabled: Option<bool>,
     #[serde(default)]
     tags: Option<Vec<Value>>,
-    /// The number of the LKE cluster that the instance is a node of (`lke_cluster_id` in Linode's API description).
+    /// Number of the LKE cluster that the instance is a node of (`lke_cluster_id` in Linode's API description).
     #[serde(default)]
     lke_cluster_id: Option<Value>,
 }
 
-/// How the name of an LKE cluster begins: `lke<number>`. LKE names its nodes so (`lke13311-16405-5fafd1b46dcf`), and
-/// people their volumes, by the StorageClass parameter `linodebs.csi.linode.com/volumeTags`
+/// Prefix of the name of an LKE cluster, `lke<number>`. LKE's node names begin with it (`lke13311-16405-5fafd1b46dcf`).
+/// People tag volumes with it by the StorageClass parameter `linodebs.csi.linode.com/volumeTags`
 /// (linode-blockstorage-csi-driver `docs/volume-tags.md`). LKE's own StorageClasses set no tag, and Linode's CSI driver
-/// none but those of that parameter (`internal/driver/controllerserver_helper.go`, `createLinodeVolume`).
+/// sets only those of that parameter (`internal/driver/controllerserver_helper.go`, `createLinodeVolume`).
 const LKE: &str = "lke";
 
-/// The clusters that tags of an object name. Every other tag is somebody's own and says nothing of a cluster.
+/// Returns the clusters that the tags of an object name. All other tags name no cluster.
 fn clusters(tags: Option<&[Value]>) -> OwnerTags {
     let mut owner = OwnerTags::default();
     for tag in tags.into_iter().flatten().filter_map(Value::as_str) {
@@ -82,19 +82,18 @@ fn clusters(tags: Option<&[Value]>) -> OwnerTags {
     owner
 }
 
-/// Reads an optional value whose field must be there.
+/// Deserializes an optional value whose field must be present.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     Option::deserialize(from)
 }
 
-/// Locks that protect against deletion only, set by the account's own administrators (documented with the resource
-/// locks that Linode introduced in 2025). A detach is not refused because of them here; should the API refuse it, its
-/// answer is believed.
+/// Locks that only prevent deletion. The account's own administrators set them (documented with the resource locks that
+/// Linode introduced in 2025). They do not prevent a detach here. If the API refuses the detach, that refusal counts.
 const DELETION_LOCKS: [&str; 2] = ["cannot_delete", "cannot_delete_with_subresources"];
 
 impl Volume {
-    /// In the common vocabulary. `io_ready` is not looked at: while a volume is attached it may be false for an attach
-    /// under way as well as for the very phantom that is to be healed.
+    /// Converts the volume into the common form. `io_ready` is not used: it may be false for an attach under way as well as
+    /// for the phantom attachment that has to be repaired.
     pub(crate) fn into_cloud(self) -> CloudVolume {
         let state = self.state();
         CloudVolume {
@@ -132,7 +131,7 @@ impl Volume {
     }
 }
 
-/// A lock's word: the API shows texts, and may come to show objects.
+/// Returns the name of a lock. The API shows texts, and may show objects in the future.
 fn word(lock: &Value) -> String {
     match lock.as_str().or_else(|| lock.get("lock_type").and_then(Value::as_str)) {
         Some(word) => word.to_owned(),
@@ -141,7 +140,7 @@ fn word(lock: &Value) -> String {
 }
 
 impl Instance {
-    /// In the common vocabulary. `stopped` is not *off*: it also stands for maintenance, which ends by itself.
+    /// Converts the instance into the common form. `stopped` is not *off*: it can also be maintenance, which ends by itself.
     pub(crate) fn into_cloud(self) -> CloudInstance {
         let state = match self.status.as_str() {
             "running" => InstanceState::Running,
@@ -225,7 +224,7 @@ mod tests {
         assert_eq!(instance(json!({"lke_cluster_id": 13311, "tags": ["lke5"]})), ["lke13311", "lke5"]);
         assert_eq!(instance(json!({"lke_cluster_id": null, "tags": ["web"]})), [""; 0]);
         assert_eq!(instance(json!({})), [""; 0]);
-        // As many and as long as anybody likes: cut, and never an error.
+        // There may be any number of tags of any length: they are cut, and are never an error.
         let many: Vec<_> = (0..500).map(|n| format!("lke{n}{}", "1".repeat(999))).collect();
         let found = volume(json!({"tags": many})).expect("a volume").owner.clusters;
         assert_eq!(found.len(), OwnerTags::NAMES);

@@ -1,4 +1,4 @@
-//! Reads of many objects: how many calls they take, and what one odd object does to the others.
+//! Reads of many objects: their number of requests, and the result of one defective object.
 
 mod support;
 
@@ -68,7 +68,7 @@ async fn instances_are_filtered_by_number() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_identifier_that_is_no_number_fails_alone_and_is_never_sent() {
+async fn an_identifier_that_is_no_number_is_not_sent() {
     let linode = Linode::new();
     let ids = [VolumeId::new(VOLUME.to_string()), "vol-1".into(), "../account".into(), "".into()];
     let found = linode.provider.describe_volumes(&ids).await;
@@ -81,7 +81,7 @@ async fn an_identifier_that_is_no_number_fails_alone_and_is_never_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_asked_is_nothing_sent() {
+async fn reading_no_objects_sends_nothing() {
     let linode = Linode::new();
     assert!(linode.provider.describe_volumes(&[]).await.is_empty());
     assert!(linode.provider.describe_instances(&[]).await.is_empty());
@@ -89,7 +89,7 @@ async fn nothing_asked_is_nothing_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_job_history_begins_where_asked_and_is_of_one_volume() {
+async fn the_job_history_is_of_one_volume_from_since_on() {
     let linode = Linode::new();
     let id = VolumeId::new(VOLUME.to_string());
     let other = linode.sim.create_volume(NewVolume::new("other")).expect("a volume");

@@ -1,4 +1,4 @@
-//! The providers' common suite for Linode, against the simulated cloud in memory and under a paused clock.
+//! The conformance suite for Linode, over the simulated cloud in memory with a paused clock.
 
 mod support;
 

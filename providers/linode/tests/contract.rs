@@ -1,5 +1,5 @@
-//! The simulated cloud's answers against Linode's API description, for the calls that the provider does not make; and
-//! that the check itself notices what is wrong.
+//! Checks the simulated cloud's answers against Linode's API description, for calls that the provider does not make. Tests
+//! that the check finds violations.
 
 mod support;
 
@@ -22,7 +22,7 @@ async fn send(transport: &HttpTransport, request: Request<Bytes>) -> (u16, Value
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_call_of_the_simulated_cloud_keeps_to_the_description() {
+async fn all_calls_of_the_simulator_conform_to_the_description() {
     let contract = Contract::load();
     let transport = contract.watch(in_memory(cloud()));
     let attach = json!({"linode_id": 43, "persist_across_boots": false});
@@ -71,7 +71,7 @@ async fn every_call_of_the_simulated_cloud_keeps_to_the_description() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_description_forbids_is_refused_by_the_simulated_cloud() {
+async fn the_simulator_refuses_what_the_description_forbids() {
     let transport = in_memory(cloud());
     let by_holder = json!({"linode_id": 42});
     for (path, filter, field) in [
@@ -94,7 +94,7 @@ async fn what_the_description_forbids_is_refused_by_the_simulated_cloud() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_check_notices_bad_requests() {
+async fn the_check_finds_bad_requests() {
     let body = json!({"force": true});
     let by_holder = json!({"linode_id": 42});
     let mut bare = request(Method::GET, "/volumes/17", None, None);
@@ -122,7 +122,7 @@ async fn the_check_notices_bad_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_check_notices_bad_answers() {
+async fn the_check_finds_bad_answers() {
     let good = json!({"id": 17, "label": "pvc1", "linode_id": null, "status": "active", "io_ready": true});
     for (field, value) in [
         ("id", json!("17")),

@@ -1,4 +1,4 @@
-//! What the provider sends and says around a detach, case by case.
+//! Requests and results of a detach, case by case.
 
 mod support;
 
@@ -9,7 +9,7 @@ use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_core::product::Product;
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, EffectKnowledge, Grant, Provider, ProviderError, RightUse,
-    conformance::{Harness, Trouble},
+    conformance::{CloudFault, Harness},
 };
 use std::time::Duration;
 use support::{HOLDER, Linode, OTHER, VOLUME};
@@ -34,7 +34,7 @@ async fn the_holder_is_read_right_before_the_one_detach() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_a_detach_by_what_is_known() {
+async fn a_failed_detach_shows_what_is_known_about_its_effect() {
     let error = |status: u16, reason: &str, body| Fault::Error {
         status,
         reason: reason.to_owned(),
@@ -63,21 +63,21 @@ async fn errors_of_a_detach_by_what_is_known() {
         ),
         (
             error(408, "Timed out", json),
-            "tried to detach volume 17 from instance 42, and whether that happened is not known: Timed out (HTTP 408)",
+            "tried to detach volume 17 from instance 42, and the effect is not known: Timed out (HTTP 408)",
         ),
         (
             error(500, "", ErrorBody::Truncated),
-            "tried to detach volume 17 from instance 42, and whether that happened is not known: HTTP 500 Internal \
+            "tried to detach volume 17 from instance 42, and the effect is not known: HTTP 500 Internal \
              Server Error with a body of type application/json, not in the API's own form",
         ),
         (
             error(502, "", ErrorBody::Empty),
-            "tried to detach volume 17 from instance 42, and whether that happened is not known: HTTP 502 Bad \
+            "tried to detach volume 17 from instance 42, and the effect is not known: HTTP 502 Bad \
              Gateway with no typed body, not in the API's own form",
         ),
         (
             Fault::Maintenance,
-            "tried to detach volume 17 from instance 42, and whether that happened is not known: The API is under \
+            "tried to detach volume 17 from instance 42, and the effect is not known: The API is under \
              maintenance (HTTP 503, maintenance mode)",
         ),
         (
@@ -97,7 +97,7 @@ async fn errors_of_a_detach_by_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_in_another_state_is_left_alone() {
+async fn a_volume_in_another_state_is_not_detached() {
     for (status, expected) in [
         ("resizing", Ok(DetachOutcome::Busy { detail: "the volume's status is resizing".to_owned() })),
         ("contact_support", Ok(DetachOutcome::Locked { reason: "contact_support".to_owned() })),
@@ -118,7 +118,7 @@ async fn a_volume_in_another_state_is_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_explained_by_reading_again() {
-    // Moved to another instance while the detach was on its way and refused.
+    // The volume moves to another instance after the read, and the detach is refused.
     let linode = Linode::new();
     linode.sim.freeze_reads(Duration::from_secs(1));
     linode.sim.make_orphan(VOLUME, OTHER).expect("moved");
@@ -133,14 +133,14 @@ async fn a_refusal_is_explained_by_reading_again() {
         Some((OTHER, None))
     );
 
-    // Detached meanwhile, in each of the ways in which the API may answer.
+    // The volume loses its holder after the read; the API may answer the detach in each of these ways.
     for (answer, expected) in [
         (UnattachedDetach::Succeeds, DetachOutcome::Accepted),
         (UnattachedDetach::NotFound, DetachOutcome::AlreadyDetached),
         (UnattachedDetach::BadRequest, DetachOutcome::AlreadyDetached),
     ] {
         let linode = Linode::new();
-        linode.trouble(Trouble::DetachedMeanwhile);
+        linode.inject(CloudFault::DetachedMeanwhile);
         linode.sim.set_unattached_detach(answer);
         assert_eq!(detach(&linode).await, Ok(expected), "{answer:?}");
     }
@@ -193,7 +193,7 @@ async fn preflight_names_each_missing_right() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn preflight_without_an_answer_knows_nothing() {
+async fn preflight_without_an_answer_reports_unknown() {
     let linode = Linode::new();
     linode.sim.add_fault(FaultRule::new([], Fault::Cut { when: When::BeforeEffect }));
     let report = linode.provider.preflight().await;
@@ -213,9 +213,9 @@ async fn a_user_without_grants_is_denied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_token_shows_in_no_error_and_no_debug_output() {
+async fn errors_and_debug_output_do_not_contain_the_token() {
     let linode = Linode::new();
-    linode.trouble(Trouble::BadCredential);
+    linode.inject(CloudFault::BadCredential);
     let error = detach(&linode).await.expect_err("denied");
     let report = linode.provider.preflight().await;
     let printed = format!("{error} {error:?} {report:?} {:?} {:?}", linode.provider, linode.sim.requests());

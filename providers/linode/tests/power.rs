@@ -1,4 +1,4 @@
-//! What the provider sends and says about power: orders, history, and who answers.
+//! Requests and results about power: power off and on, history, scope.
 
 mod support;
 
@@ -10,7 +10,7 @@ use reattach_core::{
 use reattach_linode::{LinodeConfig, LinodeProvider, Token};
 use reattach_provider_api::{
     EffectError, PowerOffManner, PowerOffRequest, PowerOutcome, Provider, ProviderError,
-    conformance::{Harness, Trouble},
+    conformance::{CloudFault, Harness},
 };
 use std::time::Duration;
 use support::{HOLDER, Linode, OTHER, start};
@@ -37,7 +37,7 @@ async fn pass(seconds: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_state_is_read_right_before_the_one_order() {
+async fn the_state_is_read_right_before_the_one_request() {
     let linode = Linode::new();
     assert_eq!(off(&linode, holder()).await, Ok(PowerOutcome::Accepted));
     pass(60).await;
@@ -55,7 +55,7 @@ async fn the_state_is_read_right_before_the_one_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_in_another_state_is_left_alone() {
+async fn an_instance_in_another_state_does_not_change() {
     let busy = |detail: &str| Ok(PowerOutcome::Busy { detail: detail.to_owned() });
     let going = "the instance is shutting down or being deleted";
     let unknown = |operation: &str| {
@@ -84,14 +84,14 @@ async fn an_instance_in_another_state_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_an_order_by_what_is_known() {
+async fn a_failed_request_shows_what_is_known_about_its_effect() {
     let error = |status, reason: &str, body| Fault::Error {
         status,
         reason: reason.to_owned(),
         when: When::BeforeEffect,
         body,
     };
-    let open = "tried to power off instance 42, and whether that happened is not known: ";
+    let open = "tried to power off instance 42, and the effect is not known: ";
     let table = [
         (error(400, "Linode busy.", ErrorBody::Json), Ok("Linode busy.".to_owned())),
         (error(400, "No", ErrorBody::Json), Err("could not power off instance 42: No (HTTP 400)".to_owned())),
@@ -134,7 +134,7 @@ async fn errors_of_an_order_by_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_about_another_instance_are_no_history_and_no_state() {
+async fn answers_about_another_instance_are_refused() {
     let linode = Linode::new();
     // The holder was shut down; of the other instance, a boot is told.
     assert_eq!(off(&linode, holder()).await, Ok(PowerOutcome::Accepted));
@@ -142,7 +142,7 @@ async fn answers_about_another_instance_are_no_history_and_no_state() {
     pass(60).await;
     assert_eq!(facts(&linode).await.jobs.len(), 1);
     let mutations = linode.mutations();
-    linode.trouble(Trouble::MixedUp);
+    linode.inject(CloudFault::MixedUp);
     let other = |error: &ProviderError| {
         matches!(error, ProviderError::OtherObject { asked, answered, .. }
             if asked.ends_with(" 42") && answered.ends_with(" 43"))
@@ -157,13 +157,13 @@ async fn answers_about_another_instance_are_no_history_and_no_state() {
     let error = told.expect_err("refused").to_string();
     assert_eq!(
         error,
-        "could not read the power history of instance 42: the answer is about linode 43, not about linode 42, and is \
-         not used; see what lies between reattach and the provider, such as a proxy"
+        "could not read the power history of instance 42: the answer is about linode 43, not about linode 42, \
+         so it is not used; check the proxies between reattach and the provider"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_names_who_asked_and_when_it_ended() {
+async fn a_shutdown_names_its_user_and_its_end() {
     let linode = Linode::new();
     pass(10).await;
     let ordered = linode.sim.now();
@@ -183,12 +183,12 @@ async fn a_shutdown_names_who_asked_and_when_it_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_boots_what_stopped_without_a_job_and_leaves_a_shutdown_alone() {
+async fn the_watchdog_boots_only_after_a_stop_without_a_job() {
     let linode = Linode::new();
     linode.sim.kill(HOLDER).expect("killed");
     let jobs = facts(&linode).await.jobs;
     let seen: Vec<_> = jobs.iter().map(|j| (j.change, j.is_pending(), j.by.clone())).collect();
-    assert_eq!(seen, [(PowerChange::On, true, None)], "nobody asked for what the watchdog does");
+    assert_eq!(seen, [(PowerChange::On, true, None)], "a boot by the watchdog names no user");
     pass(200).await;
     let status = || linode.sim.instance(HOLDER).expect("an instance").status;
     assert_eq!(status(), InstanceStatus::Running);
@@ -203,7 +203,7 @@ async fn the_watchdog_boots_what_stopped_without_a_job_and_leaves_a_shutdown_alo
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_history_is_of_one_instance_and_begins_where_asked() {
+async fn the_history_is_of_one_instance_from_since_on() {
     let linode = Linode::new();
     linode.sim.reboot(OTHER).expect("a reboot");
     linode.sim.reboot(HOLDER).expect("a reboot");
@@ -225,7 +225,7 @@ async fn the_history_is_of_one_instance_and_begins_where_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_scope_is_of_account_token_and_api_and_shows_none_of_them() {
+async fn the_scope_identifies_account_token_and_api() {
     let linode = Linode::new();
     let over = |token: &str, url: &str| {
         let config = LinodeConfig::new(Token::new(token).expect("a token"), Some(url)).expect("settings");
@@ -242,8 +242,8 @@ async fn the_scope_is_of_account_token_and_api_and_shows_none_of_them() {
     // Without the right to read volumes the answer still names the account.
     linode.sim.add_token("a-token", &["linodes:read_only"]);
     assert_eq!(scope(&linode.provider).await, Ok(mine.clone()));
-    linode.trouble(Trouble::WrongAccount);
+    linode.inject(CloudFault::WrongAccount);
     assert_ne!(scope(&linode.provider).await, Ok(mine.clone()), "the same token, another account");
-    linode.trouble(Trouble::ReadsFail);
+    linode.inject(CloudFault::ReadsFail);
     assert!(scope(&linode.provider).await.is_err(), "no answer, no scope");
 }

@@ -1,4 +1,4 @@
-//! The transport of production over real loopback sockets. Wall clock: these few tests wait on answers, not on time.
+//! The transport of production over loopback sockets, on the wall clock. These tests wait for answers and not for time.
 
 mod support;
 
@@ -58,7 +58,7 @@ async fn a_detach_over_a_socket_keeps_to_the_api_description() {
 }
 
 #[tokio::test]
-async fn a_connection_cut_after_the_request_leaves_the_outcome_open() {
+async fn a_connection_cut_after_the_request_is_unknown() {
     for when in [When::BeforeEffect, When::AfterEffect] {
         let sim = wall_cloud();
         sim.add_fault(FaultRule::new([Operation::DetachVolume], Fault::Cut { when }));
@@ -74,7 +74,7 @@ async fn a_connection_cut_after_the_request_leaves_the_outcome_open() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_leaves_the_outcome_open() {
+async fn a_missing_answer_is_unknown() {
     let sim = wall_cloud();
     let never = Fault::Latency { before_ms: 0, after_ms: 3_600_000 };
     sim.add_fault(FaultRule::new([Operation::DetachVolume], never));
@@ -84,7 +84,7 @@ async fn an_answer_that_does_not_come_leaves_the_outcome_open() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_nothing_done() {
+async fn a_refused_connection_has_no_effect() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
@@ -96,7 +96,7 @@ async fn nobody_listening_is_nothing_done() {
 }
 
 #[tokio::test]
-async fn redirects_are_not_followed_and_foreign_pages_not_believed() {
+async fn redirects_and_pages_of_other_servers_are_not_used() {
     let away = serve(Router::new().fallback(any(|| async { StatusCode::IM_A_TEAPOT }))).await;
     let redirect = Router::new().fallback(any(move || {
         let away = away.clone();

@@ -1,6 +1,6 @@
-//! Cases that every provider is held to: reads, detach, preflight, jobs.
+//! Cases that apply to every provider: reads, detach, preflight, jobs.
 
-use super::{Checked, Harness, TIMEOUT, Trouble, same, that};
+use super::{Checked, CloudFault, Harness, TIMEOUT, ensure, expect_eq};
 use crate::{DetachOutcome, DetachRequest, EffectKnowledge, Lookup, ProviderError, Right, RightUse};
 use jiff::Timestamp;
 use reattach_core::cloud::{CloudJob, InstanceState, JobStatus, OwnerTags};
@@ -11,26 +11,26 @@ pub(super) async fn detach(harness: &impl Harness) -> Result<DetachOutcome, Prov
 }
 
 async fn detach_within(harness: &impl Harness, timeout: Duration) -> Result<DetachOutcome, ProviderError> {
-    let scene = harness.scene();
-    let proof = harness.proof(&scene.volume, &scene.holder);
+    let fixture = harness.fixture();
+    let proof = harness.proof(&fixture.volume, &fixture.holder);
     harness.provider().detach(DetachRequest::plain(proof, timeout)).await
 }
 
-/// The detach answered `expected`, after so many mutating requests, and the holder afterwards is as told.
+/// Expects this outcome of a detach, after this number of mutations.
 async fn expect(harness: &impl Harness, expected: DetachOutcome, mutations: usize) -> Checked {
-    same("the outcome", detach(harness).await, Ok(expected))?;
-    same("the number of mutating requests", harness.mutations(), mutations)
+    expect_eq("the outcome", detach(harness).await, Ok(expected))?;
+    expect_eq("the number of mutating requests", harness.mutations(), mutations)
 }
 
 async fn still_held(harness: &impl Harness) -> Checked {
     harness.settle().await;
-    let scene = harness.scene();
-    same("the holder", harness.true_holder(&scene.volume), Some(scene.holder))
+    let fixture = harness.fixture();
+    expect_eq("the holder", harness.true_holder(&fixture.volume), Some(fixture.holder))
 }
 
 async fn freed(harness: &impl Harness) -> Checked {
     harness.settle().await;
-    same("the holder", harness.true_holder(&harness.scene().volume), None)
+    expect_eq("the holder", harness.true_holder(&harness.fixture().volume), None)
 }
 
 pub(super) async fn plain<H: Harness>(harness: &H) -> Checked {
@@ -38,63 +38,63 @@ pub(super) async fn plain<H: Harness>(harness: &H) -> Checked {
     freed(harness).await
 }
 
-/// Accepted is a promise: the history shows the job for as long as it is not kept.
+/// `Accepted` is a promise: the history shows the pending job until the detach has finished.
 pub(super) async fn stuck<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::DetachStuck);
+    harness.inject(CloudFault::DetachStuck);
     let since = harness.now();
     expect(harness, DetachOutcome::Accepted, 1).await?;
     still_held(harness).await?;
-    let jobs = harness.provider().jobs(&harness.scene().volume, since).await.map_err(|e| e.to_string())?;
-    same("the number of pending jobs", jobs.iter().filter(|j| j.is_pending()).count(), 1)
+    let jobs = harness.provider().jobs(&harness.fixture().volume, since).await.map_err(|e| e.to_string())?;
+    expect_eq("the number of pending jobs", jobs.iter().filter(|j| j.is_pending()).count(), 1)
 }
 
 pub(super) async fn slow<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Slow(Duration::from_secs(3)));
+    harness.inject(CloudFault::Slow(Duration::from_secs(3)));
     expect(harness, DetachOutcome::Accepted, 1).await?;
     freed(harness).await
 }
 
 pub(super) async fn too_slow<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Slow(Duration::from_secs(7)));
+    harness.inject(CloudFault::Slow(Duration::from_secs(7)));
     let outcome = detach_within(harness, Duration::from_secs(10)).await;
     let error = outcome.err().ok_or("a detach whose answer came too late is no success")?;
-    that(error.effect() == EffectKnowledge::Unknown, || format!("{error:?} says that nothing happened"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(error.effect() == EffectKnowledge::Unknown, || format!("{error:?} says that nothing happened"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     let outcome = detach_within(harness, Duration::from_secs(5)).await;
     let error = outcome.err().ok_or("a detach without time for the reading is no success")?;
-    that(error.effect() == EffectKnowledge::NotApplied, || format!("{error:?} without a mutation"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
-    // "Unknown" was the truth: the effect comes after all.
+    ensure(error.effect() == EffectKnowledge::NotApplied, || format!("{error:?} without a mutation"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
+    // "Unknown" was right: the effect happened later.
     freed(harness).await
 }
 
 pub(super) async fn locked<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Locked);
+    harness.inject(CloudFault::Locked);
     let outcome = detach(harness).await;
-    that(matches!(outcome, Ok(DetachOutcome::Locked { .. })), || format!("{outcome:?} is not Locked"))?;
+    ensure(matches!(outcome, Ok(DetachOutcome::Locked { .. })), || format!("{outcome:?} is not Locked"))?;
     still_held(harness).await
 }
 
 pub(super) async fn locked_unseen<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::LockedUnseen);
+    harness.inject(CloudFault::LockedUnseen);
     let outcome = detach(harness).await;
-    that(matches!(outcome, Ok(DetachOutcome::Locked { .. })), || format!("{outcome:?} is not Locked"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(matches!(outcome, Ok(DetachOutcome::Locked { .. })), || format!("{outcome:?} is not Locked"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     still_held(harness).await
 }
 
 pub(super) async fn busy<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Busy);
+    harness.inject(CloudFault::Busy);
     let outcome = detach(harness).await;
-    that(matches!(outcome, Ok(DetachOutcome::Busy { .. })), || format!("{outcome:?} is not Busy"))?;
-    that(harness.mutations() <= 1, || "a busy answer was repeated".to_owned())?;
+    ensure(matches!(outcome, Ok(DetachOutcome::Busy { .. })), || format!("{outcome:?} is not Busy"))?;
+    ensure(harness.mutations() <= 1, || "a busy answer was repeated".to_owned())?;
     still_held(harness).await
 }
 
 pub(super) async fn detaching<H: Harness>(harness: &H) -> Checked {
     expect(harness, DetachOutcome::Accepted, 1).await?;
     let again = detach(harness).await;
-    same("the second outcome", again, Ok(DetachOutcome::Detaching))?;
+    expect_eq("the second outcome", again, Ok(DetachOutcome::Detaching))?;
     freed(harness).await
 }
 
@@ -107,50 +107,50 @@ pub(super) async fn throttled_without_a_time<H: Harness>(harness: &H) -> Checked
 }
 
 async fn throttled_with(harness: &impl Harness, wait: Option<Duration>) -> Checked {
-    harness.trouble(Trouble::ThrottledDetach { retry_after: wait });
+    harness.inject(CloudFault::ThrottledDetach { retry_after: wait });
     let outcome = detach(harness).await;
     let as_expected =
         matches!(&outcome, Err(ProviderError::Throttled { retry_after, .. }) if *retry_after == wait);
-    that(as_expected, || format!("{outcome:?} is not Throttled with {wait:?}"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(as_expected, || format!("{outcome:?} is not Throttled with {wait:?}"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     still_held(harness).await
 }
 
-/// The outcome is unknown, and nothing was repeated.
-async fn unknown(harness: &impl Harness, trouble: Trouble) -> Checked {
-    harness.trouble(trouble);
+/// Expects an unknown outcome after one mutation.
+async fn unknown(harness: &impl Harness, fault: CloudFault) -> Checked {
+    harness.inject(fault);
     let outcome = detach(harness).await;
-    that(matches!(outcome, Err(ProviderError::Unknown { .. })), || format!("{outcome:?} is not Unknown"))?;
-    same("the number of mutating requests", harness.mutations(), 1)
+    ensure(matches!(outcome, Err(ProviderError::Unknown { .. })), || format!("{outcome:?} is not Unknown"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)
 }
 
 pub(super) async fn error_before_effect<H: Harness>(harness: &H) -> Checked {
-    unknown(harness, Trouble::ErrorBeforeEffect).await?;
+    unknown(harness, CloudFault::ErrorBeforeEffect).await?;
     still_held(harness).await
 }
 
 pub(super) async fn error_after_effect<H: Harness>(harness: &H) -> Checked {
-    unknown(harness, Trouble::ErrorAfterEffect).await?;
+    unknown(harness, CloudFault::ErrorAfterEffect).await?;
     freed(harness).await
 }
 
 pub(super) async fn cut_before_effect<H: Harness>(harness: &H) -> Checked {
-    unknown(harness, Trouble::CutBeforeEffect).await?;
+    unknown(harness, CloudFault::CutBeforeEffect).await?;
     still_held(harness).await
 }
 
 pub(super) async fn cut_after_effect<H: Harness>(harness: &H) -> Checked {
-    unknown(harness, Trouble::CutAfterEffect).await?;
+    unknown(harness, CloudFault::CutAfterEffect).await?;
     freed(harness).await
 }
 
 pub(super) async fn foreign_success<H: Harness>(harness: &H) -> Checked {
-    unknown(harness, Trouble::ForeignSuccess).await
+    unknown(harness, CloudFault::ForeignSuccess).await
 }
 
-/// Reads lag: the provider may not take an old answer for a reason to repeat its detach.
+/// A stale read is no reason to repeat a detach.
 pub(super) async fn stale_read<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::StaleReads);
+    harness.inject(CloudFault::StaleReads);
     expect(harness, DetachOutcome::Accepted, 1).await?;
     freed(harness).await?;
     let again = detach(harness).await;
@@ -162,212 +162,220 @@ pub(super) async fn stale_read<H: Harness>(harness: &H) -> Checked {
             | DetachOutcome::Detaching)
             | Err(ProviderError::NotApplied { .. } | ProviderError::NotFound { .. })
     );
-    that(harmless, || format!("a detach after the fact answers {again:?}"))?;
-    that(harness.mutations() <= 2, || "a detach was repeated".to_owned())
+    ensure(harmless, || format!("a detach after the fact answers {again:?}"))?;
+    ensure(harness.mutations() <= 2, || "a detach was repeated".to_owned())
 }
 
 pub(super) async fn wrong_holder<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::WrongHolder);
-    let scene = harness.scene();
-    expect(harness, DetachOutcome::AttachedElsewhere(scene.other.clone()), 0).await?;
+    harness.inject(CloudFault::WrongHolder);
+    let fixture = harness.fixture();
+    expect(harness, DetachOutcome::AttachedElsewhere(fixture.other.clone()), 0).await?;
     harness.settle().await;
-    same("the holder", harness.true_holder(&scene.volume), Some(scene.other))
+    expect_eq("the holder", harness.true_holder(&fixture.volume), Some(fixture.other))
 }
 
 pub(super) async fn unattached_forgiving<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Unattached { forgiving: true });
+    harness.inject(CloudFault::Unattached { forgiving: true });
     expect(harness, DetachOutcome::AlreadyDetached, 0).await
 }
 
 pub(super) async fn unattached_strict<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::Unattached { forgiving: false });
+    harness.inject(CloudFault::Unattached { forgiving: false });
     expect(harness, DetachOutcome::AlreadyDetached, 0).await
 }
 
 pub(super) async fn detached_meanwhile<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::DetachedMeanwhile);
+    harness.inject(CloudFault::DetachedMeanwhile);
     expect(harness, DetachOutcome::AlreadyDetached, 1).await
 }
 
 pub(super) async fn volume_gone<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::VolumeGone);
-    let scene = harness.scene();
-    let found = harness.provider().describe_volumes(std::slice::from_ref(&scene.volume)).await;
-    same("the volume", found.get(&scene.volume), Some(&Lookup::NotFound))?;
+    harness.inject(CloudFault::VolumeGone);
+    let fixture = harness.fixture();
+    let found = harness.provider().describe_volumes(std::slice::from_ref(&fixture.volume)).await;
+    expect_eq("the volume", found.get(&fixture.volume), Some(&Lookup::NotFound))?;
     let outcome = detach(harness).await;
-    that(matches!(outcome, Err(ProviderError::NotFound { .. })), || format!("{outcome:?} is not NotFound"))?;
-    same("the number of mutating requests", harness.mutations(), 0)
+    ensure(matches!(outcome, Err(ProviderError::NotFound { .. })), || {
+        format!("{outcome:?} is not NotFound")
+    })?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)
 }
 
-/// Some providers go on showing a deleted instance for a while, as deleted.
+/// Some providers show a deleted instance for a while, as deleted.
 pub(super) async fn instance_gone<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::InstanceGone);
-    let scene = harness.scene();
-    let found = harness.provider().describe_instances(std::slice::from_ref(&scene.holder)).await;
-    let gone = match found.get(&scene.holder) {
+    harness.inject(CloudFault::InstanceGone);
+    let fixture = harness.fixture();
+    let found = harness.provider().describe_instances(std::slice::from_ref(&fixture.holder)).await;
+    let gone = match found.get(&fixture.holder) {
         Some(Lookup::NotFound) => true,
         Some(Lookup::Found(instance)) => instance.state == InstanceState::Gone,
         _ => false,
     };
-    that(gone, || format!("{found:?} for a deleted instance"))?;
+    ensure(gone, || format!("{found:?} for a deleted instance"))?;
     let outcome = detach(harness).await;
     let harmless =
         matches!(outcome, Ok(DetachOutcome::AlreadyDetached) | Err(ProviderError::NotFound { .. }));
-    that(harmless, || format!("a detach from a deleted instance answers {outcome:?}"))
+    ensure(harmless, || format!("a detach from a deleted instance answers {outcome:?}"))
 }
 
-/// Another account sees neither the volume nor the instance: nothing may be concluded from that, and nothing sent.
+/// Another account sees neither the volume nor the instance. Nothing may be concluded from that, and nothing sent.
 pub(super) async fn wrong_account<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::WrongAccount);
-    let scene = harness.scene();
+    harness.inject(CloudFault::WrongAccount);
+    let fixture = harness.fixture();
     let hidden =
         |e: &ProviderError| matches!(e, ProviderError::Denied { .. } | ProviderError::NotFound { .. });
-    let found = harness.provider().describe_volumes(std::slice::from_ref(&scene.volume)).await;
-    let unseen = match found.get(&scene.volume) {
+    let found = harness.provider().describe_volumes(std::slice::from_ref(&fixture.volume)).await;
+    let unseen = match found.get(&fixture.volume) {
         Some(Lookup::NotFound) => true,
         Some(Lookup::Failed(error)) => hidden(error),
         _ => false,
     };
-    that(unseen, || format!("{found:?} of another account's volume"))?;
-    let found = harness.provider().describe_instances(std::slice::from_ref(&scene.holder)).await;
-    let unseen = match found.get(&scene.holder) {
+    ensure(unseen, || format!("{found:?} of another account's volume"))?;
+    let found = harness.provider().describe_instances(std::slice::from_ref(&fixture.holder)).await;
+    let unseen = match found.get(&fixture.holder) {
         Some(Lookup::NotFound) => true,
         Some(Lookup::Failed(error)) => hidden(error),
         _ => false,
     };
-    that(unseen, || format!("{found:?} of another account's instance"))?;
+    ensure(unseen, || format!("{found:?} of another account's instance"))?;
     let outcome = detach(harness).await;
-    that(outcome.as_ref().is_err_and(hidden), || format!("{outcome:?} in another account"))?;
-    same("the number of mutating requests", harness.mutations(), 0)?;
+    ensure(outcome.as_ref().is_err_and(hidden), || format!("{outcome:?} in another account"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)?;
     still_held(harness).await
 }
 
-/// An answer about another object is refused: the other volume has no holder, so its answer would read as "detached".
+/// An answer about another object is refused. The other volume has no holder, so its answer would look like "detached".
 pub(super) async fn mixed_up<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::MixedUp);
-    let scene = harness.scene();
+    harness.inject(CloudFault::MixedUp);
+    let fixture = harness.fixture();
     let refused = |e: &ProviderError| matches!(e, ProviderError::OtherObject { .. });
-    let found = harness.provider().describe_volumes(std::slice::from_ref(&scene.volume)).await;
-    let look = found.get(&scene.volume);
-    that(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || format!("{look:?} of another volume"))?;
-    let found = harness.provider().describe_instances(std::slice::from_ref(&scene.holder)).await;
-    let look = found.get(&scene.holder);
-    that(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || format!("{look:?} of another instance"))?;
+    let found = harness.provider().describe_volumes(std::slice::from_ref(&fixture.volume)).await;
+    let look = found.get(&fixture.volume);
+    ensure(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || format!("{look:?} of another volume"))?;
+    let found = harness.provider().describe_instances(std::slice::from_ref(&fixture.holder)).await;
+    let look = found.get(&fixture.holder);
+    ensure(matches!(look, Some(Lookup::Failed(e)) if refused(e)), || {
+        format!("{look:?} of another instance")
+    })?;
     let outcome = detach(harness).await;
-    that(outcome.as_ref().is_err_and(refused), || format!("{outcome:?} after another volume's answer"))?;
-    same("the number of mutating requests", harness.mutations(), 0)?;
+    ensure(outcome.as_ref().is_err_and(refused), || format!("{outcome:?} after another volume's answer"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)?;
     still_held(harness).await
 }
 
-/// What the cloud knows of an owner is told of the object that has the tags, and of no other.
+/// The owner tags of an object are reported for this object only.
 pub(super) async fn owner_tags<H: Harness>(harness: &H) -> Checked {
-    let scene = harness.scene();
-    let (volumes, instances) = ([scene.volume.clone()], [scene.holder.clone(), scene.other.clone()]);
+    let fixture = harness.fixture();
+    let (volumes, instances) = ([fixture.volume.clone()], [fixture.holder.clone(), fixture.other.clone()]);
     let read = async || {
-        let volume = harness.provider().describe_volumes(&volumes).await.remove(&scene.volume);
+        let volume = harness.provider().describe_volumes(&volumes).await.remove(&fixture.volume);
         let mut machines = harness.provider().describe_instances(&instances).await;
         let mut machine = |id| machines.remove(id).and_then(Lookup::found).map(|i| i.owner);
-        (volume.and_then(Lookup::found).map(|v| v.owner), machine(&scene.holder), machine(&scene.other))
+        (volume.and_then(Lookup::found).map(|v| v.owner), machine(&fixture.holder), machine(&fixture.other))
     };
     let nothing = Some(OwnerTags::default());
-    same("what is told without tags", read().await, (nothing.clone(), nothing.clone(), nothing.clone()))?;
-    harness.trouble(Trouble::Tagged);
+    expect_eq(
+        "what is told without tags",
+        read().await,
+        (nothing.clone(), nothing.clone(), nothing.clone()),
+    )?;
+    harness.inject(CloudFault::Tagged);
     let (volume, holder, other) = read().await;
     let cluster = OwnerTags { clusters: ["lke7".into()].into(), ..OwnerTags::default() };
-    same("the holder's cluster", holder, Some(cluster.clone()))?;
-    same("what is told of the other instance", other, nothing)?;
+    expect_eq("the holder's cluster", holder, Some(cluster.clone()))?;
+    expect_eq("what is told of the other instance", other, nothing)?;
     let volume = volume.ok_or("the volume was not read")?;
-    same("the volume's cluster", volume.clusters, cluster.clusters)?;
-    that(volume.volumes.iter().all(|v| v.as_str() == "pvc-7"), || format!("{:?}", volume.volumes))?;
+    expect_eq("the volume's cluster", volume.clusters, cluster.clusters)?;
+    ensure(volume.volumes.iter().all(|v| v.as_str() == "pvc-7"), || format!("{:?}", volume.volumes))?;
     let claim = volume.claim.map(|c| c.to_string());
-    that(claim.as_deref().is_none_or(|c| c == "shop/data"), || format!("{claim:?}"))
+    ensure(claim.as_deref().is_none_or(|c| c == "shop/data"), || format!("{claim:?}"))
 }
 
 pub(super) async fn no_rights<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::NoRights);
+    harness.inject(CloudFault::NoRights);
     let report = harness.provider().preflight().await;
-    that(!report.missing(&[RightUse::Detach]).is_empty(), || format!("{report:?} misses no right"))?;
-    that(report.missing(&[RightUse::ReadVolumes]).is_empty(), || format!("{report:?} cannot read"))?;
+    ensure(!report.missing(&[RightUse::Detach]).is_empty(), || format!("{report:?} misses no right"))?;
+    ensure(report.missing(&[RightUse::ReadVolumes]).is_empty(), || format!("{report:?} cannot read"))?;
     let outcome = detach(harness).await;
     let named = matches!(&outcome, Err(ProviderError::Denied { missing, .. })
         if report.missing(&[RightUse::Detach]).iter().all(|Right { name, .. }| missing.contains(name)));
-    that(named, || format!("{outcome:?} is not Denied, or does not name the missing rights"))?;
+    ensure(named, || format!("{outcome:?} is not Denied, or does not name the missing rights"))?;
     still_held(harness).await
 }
 
 pub(super) async fn bad_credential<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::BadCredential);
+    harness.inject(CloudFault::BadCredential);
     let report = harness.provider().preflight().await;
     let denied = matches!(report.failure, Some(ProviderError::Denied { .. }));
-    that(denied && !report.is_complete(), || {
+    ensure(denied && !report.is_complete(), || {
         format!("{report:?} does not say that the credential is wrong")
     })?;
     let outcome = detach(harness).await;
-    that(matches!(outcome, Err(ProviderError::Denied { .. })), || format!("{outcome:?} is not Denied"))?;
-    same("the number of mutating requests", harness.mutations(), 0)
+    ensure(matches!(outcome, Err(ProviderError::Denied { .. })), || format!("{outcome:?} is not Denied"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)
 }
 
 pub(super) async fn read_retries<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::ReadFailsOnce);
-    let scene = harness.scene();
-    let found = harness.provider().describe_volumes(std::slice::from_ref(&scene.volume)).await;
-    let there = matches!(found.get(&scene.volume), Some(Lookup::Found(_)));
-    that(there, || format!("{found:?} after a failure in passing"))
+    harness.inject(CloudFault::ReadFailsOnce);
+    let fixture = harness.fixture();
+    let found = harness.provider().describe_volumes(std::slice::from_ref(&fixture.volume)).await;
+    let there = matches!(found.get(&fixture.volume), Some(Lookup::Found(_)));
+    ensure(there, || format!("{found:?} after a failure in passing"))
 }
 
 pub(super) async fn reads_fail<H: Harness>(harness: &H) -> Checked {
-    harness.trouble(Trouble::ReadsFail);
-    let scene = harness.scene();
-    let volumes = [scene.volume.clone(), scene.no_volume];
+    harness.inject(CloudFault::ReadsFail);
+    let fixture = harness.fixture();
+    let volumes = [fixture.volume.clone(), fixture.no_volume];
     let found = harness.provider().describe_volumes(&volumes).await;
     let failed = |l: &Lookup<_>| matches!(l, Lookup::Failed(e) if e.effect() == EffectKnowledge::NotApplied);
-    that(found.len() == 2 && found.values().all(failed), || format!("{found:?} while no read succeeds"))?;
+    ensure(found.len() == 2 && found.values().all(failed), || format!("{found:?} while no read succeeds"))?;
     let outcome = detach(harness).await;
     let error = outcome.err().ok_or("a detach without a read of the holder is no success")?;
-    that(error.effect() == EffectKnowledge::NotApplied, || format!("{error:?} without a mutation"))?;
-    same("the number of mutating requests", harness.mutations(), 0)
+    ensure(error.effect() == EffectKnowledge::NotApplied, || format!("{error:?} without a mutation"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)
 }
 
 pub(super) async fn batches<H: Harness>(harness: &H) -> Checked {
-    let scene = harness.scene();
-    let volumes = [scene.volume.clone(), scene.no_volume.clone()];
+    let fixture = harness.fixture();
+    let volumes = [fixture.volume.clone(), fixture.no_volume.clone()];
     let found = harness.provider().describe_volumes(&volumes).await;
-    same("the number of volumes", found.len(), 2)?;
-    same("the missing volume", found.get(&scene.no_volume), Some(&Lookup::NotFound))?;
-    let holders = found.get(&scene.volume).cloned().and_then(Lookup::found).map(|v| v.holders);
-    same("the holders", holders, Some(vec![scene.holder.clone()]))?;
-    let instances = [scene.holder.clone(), scene.other.clone(), scene.no_instance.clone()];
+    expect_eq("the number of volumes", found.len(), 2)?;
+    expect_eq("the missing volume", found.get(&fixture.no_volume), Some(&Lookup::NotFound))?;
+    let holders = found.get(&fixture.volume).cloned().and_then(Lookup::found).map(|v| v.holders);
+    expect_eq("the holders", holders, Some(vec![fixture.holder.clone()]))?;
+    let instances = [fixture.holder.clone(), fixture.other.clone(), fixture.no_instance.clone()];
     let found = harness.provider().describe_instances(&instances).await;
-    same("the number of instances", found.len(), 3)?;
-    same("the missing instance", found.get(&scene.no_instance), Some(&Lookup::NotFound))?;
+    expect_eq("the number of instances", found.len(), 3)?;
+    expect_eq("the missing instance", found.get(&fixture.no_instance), Some(&Lookup::NotFound))?;
     let there = |id| matches!(found.get(id), Some(Lookup::Found(_)));
-    that(there(&scene.holder) && there(&scene.other), || format!("{found:?}"))
+    ensure(there(&fixture.holder) && there(&fixture.other), || format!("{found:?}"))
 }
 
-/// A detach under way shows as a pending job, whenever it was begun, and no longer when it is over.
+/// A detach shows as a pending job from its begin to its end.
 pub(super) async fn pending_job<H: Harness>(harness: &H) -> Checked {
     let since = harness.now();
     expect(harness, DetachOutcome::Accepted, 1).await?;
-    let volume = harness.scene().volume;
+    let volume = harness.fixture().volume;
     let jobs = jobs(harness, since).await?;
     let pending: Vec<_> = jobs.iter().filter(|j| j.is_pending()).collect();
-    same("the number of pending jobs", pending.len(), 1)?;
-    same("the pending job's volume", pending[0].volume.clone(), Some(volume))?;
+    expect_eq("the number of pending jobs", pending.len(), 1)?;
+    expect_eq("the pending job's volume", pending[0].volume.clone(), Some(volume))?;
     harness.settle().await;
     let jobs = self::jobs(harness, since).await?;
-    that(jobs.iter().all(|j| !j.is_pending()), || format!("{jobs:?} still shows a pending job"))
+    ensure(jobs.iter().all(|j| !j.is_pending()), || format!("{jobs:?} still shows a pending job"))
 }
 
-/// A detach that is over stays in the history.
+/// A finished detach stays in the history.
 pub(super) async fn finished_job<H: Harness>(harness: &H) -> Checked {
     let since = harness.now();
     expect(harness, DetachOutcome::Accepted, 1).await?;
     harness.settle().await;
     let jobs = jobs(harness, since).await?;
     let done = jobs.last().map(|j| (j.status.clone(), j.volume.clone()));
-    same("the last job", done, Some((JobStatus::Finished, Some(harness.scene().volume))))
+    expect_eq("the last job", done, Some((JobStatus::Finished, Some(harness.fixture().volume))))
 }
 
 async fn jobs(harness: &impl Harness, since: Timestamp) -> Result<Vec<CloudJob>, String> {
-    harness.provider().jobs(&harness.scene().volume, since).await.map_err(|e| e.to_string())
+    harness.provider().jobs(&harness.fixture().volume, since).await.map_err(|e| e.to_string())
 }

@@ -1,6 +1,6 @@
-//! Cases about what some providers can and others cannot.
+//! Cases about operations that not every provider supports.
 
-use super::{Case, Checked, Harness, TIMEOUT, Trouble, Verdict, cases::detach, same, that};
+use super::{Case, Checked, CloudFault, Harness, TIMEOUT, Verdict, cases::detach, ensure, expect_eq};
 use crate::{
     DetachOutcome, EffectError, EffectKnowledge, ForceDetachRequest, Optional, PowerOffManner,
     PowerOffRequest, PowerOutcome, ProviderError, SnapshotRequest, Unsupported,
@@ -8,71 +8,71 @@ use crate::{
 use reattach_core::cloud::{InstanceState, PowerChange, SnapshotState};
 use std::time::Duration;
 
-/// What snapshots are ordered with in these cases.
+/// Label of the snapshots in these cases.
 const LABEL: &str = "reattach 7d1c";
 
-/// The volume gets another holder after the read: a provider that compares the holder does not take it away.
+/// The volume gets another holder after the read. A provider that compares the holder does not detach it.
 pub(super) async fn moved_meanwhile<H: Harness>(harness: &H) -> Case {
     if !harness.provider().capabilities().detach_compares_holder {
         let why = "a detach of this provider names no holder; the caller's hold closes the race".to_owned();
         return Ok(Verdict::NotApplicable(why));
     }
-    harness.trouble(Trouble::MovedMeanwhile);
+    harness.inject(CloudFault::MovedMeanwhile);
     let outcome = detach(harness).await;
     let refused = match &outcome {
-        Ok(DetachOutcome::AttachedElsewhere(other)) => *other == harness.scene().other,
+        Ok(DetachOutcome::AttachedElsewhere(other)) => *other == harness.fixture().other,
         Err(error) => error.effect() == EffectKnowledge::NotApplied,
         _ => false,
     };
-    that(refused, || format!("{outcome:?} although the volume has another holder"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(refused, || format!("{outcome:?} although the volume has another holder"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     harness.settle().await;
-    let scene = harness.scene();
-    same("the holder", harness.true_holder(&scene.volume), Some(scene.other))?;
+    let fixture = harness.fixture();
+    expect_eq("the holder", harness.true_holder(&fixture.volume), Some(fixture.other))?;
     Ok(Verdict::Held)
 }
 
-/// A kubelet's word lets its instance run on, so it is no ground for force.
+/// A kubelet handshake leaves the instance running, so it is no proof for a forced detach.
 pub(super) async fn force_needs_more_than_a_handshake<H: Harness>(harness: &H) -> Checked {
-    let scene = harness.scene();
-    let proof = harness.proof(&scene.volume, &scene.holder);
+    let fixture = harness.fixture();
+    let proof = harness.proof(&fixture.volume, &fixture.holder);
     let made = ForceDetachRequest::new(proof, TIMEOUT);
-    that(made.is_err(), || format!("{made:?} rests on a kubelet handshake"))?;
-    same("the number of mutating requests", harness.mutations(), 0)
+    ensure(made.is_err(), || format!("{made:?} rests on a kubelet handshake"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 0)
 }
 
 fn off(harness: &impl Harness, timeout: Duration) -> PowerOffRequest {
-    PowerOffRequest { instance: harness.scene().holder, manner: PowerOffManner::Forced, timeout }
+    PowerOffRequest { instance: harness.fixture().holder, manner: PowerOffManner::Forced, timeout }
 }
 
 async fn state(harness: &impl Harness) -> Option<InstanceState> {
-    let id = harness.scene().holder;
+    let id = harness.fixture().holder;
     let mut found = harness.provider().describe_instances(std::slice::from_ref(&id)).await;
     found.remove(&id)?.found().map(|instance| instance.state)
 }
 
-/// Off and on again, or a plain "cannot".
+/// Powers an instance off and on, or expects `Unsupported`.
 pub(super) async fn power<H: Harness>(harness: &H) -> Checked {
-    let (provider, scene) = (harness.provider(), harness.scene());
-    let on = async || provider.power_on(&scene.holder, TIMEOUT).await;
+    let (provider, fixture) = (harness.provider(), harness.fixture());
+    let on = async || provider.power_on(&fixture.holder, TIMEOUT).await;
     if !provider.capabilities().can_fence {
         let cannot = Err(EffectError::Unsupported(Unsupported::new(provider.name(), Optional::Power)));
-        same("powering off", provider.power_off(off(harness, TIMEOUT)).await, cannot.clone())?;
-        same("powering on", on().await, cannot)?;
-        return same("the number of mutating requests", harness.mutations(), 0);
+        expect_eq("powering off", provider.power_off(off(harness, TIMEOUT)).await, cannot.clone())?;
+        expect_eq("powering on", on().await, cannot)?;
+        return expect_eq("the number of mutating requests", harness.mutations(), 0);
     }
-    same("powering off", provider.power_off(off(harness, TIMEOUT)).await, Ok(PowerOutcome::Accepted))?;
-    same("the state soon after", state(harness).await, Some(InstanceState::Stopping))?;
+    expect_eq("powering off", provider.power_off(off(harness, TIMEOUT)).await, Ok(PowerOutcome::Accepted))?;
+    expect_eq("the state soon after", state(harness).await, Some(InstanceState::Stopping))?;
     harness.settle().await;
-    same("the state in the end", state(harness).await, Some(InstanceState::Off))?;
+    expect_eq("the state in the end", state(harness).await, Some(InstanceState::Off))?;
     let again = provider.power_off(off(harness, TIMEOUT)).await;
-    same("powering off again", again, Ok(PowerOutcome::AlreadyThere))?;
-    same("powering on", on().await, Ok(PowerOutcome::Accepted))?;
+    expect_eq("powering off again", again, Ok(PowerOutcome::AlreadyThere))?;
+    expect_eq("powering on", on().await, Ok(PowerOutcome::Accepted))?;
     // A boot takes longer than a detach.
     harness.settle().await;
     harness.settle().await;
-    same("the state after the boot", state(harness).await, Some(InstanceState::Running))?;
-    same("the holder", harness.true_holder(&scene.volume), Some(scene.holder))
+    expect_eq("the state after the boot", state(harness).await, Some(InstanceState::Running))?;
+    expect_eq("the holder", harness.true_holder(&fixture.volume), Some(fixture.holder))
 }
 
 pub(super) async fn power_of_unknown_outcome<H: Harness>(harness: &H) -> Case {
@@ -80,75 +80,75 @@ pub(super) async fn power_of_unknown_outcome<H: Harness>(harness: &H) -> Case {
     if !provider.capabilities().can_fence {
         return Ok(Verdict::NotApplicable(Unsupported::new(provider.name(), Optional::Power).to_string()));
     }
-    harness.trouble(Trouble::EveryErrorAfterEffect);
+    harness.inject(CloudFault::EveryErrorAfterEffect);
     let outcome = provider.power_off(off(harness, TIMEOUT)).await;
     let unknown = matches!(outcome, Err(EffectError::Failed(ProviderError::Unknown { .. })));
-    that(unknown, || format!("{outcome:?} is not Unknown"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(unknown, || format!("{outcome:?} is not Unknown"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     harness.settle().await;
-    same("the state in the end", state(harness).await, Some(InstanceState::Off))?;
+    expect_eq("the state in the end", state(harness).await, Some(InstanceState::Off))?;
     Ok(Verdict::Held)
 }
 
 fn order(harness: &impl Harness) -> SnapshotRequest {
-    SnapshotRequest { volume: harness.scene().volume, label: LABEL.to_owned(), timeout: TIMEOUT }
+    SnapshotRequest { volume: harness.fixture().volume, label: LABEL.to_owned(), timeout: TIMEOUT }
 }
 
-/// A snapshot that completes and is found by its label, or a plain "cannot".
+/// Makes a snapshot and finds it by its label, or expects `Unsupported`.
 pub(super) async fn snapshot<H: Harness>(harness: &H) -> Checked {
-    let (provider, scene) = (harness.provider(), harness.scene());
+    let (provider, fixture) = (harness.provider(), harness.fixture());
     if !provider.capabilities().can_snapshot {
         let cannot = EffectError::Unsupported(Unsupported::new(provider.name(), Optional::Snapshot));
-        same("a snapshot", provider.snapshot(order(harness)).await, Err(cannot.clone()))?;
-        same("the snapshots", provider.snapshots(&scene.volume, LABEL).await, Err(cannot))?;
-        return same("the number of mutating requests", harness.mutations(), 0);
+        expect_eq("a snapshot", provider.snapshot(order(harness)).await, Err(cannot.clone()))?;
+        expect_eq("the snapshots", provider.snapshots(&fixture.volume, LABEL).await, Err(cannot))?;
+        return expect_eq("the number of mutating requests", harness.mutations(), 0);
     }
-    let read = async |label| provider.snapshots(&scene.volume, label).await.map_err(|e| e.to_string());
-    same("the number of snapshots before", read(LABEL).await?.len(), 0)?;
+    let read = async |label| provider.snapshots(&fixture.volume, label).await.map_err(|e| e.to_string());
+    expect_eq("the number of snapshots before", read(LABEL).await?.len(), 0)?;
     let begun = provider.snapshot(order(harness)).await.map_err(|e| e.to_string())?;
-    same("the snapshot's volume", &begun.volume, &scene.volume)?;
+    expect_eq("the snapshot's volume", &begun.volume, &fixture.volume)?;
     harness.settle().await;
     let found = read(LABEL).await?;
     let seen: Vec<_> = found.iter().map(|s| (s.id.as_str(), &s.state)).collect();
-    same("the snapshots", seen, vec![(begun.id.as_str(), &SnapshotState::Completed)])?;
-    same("the number of snapshots with another label", read("another label").await?.len(), 0)?;
-    same("the holder", harness.true_holder(&scene.volume), Some(scene.holder.clone()))
+    expect_eq("the snapshots", seen, vec![(begun.id.as_str(), &SnapshotState::Completed)])?;
+    expect_eq("the number of snapshots with another label", read("another label").await?.len(), 0)?;
+    expect_eq("the holder", harness.true_holder(&fixture.volume), Some(fixture.holder.clone()))
 }
 
-/// An order of unknown outcome is found again by its label, and was not repeated.
+/// A snapshot with an unknown outcome is found by its label, and its request was not repeated.
 pub(super) async fn snapshot_of_unknown_outcome<H: Harness>(harness: &H) -> Case {
     let provider = harness.provider();
     if !provider.capabilities().can_snapshot {
         return Ok(Verdict::NotApplicable(Unsupported::new(provider.name(), Optional::Snapshot).to_string()));
     }
-    harness.trouble(Trouble::EveryErrorAfterEffect);
+    harness.inject(CloudFault::EveryErrorAfterEffect);
     let outcome = provider.snapshot(order(harness)).await;
     let unknown = matches!(outcome, Err(EffectError::Failed(ProviderError::Unknown { .. })));
-    that(unknown, || format!("{outcome:?} is not Unknown"))?;
-    same("the number of mutating requests", harness.mutations(), 1)?;
+    ensure(unknown, || format!("{outcome:?} is not Unknown"))?;
+    expect_eq("the number of mutating requests", harness.mutations(), 1)?;
     harness.settle().await;
-    let found = provider.snapshots(&harness.scene().volume, LABEL).await.map_err(|e| e.to_string())?;
-    same("the number of snapshots", found.len(), 1)?;
+    let found = provider.snapshots(&harness.fixture().volume, LABEL).await.map_err(|e| e.to_string())?;
+    expect_eq("the number of snapshots", found.len(), 1)?;
     Ok(Verdict::Held)
 }
 
-/// The same account answers the same, another one does not, and neither shows its name.
+/// One account has one scope, and another account has another one.
 pub(super) async fn scope<H: Harness>(harness: &H) -> Case {
     let provider = harness.provider();
     let mine = match provider.scope().await {
         Err(EffectError::Unsupported(cannot)) => return Ok(Verdict::NotApplicable(cannot.to_string())),
         other => other.map_err(|e| e.to_string())?,
     };
-    same("the scope asked again", provider.scope().await, Ok(mine.clone()))?;
-    harness.trouble(Trouble::WrongAccount);
+    expect_eq("the scope asked again", provider.scope().await, Ok(mine.clone()))?;
+    harness.inject(CloudFault::WrongAccount);
     let other = provider.scope().await;
-    that(other.as_ref() != Ok(&mine), || format!("another account has the same scope {mine:?}"))?;
+    ensure(other.as_ref() != Ok(&mine), || format!("another account has the same scope {mine:?}"))?;
     Ok(Verdict::Held)
 }
 
-/// A shutdown and a boot under way show, and nothing is left of them when they are over but what is over.
+/// A shutdown and a boot show as pending while they are under way, and not afterwards.
 pub(super) async fn power_history<H: Harness>(harness: &H) -> Case {
-    let (provider, holder, since) = (harness.provider(), harness.scene().holder, harness.now());
+    let (provider, holder, since) = (harness.provider(), harness.fixture().holder, harness.now());
     let pending = async || {
         let facts = provider.power_facts(&holder, since).await?;
         let under_way = facts.jobs.iter().filter(|j| j.is_pending()).map(|j| j.change).collect::<Vec<_>>();
@@ -156,14 +156,14 @@ pub(super) async fn power_history<H: Harness>(harness: &H) -> Case {
     };
     match pending().await {
         Err(EffectError::Unsupported(cannot)) => return Ok(Verdict::NotApplicable(cannot.to_string())),
-        other => same("power jobs before", other, Ok(vec![]))?,
+        other => expect_eq("power jobs before", other, Ok(vec![]))?,
     }
     let outcome = provider.power_off(off(harness, TIMEOUT)).await;
-    same("powering off", outcome, Ok(PowerOutcome::Accepted))?;
-    same("power jobs under way", pending().await, Ok(vec![PowerChange::Off]))?;
+    expect_eq("powering off", outcome, Ok(PowerOutcome::Accepted))?;
+    expect_eq("power jobs under way", pending().await, Ok(vec![PowerChange::Off]))?;
     harness.settle().await;
-    same("power jobs when off", pending().await, Ok(vec![]))?;
-    same("powering on", provider.power_on(&holder, TIMEOUT).await, Ok(PowerOutcome::Accepted))?;
-    same("power jobs under way", pending().await, Ok(vec![PowerChange::On]))?;
+    expect_eq("power jobs when off", pending().await, Ok(vec![]))?;
+    expect_eq("powering on", provider.power_on(&holder, TIMEOUT).await, Ok(PowerOutcome::Accepted))?;
+    expect_eq("power jobs under way", pending().await, Ok(vec![PowerChange::On]))?;
     Ok(Verdict::Held)
 }

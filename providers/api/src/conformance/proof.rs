@@ -1,5 +1,4 @@
-//! A proof for providers' tests, made by the checking function that production uses, from evidence of a holder that is
-//! done.
+//! Proofs for providers' tests, made by the checking functions that production uses, from invented evidence.
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::{
@@ -17,7 +16,7 @@ use reattach_core::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The proof that `holder` cannot write to `volume`: its kubelet lets go of it after the last pod was gone.
+/// Makes the kubelet handshake proof: the holder's kubelet stopped using the volume after the last pod was gone.
 ///
 /// # Panics
 /// Never, unless core demands more of a proof than this evidence has.
@@ -27,10 +26,10 @@ pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> Fenc
     let before = now - SignedDuration::from_secs(20);
     let no_user = NoUser { at: before, lease: Some(before) };
     kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
-        .unwrap_or_else(|why| panic!("evidence of a holder that is done: {why}"))
+        .unwrap_or_else(|why| panic!("evidence of a holder that no longer uses the volume: {why}"))
 }
 
-/// The proof that `holder` is off and stays off: two readings under one account, at a cloud that boots no instance by
+/// Makes the off proof: the holder was off in two readings under one account, at a cloud that boots no instance by
 /// itself.
 ///
 /// # Panics
@@ -67,7 +66,7 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
         .unwrap_or_else(|why| panic!("evidence of a holder that is off: {why}"))
 }
 
-/// Evidence of a holder whose kubelet is done with the volume.
+/// Returns evidence of a holder whose kubelet no longer uses the volume.
 #[must_use]
 pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Timestamp) -> Evidence {
     let source = || Source::Kubernetes("test".to_owned());
@@ -148,7 +147,7 @@ pub fn evidence(volume: &VolumeId, holder: &InstanceId, node: &NodeName, now: Ti
     }
 }
 
-/// A workload at zero by the recovery's own stamp.
+/// Returns a workload at zero replicas with the recovery's stamp.
 fn workload(now: Timestamp) -> WorkloadFacts {
     let uid = Uid::from("workload");
     WorkloadFacts {

@@ -1,4 +1,4 @@
-//! What both simulators are asked, and what each answers.
+//! The requests to both simulators, and their answers.
 
 use crate::world::World;
 use aws_sdk_ec2::{
@@ -16,39 +16,39 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const NO_VOLUME: &str = "vol-0fffffffffffffff0";
 const NO_INSTANCE: &str = "i-0fffffffffffffff0";
 
-/// Whose answer is EC2's.
+/// The simulator whose answer is EC2's.
 #[derive(Clone, Copy)]
 pub enum Right {
     /// This project's simulator.
     Ours,
-    /// moto.
+    /// The simulator moto.
     #[allow(dead_code, reason = "none at present")]
     Theirs,
-    /// Neither.
+    /// Neither of them.
     #[allow(dead_code, reason = "none at present")]
     Neither,
 }
 
-/// The answers that are known.
+/// The expected answers.
 #[derive(Clone, Copy)]
 pub enum Expected {
-    /// Both give this one.
+    /// Both simulators give this answer.
     Same(&'static str),
-    /// They disagree.
+    /// The simulators give different answers.
     Differ { ours: &'static str, theirs: &'static str, right: Right, why: &'static str },
 }
 
-/// One question.
+/// One request or sequence of requests.
 pub struct Question {
-    /// Its name.
+    /// Name of the question.
     pub name: &'static str,
-    /// Asks it in a fresh scene.
+    /// Sends the requests in a new setup.
     pub ask: for<'a> fn(&'a World) -> BoxFuture<'a, String>,
-    /// The answers.
+    /// Expected answers.
     pub expected: Expected,
 }
 
-/// The code of a refusal, or that it has none.
+/// Returns the code of a refusal, or that it has none.
 fn code<T, E: ProvideErrorMetadata>(
     answer: Result<T, SdkError<E, aws_sdk_ec2::config::http::HttpResponse>>,
 ) -> String {
@@ -113,7 +113,7 @@ async fn raw_detach(w: &World, volume: &str, instance: Option<&str>) -> String {
     code(request.send().await)
 }
 
-/// Every question. Documentation named here is the EC2 API Reference.
+/// All questions. "Documentation" means the EC2 API Reference.
 pub const QUESTIONS: &[Question] = &[
     Question {
         name: "a volume",

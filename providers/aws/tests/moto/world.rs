@@ -1,4 +1,4 @@
-//! A scene in one of the two simulators: a volume on one of two instances, and a second volume on the other.
+//! A setup in one of the two simulators: a volume on one of two instances, and a second volume on the other instance.
 
 use crate::support::{self, HOLDER, KEY, OTHER, SECRET, VOLUME};
 use aws_sdk_ec2::{
@@ -26,22 +26,22 @@ const ZONE: &str = "eu-central-1a";
 /// The second volume of the simulated cloud.
 const SECOND: VolumeNo = VolumeNo(0x18);
 
-/// An image that moto knows.
+/// Identifier of an image that moto has.
 const IMAGE: &str = "ami-12c6146b";
 
-/// A scene.
+/// A setup in one simulator.
 pub struct World {
-    /// The provider over it.
+    /// Provider over the simulator.
     pub provider: AwsProvider,
-    /// The SDK over it, without retries, for what the provider never sends.
+    /// SDK client without retries, for requests that the provider never sends.
     pub ec2: Ec2,
-    /// The volume, on [`World::holder`].
+    /// Volume that is attached to [`World::holder`].
     pub volume: VolumeId,
-    /// Who has it.
+    /// Instance that has the volume.
     pub holder: InstanceId,
-    /// Who has the second volume, under the same device name.
+    /// Instance that has the second volume, under the device name of the first one.
     pub other: InstanceId,
-    /// The simulated cloud, where it is this project's.
+    /// The simulated cloud. `None`: moto.
     own: Option<(CloudSim, ManualClock)>,
     url: String,
 }
@@ -62,7 +62,7 @@ fn provider(url: &str) -> AwsProvider {
 }
 
 impl World {
-    /// A scene in this project's own simulator, served on a socket of its own.
+    /// Makes a setup in this project's own simulator, served on its own socket.
     pub async fn simulated() -> Self {
         let clock = ManualClock::new(support::start());
         let sim = CloudSim::new(clock.clock());
@@ -92,19 +92,19 @@ impl World {
         }
     }
 
-    /// Lets what takes time come to its end. moto's work takes none.
+    /// Waits until all jobs have ended. Those of moto take no time.
     pub fn settle(&self) {
         if let Some((_, clock)) = &self.own {
             clock.advance(SignedDuration::from_mins(5));
         }
     }
 
-    /// The scene's present moment. moto's is the machine's, of which only the past matters here.
+    /// Returns the present time of the simulator. moto uses the machine's clock.
     pub fn long_ago(&self) -> Timestamp {
         Timestamp::UNIX_EPOCH
     }
 
-    /// From now on no credential of the scene is known.
+    /// Makes the credentials of the setup unknown from now on.
     pub async fn forget_credentials(&self) {
         match &self.own {
             Some((sim, _)) => sim.add_token("AKIAANOTHER", &["*"]),
@@ -112,7 +112,7 @@ impl World {
         }
     }
 
-    /// A text with the scene's names in place of identifiers.
+    /// Replaces identifiers in a text by the names of the setup.
     pub fn named(&self, text: &str) -> String {
         text.replace(self.volume.as_str(), "VOLUME")
             .replace(self.holder.as_str(), "HOLDER")
@@ -125,7 +125,7 @@ async fn post(url: &str, path: &str, body: &'static str) {
     assert!(answer.expect("moto answers").status().is_success(), "{path}");
 }
 
-/// A moto server on a port of its own. It ends with this value.
+/// A moto server on its own port. Dropping the value ends it.
 pub struct Moto {
     url: String,
     version: String,
@@ -150,9 +150,9 @@ impl Moto {
             }
             panic!("moto ended without saying where it listens")
         };
-        // Starting takes seconds, most of them for Python to read its modules from the disk.
+        // The start takes seconds, mostly for Python to read its modules from the disk.
         let url = tokio::time::timeout(Duration::from_secs(300), wait).await.expect("moto starts");
-        // Its log must be read, or it blocks.
+        // The server blocks when its log is not read.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let python = Command::new(folder.join("bin/python"))
             .args(["-c", "import moto; print(moto.__version__)"])
@@ -163,12 +163,12 @@ impl Moto {
         Self { url, version, _child: child }
     }
 
-    /// Its version.
+    /// Version of moto.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// A fresh scene in it.
+    /// Makes a new setup in the server.
     pub async fn world(&self) -> World {
         post(&self.url, "/moto-api/reset-auth", "1000000").await;
         post(&self.url, "/moto-api/reset", "").await;

@@ -1,4 +1,4 @@
-//! What the tests of the AWS provider share.
+//! Helpers of the tests of the AWS provider.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use futures::future::{BoxFuture, FutureExt};
@@ -17,22 +17,22 @@ use reattach_core::{
 };
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, Provider, ProviderError,
-    conformance::{Harness, Scene, Trouble},
+    conformance::{CloudFault, Fixture, Harness},
 };
 use std::time::Duration;
 
 pub const VOLUME: VolumeNo = VolumeNo(0x17);
 pub const HOLDER: InstanceNo = InstanceNo(0x42);
 pub const OTHER: InstanceNo = InstanceNo(0x43);
-/// The volume of mixed-up answers.
+/// The unattached volume of mixed-up answers.
 pub const FREE_VOLUME: VolumeNo = VolumeNo(0x18);
 
-/// The access key's identifier, which is the simulated cloud's token.
+/// Identifier of the access key, which is the simulated cloud's token.
 pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
-/// The key's secret.
+/// Secret of the access key.
 pub const SECRET: &str = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY";
 
-/// The moment at which every simulated cloud of these tests starts.
+/// The time at which every simulated cloud of these tests starts.
 pub fn start() -> Timestamp {
     "2021-07-11T01:13:00Z".parse().expect("a time")
 }
@@ -84,7 +84,7 @@ impl Aws {
         self.provider.detach(DetachRequest::plain(proof, Duration::from_secs(30))).await
     }
 
-    /// The forms of the requests that arrived, decoded, without the parameters that all have.
+    /// Returns the decoded forms of the requests that arrived, without the parameters that all of them have.
     pub fn sent(&self) -> Vec<String> {
         self.sim.requests().iter().map(|r| r.body.replace("&Version=2016-11-15", "")).collect()
     }
@@ -97,7 +97,7 @@ impl Aws {
         self.sim.add_fault(FaultRule::new([Operation::DetachVolume], fault));
     }
 
-    /// Reads show the state of now, and the next detach arrives when that is over.
+    /// Freezes reads at the present state, and delays the next detach until they are no longer frozen.
     fn late_detach(&self) {
         self.sim.freeze_reads(Duration::from_secs(1));
         self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
@@ -126,8 +126,8 @@ impl Harness for Aws {
         &self.provider
     }
 
-    fn scene(&self) -> Scene {
-        Scene {
+    fn fixture(&self) -> Fixture {
+        Fixture {
             volume: volume(),
             holder: instance(HOLDER),
             other: instance(OTHER),
@@ -136,50 +136,50 @@ impl Harness for Aws {
         }
     }
 
-    fn trouble(&self, trouble: Trouble) {
+    fn inject(&self, fault: CloudFault) {
         let sim = &self.sim;
-        match trouble {
-            Trouble::Slow(time) => {
+        match fault {
+            CloudFault::Slow(time) => {
                 let fault = Fault::Latency { before_ms: milliseconds(time), after_ms: 0 };
                 sim.add_fault(FaultRule::new([], fault));
             }
-            Trouble::Locked | Trouble::LockedUnseen => unreachable!("EC2 has no such locks"),
-            Trouble::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
-            Trouble::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
-            Trouble::ThrottledDetach { retry_after } => {
+            CloudFault::Locked | CloudFault::LockedUnseen => unreachable!("EC2 has no such locks"),
+            CloudFault::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
+            CloudFault::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
+            CloudFault::ThrottledDetach { retry_after } => {
                 let retry_after_seconds = retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
                 self.on_every_detach(Fault::Throttle { retry_after_seconds });
             }
-            Trouble::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
-            Trouble::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
-            Trouble::EveryErrorAfterEffect => {
+            CloudFault::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
+            CloudFault::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
+            CloudFault::EveryErrorAfterEffect => {
                 sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
             }
-            Trouble::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
-            Trouble::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
-            Trouble::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
-            Trouble::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
-            Trouble::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
-            Trouble::Unattached { .. } => sim.make_lost(VOLUME).expect("lost"),
-            Trouble::DetachedMeanwhile => {
+            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
+            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
+            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
+            CloudFault::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
+            CloudFault::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
+            CloudFault::Unattached { .. } => sim.make_lost(VOLUME).expect("lost"),
+            CloudFault::DetachedMeanwhile => {
                 self.late_detach();
                 sim.make_lost(VOLUME).expect("lost");
             }
-            Trouble::MovedMeanwhile => {
+            CloudFault::MovedMeanwhile => {
                 self.late_detach();
                 sim.make_orphan(VOLUME, OTHER).expect("moved");
             }
-            Trouble::VolumeGone => {
+            CloudFault::VolumeGone => {
                 sim.make_lost(VOLUME).expect("lost");
                 sim.delete_volume(VOLUME).expect("deleted");
             }
-            Trouble::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
-            Trouble::MixedUp => {
+            CloudFault::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
+            CloudFault::MixedUp => {
                 sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
                 let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
-            Trouble::Tagged => {
+            CloudFault::Tagged => {
                 let tags = |all: &[(&str, &str)]| {
                     all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
                 };
@@ -194,15 +194,15 @@ impl Harness for Aws {
                 let machine = tags(&[("eks:cluster-name", "lke7"), ("kubernetes.io/cluster/lke7", "owned")]);
                 sim.set_instance_tags(HOLDER, machine).expect("tagged");
             }
-            Trouble::WrongAccount => sim.add_foreign_token(KEY),
-            Trouble::NoRights => {
+            CloudFault::WrongAccount => sim.add_foreign_token(KEY),
+            CloudFault::NoRights => {
                 sim.add_token(KEY, &["ec2:DescribeVolumes", "ec2:DescribeInstances", "ec2:DescribeSnapshots"])
             }
-            Trouble::BadCredential => sim.add_token("AKIAANOTHER", &["*"]),
-            Trouble::ReadFailsOnce => {
+            CloudFault::BadCredential => sim.add_token("AKIAANOTHER", &["*"]),
+            CloudFault::ReadFailsOnce => {
                 sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)).times(1));
             }
-            Trouble::ReadsFail => {
+            CloudFault::ReadsFail => {
                 sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)));
             }
         }

@@ -1,4 +1,4 @@
-//! Requests and answers against Linode's own API description.
+//! Checks requests and answers against Linode's own API description.
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -13,23 +13,23 @@ use tower::ServiceExt;
 
 const DESCRIPTION: &str = "../../tests/fixtures/linode/openapi-4.189.0-subset.json";
 
-/// Operators of `X-Filter`, from the description's own parameter schema and its prose.
+/// Operators of `X-Filter`, from the description's parameter schema and its text.
 const OPERATORS: [&str; 10] =
     ["+and", "+or", "+gt", "+gte", "+lt", "+lte", "+neq", "+contains", "+order", "+order_by"];
 
-/// Watches a transport. Clones share what they saw.
+/// Checks the requests and answers of a transport. Clones share their findings.
 #[derive(Clone)]
 pub struct Contract {
     description: Arc<Value>,
     seen: Arc<Mutex<Seen>>,
 }
 
-/// What was seen so far.
+/// The findings so far.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Operation IDs of the description, one per request.
     pub operations: Vec<String>,
-    /// What broke the description.
+    /// Violations of the description.
     pub violations: Vec<String>,
 }
 
@@ -44,14 +44,14 @@ impl Contract {
         self.seen.lock().expect("no panic while held").clone()
     }
 
-    /// Fails with everything that broke the description so far.
+    /// Panics with all violations of the description so far.
     pub fn assert_kept(&self) {
         let seen = self.seen();
         assert!(!seen.operations.is_empty(), "nothing was checked");
         assert!(seen.violations.is_empty(), "{:#?}", seen.violations);
     }
 
-    /// The same transport, watched.
+    /// Wraps a transport with the check.
     pub fn watch(&self, inner: HttpTransport) -> HttpTransport {
         let contract = self.clone();
         HttpTransport::new(tower::service_fn(move |request: Request<Bytes>| {
@@ -71,7 +71,7 @@ impl Contract {
         self.seen.lock().expect("no panic while held").violations.push(what);
     }
 
-    /// Checks a request; answers the operation that it is.
+    /// Checks a request. Returns its operation.
     fn request(&self, request: &Request<Bytes>) -> Option<Value> {
         let name = format!("{} {}", request.method(), request.uri().path());
         let Some((item, parameters)) = self.find(request.uri().path()) else {
@@ -96,7 +96,7 @@ impl Contract {
         Some(operation)
     }
 
-    /// The path item whose template fits, and the values of its parameters. Literal parts win over parameters.
+    /// Returns the path item whose template matches, and the values of its parameters. Literal parts win over parameters.
     fn find(&self, path: &str) -> Option<(&Value, Vec<(String, String)>)> {
         let given: Vec<_> = path.split('/').collect();
         let paths = self.description["paths"].as_object()?;
@@ -148,7 +148,7 @@ impl Contract {
         }
     }
 
-    /// A filter names only fields that the description marks as filterable in the objects of the list.
+    /// Checks that a filter names only fields of the listed objects that the description marks as filterable.
     fn check_filter(&self, name: &str, operation: &Value, request: &Request<Bytes>) {
         let Some(header) = request.headers().get("x-filter") else { return };
         let filter: Value = match header.to_str().map(serde_json::from_str) {
@@ -156,7 +156,7 @@ impl Contract {
             other => return self.violated(format!("{name}: X-Filter {other:?} is not JSON")),
         };
         if let Some(schema) = parameter_of(operation, "header", "X-Filter") {
-            // The described schema takes operators and fields apart by `oneOf`; what counts is that it is an object.
+            // The described schema separates operators and fields by `oneOf`. Here it only has to be an object.
             assert!(schema["oneOf"].is_array());
         }
         let item =
@@ -217,7 +217,7 @@ impl Contract {
         }
     }
 
-    /// Checks an answer in the API's own form. Proxies' pages and broken-off bodies are faults, not answers.
+    /// Checks an answer in the API's own form. Pages of proxies and truncated bodies are faults and not checked.
     fn answer(&self, operation: &Value, answer: &Response<Bytes>) {
         let kind = answer.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let id = operation["operationId"].as_str().unwrap_or_default();
@@ -244,7 +244,7 @@ impl Contract {
     }
 }
 
-/// A value of a path or query as the type that it is written as.
+/// Converts a value of a path or query into its JSON type.
 fn typed(text: &str) -> Value {
     text.parse::<u64>().map_or_else(|_| Value::from(text), Value::from)
 }
@@ -259,7 +259,7 @@ fn validator(schema: &Value, relaxed: bool) -> Validator {
     jsonschema::options().with_draft(Draft::Draft4).build(&schema).expect("a schema")
 }
 
-/// OpenAPI 3.0 schemas as JSON Schema: `nullable` becomes a type. Relaxed as the fixture's README says.
+/// Converts an OpenAPI 3.0 schema into JSON Schema: `nullable` becomes a type. `relaxed`: as described in the fixture's README.
 fn translate(schema: &Value, relaxed: bool, name: &str) -> Value {
     match schema {
         Value::Object(fields) => {
@@ -301,7 +301,7 @@ fn allow(schema: &mut Map<String, Value>, kind: &str) {
     }
 }
 
-/// A request as a client of the API makes it.
+/// Makes a request as a client of the API does.
 pub fn request(method: Method, path: &str, filter: Option<&Value>, body: Option<&Value>) -> Request<Bytes> {
     let mut request = Request::builder()
         .method(method)

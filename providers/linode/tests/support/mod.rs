@@ -1,4 +1,4 @@
-//! What the tests of the Linode provider share.
+//! Helpers of the tests of the Linode provider.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod contract;
@@ -18,17 +18,17 @@ use reattach_core::{
 use reattach_linode::{LinodeConfig, LinodeProvider, Token};
 use reattach_provider_api::{
     Provider,
-    conformance::{Harness, Scene, Trouble},
+    conformance::{CloudFault, Fixture, Harness},
 };
 use std::time::Duration;
 
 pub const VOLUME: VolumeNo = VolumeNo(17);
 pub const HOLDER: InstanceNo = InstanceNo(42);
 pub const OTHER: InstanceNo = InstanceNo(43);
-/// The volume of mixed-up answers.
+/// The unattached volume of mixed-up answers.
 pub const FREE_VOLUME: VolumeNo = VolumeNo(18);
 
-/// The moment at which every simulated cloud of these tests starts.
+/// The time at which every simulated cloud of these tests starts.
 pub fn start() -> Timestamp {
     "2021-07-11T01:13:00Z".parse().expect("a time")
 }
@@ -39,8 +39,8 @@ pub fn config(url: &str) -> LinodeConfig {
         .for_product(Product::Controller)
 }
 
-/// A cloud with one volume attached to one of two instances, on tokio's clock. The attachment outlives boots, so that a
-/// case may power the holder off and on.
+/// A cloud with one volume attached to one of two instances, on tokio's clock. The attachment survives boots, so that a case
+/// may power the holder off and on.
 pub fn cloud() -> CloudSim {
     let sim = CloudSim::new(clock::tokio_from(start())).with_seed(1);
     for (id, label) in [(HOLDER, "node-1"), (OTHER, "node-2")] {
@@ -51,7 +51,7 @@ pub fn cloud() -> CloudSim {
     sim
 }
 
-/// A provider over a simulated cloud in memory, watched by the API description.
+/// A provider over a simulated cloud in memory. All requests are checked against the API description.
 pub struct Linode {
     pub sim: CloudSim,
     pub contract: Contract,
@@ -106,8 +106,8 @@ impl Harness for Linode {
         &self.provider
     }
 
-    fn scene(&self) -> Scene {
-        Scene {
+    fn fixture(&self) -> Fixture {
+        Fixture {
             volume: VolumeId::new(VOLUME.to_string()),
             holder: InstanceId::new(HOLDER.to_string()),
             other: InstanceId::new(OTHER.to_string()),
@@ -116,72 +116,72 @@ impl Harness for Linode {
         }
     }
 
-    fn trouble(&self, trouble: Trouble) {
+    fn inject(&self, fault: CloudFault) {
         let sim = &self.sim;
-        match trouble {
-            Trouble::Slow(time) => {
+        match fault {
+            CloudFault::Slow(time) => {
                 let fault = Fault::Latency { before_ms: milliseconds(time), after_ms: 0 };
                 sim.add_fault(FaultRule::new([], fault));
             }
-            Trouble::Locked => sim.lock_volume(VOLUME, "migration", true).expect("locked"),
-            Trouble::LockedUnseen => sim.lock_volume(VOLUME, "migration", false).expect("locked"),
-            Trouble::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
-            Trouble::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
-            Trouble::ThrottledDetach { retry_after } => {
+            CloudFault::Locked => sim.lock_volume(VOLUME, "migration", true).expect("locked"),
+            CloudFault::LockedUnseen => sim.lock_volume(VOLUME, "migration", false).expect("locked"),
+            CloudFault::Busy => sim.make_busy(VOLUME, Duration::from_secs(600)).expect("busy"),
+            CloudFault::DetachStuck => sim.set_detach(VOLUME, DetachBehaviour::Stuck).expect("stuck"),
+            CloudFault::ThrottledDetach { retry_after } => {
                 let retry_after_seconds = retry_after.map(|d| u32::try_from(d.as_secs()).expect("short"));
                 self.on_every_detach(Fault::Throttle { retry_after_seconds });
             }
-            Trouble::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
-            Trouble::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
-            Trouble::EveryErrorAfterEffect => {
+            CloudFault::ErrorBeforeEffect => self.on_detach(bad_gateway(When::BeforeEffect)),
+            CloudFault::ErrorAfterEffect => self.on_detach(bad_gateway(When::AfterEffect)),
+            CloudFault::EveryErrorAfterEffect => {
                 sim.add_fault(FaultRule::new(MUTATIONS, bad_gateway(When::AfterEffect)));
             }
-            Trouble::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
-            Trouble::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
-            Trouble::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
-            Trouble::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
-            Trouble::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
-            Trouble::Unattached { forgiving } => {
+            CloudFault::CutAfterEffect => self.on_detach(Fault::Cut { when: When::AfterEffect }),
+            CloudFault::CutBeforeEffect => self.on_detach(Fault::Cut { when: When::BeforeEffect }),
+            CloudFault::ForeignSuccess => self.on_detach(Fault::BadSuccess { body: ErrorBody::Html }),
+            CloudFault::StaleReads => sim.freeze_reads(Duration::from_secs(600)),
+            CloudFault::WrongHolder => sim.make_orphan(VOLUME, OTHER).expect("moved"),
+            CloudFault::Unattached { forgiving } => {
                 sim.make_lost(VOLUME).expect("lost");
                 let strict = UnattachedDetach::NotFound;
                 sim.set_unattached_detach(if forgiving { UnattachedDetach::Succeeds } else { strict });
             }
-            Trouble::DetachedMeanwhile => {
-                // The read shows the state of now; the detach arrives when that is over.
+            CloudFault::DetachedMeanwhile => {
+                // The read shows the present state; the detach arrives when reads are no longer frozen.
                 sim.freeze_reads(Duration::from_secs(1));
                 sim.make_lost(VOLUME).expect("lost");
                 sim.set_unattached_detach(UnattachedDetach::BadRequest);
                 self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
             }
-            Trouble::MovedMeanwhile => {
+            CloudFault::MovedMeanwhile => {
                 sim.freeze_reads(Duration::from_secs(1));
                 sim.make_orphan(VOLUME, OTHER).expect("moved");
                 self.on_detach(Fault::Latency { before_ms: 2_000, after_ms: 0 });
             }
-            Trouble::MixedUp => {
+            CloudFault::MixedUp => {
                 sim.create_volume(NewVolume::new("another").with_id(FREE_VOLUME.0)).expect("a volume");
                 let fault = Fault::OtherObject { volume: FREE_VOLUME, instance: OTHER };
                 sim.add_fault(FaultRule::new([], fault));
             }
-            Trouble::Tagged => {
+            CloudFault::Tagged => {
                 let tags = || [("lke7".to_owned(), String::new()), ("web".to_owned(), String::new())].into();
                 sim.set_volume_tags(VOLUME, tags()).expect("tagged");
                 sim.set_instance_tags(HOLDER, tags()).expect("tagged");
             }
-            Trouble::WrongAccount => sim.add_foreign_token("a-token"),
-            Trouble::VolumeGone => {
+            CloudFault::WrongAccount => sim.add_foreign_token("a-token"),
+            CloudFault::VolumeGone => {
                 sim.make_lost(VOLUME).expect("lost");
                 sim.delete_volume(VOLUME).expect("deleted");
             }
-            Trouble::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
-            Trouble::NoRights => {
+            CloudFault::InstanceGone => sim.delete_instance(HOLDER).expect("deleted"),
+            CloudFault::NoRights => {
                 sim.add_token("a-token", &["volumes:read_only", "linodes:read_only", "events:read_only"]);
             }
-            Trouble::BadCredential => sim.add_token("another-token", &["*"]),
-            Trouble::ReadFailsOnce => {
+            CloudFault::BadCredential => sim.add_token("another-token", &["*"]),
+            CloudFault::ReadFailsOnce => {
                 sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)).times(1));
             }
-            Trouble::ReadsFail => {
+            CloudFault::ReadsFail => {
                 sim.add_fault(FaultRule::new(READS, bad_gateway(When::BeforeEffect)));
             }
         }
