@@ -15,11 +15,11 @@ use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{Subject, ruling};
 use reattach_controller::{Collector, Depth, Providers, ceiling};
 use reattach_core::authority::Ceiling;
-use reattach_core::check::check;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
+use reattach_core::ids::ObjectName;
 use reattach_core::loss::PodLoss;
-use reattach_core::plan::{Allowed, Plan, Request, make, may_begin};
+use reattach_core::plan::{Allowed, Plan, Request, make_vetted, may_begin};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
 use reattach_core::safety::Refusal;
 use reattach_report::{TEXT_WIDTH, diagnosis_text, plan_text};
@@ -103,25 +103,14 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
     };
     let (allowed, ceiling) = allowed(&session, &args, &collector.providers, &evidence).await?;
     let by_hand = collector.providers.by_hand(&evidence);
-    let confirm_workload = args.confirm_workload.as_deref();
     let request = Request {
         runbook: &runbook,
-        confirm_workload,
+        confirm_workload: args.confirm_workload.as_deref(),
         commands: by_hand.commands(),
         for_show: true,
         allowed,
     };
-    let made = make(&evidence, &diagnosis, &request, now).and_then(|plan| {
-        let objections = check(&plan, &evidence, confirm_workload, now);
-        if objections.is_empty() {
-            return Ok(plan);
-        }
-        let what = "the independent checker's consent";
-        Err(objections
-            .iter()
-            .map(|v| Refusal::Missing { what: what.to_owned(), why: v.to_string() })
-            .collect())
-    });
+    let made = make_vetted(&evidence, &diagnosis, &request, now);
     match (made, args.output) {
         (Ok(plan), Format::Table) => {
             out(&whole_plan(&plan, Some(&evidence)))?;
@@ -158,7 +147,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             Ok(End::Done)
         }
         (Ok(plan), format) => {
-            value(format, &answer(&claim, &diagnosis, serde_json::to_value(&plan)?, &[]))?;
+            value(format, &answer(&claim, &diagnosis, serde_json::to_value(&*plan)?, &[]))?;
             Ok(End::Done)
         }
         (Err(refusals), Format::Table) => {
@@ -169,6 +158,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             ))?;
             named_losses(&evidence);
             own_rights(&session, &refusals).await;
+            report_veto(&claim, &refusals);
             Ok(End::Refused)
         }
         (Err(refusals), format) => {
@@ -316,6 +306,17 @@ fn named_losses(evidence: &Evidence) {
     }
 }
 
+/// Says what to send where the safety checker vetoed the plan, and what to do meanwhile.
+fn report_veto(claim: &ObjectName, refusals: &[Refusal]) {
+    if !refusals.iter().any(|r| matches!(r, Refusal::Vetoed { .. })) {
+        return;
+    }
+    let ObjectName { namespace, name } = claim;
+    note(&format!(
+        "\nnote: a veto of the safety checker is a fault of reattach. Nothing was done, and a recovery of this claim would do nothing either. Send these to reattach's repository as an issue:\n  kubectl reattach --version\n  kubectl reattach plan -n {namespace} {name} -o json\nUntil it is mended, heal the volume by hand. This shows what is wrong with it:\n  kubectl reattach diagnose -n {namespace} {name}"
+    ));
+}
+
 /// The dry run was made with the rights of the person who asks; the controller's may differ.
 async fn own_rights(session: &Session, refusals: &[Refusal]) {
     let about_pods = |r: &Refusal| matches!(r, Refusal::PodWouldBeRefused { why, .. } if why.contains("cannot create resource \"pods\""));
@@ -327,7 +328,7 @@ async fn own_rights(session: &Session, refusals: &[Refusal]) {
 }
 
 fn answer(
-    claim: &reattach_core::ids::ObjectName,
+    claim: &ObjectName,
     diagnosis: &reattach_core::diagnosis::Diagnosis,
     plan: Value,
     refusals: &[Refusal],

@@ -2,52 +2,54 @@
 //! with the planner, and can veto.
 
 mod identity;
+mod violation;
 
 use crate::diagnosis::Trouble;
 use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::Reading;
 use crate::ids::{ObjectName, PlanHash};
 use crate::loss::PodsGo;
-use crate::plan::{EffectClass, PLAN_VERSION, Plan};
+use crate::plan::{EffectClass, PLAN_VERSION, Plan, StepIx};
 use crate::runbook::{StepKind, hash16};
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// A rule that a plan breaks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{rule}: {what}")]
-pub struct Violation {
-    /// `S1`, `S2`, `S3`, `S5`, `S7`, `S8`, `S9` or `S10`.
-    pub rule: String,
-    /// What is wrong.
-    pub what: String,
+pub use violation::{Rule, Violation};
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    /// Notes the violation unless the rule holds.
+    fn require(&mut self, holds: bool, violation: Violation) {
+        if !holds {
+            self.object(violation);
+        }
+    }
+
+    fn object(&mut self, violation: Violation) {
+        self.0.push(violation);
+    }
 }
 
 /// Everything that is wrong with a plan. Empty: the checker has no objection.
 pub fn check(plan: &Plan, evidence: &Evidence, confirmed: Option<&str>, now: Timestamp) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let mut say = |rule: &str, ok: bool, what: &str| {
-        if !ok {
-            found.push(Violation { rule: rule.to_owned(), what: what.to_owned() });
-        }
-    };
-    say("S8", plan.version == PLAN_VERSION, "the plan is of another version");
-    say(
-        "S8",
-        plan.computed_hash() == plan.hash && plan.hash != PlanHash::from(""),
-        "the plan's hash does not match its content",
-    );
-    shape(plan, &mut say);
-    pins(plan, evidence, now, &mut say);
-    losses(plan, evidence, confirmed, now, &mut say);
-    identity::identity(plan, evidence, now, &mut say);
-    found
+    let mut found = Findings::default();
+    found.require(plan.version == PLAN_VERSION, Violation::OtherVersion { found: plan.version });
+    let content = plan.computed_hash();
+    let sealed = content == plan.hash && plan.hash != PlanHash::from("");
+    found.require(sealed, Violation::HashMismatch { hash: plan.hash.clone(), content });
+    shape(plan, &mut found);
+    pins(plan, evidence, now, &mut found);
+    losses(plan, evidence, confirmed, now, &mut found);
+    identity::identity(plan, evidence, now, &mut found);
+    found.0
 }
 
 /// S1 and S2 by the order of the steps alone.
-fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
+fn shape(plan: &Plan, found: &mut Findings) {
     let kinds: Vec<StepKind> = plan.steps.iter().map(|s| s.kind).collect();
     let first = |k| kinds.iter().position(|x| *x == k);
     let last = |k| kinds.iter().rposition(|x| *x == k);
@@ -55,122 +57,100 @@ fn shape(plan: &Plan, say: &mut impl FnMut(&str, bool, &str)) {
     let (hold, lift) = (first(StepKind::Hold), first(StepKind::Lift));
     let away = scale.or(hold);
     let back = restore.or(lift);
-    for kind in [StepKind::CloudDetach, StepKind::CloudForce] {
-        let Some(detach) = first(kind) else { continue };
-        say("S1", away.is_some_and(|s| s < detach), "a cloud detach without the claim held away first");
-        say(
-            "S1",
-            plan.steps[detach].effect_class == EffectClass::Once,
-            "a cloud detach that could be repeated blindly",
-        );
-        say(
-            "S1",
-            back.is_none_or(|r| last(kind).is_some_and(|d| d < r)),
-            "a cloud detach after pods may run again",
-        );
+    for step in [StepKind::CloudDetach, StepKind::CloudForce] {
+        let Some(detach) = first(step) else { continue };
+        found.require(away.is_some_and(|s| s < detach), Violation::DetachBeforeHold { step });
+        let once = plan.steps[detach].effect_class == EffectClass::Once;
+        found.require(once, Violation::DetachMayRepeat { step });
+        let in_time = back.is_none_or(|r| last(step).is_some_and(|d| d < r));
+        found.require(in_time, Violation::DetachAfterReturn { step });
     }
-    say(
-        "S3",
+    found.require(
         first(StepKind::Snapshot).is_none_or(|s| {
             plan.steps[s].effect_class == EffectClass::Once
                 && last(StepKind::Snapshot) == Some(s)
                 && kinds.get(s + 1) == Some(&StepKind::CloudForce)
         }),
-        "a snapshot that could be repeated blindly, or that no detach by force follows",
+        Violation::SnapshotMisplaced,
     );
-    say(
-        "S1",
+    found.require(
         first(StepKind::DeleteAttachment).is_none_or(|d| away.is_some_and(|a| a < d) && back > Some(d)),
-        "a VolumeAttachment deleted while pods may come",
+        Violation::AttachmentDeletedUnheld,
     );
-    say(
-        "S1",
+    found.require(
         !plan.closes_node
             || (hold.is_some() && first(StepKind::CloudDetach).or(first(StepKind::CloudForce)).is_none()),
-        "a cloud detach while pods of the claim may start on other nodes",
+        Violation::DetachUnderNodeTaint,
     );
     let (taint, untaint) = (first(StepKind::TaintOutOfService), first(StepKind::Untaint));
-    say(
-        "S9",
+    found.require(
         taint.is_none() == untaint.is_none()
             && untaint >= taint
             && last(StepKind::TaintOutOfService) == taint,
-        "an out-of-service taint without exactly one end of it",
+        Violation::FenceUnpaired,
     );
-    say(
-        "S1",
+    found.require(
         taint.is_none_or(|t| first(StepKind::Prove).is_some_and(|p| p < t)),
-        "an out-of-service taint without a proof before it",
+        Violation::FenceWithoutProof,
     );
     let whole_node = [taint, first(StepKind::PowerOff), first(StepKind::Quarantine)];
-    say(
-        "S7",
+    found.require(
         plan.pins.node_wide.is_some() || whole_node.iter().all(Option::is_none),
-        "an effect on a whole node that does not list what is on it",
+        Violation::NodeNotListed,
     );
-    say(
-        "S2",
+    found.require(
         scale.is_none()
             || (last(StepKind::ScaleToZero) == scale
                 && restore > scale
                 && last(StepKind::Restore) == restore),
-        "a scale to zero without exactly one restore after it",
+        Violation::ScaleUnpaired,
     );
-    say("S2", scale.is_none() || hold.is_none(), "both a hold and a scale to zero");
-    say(
-        "S2",
+    found.require(scale.is_none() || hold.is_none(), Violation::HoldAndScale);
+    found.require(
         hold.is_none() || (last(StepKind::Hold) == hold && lift > hold && last(StepKind::Lift) == lift),
-        "a hold without exactly one lift after it",
+        Violation::HoldUnpaired,
     );
-    say(
-        "S1",
+    found.require(
         first(StepKind::Release).is_none_or(|r| hold.is_some_and(|h| h < r))
             && last(StepKind::Release).is_none_or(|r| lift > Some(r)),
-        "a pod evicted while another may come",
+        Violation::ReleaseUnheld,
     );
-    say(
-        "S2",
+    found.require(
         back.is_none_or(|r| {
             r > 0 && kinds[r - 1] == StepKind::AwaitDetached && plan.steps[r - 1].patience_seconds.is_none()
         }),
-        "pods that come back before the detach",
+        Violation::ReturnBeforeDetach,
     );
-    say("S5", plan.steps.iter().all(|s| s.deadline_seconds > 0), "a step without a deadline");
+    for (step, _) in (0..).map(StepIx).zip(&plan.steps).filter(|(_, s)| s.deadline_seconds == 0) {
+        found.object(Violation::NoDeadline { step });
+    }
 }
 
 /// S8: the pins are what the evidence says now. S1: one writer's volume, one holder.
-fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bool, &str)) {
+fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
     let p = &plan.pins;
     let claim = e.claim.read(now, MAX_AGE).present();
-    say("S8", plan.claim == e.claim_name, "the plan is for another claim");
-    say(
-        "S8",
-        claim.is_some_and(|c| c.uid == p.claim && !c.deleting),
-        "the claim is not the pinned one, or is being deleted",
-    );
+    found.require(plan.claim == e.claim_name, Violation::OtherClaim { claim: plan.claim.clone() });
+    found.require(claim.is_some_and(|c| c.uid == p.claim && !c.deleting), Violation::ClaimNotPinned);
     let one_writer = |m: &AccessMode| matches!(m, AccessMode::ReadWriteOnce | AccessMode::ReadWriteOncePod);
-    say(
-        "S1",
+    found.require(
         claim.is_some_and(|c| !c.access_modes.is_empty() && c.access_modes.iter().all(one_writer)),
-        "the claim is not for a single writer",
+        Violation::NotSingleWriter { modes: claim.map(|c| c.access_modes.clone()).unwrap_or_default() },
     );
     let claims = e.workload.read(now, MAX_AGE).present().map_or(&[][..], |w| w.claims.as_slice());
     let out = |c: &ClaimFacts| c.opted_out.is_some();
-    say(
-        "S7",
+    found.require(
         !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)),
-        "the claim, its namespace or its workload is opted out",
+        Violation::OptedOut,
     );
-    say(
-        "S8",
+    found.require(
         e.volume.read(now, MAX_AGE).present().is_some_and(|v| v.uid == p.pv),
-        "the PersistentVolume is not the pinned one",
+        Violation::VolumeNotPinned,
     );
     let cloud = e.cloud_volume.read(now, MAX_AGE).present();
-    say(
-        "S8",
+    found.require(
         cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib),
-        "the cloud volume is not the pinned one",
+        Violation::CloudVolumeNotPinned { volume: p.volume.clone() },
     );
     let holders = cloud.map(|c| c.holders.as_slice());
     let alone = holders == Some(std::slice::from_ref(&p.holder));
@@ -180,22 +160,28 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
         Trouble::StuckRecord { .. } => free || alone,
         _ => alone,
     };
-    say("S1", as_it_should, "the pinned holder is not the cloud's only holder");
+    found.require(
+        as_it_should,
+        Violation::HolderNotAlone {
+            pinned: p.holder.clone(),
+            holders: holders.map(<[_]>::to_vec).unwrap_or_default(),
+        },
+    );
     let node = e.nodes.get(&p.node).map(|f| f.read(now, MAX_AGE));
     let attachments = e.attachments.read(now, MAX_AGE).present();
-    say("S8", agrees(plan), "the diagnosis and the pins disagree");
+    found.require(agrees(plan), Violation::TroubleNotPinned);
+    let other_machine = || Violation::NodeNotPinned { node: p.node.clone() };
     match (&plan.trouble, &node) {
         // Nobody speaks for the orphan's holder, or a node that has no record of the volume.
         (Trouble::Orphan { .. }, Some(Reading::Present(_))) => {}
         (Trouble::StuckRecord { .. }, Some(Reading::Absent)) => {
-            say("S8", p.boot_id.is_none(), "a boot is pinned of a Node that does not exist");
+            found.require(p.boot_id.is_none(), Violation::BootOfMissingNode { node: p.node.clone() });
         }
-        (_, Some(Reading::Present(n))) => say(
-            "S8",
+        (_, Some(Reading::Present(n))) => found.require(
             n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref(),
-            "the node is another machine or another boot than pinned",
+            other_machine(),
         ),
-        _ => say("S8", false, "the node is another machine or another boot than pinned"),
+        _ => found.object(other_machine()),
     }
     if let Some(Reading::Present(n)) = node {
         let ours = |t: &str| n.out_of_service_by_us && t == "node.kubernetes.io/out-of-service";
@@ -204,15 +190,16 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
                 || t.contains("medik8s.io/")
                 || t == "karpenter.sh/disrupted"
         };
-        say("S9", !n.taints.iter().any(|t| foreign(t) && !ours(t)), "someone else is at work on the node");
-        if let Trouble::DeadNode { .. } = plan.trouble {
-            say("S1", !n.ready, "the node that is called dead is Ready");
+        if let Some(taint) = n.taints.iter().find(|t| foreign(t) && !ours(t)) {
+            found.object(Violation::OthersAtWork { taint: taint.clone() });
         }
-        let Some(listed) = &p.node_wide else { return others(plan, attachments, say) };
+        if let Trouble::DeadNode { .. } = plan.trouble {
+            found.require(!n.ready, Violation::DeadNodeIsReady { node: p.node.clone() });
+        }
+        let Some(listed) = &p.node_wide else { return others(plan, attachments, found) };
         let on_it = e.node_pods.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
         let used = e.node_claims.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
-        say(
-            "S7",
+        found.require(
             on_it.is_some_and(|pods| {
                 pods.iter().all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
             }) && used.is_some_and(|all| {
@@ -223,10 +210,10 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bo
                 let mark = hash16(v);
                 listed.volumes.iter().any(|known| known == v || *known == mark)
             }),
-            "the plan does not list everything that is on the node",
+            Violation::NodeListIncomplete { node: p.node.clone() },
         );
     }
-    others(plan, attachments, say);
+    others(plan, attachments, found);
 }
 
 /// Whether the diagnosis is about what is pinned.
@@ -245,146 +232,127 @@ fn agrees(plan: &Plan) -> bool {
 }
 
 /// Who else has a record of the volume.
-fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, say: &mut impl FnMut(&str, bool, &str)) {
+fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, found: &mut Findings) {
     let p = &plan.pins;
     if let Some(pinned) = &p.attachment {
         let same = |a: &AttachmentFacts| a.uid == pinned.uid && a.name == pinned.name && a.node == p.node;
-        say(
-            "S8",
+        found.require(
             attachments.is_some_and(|all| all.iter().any(same)),
-            "the VolumeAttachment is not the pinned one",
+            Violation::AttachmentNotPinned { attachment: pinned.name.clone() },
         );
     }
     // Where the old holder's record goes and others wait, their records may stay: they are not attached.
     let elsewhere = !matches!(plan.trouble, Trouble::Phantom { .. } | Trouble::Lost { .. });
-    say(
-        "S7",
-        attachments.is_some_and(|all| all.iter().all(|a| a.node == p.node || (elsewhere && !a.attached))),
-        "another node has a VolumeAttachment of the volume",
+    let harmless = |a: &AttachmentFacts| a.node == p.node || (elsewhere && !a.attached);
+    let other = attachments.and_then(|all| all.iter().find(|a| !harmless(a)));
+    found.require(
+        attachments.is_some() && other.is_none(),
+        Violation::OtherAttachment { node: other.map(|a| a.node.clone()) },
     );
 }
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
-fn losses(
-    plan: &Plan,
-    e: &Evidence,
-    confirmed: Option<&str>,
-    now: Timestamp,
-    say: &mut impl FnMut(&str, bool, &str),
-) {
+fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, found: &mut Findings) {
     let Some(w) = e.workload.read(now, MAX_AGE).present() else {
-        say("S2", false, "the workload is not known");
-        return;
+        return found.object(Violation::WorkloadUnknown);
     };
     let p = &plan.pins;
-    say(
-        "S8",
+    found.require(
         w.workload == p.workload && w.replicas == p.replicas,
-        "the workload is not the pinned one, or its count changed",
+        Violation::WorkloadNotPinned { pinned: p.replicas, replicas: w.replicas },
     );
     if plan.steps.iter().any(|s| matches!(s.kind, StepKind::ScaleToZero | StepKind::Release)) {
-        say("S2", w.rollout.is_none(), "the workload is being changed");
+        found.require(w.rollout.is_none(), Violation::WorkloadChanging);
     }
     let goes = |kind| plan.steps.iter().any(|s| s.kind.spec().pods_go == kind);
     if goes(PodsGo::WithTheCount) || goes(PodsGo::OfTheClaim) || goes(PodsGo::OfTheNode) {
-        say("S2", w.template.ephemeral_volumes.is_empty(), "a generic ephemeral volume would be deleted");
-        say("S2", w.template.empty_dirs.is_empty() || w.emptydirs_expendable, "an emptyDir would be lost");
+        found.require(
+            w.template.ephemeral_volumes.is_empty(),
+            Violation::EphemeralVolumeLost { volumes: w.template.ephemeral_volumes.clone() },
+        );
+        found.require(
+            w.template.empty_dirs.is_empty() || w.emptydirs_expendable,
+            Violation::EmptyDirLost { volumes: w.template.empty_dirs.clone() },
+        );
         let survives = |c: &ClaimFacts| !c.deleting && c.owners.iter().all(|o| o.uid == w.workload.uid);
-        say(
-            "S2",
-            w.claims.iter().all(|(_, c)| c.as_ref().is_none_or(survives)),
-            "a claim of the workload would not survive",
-        );
+        let lost = w.claims.iter().find(|(_, c)| !c.as_ref().is_none_or(survives));
+        if let Some((claim, _)) = lost {
+            found.object(Violation::ClaimLost { claim: claim.clone() });
+        }
         let number = |x: &PodFacts| x.name.name.rsplit('-').next().and_then(|n| n.parse().ok());
-        say(
-            "S2",
+        found.require(
             !w.deletes_claims_when_scaled || w.pods.iter().filter_map(number).all(|n: i32| n < w.replicas),
-            "a pod that its workload is taking away takes its claims with it",
+            Violation::PodTakesClaims,
         );
-        say("S2", w.not_remade.is_none(), "no pod would come in the place of the one that goes");
+        found.require(w.not_remade.is_none(), Violation::NotRemade);
     }
     if goes(PodsGo::OfTheNode) {
         let lost = e.node_losses.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
         let others = |pod: &ObjectName| w.pods.iter().all(|own| own.name != *pod);
-        say(
-            "S2",
+        found.require(
             lost.is_some_and(|all| !all.iter().any(|l| others(&l.pod))),
-            "another pod on the node would lose something",
+            Violation::OtherPodLoses { node: p.node.clone() },
         );
     }
-    say("S2", !w.deleting, "the workload is being changed");
-    say("S2", w.stamp.is_none(), "another recovery's stamp, or an unreadable one, is on the workload");
-    say("S2", w.pod_dry_run == Some(Ok(())), "a new pod is not known to be accepted");
+    found.require(!w.deleting, Violation::WorkloadChanging);
+    found.require(w.stamp.is_none(), Violation::Stamped);
+    found.require(w.pod_dry_run == Some(Ok(())), Violation::PodNotAccepted);
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
     let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
-    say("S7", now_pods == pinned, "the workload's pods are not the pinned ones");
+    found.require(now_pods == pinned, Violation::PodsNotPinned);
     let users = e.pods.read(now, MAX_AGE).present();
-    say(
-        "S7",
+    found.require(
         users.is_some_and(|u| {
             u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
         }),
-        "a pod outside the workload uses the claim",
+        Violation::ForeignPod,
     );
     if plan.steps.iter().any(|s| s.kind == StepKind::ScaleToZero) {
-        whole_workload(w, confirmed, say);
+        whole_workload(w, confirmed, found);
     } else {
-        say("S2", w.replicas > 0, "someone keeps the workload at zero");
+        found.require(w.replicas > 0, Violation::KeptAtZero);
         let going = |x: &&PodFacts| x.node.as_ref() == Some(&p.node);
         let releases = plan.steps.iter().any(|s| s.kind == StepKind::Release);
-        say(
-            "S2",
+        found.require(
             !releases
                 || w.template.pre_stop.is_empty()
                 || users.is_some_and(|u| u.iter().filter(going).all(|x| !x.ready)),
-            "a healthy pod's preStop hook would run",
+            Violation::PreStopHook,
         );
         let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
         let policy = e.hold_policy.as_ref().and_then(|h| h.read(now, MAX_AGE).present());
-        say(
-            "S1",
-            !holds || policy.is_some() || plan.closes_node,
-            "the cluster is not known to hold pods away by admission",
-        );
-        say(
-            "S1",
+        found.require(!holds || policy.is_some() || plan.closes_node, Violation::NoHoldPolicy);
+        found.require(
             !plan.closes_node || w.template.ignores_taints.is_none(),
-            "a taint would not keep the workload's pods from the node",
+            Violation::TaintIgnored { node: p.node.clone() },
         );
     }
 }
 
 /// S2, where all of the workload's pods go.
-fn whole_workload(w: &WorkloadFacts, confirmed: Option<&str>, say: &mut impl FnMut(&str, bool, &str)) {
-    say("S2", !w.deletes_claims_when_scaled, "the workload deletes its claims when scaled");
-    say(
-        "S2",
-        w.autoscalers.iter().all(|a| a.min_replicas > 0),
-        "an autoscaler may keep the workload at zero",
-    );
-    say(
-        "S2",
-        w.managers.iter().all(|m| m.paused && m.kind != ManagerKind::ArgoCd),
-        "someone else owns the count",
-    );
-    say("S2", w.scaling != ScalePath::None, "the workload cannot be scaled back");
-    say("S2", w.claims.iter().all(|(_, c)| c.is_some()), "a claim of the workload would not survive");
+fn whole_workload(w: &WorkloadFacts, confirmed: Option<&str>, found: &mut Findings) {
+    found.require(!w.deletes_claims_when_scaled, Violation::ScaleDeletesClaims);
+    if let Some(hpa) = w.autoscalers.iter().find(|a| a.min_replicas <= 0) {
+        found.object(Violation::AutoscalerMinZero { name: hpa.name.clone() });
+    }
+    let owner = w.managers.iter().find(|m| !m.paused || m.kind == ManagerKind::ArgoCd);
+    if let Some(owner) = owner {
+        found.object(Violation::CountManaged { manager: owner.kind.to_string() });
+    }
+    found.require(w.scaling != ScalePath::None, Violation::NotScalable);
+    if let Some((claim, _)) = w.claims.iter().find(|(_, c)| c.is_none()) {
+        found.object(Violation::ClaimLost { claim: claim.clone() });
+    }
     let named = confirmed
         .is_some_and(|c| c.eq_ignore_ascii_case(&format!("{}/{}", w.workload.kind, w.workload.name.name)));
-    say(
-        "S2",
+    found.require(
         w.replicas == 1 || (w.replicas > 1 && named),
-        "the count is not one, and nobody named the workload",
+        Violation::ReplicasUnconfirmed { replicas: w.replicas },
     );
     let restless = w.pods.iter().filter(|x| !x.ready || x.deleting_since.is_some()).count();
-    say(
-        "S2",
+    found.require(
         !w.ordered || (restless <= 1 && w.pods.iter().all(|x| x.deleting_since.is_none())),
-        "ordered pods would never reach zero",
+        Violation::OrderedStuck,
     );
-    say(
-        "S2",
-        w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready),
-        "a healthy pod's preStop hook would run",
-    );
+    found.require(w.template.pre_stop.is_empty() || w.pods.iter().all(|x| !x.ready), Violation::PreStopHook);
 }

@@ -1,6 +1,7 @@
 //! Every refusal: why a plan may not be made or may not go on (safety rules S1, S2, S7, S9). Data, printed as sentences.
 
 use crate::authority::Denial;
+use crate::check::Violation;
 use crate::diagnosis::Class;
 use crate::evidence::AccessMode;
 use crate::identity::IdentityProblem;
@@ -190,6 +191,11 @@ pub enum Refusal {
         "the kubelet of node {node} lives and posts that its node is not Ready, so its pods may write and its machine is not powered off unattended; mend the node (kubectl describe node {node}), or shut its machine down at the cloud if it must go"
     )]
     KubeletPosts { node: String },
+    /// The independent checker objects to the plan that was made: planner or checker is wrong.
+    #[error(
+        "the plan that reattach made breaks a rule of reattach's own safety checker ({}). This is a fault of reattach. Nothing is done by this plan. Please send an issue to reattach's repository, with the output of kubectl reattach --version and of kubectl reattach plan -o json for this claim", violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Vetoed { violations: Vec<Violation> },
 }
 
 impl Refusal {

@@ -8,14 +8,14 @@ use kube::ResourceExt;
 use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
 use reattach_cluster::{reports, store};
 use reattach_core::authority::{Mandate, mandate};
-use reattach_core::check::check;
+use reattach_core::check::Violation;
 use reattach_core::consent::PolicySays;
 use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Mark;
-use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make, may_begin, may_touch_node_later};
+use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -94,8 +94,14 @@ impl Executor {
             Verdict::Ours { .. } => {}
         }
         match self.plan(&recovery, &evidence, &diagnosis, limits) {
-            Err(refusals) => self.refuse(recovery, &refusals, memory).await,
-            Ok(plan) => self.offer(recovery, plan, &evidence, limits, memory).await,
+            Err(refusals) => {
+                log_veto(&recovery, &refusals, memory);
+                self.refuse(recovery, &refusals, memory).await
+            }
+            Ok(plan) => {
+                memory.vetoed = None;
+                self.offer(recovery, plan, &evidence, limits, memory).await
+            }
         }
     }
 
@@ -168,15 +174,7 @@ impl Executor {
             for_show: false,
             allowed: self.allowed(recovery, evidence, limits),
         };
-        let now = self.collector.clock.now();
-        let plan = make(evidence, diagnosis, &request, now)?;
-        let objections = check(&plan, evidence, recovery.spec.confirm_workload.as_deref(), now);
-        let consent =
-            |why: String| Refusal::Missing { what: "the independent checker's consent".to_owned(), why };
-        if objections.is_empty() {
-            return plan.sound().map_err(|unsound| vec![consent(unsound.to_string())]);
-        }
-        Err(objections.into_iter().map(|v| consent(v.to_string())).collect())
+        make_vetted(evidence, diagnosis, &request, self.collector.clock.now())
     }
 
     /// What the cloud can do and the policy or a person allows.
@@ -385,6 +383,33 @@ impl Executor {
             return Some(format!("aborted by {}{why}", abort.by));
         }
         recovery.metadata.deletion_timestamp.is_some().then(|| "the VolumeRecovery was deleted".to_owned())
+    }
+}
+
+/// Logs a veto of the safety checker: once for each change of what it objects to, also over a restart.
+fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut Memory) {
+    let veto = refusals.iter().find_map(|refusal| match refusal {
+        Refusal::Vetoed { violations } => Some((refusal, violations)),
+        _ => None,
+    });
+    let Some((refusal, violations)) = veto else {
+        memory.vetoed = None;
+        return;
+    };
+    let before = memory.vetoed.replace(violations.clone());
+    let stored = recovery.status.as_ref().map_or(&[][..], |s| s.refusals.as_slice());
+    let known = match &before {
+        Some(before) => before == violations,
+        None => stored.contains(&refusal.to_string()),
+    };
+    if !known {
+        let objections: Vec<String> = violations.iter().map(Violation::to_string).collect();
+        tracing::error!(
+            recovery = recovery.name_any(),
+            claim = %Executor::claim_of(recovery),
+            objections = objections.join("; "),
+            "the safety checker vetoes a plan: this is a fault of reattach, and nothing is done"
+        );
     }
 }
 

@@ -221,7 +221,7 @@ mod tests {
     use reattach_core::fact::{Fact, Source};
     use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
     use reattach_core::machine::State;
-    use reattach_core::plan::{Allowed, Commands, Request, SoundPlan, make};
+    use reattach_core::plan::{Allowed, Commands, Request, SoundPlan, make_vetted};
     use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
     use reattach_core::testkit::{Case, NODE};
 
@@ -240,7 +240,7 @@ mod tests {
             for_show: false,
             allowed: Allowed { power_off: true, ..Allowed::default() },
         };
-        make(&case.evidence, &case.diagnosis(), &request, case.now).unwrap().sound().unwrap()
+        make_vetted(&case.evidence, &case.diagnosis(), &request, case.now).unwrap()
     }
 
     /// The last words about an aborted run of which these lines were written.

@@ -48,6 +48,7 @@ use reattach_cluster::reply::is_refused;
 use reattach_cluster::store::SaveError;
 use reattach_cluster::view::View;
 use reattach_core::authority::Ceiling;
+use reattach_core::check::Violation;
 use reattach_core::cloud::CloudVolume;
 use reattach_core::consent::PolicySays;
 use reattach_core::evidence::Evidence;
@@ -143,6 +144,8 @@ pub struct Memory {
     pub(crate) asked: Option<(u64, Instant)>,
     /// The phase that was last told to people.
     pub(crate) told: Option<Phase>,
+    /// What the safety checker objected to when a plan was made last.
+    pub(crate) vetoed: Option<Vec<Violation>>,
     /// When a change made the next turn due.
     pub(crate) woken: Option<Timestamp>,
     /// When the lock of the plan's node was renewed last.

@@ -1,11 +1,12 @@
 //! S10, derived again from the evidence: whose the claim, the volume and the machine are.
 
+use super::{Findings, Violation};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::identity::{ClaimPhase, OwnClusters};
 use crate::plan::Plan;
 use jiff::Timestamp;
 
-pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl FnMut(&str, bool, &str)) {
+pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
     let claim = e.claim.read(now, MAX_AGE).present();
     let volume = e.volume.read(now, MAX_AGE).present();
     let bound = match (claim, volume.and_then(|v| v.claim_ref.as_ref())) {
@@ -15,24 +16,15 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
         _ => false,
     };
     let named = claim.is_some_and(|c| c.volume_name.as_ref() == volume.map(|v| &v.name));
-    say("S10", bound && named, "the claim and the PersistentVolume are not bound to each other");
+    found.require(bound && named, Violation::NotBound);
     let identity = e.identity.read(now, MAX_AGE).present();
     let handle = volume.and_then(|v| v.csi.as_ref()).map(|c| &c.handle);
-    say(
-        "S10",
+    found.require(
         identity.is_some_and(|i| i.canonical.is_some() && i.canonical.as_ref() == handle),
-        "the handle is not the driver's own for the cloud volume",
+        Violation::HandleNotCanonical,
     );
-    say(
-        "S10",
-        identity.is_some_and(|i| i.others.is_empty()),
-        "more than one PersistentVolume or VolumeAttachment leads to the cloud volume",
-    );
-    say(
-        "S10",
-        identity.is_some_and(|i| i.region.is_none()),
-        "the cloud has the volume in another region than the PersistentVolume asks for",
-    );
+    found.require(identity.is_some_and(|i| i.others.is_empty()), Violation::SharedCloudVolume);
+    found.require(identity.is_some_and(|i| i.region.is_none()), Violation::OtherRegion);
     let cloud = e.cloud_volume.read(now, MAX_AGE).present();
     let tags = cloud.map(|c| &c.owner);
     let known_as = |name: &str| volume.is_some_and(|v| v.tagged_as.iter().any(|n| n == name));
@@ -41,10 +33,9 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
         Some(OwnClusters::Known { names }) => names.is_empty() || clusters.iter().any(|c| names.contains(*c)),
         Some(OwnClusters::NotAsked | OwnClusters::Unread { .. }) | None => false,
     };
-    say(
-        "S10",
+    found.require(
         clusters.is_empty() || here || clusters.iter().any(|c| known_as(c.as_str())),
-        "the cloud volume is tagged as another cluster's, or nobody could tell",
+        Violation::OtherCluster,
     );
     let made_for = match tags {
         Some(t) if !t.volumes.is_empty() => {
@@ -53,7 +44,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
         Some(t) => t.claim.as_ref().is_none_or(|c| *c == e.claim_name || known_as(&c.to_string())),
         None => true,
     };
-    say("S10", made_for, "the cloud volume is tagged as made for another PersistentVolume or claim");
+    found.require(made_for, Violation::MadeForAnother);
     let strange = identity.is_some_and(|i| match &i.own_clusters {
         OwnClusters::Known { names } => {
             let known = i.holder_clusters.iter().any(|c| names.contains(c));
@@ -65,7 +56,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
     for instance in held.iter().chain([&plan.pins.holder]) {
         let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
         let nodes = e.nodes.values().filter_map(|f| f.read(now, MAX_AGE).present()).filter(|n| is(n)).count();
-        say("S10", nodes <= 1, "several Nodes claim one instance");
+        found.require(nodes <= 1, Violation::InstanceShared { instance: instance.clone() });
         let seen = e.machines.read(now, MAX_AGE).present().is_some_and(|all| {
             all.iter().any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
         });
@@ -73,15 +64,13 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, say: &mut impl
             .declaration
             .as_ref()
             .is_some_and(|d| d.holder == *instance && d.of_this_cluster && d.is_valid(now).is_ok());
-        say(
-            "S10",
+        found.require(
             !held.contains(instance) || nodes == 1 || seen || declared,
-            "the holder is not known to be a machine of this cluster",
+            Violation::HolderUnknown { instance: instance.clone() },
         );
-        say(
-            "S10",
+        found.require(
             !strange || !held.contains(instance) || declared,
-            "the holder is tagged as a machine of another cluster",
+            Violation::HolderOfOtherCluster { instance: instance.clone() },
         );
     }
 }

@@ -68,12 +68,13 @@ pub enum Snapshots {
     Required,
 }
 
-/// Makes the plan for a diagnosis of one of the five classes.
+/// Makes the plan for a diagnosis of one of the five classes. No caller outside of tests takes it unchecked:
+/// [`super::make_vetted`].
 ///
 /// # Errors
 /// Every refusal that applies, not only the first. A diagnosis without a class has nothing to plan and gives one
 /// refusal with the verdict's sentence.
-pub fn make(
+pub(crate) fn make(
     evidence: &Evidence,
     diagnosis: &Diagnosis,
     request: &Request<'_>,

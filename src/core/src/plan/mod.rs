@@ -6,6 +6,7 @@ mod build;
 mod nodes;
 mod refusals;
 mod sound;
+mod vetted;
 
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
@@ -19,10 +20,12 @@ use std::fmt;
 pub use crate::steps::EffectClass;
 pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
-pub use build::{Allowed, Commands, Request, Snapshots, make};
+pub(crate) use build::make;
+pub use build::{Allowed, Commands, Request, Snapshots};
 pub use nodes::{may_touch_node, may_touch_node_later};
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
 pub use sound::{SoundPlan, Unsound, may_have_freed, power_orders};
+pub use vetted::make_vetted;
 
 /// The version of the plan's shape. An executor runs plans of its own version only ([`SoundPlan`]).
 pub const PLAN_VERSION: u32 = 2;

@@ -55,6 +55,14 @@ impl Case {
             for_show,
             allowed: Default::default(),
         };
-        make(&self.evidence, &self.diagnosis(), &request, self.now)
+        self.plan_for(&request)
+    }
+
+    /// The plan for this request, without the checker's look at it.
+    ///
+    /// # Errors
+    /// The refusals.
+    pub fn plan_for(&self, request: &Request<'_>) -> Result<Plan, Vec<Refusal>> {
+        make(&self.evidence, &self.diagnosis(), request, self.now)
     }
 }

@@ -1,7 +1,7 @@
 //! The independent checker: silent about what the planner makes, and loud about every plan with a rule taken out.
 
 use super::walk::{ALL, dead_node, detach_error, lost, node_missing, orphan, plan, without_policy};
-use reattach_core::check::check;
+use reattach_core::check::{Rule, Violation, check};
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::Known;
@@ -12,7 +12,13 @@ use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, a
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 
 fn rules(plan: &Plan, case: &Case) -> Vec<String> {
-    check(plan, &case.evidence, None, case.now).iter().map(ToString::to_string).collect()
+    let found = check(plan, &case.evidence, None, case.now);
+    let sentence = |v: &Violation| {
+        let text = v.to_string();
+        assert!(text.starts_with(&format!("{}: ", v.rule())), "{:?} is not the rule of: {text}", v.rule());
+        text
+    };
+    found.iter().map(sentence).collect()
 }
 
 fn remove(plan: &mut Plan, kind: StepKind) {
@@ -250,7 +256,8 @@ fn the_holders_must_fit_the_diagnosis() {
         }
         for holders in others {
             let found = found(holders);
-            let named = found.iter().any(|v| v == "S1: the pinned holder is not the cloud's only holder");
+            let named =
+                found.iter().any(|v| v.starts_with("S1: the pinned holder is not the cloud's only holder"));
             assert!(named, "{:?}, {holders:?}: {found:?}", plan.trouble);
         }
     }
@@ -261,7 +268,9 @@ fn the_holders_must_fit_the_diagnosis() {
 fn a_record_on_another_node_is_seen() {
     let seen = |plan: &Plan, case: &Case| {
         let found = rules(plan, case);
-        found.iter().any(|v| v == "S7: another node has a VolumeAttachment of the volume")
+        found
+            .iter()
+            .any(|v| *v == format!("S7: another node has a VolumeAttachment of the volume ({OTHER_NODE})"))
     };
     let elsewhere = |attached: bool| {
         let other = reattach_core::evidence::AttachmentFacts { attached, ..attachment("x", OTHER_NODE) };
@@ -307,10 +316,13 @@ fn another_remediator_on_the_node_is_seen() {
     assert_eq!(found(true, &[OUT]), Vec::<String>::new(), "our own");
     let foreign = ["karpenter.sh/disrupted", "medik8s.io/remediation", "remediation.medik8s.io/x"];
     for taints in foreign.map(|t| vec![t]).into_iter().chain([vec![OUT]]) {
-        assert_eq!(found(false, &taints), ["S9: someone else is at work on the node"], "{taints:?}");
+        let named = taints[0];
+        let expected = format!("S9: someone else is at work on the node (taint {named})");
+        assert_eq!(found(false, &taints), [expected], "{taints:?}");
     }
     for taint in foreign {
-        assert_eq!(found(true, &[OUT, taint]), ["S9: someone else is at work on the node"], "{taint}");
+        let expected = format!("S9: someone else is at work on the node (taint {taint})");
+        assert_eq!(found(true, &[OUT, taint]), [expected]);
     }
 }
 
@@ -519,7 +531,7 @@ fn a_claim_for_several_writers_is_seen() {
     let plan = Case::statefulset().plan().unwrap();
     for modes in [vec![], vec![ReadWriteMany], vec![ReadOnlyMany], vec![ReadWriteOnce, ReadWriteMany]] {
         let found = rules(&plan, &Case::statefulset().claim(|c| c.access_modes = modes.clone()));
-        assert_eq!(found, ["S1: the claim is not for a single writer"], "{modes:?}");
+        assert_eq!(found, [format!("S1: the claim is not for a single writer (access modes {modes:?})")]);
     }
 }
 
@@ -560,7 +572,7 @@ fn several_replicas_need_the_name_of_the_workload() {
     assert_eq!(check(&plan, &case.evidence, Some("StatefulSet/redis"), case.now), []);
     for named in [None, Some("StatefulSet/other")] {
         let found = check(&plan, &case.evidence, named, case.now);
-        assert!(found.iter().any(|v| v.rule == "S2"), "{named:?}: {found:?}");
+        assert!(found.iter().any(|v| v.rule() == Rule::S2), "{named:?}: {found:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::machine::{Faults, Reply, Run};
 use super::world::World;
-use reattach_core::check::check;
+use reattach_core::check::{Rule, check};
 use reattach_core::fact::Fact;
 use reattach_core::journal::{End, Mark};
 use reattach_core::runbook::{Holding, StepKind};
@@ -132,7 +132,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
     plan.steps.insert(3, detach.clone());
     plan.hash = plan.computed_hash();
     let found = check(&plan, &case.evidence, None, case.now);
-    assert!(found.iter().any(|v| v.rule == "S1" && v.what.contains("other nodes")), "{found:?}");
+    assert!(found.iter().any(|v| v.rule() == Rule::S1 && v.to_string().contains("other nodes")), "{found:?}");
     let all = "its pods tolerate every taint".to_owned();
     let case = case.workload(|w| w.template.ignores_taints = Some(all.clone()));
     let workload = "Deployment default/redis".to_owned();
@@ -140,7 +140,7 @@ fn a_cluster_without_the_policy_closes_the_node() {
     plan.steps.remove(3);
     plan.hash = plan.computed_hash();
     let found = check(&plan, &case.evidence, None, case.now);
-    assert!(found.iter().any(|v| v.what.contains("would not keep")), "{found:?}");
+    assert!(found.iter().any(|v| v.to_string().contains("would not keep")), "{found:?}");
 }
 
 /// A record whose node may be gone cannot be held by a taint on it.

@@ -2,7 +2,7 @@
 //! checker; and a living machine's silence about an orphan is no answer.
 
 use super::walk::{ALL, QUIET, Walk, World, orphan, plan};
-use reattach_core::check::check;
+use reattach_core::check::{Rule, check};
 use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::evidence::{CsiSource, Evidence};
 use reattach_core::fact::{Fact, Known};
@@ -107,7 +107,7 @@ fn a_volume_that_may_be_another_claims_is_not_ours() {
         let said = case.diagnosis().verdict;
         assert!(matches!(said, Verdict::NotOurs { .. }) && said.to_string().contains(sentence), "{said}");
         let found = check(&made, &case.evidence, None, case.now);
-        assert!(found.iter().any(|v| v.rule == "S10"), "{sentence}: {found:?}");
+        assert!(found.iter().any(|v| v.rule() == Rule::S10), "{sentence}: {found:?}");
         let text = serde_json::to_string(&case.diagnosis()).unwrap();
         assert!(!text.contains("evil") && !text.contains("shop"), "a name of another namespace: {text}");
     }
@@ -218,7 +218,11 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
         });
         let found = check(&made, &case.evidence, None, case.now);
         let refused = refused(&case);
-        assert_eq!(found.iter().any(|v| v.rule == "S10"), !refused.is_empty(), "the checker: {found:?}");
+        assert_eq!(
+            found.iter().any(|v| v.rule() == Rule::S10),
+            !refused.is_empty(),
+            "the checker: {found:?}"
+        );
         refused
     };
     assert_eq!(vouched(FORMER_INSTANCE, true, 60), []);
@@ -234,7 +238,7 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
     unscoped.evidence.cloud_scope = None;
     for foreign in [orphan().machines(Vec::clear), elsewhere, unscoped] {
         let found = check(&made, &foreign.evidence, None, foreign.now);
-        assert!(found.iter().any(|v| v.rule == "S10"), "{found:?}");
+        assert!(found.iter().any(|v| v.rule() == Rule::S10), "{found:?}");
     }
 }
 

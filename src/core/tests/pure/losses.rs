@@ -2,7 +2,7 @@
 
 use super::clocks::until;
 use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, plan};
-use reattach_core::check::check;
+use reattach_core::check::{Rule, check};
 use reattach_core::fact::{Fact, Source};
 use reattach_core::journal::{End, Mark, TurnBack};
 use reattach_core::loss::{Loss, PodLoss, PodsGo};
@@ -76,7 +76,10 @@ fn each_loss_is_refused_by_each_way_to_make_a_pod_go() {
             let refusals = made(&case).expect_err(name);
             assert!(refusals.iter().any(is), "{name} by {by}: {refusals:?}");
             let found = check(&good, &case.evidence, None, case.now);
-            assert!(found.iter().any(|v| v.rule == "S2"), "the checker lets {name} by {by} pass: {found:?}");
+            assert!(
+                found.iter().any(|v| v.rule() == Rule::S2),
+                "the checker lets {name} by {by} pass: {found:?}"
+            );
         }
         let mut accepted = case.workload(|w| {
             w.template.empty_dirs.push("cache".into());
@@ -161,7 +164,7 @@ fn a_neighbour_that_would_lose_something_keeps_the_node_from_being_fenced() {
             None,
             dead_node().now,
         );
-        assert!(found.iter().any(|v| v.what.contains("another pod on the node")), "{found:?}");
+        assert!(found.iter().any(|v| v.to_string().contains("another pod on the node")), "{found:?}");
         for case in [dead_node(), dead_node_off()] {
             let mut walk = Walk::new(case, QUIET);
             walk.case = lost(walk.case.clone(), loss.clone());

@@ -43,6 +43,7 @@ mod touched_records;
 mod turning_back;
 mod under_the_taint;
 mod verifying;
+mod vetted;
 mod walk;
 mod what_is_read;
 mod world;

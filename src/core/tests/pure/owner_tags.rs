@@ -2,7 +2,7 @@
 //! name, vetoed by the checker, and turns a run back; what is not tagged is not refused, and a person may accept a name.
 
 use super::walk::{QUIET, Walk};
-use reattach_core::check::check;
+use reattach_core::check::{Rule, check};
 use reattach_core::cloud::OwnerTags;
 use reattach_core::identity::{IdentityProblem, OwnClusters};
 use reattach_core::machine::{Effect, Next};
@@ -47,7 +47,7 @@ fn refusals(case: &Case) -> Vec<Refusal> {
 /// The checker's verdict on the plan that was made before the tags said so.
 fn vetoed(case: &Case) -> bool {
     let made = good().plan_by("lightest-first", None, false).unwrap();
-    check(&made, &case.evidence, None, case.now).iter().any(|v| v.rule == "S10")
+    check(&made, &case.evidence, None, case.now).iter().any(|v| v.rule() == Rule::S10)
 }
 
 /// A case, the sentence that refuses it, and the name by which a person accepts it.

@@ -13,7 +13,7 @@ use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName, Uid};
 use reattach_core::journal::{End, Entry, Mark, Outcome};
 use reattach_core::machine::{Action, Context, Effect, Next, State, newest_job, next};
-use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan, make};
+use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan};
 use reattach_core::proof::Sighting;
 use reattach_core::runbook::Runbook;
 use reattach_core::safety::Refusal;
@@ -115,7 +115,7 @@ pub fn plan(case: &Case, allowed: Allowed) -> Result<Plan, Vec<Refusal>> {
         for_show: false,
         allowed,
     };
-    make(&case.evidence, &case.diagnosis(), &request, case.now)
+    case.plan_for(&request)
 }
 
 fn cloud() -> Source {
