@@ -9,33 +9,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use reattach_core::journal::Shut;
+
 /// No effect may take longer: an API write is a matter of milliseconds, a cloud call of seconds.
 pub const EFFECT_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Why the gate stayed shut. Nothing was issued.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Shut {
-    /// Not leader, or not for long enough.
-    #[error("this process is not leader, or not for long enough to finish the effect")]
-    NotLeader,
-    /// The term changed since the journal was written.
-    #[error("the leader's term changed from {expected} to {now}")]
-    Term {
-        /// The term in the journal line.
-        expected: u64,
-        /// The term now.
-        now: u64,
-    },
-    /// The mode forbids effects.
-    #[error("mode {0} changes nothing but reattach's own records")]
-    Mode(Mode),
-    /// The plan was not approved.
-    #[error("plan {plan} is not approved")]
-    NotApproved {
-        /// Its hash.
-        plan: String,
-    },
-}
 
 /// Where the locks of nodes are kept unless a process says otherwise: the namespace that `deploy/` installs into.
 pub const LOCKS: &str = "reattach-system";
@@ -122,7 +99,7 @@ impl Gate {
     pub fn pass(&self, plan: &SoundPlan, authority: &Authority<'_>, term: u64) -> Result<EffectPass, Shut> {
         let pass = self.put_back(term)?;
         if !authority.mode.may_act() {
-            return Err(Shut::Mode(authority.mode));
+            return Err(Shut::Mode { mode: authority.mode });
         }
         if authority.mode == Mode::Approve && authority.approved != Some(plan.hash.as_str()) {
             return Err(Shut::NotApproved { plan: plan.hash.to_string() });

@@ -17,6 +17,7 @@
 use crate::authority::Denial;
 use crate::consent::Withdrawal;
 use crate::plan::StepIx;
+use crate::policy::Mode;
 use crate::proof::{NoUser, ProofKind};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,12 @@ pub enum Outcome {
         /// Whether it may be issued again after another look (a conflict, a throttle, a busy cloud).
         retry: bool,
     },
+    /// The gate did not let the effect out: nothing was sent, and the target was not asked. It is issued again once the gate
+    /// is open.
+    Withheld {
+        /// Why the gate was shut.
+        shut: Shut,
+    },
     /// Nobody knows: the reply was lost. Only observation can tell.
     Unknown {
         /// What happened.
@@ -152,6 +159,43 @@ pub enum Outcome {
         /// Why it may be repeated.
         why: String,
     },
+}
+
+/// Why the gate lets no effect out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Shut {
+    /// Not leader, or not for long enough.
+    #[error("this process is not leader, or not for long enough to finish the effect")]
+    NotLeader,
+    /// The term changed since the journal was written.
+    #[error("the leader's term changed from {expected} to {now}")]
+    Term {
+        /// The term in the journal line.
+        expected: u64,
+        /// The term now.
+        now: u64,
+    },
+    /// The mode forbids effects.
+    #[error("mode {mode} changes nothing but reattach's own records")]
+    Mode {
+        /// The recovery's mode.
+        mode: Mode,
+    },
+    /// The plan was not approved.
+    #[error("plan {plan} is not approved")]
+    NotApproved {
+        /// Its hash.
+        plan: String,
+    },
+}
+
+/// Whether the effect that this line of a journal began was withheld by the gate. The line counts from 0.
+pub fn is_withheld(journal: &[Entry], started: usize) -> bool {
+    let Some(Mark::Started { step, .. }) = journal.get(started).map(|e| &e.mark) else { return false };
+    let of_step = |mark: &Mark| matches!(mark, Mark::Outcome { step: s, .. } | Mark::Started { step: s, .. } if s == step);
+    let next = journal.iter().skip(started + 1).map(|e| &e.mark).find(|mark| of_step(mark));
+    matches!(next, Some(Mark::Outcome { outcome: Outcome::Withheld { .. }, .. }))
 }
 
 impl Outcome {

@@ -285,6 +285,7 @@ impl Observer {
             Mark::Outcome { outcome, step } => match outcome {
                 Outcome::Applied { .. } => return None,
                 Outcome::NotApplied { why, .. } => format!("{}: not applied: {why}", number(step)),
+                Outcome::Withheld { shut } => format!("{}: not sent yet: {shut}", number(step)),
                 Outcome::Unknown { why } => {
                     format!(
                         "{}: whether it was applied is NOT KNOWN ({why}); it is observed, never repeated blindly",

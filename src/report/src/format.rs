@@ -179,6 +179,7 @@ fn outcome_in_words(outcome: &Outcome) -> String {
         Outcome::Applied { detail } => format!("accepted: {detail}"),
         Outcome::NotApplied { why, retry: true } => format!("not accepted, will be asked again: {why}"),
         Outcome::NotApplied { why, retry: false } => format!("refused: {why}"),
+        Outcome::Withheld { shut } => format!("was not sent, and will be: {shut}"),
         Outcome::Unknown { why } => format!("got no usable reply, what became of it is not known: {why}"),
         Outcome::ObservedApplied { seen } => format!("was in fact applied: {seen}"),
         Outcome::Repeatable { why } => format!("got no usable reply, and may be issued again: {why}"),

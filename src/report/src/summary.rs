@@ -5,7 +5,7 @@ use crate::format::{clean, millis, quoted, step_name};
 use crate::timing::{Stretch, stretches};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
-use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::journal::{End, Entry, Mark, Outcome, is_withheld};
 use reattach_core::machine::open_steps;
 use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
@@ -261,7 +261,9 @@ impl<'a> RecoverySummary<'a> {
 
     /// Whether any effect was issued, or may have been.
     pub(crate) fn touched(&self) -> bool {
-        self.record.journal.iter().any(|e| matches!(e.mark, Mark::Started { .. }))
+        let sent = |ix| !is_withheld(&self.record.journal, ix);
+        let mut lines = self.record.journal.iter().enumerate();
+        lines.any(|(ix, e)| matches!(e.mark, Mark::Started { .. }) && sent(ix))
     }
 
     /// Whether the pod is, for all we know, still without its volume.
@@ -271,8 +273,9 @@ impl<'a> RecoverySummary<'a> {
 
     /// The proof that a freeing effect rested on; the last one counts.
     pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
-        self.record.journal.iter().rev().find_map(|e| match &e.mark {
-            Mark::Started { proof, .. } => proof.as_ref(),
+        let journal = &self.record.journal;
+        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.mark {
+            Mark::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
             _ => None,
         })
     }
@@ -311,7 +314,9 @@ impl<'a> RecoverySummary<'a> {
 fn cloud_detach(record: &Record) -> CloudDetach {
     let Some(plan) = &record.plan else { return CloudDetach::No };
     let Some(step) = plan.find(StepKind::CloudDetach) else { return CloudDetach::No };
-    let tried = record.journal.iter().any(|e| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step));
+    let order = |e: &Entry| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step);
+    let mut lines = record.journal.iter().enumerate();
+    let tried = lines.any(|(ix, e)| order(e) && !is_withheld(&record.journal, ix));
     let applied = record
         .journal
         .iter()
@@ -328,6 +333,8 @@ fn cloud_detach(record: &Record) -> CloudDetach {
 pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find_map(|e| match &e.mark {
+        // What was not sent says nothing about the cloud.
+        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
         Mark::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
         _ => None,
     });
@@ -342,6 +349,7 @@ pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
     let last = record.journal.iter().rev().find(|e| match &e.mark {
+        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
         Mark::Outcome { step: s, .. } | Mark::Completed { step: s, .. } | Mark::Skipped { step: s, .. } => {
             *s == step
         }

@@ -7,7 +7,7 @@ use crate::summary::{Fate, fate, refused_detach, unfinished_detach};
 use jiff::Timestamp;
 use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
-use reattach_core::journal::Mark;
+use reattach_core::journal::{Mark, is_withheld};
 use reattach_core::runbook::StepKind;
 use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
@@ -242,9 +242,13 @@ fn tried(record: &Record) -> Vec<String> {
     let mut out: Vec<String> = record
         .journal
         .iter()
-        .filter_map(|e| {
+        .enumerate()
+        .filter_map(|(ix, e)| {
             let words = match &e.mark {
                 Mark::Started { step: s, .. } if Some(*s) == step => {
+                    if is_withheld(&record.journal, ix) {
+                        return None;
+                    }
                     let pins = record.plan.as_ref().map(|p| &p.pins)?;
                     format!(
                         "we asked your API to detach volume {} from instance {}",
@@ -256,6 +260,7 @@ fn tried(record: &Record) -> Vec<String> {
                     match outcome {
                         O::Applied { detail } => format!("it answered: {detail}"),
                         O::NotApplied { why, .. } => format!("it did not accept: {why}"),
+                        O::Withheld { .. } => return None,
                         O::Unknown { why } => format!("we got no usable answer: {why}"),
                         O::ObservedApplied { seen } | O::ObservedNotApplied { seen } => {
                             format!("we then saw: {seen}")

@@ -67,7 +67,7 @@ async fn a_mode_that_only_looks_opens_nothing() {
     let stage = Stage::new(leads_for(Duration::from_secs(13)));
     let hash = stage.plan.hash.to_string();
     for mode in [Mode::Observe, Mode::DryRun] {
-        assert_eq!(stage.pass(mode, Some(&hash), 7), Err(Shut::Mode(mode)));
+        assert_eq!(stage.pass(mode, Some(&hash), 7), Err(Shut::Mode { mode }));
     }
     assert_eq!(stage.pass(Mode::Approve, Some(&hash), 7), Ok(()));
     for approved in [None, Some("0123456789abcdef")] {

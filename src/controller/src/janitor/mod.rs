@@ -188,9 +188,12 @@ impl Room<'_> {
     /// Counts and logs what was done.
     fn tell(&self, what: &str, outcome: &Outcome) {
         let word = match outcome {
-            o if o.applied() => "applied",
+            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
             Outcome::Unknown { .. } => "unknown",
-            _ => "not_applied",
+            Outcome::NotApplied { .. }
+            | Outcome::Withheld { .. }
+            | Outcome::ObservedNotApplied { .. }
+            | Outcome::Repeatable { .. } => "not_applied",
         };
         let labels = EffectLabels { step: "Janitor".to_owned(), outcome: word.to_owned() };
         self.executor.metrics.effects.get_or_create(&labels).inc();

@@ -272,11 +272,11 @@ impl Executor {
                     Stage { executor: self, pass: &pass, recovery: &recovery, evidence, volume, order };
                 perform(&stage, &action.effect).await
             }
-            Err(shut) => Outcome::NotApplied { why: format!("not issued: {shut}"), retry: true },
+            Err(shut) => Outcome::Withheld { shut },
         };
-        let shut = matches!(&outcome, Outcome::NotApplied { why, .. } if why.starts_with("not issued"));
+        let shut = matches!(&outcome, Outcome::Withheld { .. });
         let step = plan.steps.get(action.step.index()).map(|s| s.kind);
-        self.count(step, &outcome, shut);
+        self.count(step, &outcome);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
         let mark = Mark::Outcome { step: action.step, outcome };
@@ -292,6 +292,7 @@ impl Executor {
         let known = match mark {
             Mark::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
+                | Outcome::Withheld { .. }
                 | Outcome::ObservedApplied { .. }
                 | Outcome::ObservedNotApplied { .. } => Some(*step),
                 // An accepted order is still under way.
@@ -424,12 +425,14 @@ impl Executor {
         Ok(Turn::NeedsPerson)
     }
 
-    fn count(&self, step: Option<StepKind>, outcome: &Outcome, shut: bool) {
+    fn count(&self, step: Option<StepKind>, outcome: &Outcome) {
         let word = match outcome {
-            _ if shut => "shut",
-            o if o.applied() => "applied",
+            Outcome::Withheld { .. } => "shut",
+            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
             Outcome::Unknown { .. } => "unknown",
-            _ => "not_applied",
+            Outcome::NotApplied { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. } => {
+                "not_applied"
+            }
         };
         let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
         self.metrics.effects.get_or_create(&EffectLabels { step, outcome: word.to_owned() }).inc();

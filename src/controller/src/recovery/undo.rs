@@ -130,6 +130,7 @@ impl Executor {
         Ok(match outcome {
             o if o.applied() => Undone::Some,
             Outcome::NotApplied { why, .. } | Outcome::Unknown { why } => Undone::Nothing { why },
+            Outcome::Withheld { shut } => Undone::Nothing { why: shut.to_string() },
             Outcome::Applied { detail: seen }
             | Outcome::ObservedApplied { seen }
             | Outcome::ObservedNotApplied { seen }

@@ -51,6 +51,7 @@ impl StepCx<'_> {
             Next::Act(_) if self.cx.now >= deadline && self.step.kind.spec().starts_work => {
                 let refused = match self.state.step(self.ix) {
                     StepState::Issued { outcome: Outcome::NotApplied { why, .. }, .. } => why.clone(),
+                    StepState::Issued { outcome: Outcome::Withheld { shut }, .. } => shut.to_string(),
                     _ => "an executor that starts it".to_owned(),
                 };
                 (refused, deadline)

@@ -95,10 +95,12 @@ pub struct State {
     steps: Vec<StepState>,
     /// How often each step's effect was journaled as started.
     attempts: Vec<u32>,
+    /// How many of these the gate did not let out.
+    withheld: Vec<u32>,
     /// The start of each step's latest attempt of which nobody heard whether it was applied.
     doubts: Vec<Option<Timestamp>>,
     /// The start of each step's latest attempt, and the newest job of the provider's history right before. None: the attempt
-    /// was refused, and none before it went unheard.
+    /// was refused or withheld, and none before it went unheard.
     sent: Vec<Option<(Timestamp, Option<NewestJob>)>>,
     /// When the current step could begin: the time of the line that closed the step before it, or of the one that told what
     /// became of an order whose reply was lost.
@@ -124,6 +126,7 @@ impl State {
             accepted: false,
             steps: vec![StepState::Pending; plan.steps.len()],
             attempts: vec![0; plan.steps.len()],
+            withheld: vec![0; plan.steps.len()],
             doubts: vec![None; plan.steps.len()],
             sent: vec![None; plan.steps.len()],
             entered_at: None,
@@ -256,9 +259,13 @@ impl State {
                 if let Some(doubt) = self.doubts.get_mut(step.index()).filter(|_| unheard) {
                     *doubt = Some(started);
                 }
+                let shut = matches!(outcome, Outcome::Withheld { .. });
+                if let Some(withheld) = self.withheld.get_mut(step.index()).filter(|_| shut) {
+                    *withheld += 1;
+                }
                 // Where an earlier attempt was never heard of, "busy" may be that one.
-                let refused =
-                    matches!(outcome, Outcome::NotApplied { .. }) && self.unheard_since(*step).is_none();
+                let refused = (shut || matches!(outcome, Outcome::NotApplied { .. }))
+                    && self.unheard_since(*step).is_none();
                 if let Some(sent) = self.sent.get_mut(step.index()).filter(|_| refused) {
                     *sent = None;
                 }
@@ -310,8 +317,11 @@ impl State {
     pub(super) fn reopened(&self, plan: &Plan) -> Self {
         let mut state = Self { ended: None, ..self.clone() };
         for kind in [StepKind::Restore, StepKind::Lift, StepKind::Untaint] {
-            if let Some(attempts) = plan.find(kind).and_then(|ix| state.attempts.get_mut(ix.index())) {
-                *attempts = 0;
+            let Some(ix) = plan.find(kind) else { continue };
+            for counts in [&mut state.attempts, &mut state.withheld] {
+                if let Some(count) = counts.get_mut(ix.index()) {
+                    *count = 0;
+                }
             }
         }
         state
@@ -352,7 +362,7 @@ impl State {
         self.steps.get(step.index()).unwrap_or(&StepState::Pending)
     }
 
-    /// How often a step's effect was journaled as started.
+    /// How often a step's effect was journaled as started, whether or not the gate let it out.
     pub fn attempts(&self, step: StepIx) -> u32 {
         self.attempts.get(step.index()).copied().unwrap_or(0)
     }
@@ -362,13 +372,20 @@ impl State {
         plan.find(kind).map_or(0, |ix| self.attempts(ix))
     }
 
+    /// How often a step's effect was sent, or may have been: what the gate withheld does not count. Limits of refused tries
+    /// are about these.
+    pub fn tries(&self, step: StepIx) -> u32 {
+        let withheld = self.withheld.get(step.index()).copied().unwrap_or(0);
+        self.attempts(step).saturating_sub(withheld)
+    }
+
     /// When the latest attempt of a step began whose reply nobody heard: the request may still arrive.
     pub fn unheard_since(&self, step: StepIx) -> Option<Timestamp> {
         self.doubts.get(step.index()).copied().flatten()
     }
 
-    /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused and none before it went
-    /// unheard.
+    /// When the latest attempt of a step was journaled as started. None: there was none, or it was refused or withheld and none
+    /// before it went unheard.
     pub fn sent_at(&self, step: StepIx) -> Option<Timestamp> {
         self.sent.get(step.index()).and_then(|sent| sent.as_ref()).map(|(at, _)| *at)
     }
@@ -382,7 +399,7 @@ impl State {
     pub fn powered_off(&self, plan: &Plan) -> bool {
         plan.find(StepKind::PowerOff).is_some_and(|ix| match self.step(ix) {
             StepState::Issued { outcome, .. } => outcome.applied(),
-            StepState::Closed { skipped } => !skipped && self.attempts(ix) > 0,
+            StepState::Closed { skipped } => !skipped && self.tries(ix) > 0,
             StepState::Pending | StepState::Started { .. } => false,
         })
     }
@@ -416,9 +433,9 @@ impl State {
         u32::try_from(at).ok().map(StepIx)
     }
 
-    /// Whether any effect was begun.
+    /// Whether any effect was sent, or may have been.
     pub fn touched(&self) -> bool {
-        self.attempts.iter().any(|n| *n > 0)
+        (0..).map(StepIx).zip(&self.steps).any(|(ix, _)| self.tries(ix) > 0)
     }
 
     /// Whether the effect of a step of this kind may be in force: it was begun, and the step was not skipped.

@@ -56,7 +56,7 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
         _ => return wait("the workload must be read to restore it"),
     };
     match restore_next(restore, plan, w, state, cx) {
-        Some(Next::Act(_)) if state.attempts(restore) >= MOST_RESTORES => stuck(format!(
+        Some(Next::Act(_)) if state.tries(restore) >= MOST_RESTORES => stuck(format!(
             "{} could not be restored in {MOST_RESTORES} tries{}; it is tried on by the stamp, which says how",
             w.workload,
             answer(state, restore)
@@ -85,7 +85,7 @@ fn lift(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Op
         return Some(wait);
     }
     match lift_next(lift, plan, state, evidence, cx)? {
-        Next::Act(_) if state.attempts(lift) >= MOST_RESTORES => Some(stuck(format!(
+        Next::Act(_) if state.tries(lift) >= MOST_RESTORES => Some(stuck(format!(
             "the hold could not be lifted in {MOST_RESTORES} tries{}; it is tried on; {}",
             answer(state, lift),
             by_hand(plan, cx)
@@ -115,7 +115,7 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
     }
     let by_hand = format!("kubectl taint node {} {OUT_OF_SERVICE_TAINT}-", plan.pins.node);
     match untaint_next(untaint, plan, state, evidence, cx)? {
-        Next::Act(_) if state.attempts(untaint) >= MOST_RESTORES => Some(stuck(format!(
+        Next::Act(_) if state.tries(untaint) >= MOST_RESTORES => Some(stuck(format!(
             "the taint could not be taken off in {MOST_RESTORES} tries{}; it is tried on; {by_hand}",
             answer(state, untaint)
         ))),
@@ -126,21 +126,20 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
 /// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
 /// would be pulled from under the next pod.
 fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let asked = |kind| {
-        let ix = plan.find(kind)?;
-        match state.step(ix) {
-            StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
-            // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before
-            // one that was refused. A detach that was only ever refused is not.
-            StepState::Closed { skipped: true }
-            | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. }
-                if state.sent_at(ix).is_some() =>
-            {
-                Some((ix, state.turned_back_at()?))
+    let asked =
+        |kind| {
+            let ix = plan.find(kind)?;
+            match state.step(ix) {
+                StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
+                // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before
+                // one that was refused. A detach that was only ever refused is not.
+                StepState::Closed { skipped: true }
+                | StepState::Issued {
+                    outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, ..
+                } if state.sent_at(ix).is_some() => Some((ix, state.turned_back_at()?)),
+                _ => None,
             }
-            _ => None,
-        }
-    };
+        };
     let (step, at) = asked(StepKind::CloudForce).or_else(|| asked(StepKind::CloudDetach))?;
     let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
     match orders::detach(step, plan, state, evidence, cx, at) {
@@ -171,12 +170,21 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         StepState::Closed { skipped: false } => return None,
         StepState::Issued { outcome: Outcome::NotApplied { retry: false, .. }, .. } => return None,
         StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } => {
-            if state.attempts(on) >= MOST_RESTORES {
+            if state.tries(on) >= MOST_RESTORES {
                 return None;
             }
             let until = later(*at, backoff(state.attempts(on)));
             if cx.now < until {
                 return Some(Next::Wait { why: format!("powering on is tried again: {why}"), until });
+            }
+        }
+        StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. } => {
+            let until = later(*at, backoff(state.attempts(on)));
+            if cx.now < until {
+                return Some(Next::Wait {
+                    why: format!("powering on was not sent ({shut}); it will be"),
+                    until,
+                });
             }
         }
         StepState::Pending

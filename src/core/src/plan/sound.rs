@@ -76,8 +76,9 @@ pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool 
     for entry in journal {
         match &entry.mark {
             Mark::Started { step, proof: Some(_), .. } => freeing.push(*step),
-            // A definite no of the target. "Observed not to have been applied" is no such answer: the request may come late.
-            Mark::Outcome { step, outcome: Outcome::NotApplied { .. } } => {
+            // A definite no of the target, or nothing was sent. "Observed not to have been applied" is no such answer: the
+            // request may come late.
+            Mark::Outcome { step, outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. } } => {
                 if let Some(at) = freeing.iter().rposition(|s| s == step) {
                     freeing.remove(at);
                 }
@@ -108,7 +109,7 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
             Mark::Outcome { step, outcome } => {
                 let Some(at) = orders.iter().rposition(|(ordered, ..)| ordered == step) else { continue };
                 match outcome {
-                    Outcome::NotApplied { .. } => {
+                    Outcome::NotApplied { .. } | Outcome::Withheld { .. } => {
                         orders.remove(at);
                     }
                     Outcome::Applied { .. } => orders[at].2 = "accepted",

@@ -128,7 +128,7 @@ impl StepCx<'_> {
         let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
         let from = later(no_user.at, ATTEMPT);
         if !(orphan || self.evidence.lists_volume(&node.volumes_in_use, csi))
-            || self.state.attempts(question) >= MOST_QUESTIONS
+            || self.state.tries(question) >= MOST_QUESTIONS
             || self.asked_just_now()
         {
             return None;

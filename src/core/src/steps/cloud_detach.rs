@@ -91,6 +91,14 @@ impl StepCx<'_> {
                     later(*at, BUSY.max(self.backoff())),
                 );
             }
+            StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. }
+                if self.cx.now < later(*at, self.backoff()) =>
+            {
+                return wait(
+                    format!("the detach was not sent ({shut}); it will be"),
+                    later(*at, self.backoff()),
+                );
+            }
             _ => {}
         }
         if self.cloud_is_free(cloud) && !pending {

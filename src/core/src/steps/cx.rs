@@ -72,18 +72,21 @@ impl StepCx<'_> {
         if self.state.touched() { None } else { self.trouble_is_over() }
     }
 
-    /// The step's write was refused: for good, or it is tried again later.
+    /// The step's write was refused for good, or it was refused or withheld and is issued again later.
     pub(crate) fn was_refused(&self) -> Option<Next> {
-        let StepState::Issued { outcome: Outcome::NotApplied { why, retry }, at, .. } =
-            self.state.step(self.ix)
-        else {
-            return None;
+        let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) else { return None };
+        let why = match outcome {
+            Outcome::NotApplied { why, retry: false } => return Some(self.failed(why)),
+            Outcome::NotApplied { why, retry: true } => format!("tried again: {why}"),
+            Outcome::Withheld { shut } => format!("not sent yet: {shut}"),
+            Outcome::Applied { .. }
+            | Outcome::Unknown { .. }
+            | Outcome::ObservedApplied { .. }
+            | Outcome::ObservedNotApplied { .. }
+            | Outcome::Repeatable { .. } => return None,
         };
-        if !retry {
-            return Some(self.failed(why));
-        }
         let again = later(*at, self.backoff());
-        (self.cx.now < again).then(|| wait(format!("tried again: {why}"), again))
+        (self.cx.now < again).then(|| wait(why, again))
     }
 
     /// A step that the run can do without: its effect was accepted, or refused for good.
@@ -100,7 +103,8 @@ impl StepCx<'_> {
     /// What is there by our own hand is done; what another recovery of ours did is not ours to end.
     pub(super) fn done_or_skipped(&self, seen: &str) -> Next {
         match self.state.step(self.ix) {
-            StepState::Pending | StepState::Issued { outcome: Outcome::NotApplied { .. }, .. }
+            StepState::Pending
+            | StepState::Issued { outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, .. }
                 if self.state.unheard_since(self.ix).is_none() =>
             {
                 self.skipped(&format!("{seen}, by another recovery"))

@@ -55,7 +55,7 @@ impl StepCx<'_> {
         let stays = |a: &&&AttachmentFacts| a.deleting_since.is_none();
         let old = self.old_records(attachments);
         let Some(va) = old.iter().find(stays) else {
-            return if self.state.attempts(self.ix) > 0 {
+            return if self.state.tries(self.ix) > 0 {
                 self.completed("the VolumeAttachment is being deleted, or gone")
             } else {
                 self.skipped("no VolumeAttachment is left that nobody deletes")

@@ -171,7 +171,11 @@ impl StepCx<'_> {
         }
         match (holding, self.plan.side()) {
             // Once a pod is released its successor may wait elsewhere, and the trouble look different for that.
-            (Holding::ByTaint, _) if self.state.attempts_of(self.plan, StepKind::Release) > 0 => None,
+            (Holding::ByTaint, _)
+                if self.plan.find(StepKind::Release).is_some_and(|ix| self.state.tries(ix) > 0) =>
+            {
+                None
+            }
             (Holding::ByTaint, _) | (_, Side::Whole) => self.trouble_is_over(),
             (_, Side::Old) => self.trouble_is_over_untouched(),
         }

@@ -97,7 +97,10 @@ impl StepCx<'_> {
     pub(crate) fn node_is_spared(&self) -> Option<Next> {
         let due = match self.state.step(self.ix) {
             StepState::Pending
-            | StepState::Issued { outcome: Outcome::NotApplied { retry: true, .. }, .. } => true,
+            | StepState::Issued {
+                outcome: Outcome::NotApplied { retry: true, .. } | Outcome::Withheld { .. },
+                ..
+            } => true,
             StepState::Started { .. } | StepState::Issued { .. } | StepState::Closed { .. } => false,
         };
         if !due || !self.step.kind.spec().reaches_node {

@@ -6,6 +6,7 @@ use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::evidence::{AttachmentFacts, MAX_AGE};
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
+use crate::machine::pace::{later, wait};
 use crate::machine::{Action, Effect, Next, StepState};
 use crate::plan::Side;
 
@@ -51,11 +52,18 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn requeue(&self) -> Next {
-        if let StepState::Issued { outcome, .. } = self.state.step(self.ix) {
+        if let StepState::Issued { outcome, at, .. } = self.state.step(self.ix) {
             return match outcome {
                 o if o.applied() => self.completed("external-attacher was told to try again"),
                 // external-attacher writes to it as well: another version is looked at.
-                Outcome::NotApplied { retry: true, .. } if self.state.attempts(self.ix) < REQUEUES => {
+                Outcome::NotApplied { retry: true, .. } if self.state.tries(self.ix) < REQUEUES => {
+                    self.touch_a_record()
+                }
+                Outcome::Withheld { shut } => {
+                    let again = later(*at, self.backoff());
+                    if self.cx.now < again {
+                        return wait(format!("the touch was not sent ({shut}); it will be"), again);
+                    }
                     self.touch_a_record()
                 }
                 // It would try by itself: never worth failing for.

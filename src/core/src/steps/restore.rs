@@ -85,10 +85,19 @@ pub(crate) fn restore_next(
 ) -> Option<Next> {
     let Some(Ok(stamp)) = &w.stamp else { return None };
     stamp::own(stamp, &w.workload, cx.recovery)?;
-    if let StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } = state.step(restore) {
-        let until = later(*at, backoff(state.attempts(restore)));
+    let again = match state.step(restore) {
+        StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. } => {
+            Some((format!("the restoring write is tried again: {why}"), *at))
+        }
+        StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. } => {
+            Some((format!("the restoring write was not sent ({shut}); it will be"), *at))
+        }
+        _ => None,
+    };
+    if let Some((why, at)) = again {
+        let until = later(at, backoff(state.attempts(restore)));
         if cx.now < until {
-            return Some(Next::Wait { why: format!("the restoring write is tried again: {why}"), until });
+            return Some(Next::Wait { why, until });
         }
     }
     let replicas = (w.replicas == 0).then_some(plan.pins.replicas);

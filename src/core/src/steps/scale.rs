@@ -65,6 +65,9 @@ impl StepCx<'_> {
             Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, self.backoff()) => {
                 wait(format!("tried again: {why}"), later(at, self.backoff()))
             }
+            Some((Outcome::Withheld { shut }, at)) if self.cx.now < later(at, self.backoff()) => {
+                wait(format!("not sent yet: {shut}"), later(at, self.backoff()))
+            }
             _ => self.propose_scale(),
         }
     }

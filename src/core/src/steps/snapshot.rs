@@ -79,6 +79,11 @@ impl StepCx<'_> {
             {
                 wait(format!("tried again: {why}"), later(*at, self.backoff()))
             }
+            StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. }
+                if self.cx.now < later(*at, self.backoff()) =>
+            {
+                wait(format!("not sent yet: {shut}"), later(*at, self.backoff()))
+            }
             _ => self.propose_snapshot(),
         }
     }

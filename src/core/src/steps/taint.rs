@@ -122,7 +122,7 @@ impl StepCx<'_> {
         let node = self.evidence.node(&self.plan.pins.node, self.cx.now);
         let until = later(self.entered, OTHERS_HAVE);
         let back = node_recovered(self.plan, self.evidence, self.cx.now).is_some();
-        if !back && self.state.attempts(self.ix) == 0 && self.cx.now < until {
+        if !back && self.state.tries(self.ix) == 0 && self.cx.now < until {
             let why = if node.is_some_and(|n| !n.volumes_attached.is_empty()) {
                 Some("other volumes of the node are still attached".to_owned())
             } else {

@@ -61,7 +61,7 @@ fn a_crash_at_any_line_or_effect_is_survived() {
 
 #[test]
 fn a_lost_reply_is_observed() {
-    for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy] {
+    for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut] {
         for n in 1..=4 {
             let mut run = run(true, Faults { replies: vec![(n, reply)], ..Faults::default() });
             run.assert_recovered(&format!("{reply:?} at effect {n}"), 1);

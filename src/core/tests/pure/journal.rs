@@ -1,9 +1,10 @@
 //! The journal: legal sequences add up, illegal ones are refused by name, and lines survive serialisation.
 
 use jiff::SignedDuration;
-use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome, TurnBack};
+use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome, Shut, TurnBack, is_withheld};
 use reattach_core::machine::{Illegal, State, StepState};
 use reattach_core::plan::{SoundPlan, StepIx};
+use reattach_core::policy::Mode;
 use reattach_core::proof::{NoUser, ProofKind};
 use reattach_core::testkit::{Case, NODE, start};
 
@@ -241,6 +242,10 @@ fn every_mark_survives_serialisation() {
         Mark::NoUser { seen: NoUser { at: start(), lease: None } },
         outcome(1, Outcome::ObservedNotApplied { seen: "x".into() }),
         outcome(1, Outcome::Repeatable { why: "x".into() }),
+        outcome(1, Outcome::Withheld { shut: Shut::NotLeader }),
+        outcome(1, Outcome::Withheld { shut: Shut::Term { expected: 1, now: 2 } }),
+        outcome(1, Outcome::Withheld { shut: Shut::Mode { mode: Mode::DryRun } }),
+        outcome(1, Outcome::Withheld { shut: Shut::NotApproved { plan: "x".into() } }),
         turned(),
         Mark::TurnedBack {
             why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() },
@@ -256,4 +261,34 @@ fn every_mark_survives_serialisation() {
         let text = serde_json::to_string(&entry).unwrap();
         assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry, "{text}");
     }
+}
+
+/// Earlier versions wrote a withheld effect as one that was not applied, with the reason in words. Such a line stays what it was.
+#[test]
+fn a_withheld_effect_of_an_earlier_version_is_read_as_it_was_written() {
+    let why = "not issued: this process is not leader, or not for long enough to finish the effect";
+    let line = serde_json::json!({"seq": 2, "at": "2026-03-02T03:00:00Z", "term": 1, "by": "controller-0",
+        "mark": {"mark": "outcome", "step": 0, "outcome": {"outcome": "notApplied", "why": why, "retry": true}}});
+    let entry: Entry = serde_json::from_value(line).unwrap();
+    assert_eq!(entry.mark, outcome(0, Outcome::NotApplied { why: why.into(), retry: true }));
+    let now = serde_json::to_value(outcome(0, Outcome::Withheld { shut: Shut::NotLeader })).unwrap();
+    assert_eq!(now["outcome"], serde_json::json!({"outcome": "withheld", "shut": {"because": "notLeader"}}));
+}
+
+#[test]
+fn only_the_attempt_that_the_gate_held_back_is_withheld() {
+    let shut = || outcome(0, Outcome::Withheld { shut: Shut::NotLeader });
+    let journal = lines(vec![
+        accepted(&plan()),
+        started(0),
+        shut(),
+        started(0),
+        outcome(0, not_applied()),
+        started(0),
+        outcome(0, unknown()),
+        started(1),
+        started(0),
+    ]);
+    let withheld: Vec<usize> = (0..12).filter(|ix| is_withheld(&journal, *ix)).collect();
+    assert_eq!(withheld, [1]);
 }

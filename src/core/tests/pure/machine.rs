@@ -5,7 +5,7 @@ use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
 use reattach_core::consent::Word;
 use reattach_core::evidence::Evidence;
-use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::journal::{End, Entry, Mark, Outcome, Shut};
 use reattach_core::machine::{
     Context, Effect, Left, Next, State, newest_job, next, refused_to_put_back, without_journal,
 };
@@ -18,6 +18,8 @@ pub enum Reply {
     LostAfter,
     Busy,
     Refused,
+    /// The gate was shut: nothing was sent.
+    Shut,
 }
 
 /// What goes wrong in a run.
@@ -159,6 +161,7 @@ impl Run {
             Some(Reply::LostBefore) => lost,
             Some(Reply::Busy) => Outcome::NotApplied { why: "busy".into(), retry: true },
             Some(Reply::Refused) => Outcome::NotApplied { why: "forbidden".into(), retry: false },
+            Some(Reply::Shut) => Outcome::Withheld { shut: Shut::NotLeader },
             _ => {
                 let told = self
                     .world
@@ -346,7 +349,7 @@ fn an_abort_anywhere_puts_everything_back() {
 fn lost_replies_are_observed_and_survived() {
     for stuck in [false, true] {
         for n in 1..=4 {
-            for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy] {
+            for reply in [Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut] {
                 let most = 1;
                 run(stuck, Faults { replies: vec![(n, reply)], ..Faults::default() })
                     .assert_recovered(&format!("{reply:?} at effect {n}, stuck {stuck}"), most);

@@ -46,4 +46,5 @@ mod verifying;
 mod vetted;
 mod walk;
 mod what_is_read;
+mod withheld;
 mod world;

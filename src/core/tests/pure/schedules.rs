@@ -18,7 +18,7 @@ struct Schedule {
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    let reply = prop::sample::select(vec![Reply::LostBefore, Reply::LostAfter, Reply::Busy]);
+    let reply = prop::sample::select(vec![Reply::LostBefore, Reply::LostAfter, Reply::Busy, Reply::Shut]);
     (
         any::<bool>(),
         1..50_i64,

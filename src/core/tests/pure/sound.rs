@@ -2,7 +2,7 @@
 
 use super::walk::{QUIET, Walk, dead_node};
 use jiff::SignedDuration;
-use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::journal::{Entry, Mark, Outcome, Shut};
 use reattach_core::plan::{PLAN_VERSION, Plan, StepIx, Unsound, may_have_freed};
 use reattach_core::proof::ProofKind;
 use reattach_core::runbook::StepKind;
@@ -54,6 +54,7 @@ fn a_detach_without_a_definite_no_may_have_freed() {
     };
     let outcome = |outcome| Mark::Outcome { step: StepIx(2), outcome };
     let say = || "x".to_owned();
+    let shut = || outcome(Outcome::Withheld { shut: Shut::NotLeader });
     let no = || outcome(Outcome::NotApplied { why: say(), retry: true });
     let cases = [
         (vec![], false),
@@ -73,6 +74,9 @@ fn a_detach_without_a_definite_no_may_have_freed() {
         (vec![started(true), no()], false),
         (vec![started(true), no(), started(true)], true),
         (vec![started(true), no(), started(true), no()], false),
+        (vec![started(true), shut()], false),
+        (vec![started(true), shut(), started(true)], true),
+        (vec![started(true), outcome(Outcome::Unknown { why: say() }), started(true), shut()], true),
     ];
     for (marks, freed) in cases {
         assert_eq!(may_have_freed(&lines(marks.clone())), freed, "{marks:?}");

@@ -80,25 +80,25 @@ fn a_refused_restore_is_tried_again_after_a_second() {
 }
 
 /// A run that is about to issue its first effect of this kind.
-fn before(case: Case, kind: fn(&Effect) -> bool) -> Walk {
+pub fn before(case: Case, kind: fn(&Effect) -> bool) -> Walk {
     let mut walk = Walk::with(case, QUIET, ALL);
     until(&mut walk, |_, said| matches!(said, Next::Act(a) if kind(&a.effect)));
     walk
 }
 
-fn lifts(e: &Effect) -> bool {
+pub fn lifts(e: &Effect) -> bool {
     matches!(e, Effect::Lift { .. })
 }
 
-fn opens(e: &Effect) -> bool {
+pub fn opens(e: &Effect) -> bool {
     matches!(e, Effect::OpenNode { .. })
 }
 
-fn untaints(e: &Effect) -> bool {
+pub fn untaints(e: &Effect) -> bool {
     matches!(e, Effect::Untaint { .. })
 }
 
-fn powers_on(e: &Effect) -> bool {
+pub fn powers_on(e: &Effect) -> bool {
     matches!(e, Effect::PowerOn { .. })
 }
 

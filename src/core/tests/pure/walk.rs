@@ -297,7 +297,8 @@ impl Walk {
         self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), mark });
     }
 
-    fn react(&mut self, effect: &Effect) {
+    /// The world does what the effect asks of it.
+    pub fn react(&mut self, effect: &Effect) {
         let e = &mut self.case.evidence;
         let node = NodeName::from(NODE);
         match effect {

@@ -7,6 +7,7 @@ mod sample;
 
 use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::ids::ObjectName;
+use reattach_core::journal::{Entry, Mark};
 use reattach_core::policy::Mode;
 use reattach_report::{
     Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share,
@@ -101,6 +102,31 @@ fn the_post_mortem_in_json() {
     assert_eq!(value["volumes"][0]["healMillis"], 11_915 + 5_310);
     assert_eq!(value["volumes"][1]["cloudDetach"], "used");
     assert!(value["volumes"][5]["supportTicket"].as_str().unwrap().contains("77001"));
+}
+
+/// An order that was withheld says nothing about the provider: its own last word stays.
+#[test]
+fn a_ticket_quotes_the_provider_and_not_ourselves() {
+    let mut record = failed("shop");
+    let refusal = record
+        .journal
+        .iter()
+        .position(|e| matches!(&e.mark, Mark::Outcome { outcome, .. } if !outcome.applied()));
+    let at = refusal.unwrap() + 1;
+    let order = started(2, "detach volume 1042 from instance 28871423 at the cloud");
+    for (n, mark) in [order, withheld(2)].into_iter().enumerate() {
+        let line = Entry { mark, ..record.journal[at - 1].clone() };
+        record.journal.insert(at + n, line);
+    }
+    for (seq, line) in (0..).zip(&mut record.journal) {
+        line.seq = seq;
+    }
+    let ticket = support_ticket(&record).unwrap();
+    assert!(
+        ticket.contains("Volume is locked by an administrator") && !ticket.contains("leader"),
+        "{ticket}"
+    );
+    assert_eq!(ticket, support_ticket(&failed("shop")).unwrap());
 }
 
 #[test]

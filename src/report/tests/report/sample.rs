@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudVolume, DeviceIdentity, VolumeState};
 use reattach_core::diagnosis::{Class, Diagnosis, Missing, NotOurs, StuckPod, Trouble, Verdict, WaitReason};
 use reattach_core::ids::{ObjectName, PlanHash};
-use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
+use reattach_core::journal::{End, Entry, Mark, Outcome, Shut, TurnBack};
 use reattach_core::machine::State;
 use reattach_core::plan::{
     Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
@@ -191,6 +191,11 @@ pub fn applied(step: u32, detail: &str) -> Mark {
 /// An effect was not accepted.
 pub fn refused(step: u32, why: &str, retry: bool) -> Mark {
     Mark::Outcome { step: StepIx(step), outcome: Outcome::NotApplied { why: why.into(), retry } }
+}
+
+/// An effect was not sent.
+pub fn withheld(step: u32) -> Mark {
+    Mark::Outcome { step: StepIx(step), outcome: Outcome::Withheld { shut: Shut::NotLeader } }
 }
 
 /// A step is finished.
