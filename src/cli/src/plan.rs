@@ -319,8 +319,8 @@ fn report_veto(claim: &ObjectName, refusals: &[Refusal]) {
 
 /// The dry run was made with the rights of the person who asks; the controller's may differ.
 async fn own_rights(session: &Session, refusals: &[Refusal]) {
-    let about_pods = |r: &Refusal| matches!(r, Refusal::PodWouldBeRefused { why, .. } if why.contains("cannot create resource \"pods\""));
-    if refusals.iter().any(about_pods)
+    let no_right = |r: &Refusal| matches!(r, Refusal::PodWouldBeRefused { no_right: true, .. });
+    if refusals.iter().any(no_right)
         && let Ok(me) = session.user().await
     {
         note(&format!("\nnote: that pod was asked for with the rights of {me}; the controller has its own"));

@@ -5,7 +5,7 @@ mod common;
 
 use common::world::turn;
 use common::{CLAIM, NS, Ran, Stage, TOKEN, ended, finish, kubeconfig_text};
-use reattach_sim::apiserver::Verb;
+use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch, Verb};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -103,6 +103,44 @@ async fn missing_rights() {
     assert!(stage.recovery().is_none());
     let lease = stage.server.read("coordination.k8s.io", "leases", common::LEASE.0, common::LEASE.1).unwrap();
     assert_eq!(lease["spec"]["holderIdentity"], "", "the Lease is given back");
+}
+
+/// The API server's answer to a dry-run create of a pod, from authorization (it names no object) or from admission.
+fn refuse_pods(stage: &Stage, message: &str, details: Value) {
+    stage.server.clear_faults();
+    let requests = RequestMatch {
+        verb: Some(Verb::Create),
+        resource: Some("pods".to_owned()),
+        client: Some("jane".to_owned()),
+        ..RequestMatch::default()
+    };
+    let status = ApiStatus { details, ..ApiStatus::new(403, message) };
+    let fault = Fault::Status { status, after_effect: false, retry_after: None };
+    stage.server.add_fault(FaultRule::always(requests, fault));
+}
+
+/// The controller has rights of its own, but the same admission.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_missing_right_is_told_as_ones_own() {
+    let stage = Stage::new("pods").await;
+    let own = "that pod was asked for with the rights of jane";
+    let of_nobody = json!({"kind": "pods"});
+    refuse_pods(
+        &stage,
+        r#"pods is forbidden: User "jane" cannot create resource "pods" in API group "" in the namespace "cache""#,
+        of_nobody.clone(),
+    );
+    ended(&stage.run(&["plan", CLAIM]).await, 4, &["would be refused now", own]);
+    // Whatever words another authorizer has.
+    refuse_pods(&stage, "pods is forbidden: no rule of the proxy allows it", of_nobody);
+    ended(&stage.run(&["plan", CLAIM]).await, 4, &["would be refused now", own]);
+    for details in [json!({"name": "redis-dry-run-", "kind": "pods"}), Value::Null] {
+        let message = r#"admission webhook "quota" denied the request: this team cannot create resource "pods" on Sundays"#;
+        refuse_pods(&stage, message, details);
+        let ran = stage.run(&["plan", CLAIM]).await;
+        ended(&ran, 4, &["on Sundays"]);
+        assert!(!ran.err.contains(own), "{}", ran.err);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,22 +5,23 @@ use crate::workloads::{api_resource, parse, template_of};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodSpec, Volume};
 use kube::api::{DynamicObject, ObjectMeta, PostParams};
+use kube::core::Status;
 use kube::{Api, Client, ResourceExt};
 use reattach_core::ids::ObjectName;
-use reattach_core::workload::WorkloadRef;
+use reattach_core::workload::{PodRefusal, WorkloadRef};
 
 /// What the API server would do with one more pod of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DryRun {
     /// Whether it would accept it, or why not.
-    pub accepted: Result<(), String>,
+    pub accepted: Result<(), PodRefusal>,
     /// Whether the pod would be given our scheduling gate. `None`: there would be no pod.
     pub held: Option<bool>,
 }
 
 impl DryRun {
-    fn refused(why: String) -> Self {
-        Self { accepted: Err(why), held: None }
+    fn refused(why: String, no_right: bool) -> Self {
+        Self { accepted: Err(PodRefusal { why, no_right }), held: None }
     }
 }
 
@@ -39,7 +40,7 @@ pub async fn pod(
     let object = api.get_opt(&w.name.name).await?;
     let template = object.as_ref().and_then(template_of);
     let Some(mut template) = template else {
-        return Ok(DryRun::refused("it has no pod template".to_owned()));
+        return Ok(DryRun::refused("it has no pod template".to_owned(), false));
     };
     if let (Some(set), Some(spec)) =
         (object.as_ref().filter(|_| w.kind == "StatefulSet").and_then(parse), &mut template.spec)
@@ -60,9 +61,21 @@ pub async fn pod(
     let params = PostParams { dry_run: true, ..PostParams::default() };
     match Api::<Pod>::namespaced(records.clone(), &w.name.namespace).create(&params, &pod).await {
         Ok(made) => Ok(DryRun { accepted: Ok(()), held: Some(is_gated(&made)) }),
-        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => Ok(DryRun::refused(s.message.clone())),
+        Err(kube::Error::Api(s)) if s.code < 500 && s.code != 429 => {
+            Ok(DryRun::refused(s.message.clone(), is_unauthorized(&s)))
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Whether authorization refused a create, and not admission. Both answer 403 with the reason Forbidden and details of the
+/// resource. Authorization does not know the object, so its details have no name (`ForbiddenStatusError` in
+/// `k8s.io/apiserver/pkg/endpoints/handlers/responsewriters/errors.go`). Admission names the object, its generateName or
+/// "Unknown" (`extractResourceName` in `k8s.io/apiserver/pkg/admission/errors.go`), and a webhook's answer has no details
+/// of the API server.
+fn is_unauthorized(status: &Status) -> bool {
+    let details = status.details.as_ref();
+    status.reason == "Forbidden" && details.is_some_and(|d| d.name.is_empty() && d.kind == "pods")
 }
 
 /// Gives a pod spec the volumes that the StatefulSet's controller makes of the claim templates; they replace volumes of

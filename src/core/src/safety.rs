@@ -62,7 +62,13 @@ pub enum Refusal {
     #[error(
         "a pod made from the template of {workload} would be refused now ({why}), so the workload would not come back"
     )]
-    PodWouldBeRefused { workload: String, why: String },
+    PodWouldBeRefused {
+        workload: String,
+        why: String,
+        /// The user who asked has no right to create pods; another user may have it.
+        #[serde(default)]
+        no_right: bool,
+    },
     /// S2: the dry-run create was not made.
     #[error("whether a new pod of {workload} would be accepted is not known yet")]
     PodDryRunMissing { workload: String },

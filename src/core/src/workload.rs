@@ -63,7 +63,7 @@ pub struct WorkloadFacts {
     /// What its pod template carries.
     pub template: TemplateFacts,
     /// The server's answer to a dry-run create of one pod from the template. `None`: not asked yet.
-    pub pod_dry_run: Option<Result<(), String>>,
+    pub pod_dry_run: Option<Result<(), PodRefusal>>,
     /// Whether that pod, with the stuck claim, came back with our scheduling gate: what proves a hold (DESIGN 6, P1).
     /// `None`: not asked, or refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,6 +73,17 @@ pub struct WorkloadFacts {
     /// Why no pod would be made in the place of one that goes away, in words: a Job at its limit of failures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_remade: Option<String>,
+}
+
+/// Why the API server would not accept a new pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRefusal {
+    /// The API server's message, or what is missing.
+    pub why: String,
+    /// Authorization refused the request: the user who asked has no right to create pods. The pod itself was not judged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_right: bool,
 }
 
 /// How a workload's count can be changed.

@@ -22,6 +22,8 @@ struct SeenRecovery {
     lines: usize,
     phase: Option<Phase>,
     message: String,
+    /// The number of the last question to agents.
+    epoch: i64,
 }
 
 /// What was seen of one app.
@@ -156,13 +158,13 @@ impl Observer {
             seen.version = version;
             let Ok(recovery) = VolumeRecovery::deserialize(&*raw) else { continue };
             let mut seen = std::mem::take(seen);
-            lines.extend(self.recovery(&recovery, &mut seen, world.now()));
+            lines.extend(self.recovery(&recovery, &mut seen, world));
             self.recoveries.insert(recovery.name_any(), seen);
         }
         lines
     }
 
-    fn recovery(&mut self, recovery: &VolumeRecovery, seen: &mut SeenRecovery, now: Timestamp) -> Vec<Line> {
+    fn recovery(&mut self, recovery: &VolumeRecovery, seen: &mut SeenRecovery, world: &World) -> Vec<Line> {
         let Some(status) = &recovery.status else { return Vec::new() };
         let about = self.app_of(&recovery.spec.claim_name);
         let mut lines = Vec::new();
@@ -175,9 +177,10 @@ impl Observer {
         }
         seen.lines = status.journal.len();
         if status.journal.is_empty() && (seen.phase != Some(status.phase) || seen.message != status.message) {
-            lines.extend(self.concluded(recovery, status, &about, seen, now));
+            lines.extend(self.concluded(recovery, status, &about, seen, world));
         }
         (seen.phase, seen.message) = (Some(status.phase), status.message.clone());
+        seen.epoch = status.epoch;
         lines
     }
 
@@ -188,20 +191,19 @@ impl Observer {
         status: &VolumeRecoveryStatus,
         about: &str,
         seen: &SeenRecovery,
-        now: Timestamp,
+        world: &World,
     ) -> Option<Line> {
-        let message = &status.message;
+        let (message, now) = (&status.message, world.now());
         let text = match status.phase {
             Phase::Diagnosing if message.is_empty() => return None,
             // A question that is answered within a second is no news.
-            Phase::Diagnosing if message.starts_with("asking the agent") => return None,
+            Phase::Diagnosing if status.epoch > seen.epoch => return None,
             Phase::Diagnosing => format!("looks closer: {message}"),
             Phase::NotOurs => format!("{}. Nothing will be touched", cut(message)),
             Phase::Waiting => format!("waits: {message}"),
             Phase::Refused => format!("does not act: {message}"),
             Phase::Resolved => format!("the trouble went away: {message}"),
-            // Another recovery goes on in its place.
-            Phase::Aborted if message.starts_with("the policy now says") => return None,
+            Phase::Aborted if is_replaced(recovery, world) => return None,
             Phase::Aborted => message.clone(),
             Phase::Planned | Phase::AwaitingApproval => {
                 return self.planned(recovery, status, about, seen, now);
@@ -331,6 +333,15 @@ impl Observer {
             },
         })
     }
+}
+
+/// Whether a recovery that never ran ended because a policy asks for another mode now: another recovery of the claim goes on in
+/// its place.
+fn is_replaced(recovery: &VolumeRecovery, world: &World) -> bool {
+    let by_people = recovery.spec.abort.is_some() || recovery.metadata.deletion_timestamp.is_some();
+    let mode = recovery.spec.mode.to_string();
+    let policies = world.server().list("reattach.dev", "recoverypolicies", None);
+    !by_people && policies.iter().any(|p| p["spec"]["mode"].as_str() != Some(mode.as_str()))
 }
 
 /// Under which the observer remembers that Kubernetes' own detach was stuck.

@@ -169,6 +169,29 @@ fn a_refused_restore_calls_a_person_and_goes_on() {
     });
 }
 
+/// What is waited for stands behind why the run turned back, whatever that has in it.
+#[test]
+fn a_reason_with_any_words_in_it_is_kept_while_the_run_waits() {
+    play(|| async {
+        let mut s = at_zero(SCALE_TO_ZERO).await;
+        refuse(&s.world, 403, "cannot patch deployments", patches("deployments"), None);
+        let name = s.recovery_of("redis").and_then(|r| r.metadata.name).expect("a name");
+        let path = format!("/apis/reattach.dev/v1alpha1/namespaces/{APPS}/volumerecoveries/{name}");
+        let abort = json!({"spec": {"abort": {"by": "jane; waiting: for nobody"}}});
+        s.world.merge(PERSON, &path, &abort).await.expect("accepted");
+        s.until("a restore that is refused", secs(300), |w| {
+            let record = w.server().read("reattach.dev", "volumerecoveries", APPS, &name);
+            record.is_some_and(|r| r["status"]["message"].to_string().contains("tried again"))
+        })
+        .await
+        .expect("a wait");
+        let (_, said) = phase(&s);
+        let expected =
+            "putting back: aborted by jane; waiting: for nobody; waiting: the restoring write is tried again";
+        assert!(said.starts_with(expected), "{said}");
+    });
+}
+
 /// The journal has room for an hour of tries. After that the stamp alone says what to restore.
 #[test]
 fn a_run_that_gave_up_restores_by_its_stamp() {

@@ -164,7 +164,7 @@ fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
 }
 
 /// Phase and message of a run in this state.
-fn describe(plan: &Plan, state: &State) -> (Phase, String) {
+pub(super) fn describe(plan: &Plan, state: &State) -> (Phase, String) {
     let off = left_off(plan, state);
     match (state.ended(), state.turned_back()) {
         (Some(End::Recovered), _) => {

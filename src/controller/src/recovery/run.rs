@@ -1,5 +1,6 @@
 //! The run itself: the machine says the one next thing, this does it.
 
+use super::journal::describe;
 use super::{Executor, Limits, Memory, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Depth, Own};
 use crate::metrics::EffectLabels;
@@ -187,9 +188,7 @@ impl Executor {
             entered.filter(|at| refused.is_some() || since(Some(*at)) > WAITED_FOR_LONG)
         {
             status::waits_since(&mut recovery, entered);
-            let status = recovery.status.get_or_insert_default();
-            let base = status.message.split("; waiting: ").next().unwrap_or_default().to_owned();
-            let phase = status.phase;
+            let (phase, base) = describe(plan, state);
             self.keep(recovery, phase, format!("{base}; waiting: {why}"), memory).await?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::identity;
 use crate::ids::NodeName;
 use crate::runbook::Holding;
 use crate::safety::Refusal;
-use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
+use crate::workload::{ManagerKind, PodRefusal, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
 
 /// Taints by which other remediators or people say that they are at work on a node.
@@ -264,7 +264,9 @@ fn accepted(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
     let workload = w.workload.to_string();
     match &w.pod_dry_run {
         Some(Ok(())) => {}
-        Some(Err(why)) => out.push(Refusal::PodWouldBeRefused { workload, why: why.clone() }),
+        Some(Err(PodRefusal { why, no_right })) => {
+            out.push(Refusal::PodWouldBeRefused { workload, why: why.clone(), no_right: *no_right });
+        }
         None => out.push(Refusal::PodDryRunMissing { workload }),
     }
 }

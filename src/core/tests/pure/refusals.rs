@@ -9,7 +9,7 @@ use reattach_core::plan::{Scope, Side, before_scaling, general};
 use reattach_core::safety::Refusal;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
-use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
+use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, PodRefusal, ScalePath};
 
 const SET: &str = "StatefulSet default/redis";
 
@@ -91,8 +91,10 @@ fn table() -> Vec<(Case, Refusal)> {
         (s().workload(|w| w.managers = vec![manager(ManagerKind::ArgoCd, true)]), managed("Argo CD")),
         (s().workload(|w| w.managers = vec![manager(ManagerKind::Operator, false)]), managed("an operator")),
         (
-            s().workload(|w| w.pod_dry_run = Some(Err("exceeded quota".into()))),
-            Refusal::PodWouldBeRefused { workload: w(), why: "exceeded quota".into() },
+            s().workload(|w| {
+                w.pod_dry_run = Some(Err(PodRefusal { why: "exceeded quota".into(), no_right: false }))
+            }),
+            Refusal::PodWouldBeRefused { workload: w(), why: "exceeded quota".into(), no_right: false },
         ),
         (s().workload(|w| w.pod_dry_run = None), Refusal::PodDryRunMissing { workload: w() }),
         (s().workload(|w| w.replicas = 0), Refusal::AtZero { workload: w() }),
