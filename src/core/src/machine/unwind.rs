@@ -126,21 +126,8 @@ fn untaint(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) ->
 /// S3: an accepted detach is known only once the cloud has been read back. Until then nothing is restored, or the disk
 /// would be pulled from under the next pod.
 fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Option<Next> {
-    let asked =
-        |kind| {
-            let ix = plan.find(kind)?;
-            match state.step(ix) {
-                StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
-                // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before
-                // one that was refused. A detach that was only ever refused is not.
-                StepState::Closed { skipped: true }
-                | StepState::Issued {
-                    outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, ..
-                } if state.sent_at(ix).is_some() => Some((ix, state.turned_back_at()?)),
-                _ => None,
-            }
-        };
-    let (step, at) = asked(StepKind::CloudForce).or_else(|| asked(StepKind::CloudDetach))?;
+    let (step, at) =
+        asked(plan, state, StepKind::CloudForce).or_else(|| asked(plan, state, StepKind::CloudDetach))?;
     let wait = |why: &str| Some(Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) });
     match orders::detach(step, plan, state, evidence, cx, at) {
         Fate::Unread(what) => wait(what),
@@ -156,6 +143,23 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
                 wait(&lost("the accepted detach"))
             }
         },
+    }
+}
+
+/// The detach that may be under way, and the time of the line since which the cloud must have been read.
+fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestamp)> {
+    let ix = plan.find(kind)?;
+    match state.step(ix) {
+        StepState::Issued { outcome, at, .. } if outcome.applied() => Some((ix, *at)),
+        // A plain detach that a forced one took over from may still be under way, and so may an unheard attempt before one
+        // that was refused or withheld. A detach that was only ever refused is not.
+        StepState::Closed { skipped: true }
+        | StepState::Issued { outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, .. }
+            if state.sent_at(ix).is_some() =>
+        {
+            Some((ix, state.turned_back_at()?))
+        }
+        _ => None,
     }
 }
 
