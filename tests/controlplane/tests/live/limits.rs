@@ -3,7 +3,7 @@
 
 use crate::common::logs::{CONTROLLER, is_workload, line, replicas};
 use crate::common::{AWAY, LIMIT, Stage, StageOptions};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
@@ -144,11 +144,12 @@ pub async fn budgets_are_kept() {
         assert_eq!(stage.count(namespace, "Deployment", name).await, (1, false));
         runs.push((name, run(&recovery)));
     }
-    // On the node one run at a time; the third began while none was under way, and the second may have joined it.
+    // On the node one run at a time; the third began while none was under way, and the second may have joined it. A place is
+    // taken some requests before the run's first line is stored, so the lines of two runs that begin at once come in any order.
     let [(_, one), (_, two), (_, three)] = runs[..] else { panic!("three runs: {runs:?}") };
     assert!(one.1 <= two.0 || two.1 <= one.0, "two runs at once on {NODE}: {runs:#?}");
     for (name, other) in &runs[..2] {
-        let under_way = other.0 <= three.0 && three.0 < other.1;
+        let under_way = other.0 + AT_ONCE <= three.0 && three.0 < other.1;
         assert!(!under_way, "three began while {name} was under way: {runs:#?}");
     }
     runs.sort_by_key(|(_, (begun, _))| *begun);
@@ -156,6 +157,9 @@ pub async fn budgets_are_kept() {
     stage.await_nothing_left().await;
     stage.assert_one_holder(&volumes);
 }
+
+/// Runs whose first lines are less than this apart may have begun at once. Seen under load: 0.13 s; a run takes 28 s.
+const AT_ONCE: SignedDuration = SignedDuration::from_secs(3);
 
 /// Every read of a volume goes wrong in this way until the rule is removed.
 fn cloud_reads(stage: &Stage, fault: Fault) -> FaultNo {
