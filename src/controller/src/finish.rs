@@ -15,7 +15,6 @@ use reattach_core::ids::ObjectName;
 use reattach_core::journal::{Entry, Mark};
 use reattach_core::plain;
 use reattach_core::plan::{SoundPlan, StepIx};
-use reattach_core::runbook::StepKind;
 use reattach_core::workload::WorkloadRef;
 use serde_json::json;
 
@@ -121,8 +120,7 @@ async fn give_lock_back(
     recovery: &VolumeRecovery,
     plan: &SoundPlan,
 ) -> Result<(), TurnError> {
-    let locks = [StepKind::PowerOff, StepKind::TaintOutOfService, StepKind::PowerOn];
-    if !locks.iter().any(|kind| plan.find(*kind).is_some()) {
+    if !plan.steps.iter().any(|step| step.kind.spec().locks_node) {
         return Ok(());
     }
     let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());

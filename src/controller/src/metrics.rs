@@ -6,6 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use reattach_core::journal::Outcome;
 use std::sync::atomic::AtomicI64;
 
 /// How a recovery ended.
@@ -53,6 +54,19 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Counts an effect of a step, or of the janitor, by what came of it.
+    pub(crate) fn count_effect(&self, step: String, outcome: &Outcome) {
+        let outcome = match outcome {
+            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
+            Outcome::Unknown { .. } => "unknown",
+            Outcome::Withheld { .. } => "shut",
+            Outcome::NotApplied { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. } => {
+                "not_applied"
+            }
+        };
+        self.effects.get_or_create(&EffectLabels { step, outcome: outcome.to_owned() }).inc();
+    }
+
     /// Registers every metric.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {

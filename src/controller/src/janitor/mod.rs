@@ -37,7 +37,6 @@ mod nodes;
 mod orders;
 mod stamps;
 
-use crate::metrics::EffectLabels;
 use crate::recovery::Executor;
 use crate::turns::{Bounds, Turns};
 use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
@@ -187,16 +186,7 @@ impl Room<'_> {
 
     /// Counts and logs what was done.
     fn tell(&self, what: &str, outcome: &Outcome) {
-        let word = match outcome {
-            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
-            Outcome::Unknown { .. } => "unknown",
-            Outcome::NotApplied { .. }
-            | Outcome::Withheld { .. }
-            | Outcome::ObservedNotApplied { .. }
-            | Outcome::Repeatable { .. } => "not_applied",
-        };
-        let labels = EffectLabels { step: "Janitor".to_owned(), outcome: word.to_owned() };
-        self.executor.metrics.effects.get_or_create(&labels).inc();
+        self.executor.metrics.count_effect("Janitor".to_owned(), outcome);
         tracing::warn!(?outcome, "left behind: {what}");
     }
 }

@@ -3,7 +3,6 @@
 use super::journal::describe;
 use super::{Executor, Limits, Memory, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Depth, Own};
-use crate::metrics::EffectLabels;
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
 use crate::status;
@@ -275,7 +274,8 @@ impl Executor {
         };
         let shut = matches!(&outcome, Outcome::Withheld { .. });
         let step = plan.steps.get(action.step.index()).map(|s| s.kind);
-        self.count(step, &outcome);
+        let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
+        self.metrics.count_effect(step, &outcome);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
         let mark = Mark::Outcome { step: action.step, outcome };
@@ -422,19 +422,6 @@ impl Executor {
             crate::finish::call(self, &recovery.object_ref(&()), "OtherLeader", why).await;
         }
         Ok(Turn::NeedsPerson)
-    }
-
-    fn count(&self, step: Option<StepKind>, outcome: &Outcome) {
-        let word = match outcome {
-            Outcome::Withheld { .. } => "shut",
-            Outcome::Applied { .. } | Outcome::ObservedApplied { .. } => "applied",
-            Outcome::Unknown { .. } => "unknown",
-            Outcome::NotApplied { .. } | Outcome::ObservedNotApplied { .. } | Outcome::Repeatable { .. } => {
-                "not_applied"
-            }
-        };
-        let step = step.map(|s| format!("{s:?}")).unwrap_or_default();
-        self.metrics.effects.get_or_create(&EffectLabels { step, outcome: word.to_owned() }).inc();
     }
 }
 

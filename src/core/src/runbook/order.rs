@@ -2,6 +2,7 @@
 
 use super::{RunbookStep, StepKind};
 use crate::diagnosis::Class;
+use crate::steps::UndoneBy;
 
 /// Checks the steps for one class.
 ///
@@ -59,17 +60,13 @@ pub(super) fn check(class: Class, steps: &[RunbookStep]) -> Result<(), String> {
 /// What begins must end: nothing is left at zero, held or tainted.
 fn pairs(steps: &[RunbookStep]) -> Result<(), String> {
     let at = |kind| steps.iter().position(|s| s.step == kind);
-    let pairs = [
-        (StepKind::ScaleToZero, StepKind::Restore, "nothing may be left at zero"),
-        (StepKind::Hold, StepKind::Lift, "no pod may be left held"),
-        (StepKind::TaintOutOfService, StepKind::Untaint, "no taint may be left"),
-    ];
     if at(StepKind::ScaleToZero).is_some() && at(StepKind::Hold).is_some() {
         return Err(
             "it has both ScaleToZero and Hold: one of them keeps the pods away, remove the other".to_owned()
         );
     }
-    for (open, close, why) in pairs {
+    for open in StepKind::ALL {
+        let Some(UndoneBy { step: close, why }) = open.spec().undone_by else { continue };
         match (at(open), at(close)) {
             (Some(_), None) => return Err(format!("it has {open:?} and no {close:?}: {why}, add {close:?}")),
             (None, Some(_)) => return Err(format!("{close:?} belongs to {open:?}, which it does not have")),

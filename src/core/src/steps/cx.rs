@@ -5,12 +5,11 @@ use crate::diagnosis::{Verdict, diagnose};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::{Mark, Outcome, TurnBack};
-use crate::machine::pace;
-use crate::machine::pace::{CLOUD_POLL, later, wait};
+use crate::machine::pace::{self, CLOUD_POLL, later, wait};
 use crate::machine::{Context, Next, State, StepState};
 use crate::plan::{Plan, PlannedStep, Scope, StepIx};
 use crate::runbook::Holding;
-use crate::stamp::{self};
+use crate::stamp;
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 

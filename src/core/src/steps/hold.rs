@@ -4,7 +4,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::pins::pin_changed;
-use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
 use crate::evidence::MAX_AGE;
 use crate::fact::Reading;
 use crate::hold::HOLD_TAINT_PREFIX;
@@ -28,7 +28,7 @@ pub(super) const SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::None,
     repeats: false,
-    undone_by: Some(StepKind::Lift),
+    undone_by: Some(UndoneBy { step: StepKind::Lift, why: "no pod may be left held" }),
     starts_work: true,
     goes_on: false,
     reaches_node: false,

@@ -37,7 +37,7 @@ pub(crate) use cx::StepCx;
 pub(crate) use lift::lift_next;
 pub(crate) use power::state_tells;
 pub(crate) use restore::restore_next;
-pub(crate) use spec::{Available, Describe, Lost};
+pub(crate) use spec::{Available, Describe, Lost, UndoneBy};
 pub(crate) use taint::untaint_next;
 
 /// The steps that this build can perform; a runbook that uses another word is refused with it.

@@ -10,7 +10,7 @@ use crate::loss::PodsGo;
 use crate::machine::pace::{backoff, later};
 use crate::machine::{Action, Context, Effect, Next, State, StepState};
 use crate::plan::{Plan, StepIx};
-use crate::stamp::{self};
+use crate::stamp;
 use crate::workload::WorkloadFacts;
 
 pub(super) const SPEC: StepSpec = StepSpec {

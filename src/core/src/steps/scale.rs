@@ -3,12 +3,11 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::pins::pin_changed;
-use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
 use crate::evidence::MAX_AGE;
 use crate::fact::Reading;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
-use crate::machine::pace::{later, wait};
 use crate::machine::{Action, Effect, Next, StepState};
 use crate::plan::{before_scaling, general};
 use crate::safety::Refusal;
@@ -26,7 +25,7 @@ pub(super) const SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::WithTheCount,
     repeats: false,
-    undone_by: Some(StepKind::Restore),
+    undone_by: Some(UndoneBy { step: StepKind::Restore, why: "nothing may be left at zero" }),
     starts_work: true,
     goes_on: false,
     reaches_node: false,
@@ -53,22 +52,12 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     fn scale_to_zero(&self) -> Next {
-        let outcome = match self.state.step(self.ix) {
-            StepState::Issued { outcome, at, .. } => Some((outcome, *at)),
-            _ => None,
-        };
-        match outcome {
-            Some((outcome, _)) if outcome.applied() => self.await_no_pods(),
-            Some((Outcome::NotApplied { why, retry: false }, _)) => self.failed(why),
+        match self.state.step(self.ix) {
+            StepState::Issued { outcome, .. } if outcome.applied() => self.await_no_pods(),
+            StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => self.failed(why),
             // Two executors may both have issued it: one of them was told of a conflict, and it is in force.
-            Some((_, at)) if self.at_zero_by_us(at) => self.await_no_pods(),
-            Some((Outcome::NotApplied { why, .. }, at)) if self.cx.now < later(at, self.backoff()) => {
-                wait(format!("tried again: {why}"), later(at, self.backoff()))
-            }
-            Some((Outcome::Withheld { shut }, at)) if self.cx.now < later(at, self.backoff()) => {
-                wait(format!("not sent yet: {shut}"), later(at, self.backoff()))
-            }
-            _ => self.propose_scale(),
+            StepState::Issued { at, .. } if self.at_zero_by_us(*at) => self.await_no_pods(),
+            _ => self.was_refused().unwrap_or_else(|| self.propose_scale()),
         }
     }
 

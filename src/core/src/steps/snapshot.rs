@@ -7,7 +7,7 @@ use crate::cloud::{CloudSnapshot, SnapshotState};
 use crate::evidence::MAX_AGE;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
-use crate::machine::pace::{IN_FLIGHT, later, wait};
+use crate::machine::pace::{IN_FLIGHT, later};
 use crate::machine::{Action, Effect, Next, StepState};
 use crate::plan::Snapshots;
 use jiff::{SignedDuration, Timestamp};
@@ -74,17 +74,7 @@ impl StepCx<'_> {
             StepState::Issued { outcome: Outcome::NotApplied { why, retry: false }, .. } => {
                 self.without_snapshot(why)
             }
-            StepState::Issued { outcome: Outcome::NotApplied { why, .. }, at, .. }
-                if self.cx.now < later(*at, self.backoff()) =>
-            {
-                wait(format!("tried again: {why}"), later(*at, self.backoff()))
-            }
-            StepState::Issued { outcome: Outcome::Withheld { shut }, at, .. }
-                if self.cx.now < later(*at, self.backoff()) =>
-            {
-                wait(format!("not sent yet: {shut}"), later(*at, self.backoff()))
-            }
-            _ => self.propose_snapshot(),
+            _ => self.was_refused().unwrap_or_else(|| self.propose_snapshot()),
         }
     }
 

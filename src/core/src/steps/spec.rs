@@ -51,6 +51,15 @@ pub(crate) enum Lost {
     Order(Observe),
 }
 
+/// The end of what a step begins.
+#[derive(Clone, Copy)]
+pub(crate) struct UndoneBy {
+    /// The step that ends it.
+    pub(crate) step: StepKind,
+    /// Why an order without that step is refused.
+    pub(crate) why: &'static str,
+}
+
 /// Everything that is fixed about a step.
 #[derive(Clone, Copy)]
 pub struct StepSpec {
@@ -74,7 +83,7 @@ pub struct StepSpec {
     /// Whether the step may stand more than once in an order.
     pub repeats: bool,
     /// The step that ends what this one begins. An order that has one of them has both.
-    pub undone_by: Option<StepKind>,
+    pub(crate) undone_by: Option<UndoneBy>,
     /// Whether the effect begins something that is not begun any more once the step's deadline is over.
     pub starts_work: bool,
     /// Whether the effect is issued again after it was accepted, until the step's end is seen.

@@ -4,7 +4,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::node::{node_recovered, taint_off};
-use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
+use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
 use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
@@ -29,7 +29,7 @@ pub(super) const TAINT_SPEC: StepSpec = StepSpec {
     frees: false,
     pods_go: PodsGo::OfTheNode,
     repeats: false,
-    undone_by: Some(StepKind::Untaint),
+    undone_by: Some(UndoneBy { step: StepKind::Untaint, why: "no taint may be left" }),
     starts_work: true,
     goes_on: false,
     reaches_node: true,

@@ -5,7 +5,7 @@ use super::steps::phantom;
 use super::walk::{ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan, phantom_without_policy};
 use reattach_core::consent::Word;
 use reattach_core::journal::{Mark, Outcome};
-use reattach_core::machine::{Context, Next, next};
+use reattach_core::machine::{Context, Next, State, next};
 use reattach_core::plan::{Allowed, EffectClass, Plan, Snapshots};
 use reattach_core::runbook::StepKind;
 use reattach_core::testkit::Case;
@@ -128,4 +128,26 @@ fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
         matches!(&told, Next::Record(Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. }) if seen.contains("grace")),
         "{told:?}"
     );
+}
+
+/// The net under the machine: no journal has another try of such an effect while the first one's outcome is unknown.
+#[test]
+fn the_state_refuses_another_try_of_a_lost_effect_of_class_once() {
+    let begun = |kind: StepKind, class_once: bool| {
+        let run = Walk::new(phantom(), QUIET);
+        let mut walk = if class_once { with_once(run, kind) } else { run };
+        super::clocks::until(&mut walk, |walk, said| kind_of(walk, said) == Some(kind));
+        let Next::Act(action) = walk.ask() else { unreachable!() };
+        let step = action.step;
+        walk.issue(action.clone(), Outcome::Unknown { why: "no answer".into() });
+        walk.record(Mark::Outcome {
+            step,
+            outcome: Outcome::Repeatable { why: "a line of another version".into() },
+        });
+        walk.issue(action, Outcome::Applied { detail: "200".into() });
+        State::replay(&walk.plan, &walk.journal)
+    };
+    assert!(begun(StepKind::Hold, false).is_ok());
+    let refused = begun(StepKind::Hold, true).unwrap_err().to_string();
+    assert!(refused.contains("it is issued once"), "{refused}");
 }
