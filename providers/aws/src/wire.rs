@@ -11,8 +11,8 @@ use aws_sdk_ec2::{
 use jiff::Timestamp;
 use reattach_core::{
     cloud::{
-        CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobStatus,
-        OwnerTags, PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
+        CloudInstance, CloudJob, CloudSnapshot, CloudVolume, DeviceIdentity, InstanceState, JobKind,
+        JobStatus, OwnerTags, PowerChange, PowerFacts, PowerJob, SnapshotState, VolumeState,
     },
     ids::{InstanceId, VolumeId},
 };
@@ -105,17 +105,18 @@ pub(crate) fn jobs(found: &Volume) -> Result<Vec<CloudJob>, String> {
     let attachments = found.attachments.as_deref().ok_or("it has no attachmentSet")?;
     let mut jobs = Vec::new();
     for attachment in attachments.iter().filter(|a| holds(a)) {
-        let (action, status) = match attachment.state() {
-            Some(VolumeAttachmentState::Attaching) => (ATTACH, JobStatus::Started),
-            Some(VolumeAttachmentState::Attached) => (ATTACH, JobStatus::Finished),
-            Some(VolumeAttachmentState::Detaching) => (DETACH, JobStatus::Started),
-            Some(VolumeAttachmentState::Busy) => (DETACH_BUSY, JobStatus::Started),
-            Some(other) => (other.as_str(), JobStatus::Other(other.as_str().to_owned())),
+        let (kind, action, status) = match attachment.state() {
+            Some(VolumeAttachmentState::Attaching) => (JobKind::Attach, ATTACH, JobStatus::Started),
+            Some(VolumeAttachmentState::Attached) => (JobKind::Attach, ATTACH, JobStatus::Finished),
+            Some(VolumeAttachmentState::Detaching) => (JobKind::Detach, DETACH, JobStatus::Started),
+            Some(VolumeAttachmentState::Busy) => (JobKind::Detach, DETACH_BUSY, JobStatus::Started),
+            Some(other) => (JobKind::Other, other.as_str(), JobStatus::Other(other.as_str().to_owned())),
             None => return Err("an attachment has no status".to_owned()),
         };
         let holder = holder(attachment);
         jobs.push(CloudJob {
             id: format!("{id}/{holder}/{action}"),
+            kind,
             action: action.to_owned(),
             status,
             volume: Some(VolumeId::new(id)),
@@ -428,16 +429,16 @@ mod tests {
     #[test]
     fn attachments_tell_about_jobs() {
         let table = [
-            ("attaching", ATTACH, JobStatus::Started),
-            ("attached", ATTACH, JobStatus::Finished),
-            ("detaching", DETACH, JobStatus::Started),
-            ("busy", DETACH_BUSY, JobStatus::Started),
-            ("levitating", "levitating", JobStatus::Other("levitating".to_owned())),
+            ("attaching", JobKind::Attach, ATTACH, JobStatus::Started),
+            ("attached", JobKind::Attach, ATTACH, JobStatus::Finished),
+            ("detaching", JobKind::Detach, DETACH, JobStatus::Started),
+            ("busy", JobKind::Detach, DETACH_BUSY, JobStatus::Started),
+            ("levitating", JobKind::Other, "levitating", JobStatus::Other("levitating".to_owned())),
         ];
-        for (state, action, status) in table {
+        for (state, kind, action, status) in table {
             let found = jobs(&raw("in-use", vec![attachment(Some("i-1"), Some(state))])).expect("jobs");
             let [job] = &found[..] else { panic!("{found:?}") };
-            assert_eq!((job.action.as_str(), &job.status), (action, &status));
+            assert_eq!((job.kind, job.action.as_str(), &job.status), (kind, action, &status));
             assert_eq!((job.instance.clone(), job.created.as_second()), (Some("i-1".into()), 1_600_000_000));
         }
         assert_eq!(jobs(&raw("in-use", vec![attachment(Some("i-1"), Some("detached"))])), Ok(vec![]));

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
 use reattach_core::{
-    cloud::{CloudJob, JobStatus, PowerChange, PowerJob},
+    cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob},
     ids::{InstanceId, VolumeId},
 };
 use serde::Deserialize;
@@ -93,6 +93,7 @@ impl Event {
     pub(crate) fn into_cloud(self) -> Result<CloudJob, String> {
         Ok(CloudJob {
             id: self.id.to_string(),
+            kind: job_kind(&self.action),
             status: self.job_status(),
             volume: self.about("volume").map(VolumeId::new),
             instance: self.about("linode").map(InstanceId::new),
@@ -111,6 +112,15 @@ impl Event {
         // The API names no user for jobs that the cloud starts by itself.
         let by = self.username.filter(|name| !name.is_empty());
         Ok(Some(PowerJob { id: self.id.to_string(), change, status, by, created, finished }))
+    }
+}
+
+/// Kind of a volume's job, by the API's word for the event's action.
+fn job_kind(action: &str) -> JobKind {
+    match action {
+        "volume_attach" => JobKind::Attach,
+        "volume_detach" => JobKind::Detach,
+        _ => JobKind::Other,
     }
 }
 

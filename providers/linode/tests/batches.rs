@@ -3,6 +3,7 @@
 mod support;
 
 use reattach_cloud_simulator::{NewInstance, NewVolume, Operation, VolumeNo};
+use reattach_core::cloud::JobKind;
 use reattach_core::ids::{InstanceId, VolumeId};
 use reattach_provider_api::{Lookup, Provider, ProviderError};
 use support::{HOLDER, Linode, VOLUME};
@@ -103,6 +104,7 @@ async fn the_job_history_is_of_one_volume_from_since_on() {
     let whole = linode.provider.jobs(&id, support::start()).await.expect("a history");
     let actions: Vec<_> = whole.iter().map(|j| j.action.as_str()).collect();
     assert_eq!(actions, ["volume_attach", "volume_detach"], "oldest first");
+    assert_eq!(whole.iter().map(|j| j.kind).collect::<Vec<_>>(), [JobKind::Attach, JobKind::Detach]);
     assert!(whole.iter().all(|j| j.volume == Some(id.clone()) && j.instance == Some("42".into())));
     let none = linode.provider.jobs(&VolumeId::new(VolumeNo(9).to_string()), since).await;
     assert_eq!(none, Ok(Vec::new()));

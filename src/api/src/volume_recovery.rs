@@ -8,6 +8,7 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::Diagnosis;
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
+use reattach_core::phase::Phase;
 use reattach_core::plan::{Plan, SoundPlan};
 use reattach_core::policy::Mode;
 use reattach_core::proof::Sighting;
@@ -181,6 +182,11 @@ impl VolumeRecovery {
         self.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |t| t.0)
     }
 
+    /// Phase of the recovery; `Diagnosing` while it has no status.
+    pub fn phase(&self) -> Phase {
+        self.status.as_ref().map_or_else(Phase::default, |status| status.phase)
+    }
+
     /// The plan and the journal: what a run goes by.
     ///
     /// # Errors
@@ -215,7 +221,7 @@ impl VolumeRecovery {
             mode: self.spec.mode,
             requester: self.spec.requester.clone(),
             reason: self.spec.reason.clone(),
-            phase: format!("{:?}", status.phase),
+            phase: status.phase,
             message: status.message,
             diagnosis,
             refusals: status.refusals,
@@ -258,45 +264,36 @@ pub struct Approval {
     pub groups: Vec<String>,
 }
 
-/// Where a recovery stands.
-#[derive(
-    schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
-pub enum Phase {
-    /// Evidence is being gathered.
-    #[default]
+/// The schema of [`Phase`], which lives in the core crate without schema code.
+#[derive(schemars::JsonSchema)]
+#[allow(dead_code)]
+enum PhaseSchema {
+    /// reattach gathers evidence.
     Diagnosing,
-    /// The trouble is not one that reattach heals; the message says what it is.
+    /// The problem is real, and no detach heals it; the message names it.
     NotOurs,
-    /// Something must happen first; the message says what (a provider's lock, a detach under way).
+    /// Something must happen first; the message names it, such as a provider's lock.
     Waiting,
-    /// The plan is refused; the message and `status.refusals` say why.
+    /// A safety rule stands against acting; `status.refusals` says why.
     Refused,
-    /// Observe or DryRun: the diagnosis or plan is there and nothing will be done.
+    /// Mode Observe or DryRun: the diagnosis or the plan is shown, and nothing is done.
     Planned,
     /// The plan waits for a person's approval.
     AwaitingApproval,
-    /// Steps are being performed.
+    /// The run performs its steps.
     Running,
-    /// The run stopped early and is putting things back.
+    /// The run stopped early and puts everything back.
     Restoring,
     /// The pod runs with its volume.
     Recovered,
-    /// The trouble went away without us.
+    /// The problem went away without reattach.
     Resolved,
-    /// Ended by a person; everything was put back.
+    /// The recovery was aborted, and everything was put back.
     Aborted,
-    /// Ended without success; everything was put back.
+    /// The run ended without success, and everything was put back.
     Failed,
-    /// A human is needed; the message says what is known.
+    /// Only a person can go on; the message says what is known.
     Stuck,
-}
-
-impl Phase {
-    /// Whether nothing more will happen to this recovery.
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Recovered | Self::Resolved | Self::Aborted | Self::Failed)
-    }
 }
 
 fn phase_or_stuck<'de, D: Deserializer<'de>>(from: D) -> Result<Phase, D::Error> {
@@ -350,6 +347,7 @@ impl From<Escalation> for reattach_report::Escalation {
 pub struct VolumeRecoveryStatus {
     /// Where it stands. A word of another version reads as `Stuck`: it is not over, and a person may be needed.
     #[serde(default, deserialize_with = "phase_or_stuck")]
+    #[schemars(with = "PhaseSchema")]
     pub phase: Phase,
     /// Problem class (`A` to `E`), once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,12 +1,12 @@
 //! `abort`: ends a recovery; everything is put back.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow};
 use crate::interrupt::Interrupt;
 use crate::leader::{Leader, LeaseArgs, Patience, look};
 use crate::output::{Format, note};
-use crate::records::{self, phase};
+use crate::records;
 use crate::recover::duration;
 use crate::session::{Global, Session};
 use anyhow::Result;
@@ -48,14 +48,14 @@ pub struct AbortArgs {
 ///
 /// # Errors
 /// No such recovery, one that is over, or the API server's refusal.
-pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
+pub async fn run(args: AbortArgs, global: &Global) -> Result<Exit> {
     args.lease.check()?;
     let reason = records::reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
     let name = ObjectName::new(recovery.namespace().unwrap_or_default(), recovery.name_any());
-    if phase(&recovery).is_final() {
-        return Err(Fail::Other(format!("{name} is over already: {:?}", phase(&recovery))).into());
+    if recovery.phase().is_final() {
+        return Err(Fail::Other(format!("{name} is over already: {}", recovery.phase())).into());
     }
     let user = session.me().await?;
     match &recovery.spec.abort {
@@ -73,7 +73,7 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
     }
     if !args.wait {
         note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
-        return Ok(End::Done);
+        return Ok(Exit::Done);
     }
     let deadline = Instant::now() + args.timeout;
     let follow = Follow {
@@ -87,9 +87,9 @@ pub async fn run(args: AbortArgs, global: &Global) -> Result<End> {
     };
     match follow.run(None, &mut Interrupt::listen(false)?).await? {
         // That is what was asked for.
-        End::Unhealed => match records::again(&session, &name).await?.map(|r| phase(&r)) {
-            Some(Phase::Aborted) | None => Ok(End::Done),
-            Some(_) => Ok(End::Unhealed),
+        Exit::Unhealed => match records::again(&session, &name).await?.map(|r| r.phase()) {
+            Some(Phase::Aborted) | None => Ok(Exit::Done),
+            Some(_) => Ok(Exit::Unhealed),
         },
         other => Ok(other),
     }

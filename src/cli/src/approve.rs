@@ -1,6 +1,6 @@
 //! `approve`: lets one exact plan run.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow};
 use crate::interrupt::Interrupt;
@@ -47,7 +47,7 @@ pub struct ApproveArgs {
 ///
 /// # Errors
 /// No such recovery, another plan, a recovery that waits for nobody, or the API server's refusal.
-pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
+pub async fn run(args: ApproveArgs, global: &Global) -> Result<Exit> {
     if args.plan.len() != 16 || !args.plan.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()) {
         return Err(Fail::Usage(format!(
             "--plan {:?} must be the 16 hexadecimal digits that status shows",
@@ -61,7 +61,7 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
     let status = recovery.status.clone().unwrap_or_default();
     let no = |why: String| Err(Fail::Other(why).into());
     if records::under_way(&recovery) || status.phase.is_final() {
-        return no(format!("{name} is past approval: {:?}, {}", status.phase, status.message));
+        return no(format!("{name} is past approval: {}, {}", status.phase, status.message));
     }
     if recovery.spec.mode != Mode::Approve {
         return no(format!(
@@ -77,7 +77,7 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
             ));
         }
         (None, None) => {
-            return no(format!("{name} has no plan to approve: {:?}, {}", status.phase, status.message));
+            return no(format!("{name} has no plan to approve: {}, {}", status.phase, status.message));
         }
         (None, Some(now)) if *now != args.plan => {
             return no(format!(
@@ -93,7 +93,7 @@ pub async fn run(args: ApproveArgs, global: &Global) -> Result<End> {
     note(&format!("Plan {} of {name} approved by {}.", args.plan, user.name));
     if !args.wait {
         note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
-        return Ok(End::Done);
+        return Ok(Exit::Done);
     }
     let deadline = Instant::now() + args.timeout;
     Follow {

@@ -1,6 +1,6 @@
 //! `recover --break-glass`: the controller's own executor in this process, with the same Lease, gate and journal.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::interrupt::Interrupt;
 use crate::leader::take;
@@ -29,7 +29,7 @@ const DRIVER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// What stands against beginning; nothing was created then. Later: lost leadership, an API server that stays away.
-pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
+pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     let claim = session.claim(&args.claim)?;
@@ -46,7 +46,7 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<End> {
     let mut interrupt = Interrupt::listen(true)?;
     let (elector, leadership) = tokio::select! {
         biased;
-        () = interrupt.heard() => return Ok(End::Interrupted),
+        () = interrupt.heard() => return Ok(Exit::Interrupted),
         taken = take(&session, &lease, &identity) => taken?,
     };
     let (publish, leading) = watch::channel(Some(leadership));
@@ -103,7 +103,7 @@ async fn drive(
     claim: &ObjectName,
     users: Users,
     interrupt: &mut Interrupt,
-) -> Result<End> {
+) -> Result<Exit> {
     let recovery = match running(session, claim).await? {
         Some(old) if args.dry_run => {
             return Err(Fail::Other(format!(
@@ -141,7 +141,7 @@ async fn drive(
     // The turn under way ends first: an effect is never cut off between itself and its journal line.
     let settle = async {
         let last = records::again(session, &name).await;
-        if !matches!(last, Ok(None)) && !matches!(last, Ok(Some(r)) if records::phase(&r).is_final()) {
+        if !matches!(last, Ok(None)) && !matches!(last, Ok(Some(r)) if r.phase().is_final()) {
             stop.send_replace(true);
         }
         driver.await

@@ -1,9 +1,9 @@
 //! `declare`: a person's word that an instance cannot write.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::output::note;
-use crate::records::{self, phase};
+use crate::records;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;
@@ -57,7 +57,7 @@ pub struct DeclareArgs {
 ///
 /// # Errors
 /// No reason, another instance than the plan's, no such recovery or one that is over, or the API server's refusal.
-pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
+pub async fn run(args: DeclareArgs, global: &Global) -> Result<Exit> {
     let reason = reason(args.reason.as_deref())?;
     let session = Session::open(global).await?;
     let recovery = records::find(&session, &args.name).await?;
@@ -109,7 +109,7 @@ pub async fn run(args: DeclareArgs, global: &Global) -> Result<End> {
     };
     records::declare(&session, &name, &declaration).await?;
     tell(&recovery, &name, plan, &declaration);
-    Ok(End::Done)
+    Ok(Exit::Done)
 }
 
 /// A person's word that no order of the recovery is under way at the cloud. It counts for an aborted recovery, too.
@@ -118,12 +118,12 @@ async fn nothing_under_way(
     recovery: &VolumeRecovery,
     name: &ObjectName,
     reason: &str,
-) -> Result<End> {
+) -> Result<Exit> {
     let begun = recovery.status.as_ref().is_some_and(|status| !status.journal.is_empty());
-    if phase(recovery).is_final() || !begun {
+    if recovery.phase().is_final() || !begun {
         return Err(Fail::Other(format!(
-            "{name} has no run under way ({:?}), so it has ordered nothing that could be",
-            phase(recovery)
+            "{name} has no run under way ({}), so it has ordered nothing that could be",
+            recovery.phase()
         ))
         .into());
     }
@@ -142,7 +142,7 @@ async fn nothing_under_way(
         "It counts for what was ordered before now. If the cloud shows a job that is pending, that is still waited for.",
     );
     note(&format!("Follow it: kubectl reattach status -n {} {} --watch", name.namespace, name.name));
-    Ok(End::Done)
+    Ok(Exit::Done)
 }
 
 fn reason(given: Option<&str>) -> Result<&str, Fail> {
@@ -168,9 +168,9 @@ enum NoPlan {
 /// The plan that the declaration is for.
 fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan, NoPlan> {
     let status = recovery.status.clone().unwrap_or_default();
-    if phase(recovery).is_final() {
+    if recovery.phase().is_final() {
         return Err(NoPlan::Never(format!(
-            "{name} is over already: {:?}; a declaration would change nothing",
+            "{name} is over already: {}; a declaration would change nothing",
             status.phase
         )));
     }
@@ -189,7 +189,7 @@ fn plan<'a>(recovery: &'a VolumeRecovery, name: &ObjectName) -> Result<&'a Plan,
     let (plan, _) = recovery.history().map_err(|e| NoPlan::Never(records::unreadable_sentence(&e)))?;
     plan.ok_or_else(|| {
         NoPlan::NotYet(format!(
-            "{name} has no plan, so there is no instance to speak about: {:?}, {}",
+            "{name} has no plan, so there is no instance to speak about: {}, {}",
             status.phase, status.message
         ))
     })
@@ -222,7 +222,7 @@ fn tell(recovery: &VolumeRecovery, name: &ObjectName, plan: Option<&Plan>, decla
             counted(wide.volumes.len(), "attached volume")
         ));
     }
-    if phase(recovery) == Phase::AwaitingApproval {
+    if recovery.phase() == Phase::AwaitingApproval {
         note(&format!(
             "The plan still waits for an approval: kubectl reattach approve -n {} {} --plan {}",
             name.namespace, name.name, plan.hash

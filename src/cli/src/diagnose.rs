@@ -1,6 +1,6 @@
 //! `diagnose`: what is wrong with a claim's volume. Reads only.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
 use crate::output::{Format, line, note, out, value, width};
 use crate::session::{Global, Session, preflight, providers, who_knows_the_driver};
@@ -54,7 +54,7 @@ struct Finding {
 ///
 /// # Errors
 /// A claim that does not exist, or a read that failed: nothing may be concluded then.
-pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<End> {
+pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     preflight(&providers, false).await?;
@@ -171,22 +171,22 @@ pub fn word(verdict: &Verdict) -> &'static str {
 }
 
 /// The exit code of one verdict.
-pub fn end(verdict: &Verdict) -> End {
+pub fn end(verdict: &Verdict) -> Exit {
     match verdict {
-        Verdict::Healthy { .. } => End::Done,
-        Verdict::Ours { .. } => End::Trouble,
-        Verdict::Wait { .. } | Verdict::Unclassified { .. } => End::Waiting,
-        Verdict::NotOurs { .. } => End::NotOurs,
+        Verdict::Healthy { .. } => Exit::Done,
+        Verdict::Ours { .. } => Exit::Trouble,
+        Verdict::Wait { .. } | Verdict::Unclassified { .. } => Exit::Waiting,
+        Verdict::NotOurs { .. } => Exit::NotOurs,
     }
 }
 
 /// Of several verdicts: trouble of ours, then what is undecided, then what is not ours.
-fn worst<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> End {
-    let rank = |e: &End| match e {
-        End::Trouble => 3,
-        End::Waiting => 2,
-        End::NotOurs => 1,
+fn worst<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> Exit {
+    let rank = |e: &Exit| match e {
+        Exit::Trouble => 3,
+        Exit::Waiting => 2,
+        Exit::NotOurs => 1,
         _ => 0,
     };
-    verdicts.map(end).max_by_key(rank).unwrap_or(End::Done)
+    verdicts.map(end).max_by_key(rank).unwrap_or(Exit::Done)
 }

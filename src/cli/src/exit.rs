@@ -1,11 +1,12 @@
 //! Exit codes: what scripts may rely on.
 
+use reattach_core::phase::Phase;
 use std::process::ExitCode;
 
 /// How a command ended. The numbers are part of the interface; see [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum End {
+pub enum Exit {
     /// Done: explained, shown, recorded, healed; or nothing is wrong.
     Done = 0,
     /// The command could not do its work.
@@ -26,9 +27,26 @@ pub enum End {
     Interrupted = 130,
 }
 
-impl From<End> for ExitCode {
-    fn from(end: End) -> Self {
-        Self::from(end as u8)
+impl From<Phase> for Exit {
+    /// The exit code of a command that leaves a recovery in this phase.
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Recovered | Phase::Resolved | Phase::Planned => Self::Done,
+            Phase::Diagnosing
+            | Phase::Waiting
+            | Phase::AwaitingApproval
+            | Phase::Running
+            | Phase::Restoring => Self::Waiting,
+            Phase::NotOurs => Self::NotOurs,
+            Phase::Refused => Self::Refused,
+            Phase::Aborted | Phase::Failed | Phase::Stuck => Self::Unhealed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
     }
 }
 

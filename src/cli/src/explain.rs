@@ -1,6 +1,6 @@
 //! `explain`: what an event, an error or a log line means. No cluster.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
 use crate::output::{json_line, line, note, out, width};
 use crate::table::paragraph;
@@ -60,13 +60,13 @@ enum Form {
 ///
 /// # Errors
 /// The file cannot be read; lines that cannot be read are counted in the exit code, the others are answered.
-pub fn run(args: ExplainArgs) -> Result<End> {
+pub fn run(args: ExplainArgs) -> Result<Exit> {
     let mut sink = Sink { form: args.output, first: true };
     if let Some(message) = args.message {
         let message = Message { message, reason: args.reason, driver: args.driver, source_component: None };
         sink.answer(&message)?;
         sink.close()?;
-        return Ok(End::Done);
+        return Ok(Exit::Done);
     }
     let (mut reader, name) = open(args.file.as_deref())?;
     let (mut number, mut bad) = (0_u64, 0_u64);
@@ -100,7 +100,7 @@ pub fn run(args: ExplainArgs) -> Result<End> {
         ))
         .into());
     }
-    Ok(End::Done)
+    Ok(Exit::Done)
 }
 
 fn open(file: Option<&Path>) -> Result<(Box<dyn BufRead>, String)> {

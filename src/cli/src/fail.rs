@@ -1,6 +1,6 @@
 //! Errors as one clear sentence each: what, where, and the fix.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use reattach_core::plain;
 use std::error::Error as _;
 
@@ -81,10 +81,10 @@ pub enum Fail {
 
 impl Fail {
     /// The exit code that belongs to it.
-    pub fn end(&self) -> End {
+    pub fn end(&self) -> Exit {
         match self {
-            Self::Usage(_) => End::Usage,
-            _ => End::Error,
+            Self::Usage(_) => Exit::Usage,
+            _ => Exit::Error,
         }
     }
 
@@ -196,7 +196,7 @@ mod tests {
         assert!(fail.to_string().contains("does not accept the credentials"), "{fail}");
         let fail = Fail::kubernetes(&api(422, "spec.runbook: Invalid value"), "https://api/", "ask");
         assert_eq!(fail.to_string(), "the API server refused to ask: spec.runbook: Invalid value (422)");
-        assert_eq!(fail.end(), End::Error);
-        assert_eq!(Fail::Usage("x".into()).end(), End::Usage);
+        assert_eq!(fail.end(), Exit::Error);
+        assert_eq!(Fail::Usage("x".into()).end(), Exit::Usage);
     }
 }

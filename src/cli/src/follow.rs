@@ -1,11 +1,11 @@
 //! Following one recovery to its end: what happens is printed as it happens, and a person is asked where one must be.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
 use crate::interrupt::Interrupt;
 use crate::output::{Format, note, out, prompt};
 use crate::plan::{refused, whole_plan};
-use crate::records::{self, phase};
+use crate::records;
 use crate::session::Session;
 use crate::table::paragraph;
 use anyhow::Result;
@@ -82,7 +82,7 @@ impl Follow<'_> {
         &self,
         mut gone: Option<watch::Receiver<bool>>,
         interrupt: &mut Interrupt,
-    ) -> Result<End> {
+    ) -> Result<Exit> {
         let mut shown = Shown::default();
         let started = Instant::now();
         let mut heard = Instant::now();
@@ -126,16 +126,16 @@ impl Follow<'_> {
         shown: &mut Shown,
         started: Instant,
         interrupt: &mut Interrupt,
-    ) -> Result<Option<End>> {
+    ) -> Result<Option<Exit>> {
         let record = match recovery.record(None) {
             Ok(record) => record,
             Err(unreadable) => {
                 self.tell(&paragraph("", &records::unreadable_sentence(&unreadable), TEXT_WIDTH));
                 self.value(recovery)?;
-                return Ok(Some(End::Unhealed));
+                return Ok(Some(Exit::Unhealed));
             }
         };
-        let phase = phase(recovery);
+        let phase = recovery.phase();
         if let Some(plan) = record.plan.as_ref().filter(|_| !record.journal.is_empty()) {
             // The text only grows, line by line: print what is new.
             let text = journal_text(plan, &record.journal);
@@ -147,8 +147,9 @@ impl Follow<'_> {
             shown.journal = text;
         }
         match phase {
-            Phase::Recovered | Phase::Resolved => self.ended(recovery, End::Done).map(Some),
-            Phase::Aborted | Phase::Failed | Phase::Stuck => self.ended(recovery, End::Unhealed).map(Some),
+            Phase::Recovered | Phase::Resolved | Phase::Aborted | Phase::Failed | Phase::Stuck => {
+                self.ended(recovery, phase.into()).map(Some)
+            }
             Phase::Running | Phase::Restoring if self.driven_here => Ok(None),
             Phase::Running | Phase::Restoring => self.late(recovery, "the run goes on", false).await,
             _ if self.consent == Consent::Watch => {
@@ -158,11 +159,11 @@ impl Follow<'_> {
             Phase::Refused => {
                 let trouble = record.diagnosis.as_ref().map(|d| d.verdict.to_string()).unwrap_or_default();
                 self.tell(&refused(&format!("Refused, claim {}", record.claim), &trouble, &record.refusals));
-                self.end_request(recovery, "refused, nothing was touched", End::Refused).await
+                self.end_request(recovery, "refused, nothing was touched", phase.into()).await
             }
             Phase::NotOurs => {
                 self.tell(&paragraph("", &format!("{}: {}", record.claim, record.message), TEXT_WIDTH));
-                self.end_request(recovery, "the trouble is not ours, nothing was touched", End::NotOurs).await
+                self.end_request(recovery, "the trouble is not ours, nothing was touched", phase.into()).await
             }
             Phase::Planned | Phase::AwaitingApproval => {
                 self.planned(recovery, &record, shown, interrupt).await
@@ -173,7 +174,7 @@ impl Follow<'_> {
                     self.name,
                     ANSWERED_WITHIN.as_secs()
                 ));
-                self.end_request(recovery, "no controller answered", End::Waiting).await
+                self.end_request(recovery, "no controller answered", Exit::Waiting).await
             }
             _ => {
                 self.news(phase, &record.message, shown);
@@ -189,9 +190,9 @@ impl Follow<'_> {
         record: &reattach_report::Record,
         shown: &mut Shown,
         interrupt: &mut Interrupt,
-    ) -> Result<Option<End>> {
+    ) -> Result<Option<Exit>> {
         let Some(plan) = &record.plan else {
-            self.news(phase(recovery), &record.message, shown);
+            self.news(recovery.phase(), &record.message, shown);
             return self.late(recovery, "there is no plan yet", true).await;
         };
         let hash = plan.hash.to_string();
@@ -202,7 +203,7 @@ impl Follow<'_> {
             note(&format!(
                 "The facts have changed since plan {approved} was approved; the plan is {hash} now and has not run."
             ));
-            return self.end_request(recovery, "the plan changed after its approval", End::Refused).await;
+            return self.end_request(recovery, "the plan changed after its approval", Exit::Refused).await;
         }
         if shown.plan != hash {
             if !shown.plan.is_empty() {
@@ -213,25 +214,30 @@ impl Follow<'_> {
         }
         match self.consent {
             Consent::ShowOnly => {
-                self.end_request(recovery, "dry run: the plan was shown, nothing was touched", End::Done)
+                self.end_request(recovery, "dry run: the plan was shown, nothing was touched", Exit::Done)
                     .await
             }
             Consent::Given => self.approve(recovery, &hash, shown).await,
             Consent::Ask => match self.ask(&hash, interrupt).await? {
                 Some(true) => self.approve(recovery, &hash, shown).await,
                 Some(false) => {
-                    self.end_request(recovery, "not approved, nothing was touched", End::Unhealed).await
+                    self.end_request(recovery, "not approved, nothing was touched", Exit::Unhealed).await
                 }
                 None => self.interrupted().await.map(Some),
             },
             Consent::Later | Consent::Watch => {
                 self.later(&hash);
-                Ok(Some(End::Waiting))
+                Ok(Some(Exit::Waiting))
             }
         }
     }
 
-    async fn approve(&self, recovery: &VolumeRecovery, hash: &str, shown: &mut Shown) -> Result<Option<End>> {
+    async fn approve(
+        &self,
+        recovery: &VolumeRecovery,
+        hash: &str,
+        shown: &mut Shown,
+    ) -> Result<Option<Exit>> {
         if shown.approved.as_deref() != Some(hash) {
             match records::approve(self.session, &self.name, hash, &self.user).await {
                 Ok(()) => {}
@@ -239,10 +245,10 @@ impl Follow<'_> {
                 Err(error @ (Fail::Forbidden { .. } | Fail::Api { .. })) if !self.driven_here => {
                     note(&format!("error: {error}"));
                     self.later(hash);
-                    return Ok(Some(End::Waiting));
+                    return Ok(Some(Exit::Waiting));
                 }
                 Err(error) => {
-                    self.end_request(recovery, "it could not be approved, nothing was touched", End::Error)
+                    self.end_request(recovery, "it could not be approved, nothing was touched", Exit::Error)
                         .await?;
                     return Err(error.into());
                 }
@@ -280,29 +286,29 @@ impl Follow<'_> {
     }
 
     /// Whether the time is over. `withdraw`: the request has no run to protect and is taken back.
-    async fn late(&self, recovery: &VolumeRecovery, what: &str, withdraw: bool) -> Result<Option<End>> {
+    async fn late(&self, recovery: &VolumeRecovery, what: &str, withdraw: bool) -> Result<Option<Exit>> {
         if Instant::now() < self.deadline {
             return Ok(None);
         }
         note(&format!("error: the time of --timeout is over: {what}"));
         if withdraw {
-            return self.end_request(recovery, "timed out before it began", End::Waiting).await;
+            return self.end_request(recovery, "timed out before it began", Exit::Waiting).await;
         }
         note(&format!(
             "Follow it with: kubectl reattach status -n {} {} --watch",
             self.name.namespace, self.name.name
         ));
-        Ok(Some(End::Waiting))
+        Ok(Some(Exit::Waiting))
     }
 
     /// Takes back a request that has touched nothing, so that it neither lingers nor runs later by surprise.
-    async fn end_request(&self, recovery: &VolumeRecovery, why: &str, end: End) -> Result<Option<End>> {
+    async fn end_request(&self, recovery: &VolumeRecovery, why: &str, end: Exit) -> Result<Option<Exit>> {
         let last = recovery.clone();
         records::abort(self.session, &self.name, &self.user.name, Some(why)).await?;
         let until = Instant::now() + SETTLED_WITHIN;
         while Instant::now() < until {
             match records::again(self.session, &self.name).await? {
-                Some(r) if !phase(&r).is_final() && r.status.is_some() => {
+                Some(r) if !r.phase().is_final() && r.status.is_some() => {
                     tokio::time::sleep(LOOK_EVERY).await
                 }
                 _ => break,
@@ -313,18 +319,18 @@ impl Follow<'_> {
         Ok(Some(end))
     }
 
-    async fn interrupted(&self) -> Result<End> {
+    async fn interrupted(&self) -> Result<Exit> {
         let now = records::again(self.session, &self.name).await?;
         match now {
             Some(recovery)
                 if !records::under_way(&recovery)
-                    && !phase(&recovery).is_final()
+                    && !recovery.phase().is_final()
                     && self.consent != Consent::Watch =>
             {
                 self.end_request(
                     &recovery,
                     "interrupted before it began, nothing was touched",
-                    End::Interrupted,
+                    Exit::Interrupted,
                 )
                 .await?;
             }
@@ -336,12 +342,12 @@ impl Follow<'_> {
             }
             _ => {}
         }
-        Ok(End::Interrupted)
+        Ok(Exit::Interrupted)
     }
 
-    async fn last_look(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<End> {
+    async fn last_look(&self, shown: &mut Shown, interrupt: &mut Interrupt) -> Result<Exit> {
         if let Some(recovery) = records::again(self.session, &self.name).await?
-            && phase(&recovery).is_final()
+            && recovery.phase().is_final()
             && let Some(end) = self.look(&recovery, shown, Instant::now(), interrupt).await?
         {
             return Ok(end);
@@ -353,11 +359,11 @@ impl Follow<'_> {
         .into())
     }
 
-    fn ended(&self, recovery: &VolumeRecovery, end: End) -> Result<End> {
+    fn ended(&self, recovery: &VolumeRecovery, end: Exit) -> Result<Exit> {
         if let Ok(record) = recovery.record(None) {
             self.tell(&format!("\n{}\n", status_line(&record)));
         }
-        if end != End::Done {
+        if end != Exit::Done {
             self.tell(&paragraph("  ", &records::message(recovery), TEXT_WIDTH));
         }
         note(&format!("Post-mortem: kubectl reattach report -n {} {}", self.name.namespace, self.name.name));
@@ -371,7 +377,7 @@ impl Follow<'_> {
             "" => "waiting for the first look".to_owned(),
             message => one_line(message),
         };
-        let line = format!("{phase:?}: {text}");
+        let line = format!("{phase}: {text}");
         if shown.message != line {
             self.tell(&paragraph("", &line, TEXT_WIDTH));
             shown.message = line;

@@ -24,7 +24,7 @@ mod table;
 mod watches;
 
 use clap::{Parser, Subcommand};
-use exit::End;
+use exit::Exit;
 use fail::Fail;
 use reattach_core::plain::{LogForm, LogLines};
 use std::process::ExitCode;
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     ended.unwrap_or_else(|error| report_error(&error).into())
 }
 
-fn run(verb: Verb, global: &session::Global) -> anyhow::Result<End> {
+fn run(verb: Verb, global: &session::Global) -> anyhow::Result<Exit> {
     // What a person needs to know is printed; RUST_LOG shows the rest.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
     let to = || LogLines::new(std::io::stderr(), LogForm::Text);
@@ -82,7 +82,7 @@ fn run(verb: Verb, global: &session::Global) -> anyhow::Result<End> {
             Verb::Abort(args) => abort::run(args, global).await,
             Verb::Status(args) => status::run(args, global).await,
             Verb::Report(args) => report::run(args, global).await,
-            Verb::Drill(args) => drill::run(args).map(|_| End::Done),
+            Verb::Drill(args) => drill::run(args).map(|_| Exit::Done),
         }
     });
     // Watches have nothing left to do.
@@ -91,11 +91,11 @@ fn run(verb: Verb, global: &session::Global) -> anyhow::Result<End> {
 }
 
 /// Prints an error as one sentence. A reader that went away is no error.
-fn report_error(error: &anyhow::Error) -> End {
+fn report_error(error: &anyhow::Error) -> Exit {
     let pipe = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     if error.downcast_ref::<std::io::Error>().is_some_and(pipe) {
-        return End::Done;
+        return Exit::Done;
     }
     output::note(&format!("error: {}", fail::one_line(&format!("{error:#}"))));
-    error.downcast_ref::<Fail>().map_or(End::Error, Fail::end)
+    error.downcast_ref::<Fail>().map_or(Exit::Error, Fail::end)
 }

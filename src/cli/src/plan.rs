@@ -1,7 +1,7 @@
 //! `plan`: what a recovery would do, step by step, or every reason why not. Persists nothing.
 
 use crate::diagnose;
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::{Fail, one_line};
 use crate::output::{Format, note, out, value};
 use crate::rights;
@@ -66,7 +66,7 @@ pub struct PlanArgs {
 ///
 /// # Errors
 /// A claim, runbook or provider that cannot be used, or a read that failed.
-pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
+pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
     let runbook = match &args.runbook_file {
         Some(file) => from_file(file)?,
         None => built_in(&args.runbook)?,
@@ -144,11 +144,11 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
                     if power_off { " --allow-power-off" } else { "" }
                 )),
             }
-            Ok(End::Done)
+            Ok(Exit::Done)
         }
         (Ok(plan), format) => {
             value(format, &answer(&claim, &diagnosis, serde_json::to_value(&*plan)?, &[]))?;
-            Ok(End::Done)
+            Ok(Exit::Done)
         }
         (Err(refusals), Format::Table) => {
             out(&refused(
@@ -159,11 +159,11 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
             named_losses(&evidence);
             own_rights(&session, &refusals).await;
             report_veto(&claim, &refusals);
-            Ok(End::Refused)
+            Ok(Exit::Refused)
         }
         (Err(refusals), format) => {
             value(format, &answer(&claim, &diagnosis, Value::Null, &refusals))?;
-            Ok(End::Refused)
+            Ok(Exit::Refused)
         }
     }
 }

@@ -16,15 +16,10 @@ use serde_json::json;
 /// Maximum length of a reason, in characters: the bound of the custom resource's fields.
 const REASON_CHARS: usize = 1_024;
 
-/// Its phase.
-pub fn phase(recovery: &VolumeRecovery) -> Phase {
-    recovery.status.as_ref().map_or_else(Phase::default, |s| s.phase)
-}
-
 /// Whether steps have been performed and it is not over.
 pub fn under_way(recovery: &VolumeRecovery) -> bool {
     let begun = |s: &VolumeRecoveryStatus| !s.journal.is_empty();
-    !phase(recovery).is_final() && recovery.status.as_ref().is_some_and(begun)
+    !recovery.phase().is_final() && recovery.status.as_ref().is_some_and(begun)
 }
 
 /// One sentence on where it stands: its status', unless this version cannot read what the run goes by.
@@ -32,8 +27,8 @@ pub fn message(recovery: &VolumeRecovery) -> String {
     let said = recovery.status.as_ref().map(|s| s.message.clone()).unwrap_or_default();
     match recovery.history() {
         Ok(_) => said,
-        // The controller says the same and more.
-        Err(unreadable) if said.contains(&unreadable.field) => said,
+        // The controller held the recovery for this reason and says more about it.
+        Err(_) if recovery.phase() == Phase::Stuck && !said.is_empty() => said,
         Err(unreadable) => unreadable_sentence(&unreadable),
     }
 }
@@ -89,7 +84,7 @@ pub async fn find(session: &Session, name: &str) -> Result<VolumeRecovery, Fail>
         return Ok(found.clone());
     }
     let own = all.into_iter().filter(|r| is_claim && r.spec.claim_name == bare);
-    own.max_by_key(|r| (under_way(r), !phase(r).is_final(), r.created(), r.name_any()))
+    own.max_by_key(|r| (under_way(r), !r.phase().is_final(), r.created(), r.name_any()))
         .ok_or_else(|| Fail::NoRecovery { namespace: session.namespace.clone(), name: bare.to_owned() })
 }
 

@@ -1,7 +1,7 @@
 //! `recover`: heals one claim's volume, by the controller or, with `--break-glass`, without one.
 
 use crate::break_glass;
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::follow::{Consent, Follow, interactive};
 use crate::interrupt::Interrupt;
@@ -84,7 +84,7 @@ pub struct RecoverArgs {
 ///
 /// # Errors
 /// What stands against asking for the recovery at all; nothing was created then.
-pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
+pub async fn run(args: RecoverArgs, global: &Global) -> Result<Exit> {
     built_in(&args.runbook)?;
     confirmation(args.confirm_workload.as_deref())?;
     args.lease.check()?;
@@ -119,7 +119,7 @@ pub async fn run(args: RecoverArgs, global: &Global) -> Result<End> {
             format => value(format, &recovery)?,
         }
         note(&format!("See its plan: kubectl reattach status -n {} {}", name.namespace, name.name));
-        return Ok(End::Done);
+        return Ok(Exit::Done);
     }
     note(&format!("Recovery {name}, asked for by {}.", user.name));
     follow(&session, &args, name, user).run(None, &mut interrupt).await

@@ -1,6 +1,6 @@
 //! `report`: the post-mortem of recoveries.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::output::{line, note, out};
 use crate::records;
@@ -55,7 +55,7 @@ enum Form {
 ///
 /// # Errors
 /// No such recovery, a file that cannot be written, or the API server's error.
-pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
+pub async fn run(args: ReportArgs, global: &Global) -> Result<Exit> {
     let session = Session::open(global).await?;
     let now = session.clock.now();
     let mut found = Vec::new();
@@ -107,15 +107,14 @@ pub async fn run(args: ReportArgs, global: &Global) -> Result<End> {
         Form::Json => line(&json(&incident))?,
     }
     // What is missing is no post-mortem that a script may take for whole.
-    Ok(if left_out.is_empty() { End::Done } else { End::Error })
+    Ok(if left_out.is_empty() { Exit::Done } else { Exit::Error })
 }
 
 /// From the first creation to the last line of a journal; to now, while something is not over.
 fn incident(title: String, records: Vec<Record>, now: Timestamp) -> Incident {
     let from = records.iter().map(|r| r.created).min().unwrap_or(now);
-    let over = |r: &Record| matches!(r.phase.as_str(), "Recovered" | "Resolved" | "Aborted" | "Failed");
     let last = records.iter().filter_map(|r| r.journal.last().map(|e| e.at)).max();
-    let to = if records.iter().all(over) { last.unwrap_or(now) } else { now };
+    let to = if records.iter().all(|r| r.phase.is_final()) { last.unwrap_or(now) } else { now };
     Incident { title, from, to: to.max(from), records, notes: Vec::new() }
 }
 

@@ -1,10 +1,10 @@
 //! `status`: where recoveries stand.
 
-use crate::exit::End;
+use crate::exit::Exit;
 use crate::fail::Fail;
 use crate::output::{Format, json_line, line, note, out, value, width};
 use crate::plan::{refused, whole_plan};
-use crate::records::{self, phase};
+use crate::records;
 use crate::session::{Global, Session};
 use crate::table::{Table, age};
 use anyhow::Result;
@@ -48,7 +48,7 @@ pub struct StatusArgs {
 ///
 /// # Errors
 /// No such recovery, or the API server's error.
-pub async fn run(args: StatusArgs, global: &Global) -> Result<End> {
+pub async fn run(args: StatusArgs, global: &Global) -> Result<Exit> {
     if args.watch && args.output == Format::Yaml {
         return Err(
             Fail::Usage("--watch prints a table or one JSON object per line, not YAML".to_owned()).into()
@@ -59,7 +59,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<End> {
         return tokio::select! {
             biased;
             ended = watch(&args, &session) => ended,
-            interrupted = tokio::signal::ctrl_c() => { interrupted?; Ok(End::Interrupted) }
+            interrupted = tokio::signal::ctrl_c() => { interrupted?; Ok(Exit::Interrupted) }
         };
     }
     match &args.name {
@@ -85,7 +85,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<End> {
                 }
                 format => value(format, &json!({ "apiVersion": "v1", "kind": "List", "items": all }))?,
             }
-            Ok(End::Done)
+            Ok(Exit::Done)
         }
     }
 }
@@ -113,7 +113,7 @@ fn table(recoveries: &[VolumeRecovery], all_namespaces: bool, session: &Session)
             recovery.spec.claim_name.clone(),
             status.class.unwrap_or_default(),
             recovery.spec.mode.to_string(),
-            format!("{:?}", status.phase),
+            status.phase.to_string(),
             age(recovery.created(), session.clock.now()),
             records::message(recovery),
         ];
@@ -141,7 +141,7 @@ fn text(recovery: &VolumeRecovery) -> String {
         row("reason", reason);
     }
     row("created", &format!("{:.0}", record.created));
-    row("phase", &record.phase);
+    row("phase", &record.phase.to_string());
     row("message", &record.message);
     if let Some(left_out) = recovery.status.as_ref().and_then(|s| s.left_out.as_ref()) {
         row("left out", left_out);
@@ -194,7 +194,7 @@ fn text(recovery: &VolumeRecovery) -> String {
 /// What is known of one that cannot be read as a whole.
 fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> String {
     let claim = format!("{}/{}", recovery.namespace().unwrap_or_default(), recovery.spec.claim_name);
-    let mut text = format!("{claim}: {:?}\n", phase(recovery));
+    let mut text = format!("{claim}: {}\n", recovery.phase());
     let mut row = |label: &str, words: &str| {
         text.push_str(&crate::table::paragraph(&format!("  {label:<10} "), words, 100))
     };
@@ -208,7 +208,7 @@ fn unreadable_text(recovery: &VolumeRecovery, unreadable: &UnreadableField) -> S
 }
 
 /// Prints what changes, until the one recovery is over or the user ends it.
-async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
+async fn watch(args: &StatusArgs, session: &Session) -> Result<Exit> {
     let mut shown: BTreeMap<String, String> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -219,7 +219,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         let fresh: Vec<&VolumeRecovery> = now
             .iter()
             .filter(|r| {
-                let state = format!("{:?} {}", phase(r), records::message(r));
+                let state = format!("{} {}", r.phase(), records::message(r));
                 shown.insert(r.uid().unwrap_or_default(), state.clone()) != Some(state)
             })
             .collect();
@@ -244,7 +244,7 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
         }
         first &= now.is_empty();
         if let (Some(_), [one]) = (&args.name, now.as_slice())
-            && (phase(one).is_final() || phase(one) == Phase::Stuck)
+            && (one.phase().is_final() || one.phase() == Phase::Stuck)
         {
             let last = one.record(None).map_or_else(|_| records::message(one), |record| status_line(&record));
             note(&format!("\n{last}"));
@@ -255,23 +255,10 @@ async fn watch(args: &StatusArgs, session: &Session) -> Result<End> {
 }
 
 /// The exit code of one recovery.
-fn ended(recovery: &VolumeRecovery) -> End {
-    let phase = phase(recovery);
+fn ended(recovery: &VolumeRecovery) -> Exit {
+    let phase = recovery.phase();
     match recovery.history() {
-        Err(_) if !phase.is_final() => End::Unhealed,
-        _ => end(phase),
-    }
-}
-
-/// The exit code of one recovery's phase.
-fn end(phase: Phase) -> End {
-    match phase {
-        Phase::Recovered | Phase::Resolved | Phase::Planned => End::Done,
-        Phase::Diagnosing | Phase::Waiting | Phase::AwaitingApproval | Phase::Running | Phase::Restoring => {
-            End::Waiting
-        }
-        Phase::NotOurs => End::NotOurs,
-        Phase::Refused => End::Refused,
-        Phase::Aborted | Phase::Failed | Phase::Stuck => End::Unhealed,
+        Err(_) if !phase.is_final() => Exit::Unhealed,
+        Ok(_) | Err(_) => phase.into(),
     }
 }

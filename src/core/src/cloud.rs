@@ -183,13 +183,27 @@ pub enum JobStatus {
     Other(String),
 }
 
+/// Kind of a volume's job at the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum JobKind {
+    /// The job attaches the volume.
+    Attach,
+    /// The job detaches the volume.
+    Detach,
+    /// The job does something else, or this build does not know the provider's word for it.
+    Other,
+}
+
 /// One entry of the provider's job history (Linode: account events).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudJob {
     /// The provider's identifier of the job.
     pub id: String,
-    /// The provider's word for it, such as `volume_detach`.
+    /// Kind of the job, as the provider's crate reads its word.
+    pub kind: JobKind,
+    /// The provider's word for the job, such as `volume_detach`. For people only.
     pub action: String,
     /// How it stands.
     pub status: JobStatus,

@@ -20,6 +20,7 @@ pub mod journal;
 pub mod loss;
 pub mod machine;
 pub mod outage;
+pub mod phase;
 pub mod plain;
 pub mod plan;
 pub mod policy;

@@ -10,9 +10,10 @@ use crate::world::WorldError;
 use jiff::Timestamp;
 use reattach_api::VolumeRecovery;
 use reattach_core::journal::Mark;
+use reattach_core::phase::Phase;
 use reattach_core::plan::StepIx;
 use reattach_core::runbook::StepKind;
-use reattach_report::{Fate, Incident, fate};
+use reattach_report::{Incident, standing, title};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -229,11 +230,11 @@ fn first_seen(stage: &Stage, recovery: &VolumeRecovery) -> Option<Timestamp> {
 }
 
 fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect) -> Fared {
-    let fate = fate(record);
+    let standing = standing(record);
     let class = record.diagnosis.as_ref().and_then(reattach_core::diagnosis::Diagnosis::class);
     let class = class.or(record.plan.as_ref().map(reattach_core::plan::Plan::class));
-    let healed = match (&fate, record.journal.first(), record.journal.last()) {
-        (Fate::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
+    let healed = match (standing.phase, record.journal.first(), record.journal.last()) {
+        (Phase::Recovered, Some(first), Some(last)) => span(last.at.duration_since(first.at).as_secs_f64()),
         _ => "-".to_owned(),
     };
     let by_us = |step: StepIx| {
@@ -243,8 +244,8 @@ fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect
     let detached =
         record.journal.iter().any(|e| matches!(&e.mark, Mark::Started { step, .. } if by_us(*step)));
     let result = match expect {
-        Expect::Untouched => format!("named it {}, touched nothing", fate.title()),
-        _ => fate.title().to_owned(),
+        Expect::Untouched => format!("named it {}, touched nothing", title(&standing)),
+        _ => title(&standing).to_owned(),
     };
     Fared {
         workload: app.to_owned(),

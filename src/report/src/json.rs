@@ -1,12 +1,13 @@
 //! The post-mortem for scripts.
 
 use crate::format::clean;
-use crate::summary::{CloudDetach, Fate, RecoverySummary};
+use crate::summary::{CloudDetach, RecoverySummary};
 use crate::timing::{Timing, own_share, timings};
 use crate::{Incident, Record, postmortem, support_ticket};
 use jiff::Timestamp;
 use reattach_core::diagnosis::Class;
 use reattach_core::ids::ObjectName;
+use reattach_core::phase::Standing;
 use reattach_core::plain;
 use serde::Serialize;
 
@@ -28,7 +29,8 @@ struct Volume<'a> {
     recovery: &'a ObjectName,
     class: Option<Class>,
     #[serde(flatten)]
-    fate: Fate,
+    standing: Standing,
+    why: Option<String>,
     down_from: Timestamp,
     down_to: Option<Timestamp>,
     accepted_at: Option<Timestamp>,
@@ -89,7 +91,8 @@ fn volume(record: &Record) -> Volume<'_> {
         timings: plan.map(|p| timings(p, &record.journal)).unwrap_or_default(),
         needs_human: postmortem::needs_human(&recovery),
         support_ticket: support_ticket(record),
-        fate: recovery.fate,
+        why: recovery.why(),
+        standing: recovery.standing,
     }
 }
 

@@ -21,6 +21,7 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::Diagnosis;
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::Entry;
+use reattach_core::phase::Phase;
 use reattach_core::plan::Plan;
 use reattach_core::policy::Mode;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub use format::proof_in_words;
 pub use html::html;
 pub use json::json;
 pub use markdown::markdown;
-pub use summary::{Fate, fate};
+pub use summary::{standing, title};
 pub use text::{TEXT_WIDTH, diagnosis_text, journal_text, plan_text, status_line};
 pub use ticket::{Escalation, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 pub use timing::{Timing, own_share, timings};
@@ -49,8 +50,8 @@ pub struct Record {
     /// Why, in the requester's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Where it stands, in the word of its status (`Running`, `Waiting`, `Recovered`, …).
-    pub phase: String,
+    /// Phase of its status.
+    pub phase: Phase,
     /// The sentence of its status.
     pub message: String,
     /// The last diagnosis.

@@ -5,13 +5,15 @@ use crate::format::{
     class_in_words, class_name, clean, clock, count, date_clock, mark_in_words, millis, proof_in_words,
     quoted, relative, same_day, sentence, span, step_name,
 };
-use crate::summary::{CloudDetach, Fate, RecoverySummary, StepSummary, outstanding};
+use crate::summary::{CloudDetach, RecoverySummary, StepSummary, is_provider_lock, outstanding};
 use crate::text::next_step;
 use crate::{Incident, Record, support_ticket};
 use jiff::Timestamp;
 use reattach_core::diagnosis::Verdict;
 use reattach_core::ids::ObjectName;
+use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plan::{Plan, PlannedStep, StepIx};
+use reattach_core::policy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One line of the merged timeline.
@@ -59,57 +61,73 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
 
 /// What a person has to do about a record, if anything.
 pub(crate) fn needs_human(recovery: &RecoverySummary<'_>) -> Option<String> {
-    let text = match &recovery.fate {
-        Fate::Stuck { why } => match outstanding(recovery.record) {
+    let standing = &recovery.standing;
+    let why = recovery.why().unwrap_or_else(|| recovery.title().to_owned());
+    let text = match (standing.phase, &standing.reason) {
+        (Phase::Stuck, _) => match outstanding(recovery.record) {
             Some(step) => format!(
                 "look at it now: {why}. Nothing is restored on purpose until it is known what became of {}",
                 step_name(recovery.record.plan.as_ref(), step)
             ),
             None => format!("look at it now: {why}"),
         },
-        Fate::Failed { why } => format!(
+        (Phase::Failed, _) => format!(
             "find out why it failed ({why}); what was changed has been put back and the pod is still without its volume"
         ),
-        Fate::Waiting { provider_lock: true, .. } => {
+        (Phase::Waiting, _) if is_provider_lock(standing) => {
             "send the support ticket below to the provider; nothing else can lift the lock".to_owned()
         }
-        Fate::Refused { why } => {
-            format!("remove what stands against it, or heal it by hand: {}", why.join("; "))
+        (Phase::Refused, _) | (Phase::Waiting, Some(Reason::Refusals(_))) => {
+            format!("remove what stands against it, or heal it by hand: {why}")
         }
-        Fate::AwaitingApproval => {
-            let hash = recovery.record.plan.as_ref().map(|p| p.hash.to_string()).unwrap_or_default();
-            format!("read plan {hash} and approve it (kubectl reattach approve) or abort it")
-        }
-        Fate::Planned => {
+        (Phase::AwaitingApproval, _) => match &recovery.record.plan {
+            Some(plan) => {
+                format!("read plan {} and approve it (kubectl reattach approve) or abort it", plan.hash)
+            }
+            None => return None,
+        },
+        (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => return None,
+        (Phase::Planned, _) => {
             "nothing was done, because the mode says so; to heal it: kubectl reattach recover".to_owned()
         }
-        Fate::NotOurs { why } => format!("its owner has to fix it: {why}"),
-        Fate::Unclassified { why } => format!("make known what is missing: {why}"),
-        Fate::Diagnosed => "there is no plan for it yet: look at the diagnosis".to_owned(),
-        Fate::Aborted => {
+        (Phase::NotOurs, _) => format!("its owner has to fix it: {why}"),
+        (Phase::Diagnosing, Some(Reason::Missing(_))) => format!("make known what is missing: {why}"),
+        (Phase::Diagnosing, Some(Reason::NoPlan)) => {
+            "there is no plan for it yet: look at the diagnosis".to_owned()
+        }
+        (Phase::Aborted, _) => {
             "the pod is still without its volume: heal it by hand or start another recovery".to_owned()
         }
-        Fate::Recovered
-        | Fate::Resolved
-        | Fate::Healthy
-        | Fate::Running { .. }
-        | Fate::PuttingBack { .. } => return None,
-        Fate::Waiting { .. } | Fate::Ready | Fate::Diagnosing => return None,
+        (
+            Phase::Recovered
+            | Phase::Resolved
+            | Phase::Running
+            | Phase::Restoring
+            | Phase::Waiting
+            | Phase::Diagnosing,
+            _,
+        ) => return None,
     };
     Some(quoted(&text))
 }
 
-fn tone(fate: &Fate) -> Tone {
-    match fate {
-        Fate::Recovered | Fate::Resolved | Fate::Healthy => Tone::Good,
-        Fate::Stuck { .. } | Fate::Failed { .. } => Tone::Bad,
-        Fate::Running { .. }
-        | Fate::PuttingBack { .. }
-        | Fate::Waiting { .. }
-        | Fate::AwaitingApproval
-        | Fate::Ready => Tone::Wait,
-        Fate::Diagnosing | Fate::Aborted | Fate::Refused { .. } => Tone::Wait,
-        Fate::NotOurs { .. } | Fate::Planned | Fate::Unclassified { .. } | Fate::Diagnosed => Tone::Plain,
+fn tone(standing: &Standing) -> Tone {
+    match (standing.phase, &standing.reason) {
+        (Phase::Recovered | Phase::Resolved, _) => Tone::Good,
+        (Phase::Stuck | Phase::Failed, _) => Tone::Bad,
+        (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => Tone::Wait,
+        (Phase::NotOurs | Phase::Planned, _)
+        | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => Tone::Plain,
+        (
+            Phase::Running
+            | Phase::Restoring
+            | Phase::Waiting
+            | Phase::AwaitingApproval
+            | Phase::Diagnosing
+            | Phase::Aborted
+            | Phase::Refused,
+            _,
+        ) => Tone::Wait,
     }
 }
 
@@ -153,14 +171,14 @@ fn summary(incident: &Incident, recoveries: &[RecoverySummary<'_>], out: &mut Ve
         return;
     }
     // In the order in which the records show them.
-    let mut fates: Vec<(&str, usize)> = Vec::new();
-    for title in recoveries.iter().map(|s| s.fate.title()) {
-        match fates.iter_mut().find(|(t, _)| *t == title) {
+    let mut titles: Vec<(&str, usize)> = Vec::new();
+    for title in recoveries.iter().map(RecoverySummary::title) {
+        match titles.iter_mut().find(|(t, _)| *t == title) {
             Some((_, n)) => *n += 1,
-            None => fates.push((title, 1)),
+            None => titles.push((title, 1)),
         }
     }
-    let listed: Vec<String> = fates.iter().map(|(title, n)| format!("{n} {title}")).collect();
+    let listed: Vec<String> = titles.iter().map(|(title, n)| format!("{n} {title}")).collect();
     let were = if recoveries.len() == 1 { "was" } else { "were" };
     out.push(Block::Para(text(format!(
         "{window}, {} {were} in trouble: {}.",
@@ -287,7 +305,7 @@ fn overview(incident: &Incident, recoveries: &[RecoverySummary<'_>]) -> Block {
             vec![
                 code(s.claim()),
                 text(s.class().map_or("–".to_owned(), |c| format!("{c}, {}", c.title()))),
-                vec![Inline::Badge(tone(&s.fate), s.fate.title().to_owned())],
+                vec![Inline::Badge(tone(&s.standing), s.title().to_owned())],
                 text(down),
                 text(s.heal_millis().map_or("–".to_owned(), span)),
                 text(detach),
@@ -337,14 +355,11 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
     let item = |s: &RecoverySummary<'_>| {
         vec![
             Inline::Code(s.claim()),
-            Inline::Text(format!(
-                ": {}",
-                sentence(&s.fate.why().unwrap_or_else(|| s.fate.title().to_owned()))
-            )),
+            Inline::Text(format!(": {}", sentence(&s.why().unwrap_or_else(|| s.title().to_owned())))),
         ]
     };
     let (foreign, ours): (Vec<&RecoverySummary<'_>>, Vec<&RecoverySummary<'_>>) =
-        recoveries.iter().filter(|s| !s.touched()).partition(|s| matches!(s.fate, Fate::NotOurs { .. }));
+        recoveries.iter().filter(|s| !s.touched()).partition(|s| s.standing.phase == Phase::NotOurs);
     if !foreign.is_empty() {
         out.push(Block::Heading(2, "What was not ours, and why".into()));
         out.push(Block::List(foreign.into_iter().map(item).collect()));
@@ -378,8 +393,8 @@ fn left_alone(recoveries: &[RecoverySummary<'_>], out: &mut Vec<Block>) {
 fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
     let record = recovery.record;
     out.push(Block::Heading(3, recovery.claim()));
-    let mut head = vec![Inline::Badge(tone(&recovery.fate), recovery.fate.title().to_owned())];
-    if let Some(why) = recovery.fate.why() {
+    let mut head = vec![Inline::Badge(tone(&recovery.standing), recovery.title().to_owned())];
+    if let Some(why) = recovery.why() {
         head.push(Inline::Text(format!(": {}", sentence(&why))));
     }
     out.push(Block::Para(head));
@@ -414,8 +429,8 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
         _ => {}
     }
     let open = matches!(
-        recovery.fate,
-        Fate::Waiting { .. } | Fate::NotOurs { .. } | Fate::Unclassified { .. } | Fate::Diagnosed
+        recovery.standing.reason,
+        Some(Reason::Wait(_) | Reason::NotOurs(_) | Reason::Missing(_) | Reason::NoPlan)
     );
     if let Some(verdict) = diagnosed.filter(|_| open) {
         lines.push(labelled("Next", clean(&next_step(verdict))));
@@ -443,8 +458,8 @@ fn volume(recovery: &RecoverySummary<'_>, out: &mut Vec<Block>) {
 
 fn steps_done(recovery: &RecoverySummary<'_>, plan: &Plan) -> Block {
     let row = |(i, step): (u32, &PlannedStep)| {
-        let (fate, stretch) = recovery.step(StepIx(i));
-        let how = match fate {
+        let (outcome, stretch) = recovery.step(StepIx(i));
+        let how = match outcome {
             StepSummary::NotBegun => "not begun".to_owned(),
             StepSummary::Done(seen) => format!("done: {seen}"),
             StepSummary::Skipped(why) => format!("passed over: {why}"),

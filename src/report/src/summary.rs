@@ -1,4 +1,4 @@
-//! What became of one recovery, read off its record.
+//! Summary of one recovery, read off its record: where it stands, its times, its proof.
 
 use crate::Record;
 use crate::format::{clean, millis, quoted, step_name};
@@ -7,180 +7,147 @@ use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
 use reattach_core::journal::{End, Entry, Mark, Outcome, is_withheld};
 use reattach_core::machine::open_steps;
-use reattach_core::plan::StepIx;
+use reattach_core::phase::{Phase, Reason, Standing};
+use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
 use reattach_core::runbook::StepKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// What became of a recovery.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "fate", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Fate {
-    /// The pod runs with its volume, by our doing.
-    Recovered,
-    /// The trouble went away without us.
-    Resolved,
-    /// A person ended it; everything was put back.
-    Aborted,
-    /// It failed; everything was put back.
-    Failed {
-        /// Why.
-        why: String,
-    },
-    /// A person is needed.
-    Stuck {
-        /// What is known.
-        why: String,
-    },
-    /// Steps are being performed.
-    Running {
-        /// The current step, in words.
-        step: String,
-    },
-    /// It turned back and is putting things back.
-    PuttingBack {
-        /// Why it turned back.
-        why: String,
-    },
-    /// Trouble that no detach heals; nothing was touched.
-    NotOurs {
-        /// What it is.
-        why: String,
-    },
-    /// Something must happen first.
-    Waiting {
-        /// What.
-        why: String,
-        /// It is the provider's lock, which only the provider lifts.
-        provider_lock: bool,
-    },
-    /// A safety rule stands against acting; nothing was touched.
-    Refused {
-        /// Which, one sentence each.
-        why: Vec<String>,
-    },
-    /// Observe or DryRun: the plan is there and nothing was done.
-    Planned,
-    /// The plan waits for a person.
-    AwaitingApproval,
-    /// A plan is there and may run; it has not been taken up.
-    Ready,
-    /// Too little is known; nothing was touched.
-    Unclassified {
-        /// What is missing.
-        why: String,
-    },
-    /// Nothing was wrong.
-    Healthy,
-    /// It is named what it is, and there is no plan.
-    Diagnosed,
-    /// Evidence is being gathered.
-    Diagnosing,
+/// Where a recovery stands and why. The journal is read first, then the verdict, then the plan and the mode. The stored
+/// phase decides what these cannot tell.
+pub fn standing(record: &Record) -> Standing {
+    if let Some(end) = run_end(record) {
+        return match end {
+            End::Recovered => Standing::of(Phase::Recovered),
+            End::Aborted => Standing::of(Phase::Aborted),
+            End::Failed { why } => Standing::because(Phase::Failed, Reason::Sentence(why.clone())),
+            End::Stuck { why } => Standing::because(Phase::Stuck, Reason::Sentence(why.clone())),
+        };
+    }
+    match record.phase {
+        phase @ (Phase::Stuck | Phase::Failed) => {
+            return Standing::because(phase, Reason::Sentence(record.message.clone()));
+        }
+        phase @ (Phase::Aborted | Phase::Resolved) => return Standing::of(phase),
+        Phase::Diagnosing
+        | Phase::NotOurs
+        | Phase::Waiting
+        | Phase::Refused
+        | Phase::Planned
+        | Phase::AwaitingApproval
+        | Phase::Running
+        | Phase::Restoring
+        | Phase::Recovered => {}
+    }
+    run_in_progress(record).unwrap_or_else(|| before_the_run(record))
 }
 
-impl Fate {
-    /// In a few words, for a table.
-    pub fn title(&self) -> &'static str {
-        match self {
-            Self::Recovered => "recovered",
-            Self::Resolved => "resolved by itself",
-            Self::Aborted => "aborted",
-            Self::Failed { .. } => "failed and put back",
-            Self::Stuck { .. } => "STUCK",
-            Self::Running { .. } => "running",
-            Self::PuttingBack { .. } => "putting back",
-            Self::NotOurs { .. } => "not ours",
-            Self::Waiting { provider_lock: true, .. } => "locked by the provider",
-            Self::Waiting { .. } => "waiting",
-            Self::Refused { .. } => "refused",
-            Self::Planned => "dry-run only",
-            Self::AwaitingApproval => "awaits approval",
-            Self::Ready => "about to start",
-            Self::Unclassified { .. } => "not classified",
-            Self::Healthy => "healthy",
-            Self::Diagnosed => "diagnosed",
-            Self::Diagnosing => "being diagnosed",
-        }
-    }
-
-    /// The sentence that belongs to it, if it has one of its own.
-    pub fn why(&self) -> Option<String> {
-        match self {
-            Self::Failed { why }
-            | Self::Stuck { why }
-            | Self::PuttingBack { why }
-            | Self::NotOurs { why }
-            | Self::Waiting { why, .. }
-            | Self::Unclassified { why } => Some(quoted(why)),
-            Self::Refused { why } => Some(quoted(&why.join("; "))),
-            Self::Running { step } => Some(step.clone()),
-            Self::Planned => Some("nothing was done, because the mode says so".to_owned()),
-            _ => None,
-        }
-    }
+/// The end of the run, as the journal has it.
+fn run_end(record: &Record) -> Option<&End> {
+    record.journal.iter().rev().find_map(|e| match &e.mark {
+        Mark::Ended { end } => Some(end),
+        _ => None,
+    })
 }
 
-/// What became of a recovery. The journal speaks first, then the verdict, then the plan and the mode; the phase decides
-/// only what these cannot tell.
-pub fn fate(record: &Record) -> Fate {
-    let ended = record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::Ended { end } => Some(end.clone()),
+/// Standing of a run that was accepted and has not ended.
+fn run_in_progress(record: &Record) -> Option<Standing> {
+    let turned_back = record.journal.iter().rev().find_map(|e| match &e.mark {
+        Mark::TurnedBack { why } => Some(why.clone()),
         _ => None,
     });
-    match ended {
-        Some(End::Recovered) => return Fate::Recovered,
-        Some(End::Aborted) => return Fate::Aborted,
-        Some(End::Failed { why }) => return Fate::Failed { why },
-        Some(End::Stuck { why }) => return Fate::Stuck { why },
-        None => {}
-    }
-    match record.phase.as_str() {
-        "Stuck" => return Fate::Stuck { why: record.message.clone() },
-        "Failed" => return Fate::Failed { why: record.message.clone() },
-        "Aborted" => return Fate::Aborted,
-        "Resolved" => return Fate::Resolved,
-        _ => {}
-    }
-    if let Some(going) = going(record) {
-        return going;
-    }
-    match record.diagnosis.as_ref().map(|d| &d.verdict) {
-        None if record.refusals.is_empty() => Fate::Diagnosing,
-        Some(Verdict::Healthy { .. }) => Fate::Healthy,
-        Some(Verdict::NotOurs { reason }) => Fate::NotOurs { why: reason.to_string() },
-        Some(Verdict::Wait { reason }) => Fate::Waiting {
-            why: reason.to_string(),
-            provider_lock: matches!(reason, WaitReason::ProviderLock { .. }),
-        },
-        Some(Verdict::Unclassified { missing }) => {
-            Fate::Unclassified { why: missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ") }
-        }
-        _ if !record.refusals.is_empty() => Fate::Refused { why: record.refusals.clone() },
-        Some(Verdict::Ours { .. }) | None if record.plan.is_some() => match record.mode {
-            Mode::Observe | Mode::DryRun => Fate::Planned,
-            Mode::Approve => Fate::AwaitingApproval,
-            Mode::Auto => Fate::Ready,
-        },
-        Some(Verdict::Ours { .. }) | None => Fate::Diagnosed,
-    }
-}
-
-/// A run that was taken up and has not ended.
-fn going(record: &Record) -> Option<Fate> {
-    let turned = record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::TurnedBack { why } => Some(why.to_string()),
-        _ => None,
-    });
-    if let Some(why) = turned {
-        return Some(Fate::PuttingBack { why });
+    if let Some(why) = turned_back {
+        return Some(Standing::because(Phase::Restoring, Reason::TurnedBack(why)));
     }
     let accepted = record.journal.iter().any(|e| matches!(e.mark, Mark::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
     let current = open_steps(plan, &record.journal).ok().and_then(|s| s.current);
-    let step = current.map_or_else(|| "the journal cannot be read".to_owned(), |s| step_name(Some(plan), s));
-    Some(Fate::Running { step })
+    Some(Standing::because(Phase::Running, Reason::Step(current)))
+}
+
+/// Standing of a recovery whose plan was not accepted.
+fn before_the_run(record: &Record) -> Standing {
+    let waits = record.phase == Phase::Waiting;
+    let refused = || {
+        // A refusal that passes by itself leaves the recovery waiting.
+        let phase = if waits { Phase::Waiting } else { Phase::Refused };
+        Standing::because(phase, Reason::Refusals(record.refusals.clone()))
+    };
+    match record.diagnosis.as_ref().map(|d| &d.verdict) {
+        None if record.refusals.is_empty() => Standing::of(Phase::Diagnosing),
+        Some(Verdict::Healthy { .. }) => Standing::because(Phase::Resolved, Reason::Healthy),
+        Some(Verdict::NotOurs { reason }) => {
+            Standing::because(Phase::NotOurs, Reason::NotOurs(reason.clone()))
+        }
+        Some(Verdict::Wait { reason }) => Standing::because(Phase::Waiting, Reason::Wait(reason.clone())),
+        Some(Verdict::Unclassified { missing }) => {
+            Standing::because(Phase::Diagnosing, Reason::Missing(missing.clone()))
+        }
+        Some(Verdict::Ours { .. }) | None if !record.refusals.is_empty() => refused(),
+        Some(Verdict::Ours { .. }) | None if record.plan.is_none() => {
+            Standing::because(Phase::Diagnosing, Reason::NoPlan)
+        }
+        Some(Verdict::Ours { .. }) | None if waits => {
+            Standing::because(Phase::Waiting, Reason::Sentence(record.message.clone()))
+        }
+        Some(Verdict::Ours { .. }) | None => match record.mode {
+            Mode::Approve => Standing::of(Phase::AwaitingApproval),
+            mode @ (Mode::Observe | Mode::DryRun | Mode::Auto) => {
+                Standing::because(Phase::Planned, Reason::Mode(mode))
+            }
+        },
+    }
+}
+
+/// Where a recovery stands, in a few words for a table.
+pub fn title(standing: &Standing) -> &'static str {
+    match (standing.phase, &standing.reason) {
+        (Phase::Recovered, _) => "recovered",
+        (Phase::Resolved, Some(Reason::Healthy)) => "healthy",
+        (Phase::Resolved, _) => "resolved by itself",
+        (Phase::Aborted, _) => "aborted",
+        (Phase::Failed, _) => "failed and put back",
+        (Phase::Stuck, _) => "STUCK",
+        (Phase::Running, _) => "running",
+        (Phase::Restoring, _) => "putting back",
+        (Phase::NotOurs, _) => "not ours",
+        (Phase::Waiting, _) if is_provider_lock(standing) => "locked by the provider",
+        (Phase::Waiting, _) => "waiting",
+        (Phase::Refused, _) => "refused",
+        (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => "about to start",
+        (Phase::Planned, _) => "dry-run only",
+        (Phase::AwaitingApproval, _) => "awaits approval",
+        (Phase::Diagnosing, Some(Reason::Missing(_))) => "not classified",
+        (Phase::Diagnosing, Some(Reason::NoPlan)) => "diagnosed",
+        (Phase::Diagnosing, _) => "being diagnosed",
+    }
+}
+
+/// The reason for a standing as a sentence without its full stop, where it has one of its own.
+pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
+    match standing.reason.as_ref()? {
+        Reason::Healthy | Reason::NoPlan | Reason::Mode(Mode::Auto | Mode::Approve) => None,
+        Reason::NotOurs(reason) => Some(quoted(&reason.to_string())),
+        Reason::Wait(reason) => Some(quoted(&reason.to_string())),
+        Reason::Missing(missing) => {
+            Some(quoted(&missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
+        }
+        Reason::Refusals(refusals) => Some(quoted(&refusals.join("; "))),
+        Reason::Mode(Mode::Observe | Mode::DryRun) => {
+            Some("nothing was done, because the mode says so".to_owned())
+        }
+        Reason::Step(Some(step)) => Some(step_name(plan, *step)),
+        Reason::Step(None) => Some("the journal cannot be read".to_owned()),
+        Reason::TurnedBack(why) => Some(quoted(&why.to_string())),
+        Reason::Sentence(sentence) => Some(quoted(sentence)),
+    }
+}
+
+/// Does the recovery wait for a lock that only the provider lifts?
+pub(crate) fn is_provider_lock(standing: &Standing) -> bool {
+    matches!(&standing.reason, Some(Reason::Wait(WaitReason::ProviderLock { .. })))
 }
 
 /// Whether the cloud was asked to detach the volume.
@@ -207,7 +174,7 @@ pub(crate) enum StepSummary {
 /// One record with what is read off it.
 pub(crate) struct RecoverySummary<'a> {
     pub(crate) record: &'a Record,
-    pub(crate) fate: Fate,
+    pub(crate) standing: Standing,
     /// When the plan was taken up, and who allowed it.
     pub(crate) accepted: Option<(Timestamp, &'a str)>,
     pub(crate) turned_back: Option<Timestamp>,
@@ -225,13 +192,23 @@ impl<'a> RecoverySummary<'a> {
         });
         Self {
             record,
-            fate: fate(record),
+            standing: standing(record),
             accepted,
             turned_back: at(|m| matches!(m, Mark::TurnedBack { .. })),
             ended: at(|m| matches!(m, Mark::Ended { .. })),
             cloud_detach: cloud_detach(record),
             stretches: record.plan.as_ref().map(|p| stretches(p, &record.journal)).unwrap_or_default(),
         }
+    }
+
+    /// Where the recovery stands, in a few words.
+    pub(crate) fn title(&self) -> &'static str {
+        title(&self.standing)
+    }
+
+    /// Why it stands there, as a sentence without its full stop.
+    pub(crate) fn why(&self) -> Option<String> {
+        why(&self.standing, self.record.plan.as_ref())
     }
 
     pub(crate) fn claim(&self) -> String {
@@ -246,7 +223,7 @@ impl<'a> RecoverySummary<'a> {
 
     /// When the pod was seen running with its volume again.
     pub(crate) fn healed_at(&self) -> Option<Timestamp> {
-        self.ended.filter(|_| self.fate == Fate::Recovered)
+        self.ended.filter(|_| self.standing.phase == Phase::Recovered)
     }
 
     /// Milliseconds from taking up the plan to the pod running again.
@@ -268,7 +245,7 @@ impl<'a> RecoverySummary<'a> {
 
     /// Whether the pod is, for all we know, still without its volume.
     pub(crate) fn still_down(&self) -> bool {
-        !matches!(self.fate, Fate::Recovered | Fate::Resolved | Fate::Healthy)
+        !matches!(self.standing.phase, Phase::Recovered | Phase::Resolved)
     }
 
     /// The proof that a freeing effect rested on; the last one counts.

@@ -4,9 +4,11 @@ use crate::Incident;
 use crate::format::{clock, date_clock, millis, quoted, relative, same_day, span};
 use crate::html::escape;
 use crate::scale::Axis;
-use crate::summary::{Fate, RecoverySummary, StepSummary};
+use crate::summary::{RecoverySummary, StepSummary, is_provider_lock};
 use crate::timing::Stretch;
 use jiff::Timestamp;
+use reattach_core::phase::{Phase, Reason};
+use reattach_core::policy::Mode;
 use reattach_core::runbook::StepKind;
 use std::fmt::Write;
 
@@ -116,33 +118,39 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     };
     let created = recovery.record.created;
     let Some((accepted, _)) = recovery.accepted else {
-        let (class, what) = match &recovery.fate {
-            Fate::Waiting { provider_lock: true, .. } => ("lock", "locked by the provider"),
-            Fate::Stuck { .. } | Fate::Failed { .. } => ("human", "needs a person"),
-            Fate::Resolved | Fate::Healthy => ("up", "nothing to do"),
-            Fate::NotOurs { .. }
-            | Fate::Planned
-            | Fate::Refused { .. }
-            | Fate::Unclassified { .. }
-            | Fate::Diagnosed
-            | Fate::Aborted => ("rest", "left alone"),
-            _ => ("down", "waiting"),
+        let standing = &recovery.standing;
+        let (class, what) = match (standing.phase, &standing.reason) {
+            (Phase::Waiting, _) if is_provider_lock(standing) => ("lock", "locked by the provider"),
+            (Phase::Stuck | Phase::Failed, _) => ("human", "needs a person"),
+            (Phase::Resolved, _) => ("up", "nothing to do"),
+            (Phase::Planned, Some(Reason::Mode(Mode::Auto))) => ("down", "waiting"),
+            (Phase::NotOurs | Phase::Planned | Phase::Refused | Phase::Aborted, _)
+            | (Phase::Diagnosing, Some(Reason::Missing(_) | Reason::NoPlan)) => ("rest", "left alone"),
+            (
+                Phase::Diagnosing
+                | Phase::Waiting
+                | Phase::AwaitingApproval
+                | Phase::Running
+                | Phase::Restoring
+                | Phase::Recovered,
+                _,
+            ) => ("down", "waiting"),
         };
         bar(created, end, class, what);
-        return Lane { label: recovery.claim(), summary: recovery.fate.title().to_owned(), bars };
+        return Lane { label: recovery.claim(), summary: recovery.title().to_owned(), bars };
     };
     if accepted > created {
         bar(created, accepted, "down", "down, being diagnosed or waiting");
     }
     // A run that is stuck without an end did its last where its journal stops.
     let stopped =
-        recovery.record.journal.last().map(|e| e.at).filter(|_| matches!(recovery.fate, Fate::Stuck { .. }));
+        recovery.record.journal.last().map(|e| e.at).filter(|_| recovery.standing.phase == Phase::Stuck);
     let left = recovery.ended.or(stopped);
     let over = left.unwrap_or(end);
     if left.is_some() {
-        let (class, what) = match &recovery.fate {
-            Fate::Recovered => ("up", "running with its volume"),
-            Fate::Aborted => ("rest", "put back after an abort"),
+        let (class, what) = match recovery.standing.phase {
+            Phase::Recovered => ("up", "running with its volume"),
+            Phase::Aborted => ("rest", "put back after an abort"),
             _ => ("human", "needs a person"),
         };
         bar(over, end, class, what);
@@ -150,8 +158,8 @@ fn lane(recovery: &RecoverySummary<'_>, end: Timestamp) -> Lane {
     // Drawn last: a healing of seconds in an incident of hours must not disappear under what follows it.
     bar(accepted, over, "heal", "being healed");
     let summary = match recovery.heal_millis() {
-        Some(took) => format!("{} in {}", recovery.fate.title(), span(took)),
-        None => recovery.fate.title().to_owned(),
+        Some(took) => format!("{} in {}", recovery.title(), span(took)),
+        None => recovery.title().to_owned(),
     };
     Lane { label: recovery.claim(), summary, bars }
 }
@@ -213,7 +221,7 @@ fn steps(recovery: &RecoverySummary<'_>, from: Timestamp) -> Lane {
         };
         Bar { from: millis(from, stretch.from), to: millis(from, stretch.to), class, title, inside }
     });
-    Lane { label: recovery.claim(), summary: recovery.fate.title().to_owned(), bars: bars.collect() }
+    Lane { label: recovery.claim(), summary: recovery.title().to_owned(), bars: bars.collect() }
 }
 
 fn kind_of(recovery: &RecoverySummary<'_>, stretch: &Stretch) -> Option<StepKind> {

@@ -5,7 +5,7 @@ use crate::format::{
     class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words,
     quoted, relative, same_day, sentence, span,
 };
-use crate::summary::{RecoverySummary, fate};
+use crate::summary::RecoverySummary;
 use reattach_core::diagnosis::{Class, Diagnosis, NotOurs, Verdict, WaitReason};
 use reattach_core::journal::Entry;
 use reattach_core::plan::{Plan, PlannedStep};
@@ -168,9 +168,8 @@ pub fn status_line(record: &Record) -> String {
     let recovery = RecoverySummary::of(record);
     let class = recovery.class().map(|c| format!(" (class {c}, {})", c.title())).unwrap_or_default();
     let took = recovery.heal_millis().map(|m| format!(" in {}", span(m))).unwrap_or_default();
-    let fate = fate(record);
-    let why = fate.why().map(|w| format!(": {w}")).unwrap_or_default();
-    let line = clean(&format!("{}: {}{took}{class}{why}", recovery.claim(), fate.title()));
+    let why = recovery.why().map(|w| format!(": {w}")).unwrap_or_default();
+    let line = clean(&format!("{}: {}{took}{class}{why}", recovery.claim(), recovery.title()));
     if line.chars().count() <= TEXT_WIDTH {
         return line;
     }

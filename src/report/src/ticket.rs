@@ -3,11 +3,12 @@
 
 use crate::Record;
 use crate::format::{cut, date_clock, quoted};
-use crate::summary::{Fate, fate, refused_detach, unfinished_detach};
+use crate::summary::{refused_detach, standing, unfinished_detach};
 use jiff::Timestamp;
 use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
 use reattach_core::journal::{Mark, is_withheld};
+use reattach_core::phase::Phase;
 use reattach_core::runbook::StepKind;
 use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,7 @@ pub fn escalation(record: &Record, since: Timestamp) -> Escalation {
 }
 
 fn still_down(record: &Record) -> bool {
-    !matches!(fate(record), Fate::Recovered | Fate::Resolved | Fate::Healthy | Fate::NotOurs { .. })
+    !matches!(standing(record).phase, Phase::Recovered | Phase::Resolved | Phase::NotOurs)
 }
 
 /// The volume by its ID, where it is known.

@@ -11,7 +11,7 @@
 //! histories do not name the request.
 
 use super::{Context, State};
-use crate::cloud::{CloudJob, JobStatus, PowerChange, PowerJob};
+use crate::cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
 use crate::journal::NewestJob;
@@ -90,7 +90,7 @@ pub(crate) fn detach(
 }
 
 fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
-    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.action.contains("detach") }).collect()
+    jobs.iter().map(|j| Job { id: &j.id, status: &j.status, fits: j.kind == JobKind::Detach }).collect()
 }
 
 /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the

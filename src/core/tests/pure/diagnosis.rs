@@ -4,7 +4,7 @@
 //! sentence of each row stands here by hand.
 
 use jiff::Timestamp;
-use reattach_core::cloud::{CloudJob, JobStatus, VolumeState};
+use reattach_core::cloud::{CloudJob, JobKind, JobStatus, VolumeState};
 use reattach_core::diagnosis::{Class, diagnose};
 use reattach_core::evidence::{AccessMode, Evidence};
 use reattach_core::fact::{Fact, Source};
@@ -59,6 +59,7 @@ fn absent<T>(what: &str) -> Fact<T> {
 fn job(status: JobStatus) -> CloudJob {
     CloudJob {
         id: "901".into(),
+        kind: JobKind::Attach,
         action: "volume_attach".into(),
         status,
         volume: Some("5551".into()),

@@ -4,7 +4,7 @@
 use super::machine::{Faults, Reply, run};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, sighting};
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, CloudScope, JobStatus, PowerChange, PowerJob};
+use reattach_core::cloud::{CloudJob, CloudScope, JobKind, JobStatus, PowerChange, PowerJob};
 use reattach_core::consent::Word;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::InstanceId;
@@ -304,7 +304,8 @@ fn a_word_tells_no_outcome_by_another_volumes_holders() {
 
 fn job(id: &str, action: &str, status: JobStatus, created: Timestamp) -> CloudJob {
     let (volume, instance) = (Some("5551".into()), Some(INSTANCE.into()));
-    CloudJob { id: id.into(), action: action.into(), status, volume, instance, created }
+    let kind = if action == "volume_detach" { JobKind::Detach } else { JobKind::Attach };
+    CloudJob { id: id.into(), kind, action: action.into(), status, volume, instance, created }
 }
 
 /// An order whose journal is gone is accounted for by a later job of its kind that has ended, and by nothing

@@ -7,7 +7,7 @@ use super::steps::{is_wait, pending};
 use super::walk::{QUIET, Walk, change, dead_node};
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
-use reattach_core::cloud::{CloudJob, InstanceState, JobStatus};
+use reattach_core::cloud::{CloudJob, InstanceState, JobKind, JobStatus};
 use reattach_core::consent::Word;
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::ids::InstanceId;
@@ -88,6 +88,7 @@ fn an_ended_detach_was_applied_unless_the_cloud_names_the_holder() {
     let holder = walk.plan.pins.holder.clone();
     let job = CloudJob {
         id: "9".into(),
+        kind: JobKind::Detach,
         action: "volume_detach".into(),
         status: JobStatus::Finished,
         volume: None,

@@ -5,7 +5,7 @@ use super::walk::{
     ALL, QUIET, Walk, World, change, dead_node, dead_node_off, detach_error, orphan, phantom_without_policy,
 };
 use jiff::SignedDuration;
-use reattach_core::cloud::{CloudJob, CloudScope, JobStatus, VolumeState};
+use reattach_core::cloud::{CloudJob, CloudScope, JobKind, JobStatus, VolumeState};
 use reattach_core::evidence::{AttachmentFacts, NodeClaim};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::hold::hold_taint;
@@ -58,6 +58,7 @@ pub fn holders(walk: &mut Walk, holders: &[&str]) {
 pub fn pending(walk: &mut Walk, pending: bool) {
     let job = CloudJob {
         id: "9".into(),
+        kind: JobKind::Detach,
         action: "detach".into(),
         status: JobStatus::Started,
         volume: None,

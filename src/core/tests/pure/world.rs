@@ -2,7 +2,7 @@
 //! VolumeAttachment and its two controllers, and the cloud. It behaves as `kubernetes-behaviour` measured, no finer.
 
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, JobStatus};
+use reattach_core::cloud::{CloudJob, JobKind, JobStatus};
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::Uid;
@@ -262,6 +262,7 @@ impl World {
         let statuses = (0..self.ended).map(|_| JobStatus::Finished).chain(pending);
         jobs.extend(statuses.enumerate().map(|(number, status)| CloudJob {
             id: number.to_string(),
+            kind: JobKind::Detach,
             action: "volume_detach".into(),
             status,
             volume: Some("5551".into()),

@@ -4,6 +4,7 @@ use crate::sample::*;
 use reattach_core::cloud::{CloudVolume, VolumeState};
 use reattach_core::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict, WaitReason};
 use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::phase::Phase;
 use reattach_report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 
 /// A detach of the driver that fails with these words.
@@ -12,7 +13,7 @@ fn refused_driver(error: &str) -> Record {
     let trouble = Trouble::StuckRecord { attachment: None, node: "n1".into(), cause };
     let diagnosis = Diagnosis { verdict: Verdict::Ours { trouble }, facts: Vec::new() };
     Record {
-        phase: "Waiting".into(),
+        phase: Phase::Waiting,
         message: "a proof is missing: shut the instance down".into(),
         cloud_volume: cloud("locked", VolumeState::Active).cloud_volume,
         ..record("shop", Some(diagnosis))
@@ -78,7 +79,7 @@ fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
     let accepted = |e: &Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::Applied { detail }, .. } if detail == "200, job 991");
     let end = running.journal.iter().position(accepted).unwrap();
     running.journal.truncate(end + 1);
-    running.phase = "Running".into();
+    running.phase = Phase::Running;
     assert_eq!(support_ticket(&running), None);
     let ticket = escalation(&running, at(0)).ticket.unwrap();
     assert!(ticket.contains("it accepted the detach at"), "{ticket}");

@@ -5,13 +5,15 @@
 mod escalation;
 mod sample;
 
-use reattach_core::diagnosis::{Diagnosis, Verdict};
+use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason};
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{Entry, Mark, TurnBack};
+use reattach_core::phase::{Phase, Reason, Standing};
+use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
 use reattach_report::{
-    Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share,
-    plan_text, status_line, support_ticket, timings,
+    Incident, Record, TEXT_WIDTH, diagnosis_text, html, journal_text, json, markdown, own_share, plan_text,
+    standing, status_line, support_ticket, timings,
 };
 use sample::*;
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ fn golden(name: &str, text: &str) {
     assert_eq!(text.lines().count(), want.lines().count(), "{name}: another number of lines");
 }
 
-/// The founding incident in small: one of each fate.
+/// The founding incident in small: one record of each kind of ending.
 fn mixed() -> Incident {
     let notes = vec![
         (0, "the node is back and Ready"),
@@ -98,7 +100,7 @@ fn the_post_mortem_in_json() {
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let records: Vec<Record> = serde_json::from_value(value["records"].clone()).unwrap();
     assert_eq!(records, mixed().records, "the records can be read back");
-    assert_eq!(value["volumes"][0]["fate"], "recovered");
+    assert_eq!(value["volumes"][0]["phase"], "Recovered");
     assert_eq!(value["volumes"][0]["healMillis"], 11_915 + 5_310);
     assert_eq!(value["volumes"][1]["cloudDetach"], "used");
     assert!(value["volumes"][5]["supportTicket"].as_str().unwrap().contains("77001"));
@@ -204,29 +206,58 @@ fn every_html_tag_is_closed_in_order() {
 }
 
 #[test]
-fn fates() {
-    let of = |r: &Record| fate(r);
-    assert_eq!(of(&recovered("a", 0)), Fate::Recovered);
-    assert_eq!(of(&aborted("a")), Fate::Aborted);
-    assert!(matches!(of(&failed("a")), Fate::Failed { why } if why.contains("300 s")));
-    assert!(matches!(of(&stuck("a")), Fate::Stuck { why } if why.contains("not known")));
-    assert!(matches!(of(&locked("a")), Fate::Waiting { provider_lock: true, .. }));
-    assert!(matches!(of(&not_ours("a")), Fate::NotOurs { .. }));
-    assert!(matches!(of(&refused_record("a")), Fate::Refused { .. }));
-    assert!(matches!(of(&unclassified("a")), Fate::Unclassified { .. }));
-    assert_eq!(of(&dry_run("a")), Fate::Planned);
-    assert_eq!(of(&Record { mode: Mode::Approve, ..dry_run("a") }), Fate::AwaitingApproval);
-    assert_eq!(of(&record("a", None)), Fate::Diagnosing);
-    assert_eq!(of(&record("a", Some(diagnosis("a")))), Fate::Diagnosed);
-    assert_eq!(of(&Record { phase: "Resolved".into(), ..record("a", Some(diagnosis("a"))) }), Fate::Resolved);
+fn a_record_tells_phase_and_reason() {
+    let plain = |r: &Record, phase| assert_eq!(standing(r), Standing::of(phase));
+    let reason = |r: &Record, phase| {
+        let found = standing(r);
+        assert_eq!(found.phase, phase, "{found:?}");
+        found.reason.unwrap()
+    };
+    plain(&recovered("a", 0), Phase::Recovered);
+    plain(&aborted("a"), Phase::Aborted);
+    let why = reason(&failed("a"), Phase::Failed);
+    assert!(matches!(&why, Reason::Sentence(s) if s.contains("300 s")), "{why:?}");
+    let why = reason(&stuck("a"), Phase::Stuck);
+    assert!(matches!(&why, Reason::Sentence(s) if s.contains("not known")), "{why:?}");
+    let why = reason(&locked("a"), Phase::Waiting);
+    assert!(matches!(&why, Reason::Wait(WaitReason::ProviderLock { .. })), "{why:?}");
+    assert!(matches!(reason(&not_ours("a"), Phase::NotOurs), Reason::NotOurs(_)));
+    assert!(matches!(reason(&refused_record("a"), Phase::Refused), Reason::Refusals(_)));
+    assert!(matches!(reason(&unclassified("a"), Phase::Diagnosing), Reason::Missing(_)));
+    let dry = dry_run("a");
+    assert_eq!(reason(&dry, Phase::Planned), Reason::Mode(dry.mode));
+    plain(&Record { mode: Mode::Approve, ..dry_run("a") }, Phase::AwaitingApproval);
+    let auto = Record { mode: Mode::Auto, ..dry_run("a") };
+    assert_eq!(reason(&auto, Phase::Planned), Reason::Mode(Mode::Auto));
+    plain(&record("a", None), Phase::Diagnosing);
+    assert_eq!(reason(&record("a", Some(diagnosis("a"))), Phase::Diagnosing), Reason::NoPlan);
+    plain(&Record { phase: Phase::Resolved, ..record("a", Some(diagnosis("a"))) }, Phase::Resolved);
     let mut going = recovered("a", 0);
-    going.phase = "Running".into();
+    going.phase = Phase::Running;
     going.journal.truncate(5);
-    assert_eq!(of(&going), Fate::Running { step: "step 2 (wait for the detach)".into() });
+    assert_eq!(reason(&going, Phase::Running), Reason::Step(Some(StepIx(1))));
+    assert!(status_line(&going).ends_with(": step 2 (wait for the detach)"), "{}", status_line(&going));
     let mut back = aborted("a");
-    back.phase = "Restoring".into();
+    back.phase = Phase::Restoring;
     back.journal.pop();
-    assert!(matches!(of(&back), Fate::PuttingBack { why } if why.contains("joe@example.org")));
+    let why = reason(&back, Phase::Restoring);
+    assert!(
+        matches!(&why, Reason::TurnedBack(TurnBack::Aborted { by }) if by == "joe@example.org"),
+        "{why:?}"
+    );
+}
+
+/// Refusals that pass by themselves leave a recovery waiting, and a queue says what it waits for.
+#[test]
+fn a_waiting_record_reads_as_waiting() {
+    let waits = Record { phase: Phase::Waiting, ..refused_record("a") };
+    let found = standing(&waits);
+    assert_eq!(found.phase, Phase::Waiting);
+    assert_eq!(found.reason, Some(Reason::Refusals(waits.refusals.clone())));
+    assert!(status_line(&waits).contains(": waiting"), "{}", status_line(&waits));
+    let queued =
+        Record { phase: Phase::Waiting, mode: Mode::Auto, message: "2 are ahead".into(), ..dry_run("a") };
+    assert_eq!(standing(&queued).reason, Some(Reason::Sentence("2 are ahead".into())));
 }
 
 #[test]

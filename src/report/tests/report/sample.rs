@@ -6,6 +6,7 @@ use reattach_core::diagnosis::{Class, Diagnosis, Missing, NotOurs, StuckPod, Tro
 use reattach_core::ids::{ObjectName, PlanHash};
 use reattach_core::journal::{End, Entry, Mark, Outcome, Shut, TurnBack};
 use reattach_core::machine::State;
+use reattach_core::phase::Phase;
 use reattach_core::plan::{
     Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
 };
@@ -134,7 +135,7 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
         mode: Mode::Auto,
         requester: "system:serviceaccount:reattach:controller".into(),
         reason: None,
-        phase: "Diagnosing".into(),
+        phase: Phase::Diagnosing,
         message: String::new(),
         diagnosis: verdict,
         refusals: Vec::new(),
@@ -165,7 +166,7 @@ pub fn run(name: &str, created: i64, lines: Vec<(i64, Mark)>) -> Record {
         .collect();
     State::replay(&plan.clone().sound().unwrap(), &journal).expect("a legal journal");
     Record {
-        phase: "Running".into(),
+        phase: Phase::Running,
         plan: Some(plan),
         journal,
         created: at(created),
@@ -248,7 +249,7 @@ pub fn recovered(name: &str, created: i64) -> Record {
         done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
     ));
     lines.extend(up(name, 11_915, End::Recovered));
-    Record { phase: "Recovered".into(), ..run(name, created, lines) }
+    Record { phase: Phase::Recovered, ..run(name, created, lines) }
 }
 
 /// The cloud had to detach, and was busy at first.
@@ -268,7 +269,7 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
         done(4, "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"),
     ));
     lines.extend(up(name, 77_000, End::Recovered));
-    Record { phase: "Recovered".into(), ..run(name, created, lines) }
+    Record { phase: Phase::Recovered, ..run(name, created, lines) }
 }
 
 /// A person aborted it while it waited for the detach.
@@ -282,7 +283,7 @@ pub fn aborted(name: &str) -> Record {
     lines.push((8_060, applied(5, "200, replicas 1")));
     lines.push((8_070, ended(End::Aborted)));
     Record {
-        phase: "Aborted".into(),
+        phase: Phase::Aborted,
         requester: "joe@example.org".into(),
         reason: Some("redis is down, site is slow".into()),
         ..run(name, 40_000, lines)
@@ -320,7 +321,7 @@ pub fn failed(name: &str) -> Record {
                 .into(),
         }),
     ));
-    Record { phase: "Failed".into(), ..run(name, 40_000, lines) }
+    Record { phase: Phase::Failed, ..run(name, 40_000, lines) }
 }
 
 /// Nobody knows what became of the detach.
@@ -336,7 +337,7 @@ pub fn stuck(name: &str) -> Record {
         },
     ));
     let message = "whether the detach of volume 1042 happened is not known, and the provider's job history cannot be read";
-    Record { phase: "Stuck".into(), message: message.into(), ..run(name, 40_000, lines) }
+    Record { phase: Phase::Stuck, message: message.into(), ..run(name, 40_000, lines) }
 }
 
 /// Locked by the provider: no plan.
@@ -357,7 +358,7 @@ pub fn locked(name: &str) -> Record {
         owner: Default::default(),
     };
     Record {
-        phase: "Waiting".into(),
+        phase: Phase::Waiting,
         cloud_volume: Some(volume),
         ..record(name, Some(Diagnosis { verdict: Verdict::Wait { reason }, facts }))
     }
@@ -370,7 +371,7 @@ pub fn not_ours(name: &str) -> Record {
     };
     let facts = vec!["the agent on lke13311-16405-5fafd1b46dcf sees the device".into()];
     Record {
-        phase: "NotOurs".into(),
+        phase: Phase::NotOurs,
         ..record(name, Some(Diagnosis { verdict: Verdict::NotOurs { reason }, facts }))
     }
 }
@@ -380,13 +381,13 @@ pub fn refused_record(name: &str) -> Record {
     let refusals = vec![format!(
         "StatefulSet default/{name} deletes its claims when scaled down (persistentVolumeClaimRetentionPolicy.whenScaled is Delete); set it to Retain first"
     )];
-    Record { phase: "Refused".into(), refusals, ..record(name, Some(diagnosis(name))) }
+    Record { phase: Phase::Refused, refusals, ..record(name, Some(diagnosis(name))) }
 }
 
 /// Planned, and nothing done.
 pub fn dry_run(name: &str) -> Record {
     Record {
-        phase: "Planned".into(),
+        phase: Phase::Planned,
         mode: Mode::DryRun,
         plan: Some(plan(name)),
         ..record(name, Some(diagnosis(name)))
@@ -400,7 +401,7 @@ pub fn unclassified(name: &str) -> Record {
         why: "no agent has reported".into(),
     }];
     Record {
-        phase: "Waiting".into(),
+        phase: Phase::Waiting,
         ..record(name, Some(Diagnosis { verdict: Verdict::Unclassified { missing }, facts: Vec::new() }))
     }
 }

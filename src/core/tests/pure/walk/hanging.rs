@@ -2,7 +2,7 @@
 
 use super::{By, Walk, change, cloud};
 use jiff::{SignedDuration, Timestamp};
-use reattach_core::cloud::{CloudJob, CloudSnapshot, JobStatus, SnapshotState, VolumeState};
+use reattach_core::cloud::{CloudJob, CloudSnapshot, JobKind, JobStatus, SnapshotState, VolumeState};
 use reattach_core::fact::Fact;
 use reattach_core::testkit::Case;
 
@@ -72,6 +72,7 @@ impl Walk {
         );
         let job = |at: Timestamp| CloudJob {
             id: "5551".into(),
+            kind: JobKind::Detach,
             action: "detach".into(),
             status: JobStatus::Started,
             volume: Some(self.plan.pins.volume.clone()),
