@@ -1,4 +1,4 @@
-//! The list of the full level on host trees that show one situation each, and what a missing item does to the answer.
+//! The checks of the full level, on host trees with one situation each, and the answer when an item is missing.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -24,7 +24,7 @@ fn openers(tree: &Tree, level: Level) -> Vec<String> {
     }
 }
 
-/// What keeps the full level from "clean".
+/// Returns the reasons for which the full level does not answer "clean".
 fn doubts(tree: &Tree) -> Vec<String> {
     match seen(tree, Level::Full) {
         Seen::Unreadable { items } => items,
@@ -113,10 +113,10 @@ fn a_mapping_outlives_its_descriptor() {
     }
     tree.file("proc/99/maps", map("00:05", "/dev/zero"));
     assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
-    // Garbage is no answer.
+    // A malformed file gives no answer.
     tree.file("proc/99/maps", "garbage\n");
     assert!(matches!(seen(&tree, Level::Basic), Seen::Unreadable { .. }));
-    // The unasked report does not look there: it would change with every process.
+    // The inventory does not contain it: it would change with every process.
     assert_eq!(tree.scan().unreadable, Vec::<String>::new());
 }
 
@@ -142,12 +142,12 @@ fn what_is_left_of_a_pod_that_had_the_volume() {
         assert_eq!(seen(&tree, Level::Basic), Seen::Idle, "another pod's");
         tree.file("proc/55/cgroup", group);
         assert_eq!(openers(&tree, Level::Basic), [format!("55 redis-server (of pod {POD})")]);
-        // On its way out, waiting for its last writes, it still counts; as a zombie it does not.
+        // An exiting process that waits for its last writes still counts; a zombie does not.
         tree.file("proc/55/stat", "55 (redis-server) D 1 1 1 0 -1 4");
         assert_eq!(openers(&tree, Level::Basic).len(), 1);
         tree.file("proc/55/stat", "55 (redis-server) Z 1 1 1 0 -1 4");
         assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
-        // Without a device there is nothing that it could write to.
+        // Without a device there is nothing to write to.
         let gone = Tree::host();
         gone.csi_folders();
         gone.process(55, "redis-server", &[]);
@@ -184,7 +184,7 @@ fn programs_at_work_by_device_and_by_place() {
 fn a_loop_over_nothing_that_the_host_knows_is_never_clean() {
     let tree = counted();
     tree.virtual_device("loop0", "7:0");
-    // As a container spelled it.
+    // A path in a container.
     tree.file("sys/block/loop0/loop/backing_file", "/dev/xvdz\n");
     assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
     assert_eq!(doubts(&tree), ["/sys/block/loop0/loop/backing_file: nothing on the host is /dev/xvdz"]);

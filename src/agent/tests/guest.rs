@@ -1,4 +1,4 @@
-//! What the agent sees in host trees that show one situation each.
+//! Scans of host trees with one situation each.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -148,7 +148,7 @@ fn dead_mount() {
     let tree = Tree::host();
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
-    // A container's view of the same vanished device.
+    // A container's mount of the vanished device.
     tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
     let inventory = tree.scan();
     assert_eq!(inventory.devices, []);
@@ -183,7 +183,7 @@ fn a_dead_mount_that_only_another_namespace_still_has() {
 fn dead_mount_whose_folders_were_removed() {
     let tree = Tree::host();
     tree.mount(&format!("90 22 8:0 / {}/globalmount rw - ext4 /dev/sda rw", staging()));
-    // The hash in the path still says whose it is.
+    // The hash in the path still identifies the volume.
     assert_eq!(seen(&tree), Seen::DeadMount { paths: vec![format!("{}/globalmount", staging())] });
     assert_eq!(tree.scan().unreadable.len(), 1);
 }
@@ -225,7 +225,7 @@ fn an_unexplained_csi_mount_is_no_answer() {
     let tree = Tree::host();
     tree.mount(&format!("91 22 0:99 / {}/mount rw - fuse.some some rw", publish()));
     assert!(matches!(seen(&tree), Seen::Unreadable { items } if items[0].contains(&publish())));
-    // Of a device that is there and is another one: not ours.
+    // The mount of an existing device with another identity is not ours.
     let tree = Tree::host();
     tree.disk("sdb", "8:16", "another");
     tree.mount(&format!("91 22 8:16 / {}/mount rw - ext4 /dev/sdb rw", publish()));
@@ -313,7 +313,7 @@ fn swap_on_the_device() {
     tree.file("proc/swaps", format!("{head}/dev/sda2    partition\t4\t0\t-2\n/swapfile   file\t4\t0\t-3\n"));
     assert!(users(&tree).swap);
     assert!(in_use(&tree).swap);
-    // A swap device that nothing explains could be the one in question.
+    // An unknown swap device could be the device of the challenge.
     tree.file("proc/swaps", format!("{head}/dev/zz    partition\t4\t0\t-2\n"));
     assert!(matches!(seen(&tree), Seen::Unreadable { .. }));
 }

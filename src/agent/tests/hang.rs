@@ -1,5 +1,5 @@
-//! A process that hangs in the kernel so that its memory map cannot be read. Alone in this binary: while it hangs, no other
-//! close look is begun.
+//! A process that hangs in the kernel so that its memory map cannot be read. The only test in this binary: while the process
+//! hangs, no other scan of processes starts.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -21,7 +21,7 @@ fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
     let (gone, there) = (Tree::host(), Tree::with_volume());
     for tree in [&gone, &there] {
         tree.process(99, "db", &[]);
-        // Opening a FIFO for reading waits until somebody opens it for writing, as reading a locked map waits for its process.
+        // Opening a FIFO for reading waits until it is opened for writing, as reading a locked map waits for its process.
         let fifo = tree.0.join("proc/99/maps");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     }
@@ -30,11 +30,11 @@ fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
         Seen::Unreadable { items } => items,
         other => panic!("{other:?}"),
     };
-    assert_eq!(items(&there), ["/proc: looking closely at all processes: did not end within 10 s"]);
-    let again = "/proc: looking closely at all processes: not tried, because an earlier look still hangs in the kernel";
+    assert_eq!(items(&there), ["/proc: scanning all processes: did not end within 10 s"]);
+    let again = "/proc: scanning all processes: not tried, because an earlier scan still hangs in the kernel";
     assert_eq!(items(&there), [again]);
     assert_eq!(seen(&gone), Seen::NoDevice);
-    // It goes on: the first look ends, and the next one finds an ordinary map.
+    // The process continues: the first scan ends, and the next one reads the map.
     let fifo = there.0.join("proc/99/maps");
     drop(fs::OpenOptions::new().write(true).open(&fifo).unwrap());
     fs::remove_file(&fifo).unwrap();

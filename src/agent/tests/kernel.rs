@@ -1,5 +1,5 @@
-//! What holds a block device, on the kernel under this test: each kind of user is seen, and without one the device is idle
-//! at the basic level and clean at the full one.
+//! Users of a block device, on the kernel of this machine: each kind of user is found. Without a user the device is idle at
+//! the basic level and clean at the full level.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -12,10 +12,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 const LEVELS: [Level; 2] = [Level::Basic, Level::Full];
-/// How long a disk may take to become free: some milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout for a disk to become free. On an idle machine this takes some milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The inventory and the answers of both levels name exactly these users.
+/// Checks that the inventory and the answers of both levels name exactly these users.
 fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
     assert_eq!(disk.users(), *expected);
     for level in LEVELS {
@@ -23,10 +23,10 @@ fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
     }
 }
 
-/// Nothing uses the disk (any more). The kernel unmounts some moments after the last process of a namespace has ended.
+/// Checks that nothing uses the disk. The kernel unmounts a short time after the last process of a namespace has ended.
 fn is_free(disk: &Disk) {
     let began = Instant::now();
-    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < PATIENCE {
+    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < TIMEOUT {
         std::thread::yield_now();
     }
     assert_eq!(disk.users(), DeviceUsers::default());
@@ -92,7 +92,7 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
     });
 }
 
-/// Which an exclusive open does not notice.
+/// An exclusive open does not detect this user.
 #[test]
 fn opened_raw() {
     on_a_disk("opened_raw", |disk| {
@@ -104,7 +104,7 @@ fn opened_raw() {
     });
 }
 
-/// Which neither an exclusive open nor `holders/` shows; and one over that.
+/// Neither an exclusive open nor `holders/` shows a loop device, or one over it.
 #[test]
 fn loops_over_it() {
     on_a_disk("loops_over_it", |disk| {
@@ -137,7 +137,7 @@ fn swap_on_it() {
     });
 }
 
-/// Only an exclusive open notices: no process is in the namespace whose mount it is.
+/// Only an exclusive open detects the mount, because no process is in its namespace.
 #[test]
 fn mounted_in_a_namespace_without_a_process() {
     on_a_disk("mounted_in_a_namespace_without_a_process", |disk| {
@@ -185,7 +185,7 @@ fn a_program_at_work_on_it() {
             assert_eq!(disk.in_use(level).openers, [format!("{pid} fsck.ext4")]);
         }
         disk.end();
-        // On which device it works is not known: no answer, and never "clean".
+        // Its device is not known: there is no answer, and never "clean".
         disk.start(&[&program, "UUID=0a"]);
         assert_eq!(disk.seen(Level::Basic), Seen::Idle);
         let seen = disk.seen(Level::Full);
