@@ -8,11 +8,11 @@ mod common;
 
 use common::{Tree, challenge};
 use reattach_agent::answer;
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use std::fs;
 use std::process::Command;
 
-fn seen(tree: &Tree) -> Seen {
+fn seen(tree: &Tree) -> ScanResult {
     answer(&tree.root(), &challenge("r1", 7), jiff::Timestamp::UNIX_EPOCH).unwrap().seen
 }
 
@@ -25,21 +25,21 @@ fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
         let fifo = tree.0.join("proc/99/maps");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     }
-    assert_eq!(seen(&gone), Seen::NoDevice);
+    assert_eq!(seen(&gone), ScanResult::NoDevice);
     let items = |tree| match seen(tree) {
-        Seen::Unreadable { items } => items,
+        ScanResult::Unreadable { items } => items,
         other => panic!("{other:?}"),
     };
     assert_eq!(items(&there), ["/proc: scanning all processes: did not end within 10 s"]);
     let again = "/proc: scanning all processes: not tried, because an earlier scan still hangs in the kernel";
     assert_eq!(items(&there), [again]);
-    assert_eq!(seen(&gone), Seen::NoDevice);
+    assert_eq!(seen(&gone), ScanResult::NoDevice);
     // The process continues: the first scan ends, and the next one reads the map.
     let fifo = there.0.join("proc/99/maps");
     drop(fs::OpenOptions::new().write(true).open(&fifo).unwrap());
     fs::remove_file(&fifo).unwrap();
     there.file("proc/99/maps", "");
-    while seen(&there) != Seen::Idle {
+    while seen(&there) != ScanResult::Idle {
         std::thread::yield_now();
     }
 }

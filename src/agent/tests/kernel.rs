@@ -7,7 +7,7 @@
 mod common;
 
 use common::disk::{Disk, on_a_disk, skip};
-use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -26,12 +26,12 @@ fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
 /// Checks that nothing uses the disk. The kernel unmounts a short time after the last process of a namespace has ended.
 fn is_free(disk: &Disk) {
     let began = Instant::now();
-    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < TIMEOUT {
+    while disk.seen(Level::Full) != ScanResult::Clean && began.elapsed() < TIMEOUT {
         std::thread::yield_now();
     }
     assert_eq!(disk.users(), DeviceUsers::default());
-    assert_eq!(disk.seen(Level::Basic), Seen::Idle);
-    assert_eq!(disk.seen(Level::Full), Seen::Clean);
+    assert_eq!(disk.seen(Level::Basic), ScanResult::Idle);
+    assert_eq!(disk.seen(Level::Full), ScanResult::Clean);
 }
 
 #[test]
@@ -154,7 +154,11 @@ fn mounted_in_a_namespace_without_a_process() {
         disk.start(&["sh", "-c", &format!("exec 9</proc/{pid}/ns/mnt; echo ready; read x")]);
         disk.end();
         assert_eq!(disk.users(), DeviceUsers::default());
-        assert_eq!(disk.seen(Level::Basic), Seen::Idle, "the basic level opens no device and cannot know");
+        assert_eq!(
+            disk.seen(Level::Basic),
+            ScanResult::Idle,
+            "the basic level opens no device and cannot know"
+        );
         assert_eq!(disk.in_use(Level::Full), DeviceUsers { claimed: true, ..DeviceUsers::default() });
         disk.end();
         is_free(disk);
@@ -169,8 +173,8 @@ fn written_to_while_it_is_looked_at() {
             disk.run(&["dd", "if=/dev/zero", &to, "bs=4096", "count=1", "oflag=direct"]);
         };
         let active = DeviceUsers { active: true, ..DeviceUsers::default() };
-        assert_eq!(disk.seen_after(write), Seen::InUse { users: active });
-        assert_eq!(disk.seen_after(|_| ()), Seen::Clean);
+        assert_eq!(disk.seen_after(write), ScanResult::InUse { users: active });
+        assert_eq!(disk.seen_after(|_| ()), ScanResult::Clean);
     });
 }
 
@@ -187,9 +191,12 @@ fn a_program_at_work_on_it() {
         disk.end();
         // Its device is not known: there is no answer, and never "clean".
         disk.start(&[&program, "UUID=0a"]);
-        assert_eq!(disk.seen(Level::Basic), Seen::Idle);
+        assert_eq!(disk.seen(Level::Basic), ScanResult::Idle);
         let seen = disk.seen(Level::Full);
-        assert!(matches!(&seen, Seen::Unreadable { items } if items[0].contains("fsck.ext4")), "{seen:?}");
+        assert!(
+            matches!(&seen, ScanResult::Unreadable { items } if items[0].contains("fsck.ext4")),
+            "{seen:?}"
+        );
         disk.end();
         is_free(disk);
     });
@@ -208,7 +215,7 @@ fn a_device_mapper_target_over_it() {
         let (users, seen) = (disk.users(), disk.seen(Level::Full));
         disk.run(&["dmsetup", "remove", &name]);
         assert!(users.holders.len() == 1 && users.holders[0].starts_with("dm-"), "{users:?}");
-        assert!(matches!(&seen, Seen::InUse { users } if users.holders.len() == 1), "{seen:?}");
+        assert!(matches!(&seen, ScanResult::InUse { users } if users.holders.len() == 1), "{seen:?}");
         is_free(disk);
     });
 }

@@ -8,7 +8,7 @@ mod common;
 use common::world::{LONG, World, on, refusal};
 use common::{Tree, challenge};
 use futures::stream;
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use reattach_sim::apiserver::{Fault, FaultRule, Verb};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -148,5 +148,5 @@ async fn the_full_level_compares_counters_over_a_second() {
     sleep(Duration::from_millis(200)).await;
     let answer = &world.answers()[0];
     assert_eq!(answer.level, Level::Full);
-    assert!(matches!(&answer.seen, Seen::InUse { users } if users.active), "{answer:?}");
+    assert!(matches!(&answer.seen, ScanResult::InUse { users } if users.active), "{answer:?}");
 }

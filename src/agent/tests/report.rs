@@ -10,7 +10,7 @@ use common::{BOOT, LABEL, Tree, challenge};
 use jiff::Timestamp;
 use kube::CustomResourceExt;
 use reattach_api::NodeVolumeReport;
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_core::product::Product;
 use reattach_sim::apiserver::{Fault, FaultRule, Verb, WatchBreak};
 use serde_json::{Value, json};
@@ -78,7 +78,7 @@ async fn a_challenge_is_answered_once_at_once_with_its_triple() {
         (&answer.recovery, answer.epoch, &answer.identity),
         (&question.recovery, question.epoch, &question.identity)
     );
-    assert_eq!((answer.boot_id.as_str(), &answer.seen), (BOOT, &Seen::Idle));
+    assert_eq!((answer.boot_id.as_str(), &answer.seen), (BOOT, &ScanResult::Idle));
     assert!(answer.scanned_at >= asked_at && answer.scanned_at <= world.server.clock().now());
     let generation = world.report()["metadata"]["generation"].as_i64();
     assert_eq!(world.status().observed_generation, generation);
@@ -103,7 +103,7 @@ async fn a_new_epoch_is_answered_by_a_new_scan() {
     let second = world.answers();
     assert_eq!((second.len(), second[0].epoch), (2, 2));
     assert!(second[0].scanned_at >= asked_at);
-    assert!(matches!(&second[0].seen, Seen::InUse { users } if users.mounts == ["/srv"]));
+    assert!(matches!(&second[0].seen, ScanResult::InUse { users } if users.mounts == ["/srv"]));
     assert_eq!(second[1], first[1], "the other recovery's answer stands");
     world.ask("n1", &[]).await;
     sleep(Duration::from_millis(100)).await;

@@ -10,7 +10,7 @@ use common::Tree;
 use common::api::Api;
 use common::disk::{on_a_disk, skip};
 use reattach_agent::rights::{Rights, USER, reduce};
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use rustix::process::{Pid, test_kill_process};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use std::fs::{File, OpenOptions};
@@ -129,8 +129,12 @@ fn it_reads_everything_and_changes_nothing() {
 #[test]
 fn it_sees_each_user_of_a_device_that_root_sees() {
     on_a_disk("it_sees_each_user_of_a_device_that_root_sees", |disk| {
-        assert_eq!(disk.seen(Level::Full), Seen::Clean);
-        assert_eq!(with_rights(as_running, || disk.seen(Level::Full)), Seen::Clean, "it opens the device");
+        assert_eq!(disk.seen(Level::Full), ScanResult::Clean);
+        assert_eq!(
+            with_rights(as_running, || disk.seen(Level::Full)),
+            ScanResult::Clean,
+            "it opens the device"
+        );
         disk.format();
         let (device, point) = (disk.device(), disk.path("point"));
         let script =

@@ -22,8 +22,9 @@ use reattach_core::identity::binding_in;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan};
-use reattach_core::proof::{Declaration, Sighting};
-use reattach_core::runbook::{Holding, StepKind};
+use reattach_core::proof::{Declaration, InstanceObservation};
+use reattach_core::runbook::Holding;
+use reattach_core::steps::StepKind;
 use reattach_provider_api::HandleError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ pub struct Own {
     /// The challenge that is open: the recovery's UID and the epoch.
     pub asked: Option<(Uid, u64)>,
     /// What it saw of instances before, oldest first.
-    pub sightings: Vec<Sighting>,
+    pub sightings: Vec<InstanceObservation>,
     /// A person's word that a holder cannot write.
     pub declaration: Option<Declaration>,
     /// A person's word that nothing which it ordered is under way.

@@ -12,7 +12,7 @@ use reattach_api::{Opaque, Phase, RecoveryPolicy, VolumeRecovery};
 use reattach_cluster::store::SaveError;
 use reattach_cluster::{node, open_orders, reports, tidy};
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{self, Entry};
 use reattach_core::plain;
 use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::workload::WorkloadRef;
@@ -55,7 +55,8 @@ pub(crate) async fn release(executor: &Executor, recovery: VolumeRecovery) -> Re
         for (at, _) in plan.steps.iter().enumerate().filter(|(_, step)| step.kind.spec().is_order()) {
             let step = StepIx(u32::try_from(at).unwrap_or(u32::MAX));
             let ordered = |e: &&Opaque<Entry>| {
-                e.get().is_ok_and(|e| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step))
+                e.get()
+                    .is_ok_and(|e| matches!(&e.event, journal::Event::Started { step: s, .. } if *s == step))
             };
             if status.journal.iter().any(|e| ordered(&e)) {
                 executor.take_note_away(&open_orders::name(&uid, step)).await;

@@ -5,12 +5,12 @@ use crate::format::{clean, millis, quoted, step_name};
 use crate::timing::{Stretch, stretches};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
-use reattach_core::journal::{End, Entry, Mark, Outcome, is_withheld};
-use reattach_core::machine::open_steps;
+use reattach_core::journal::{End, Entry, Event, Outcome, is_withheld};
 use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
-use reattach_core::runbook::StepKind;
+use reattach_core::run::open_steps;
+use reattach_core::steps::StepKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -125,8 +125,8 @@ impl Fate {
 /// What became of a recovery. The journal speaks first, then the verdict, then the plan and the mode; the phase decides
 /// only what these cannot tell.
 pub fn fate(record: &Record) -> Fate {
-    let ended = record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::Ended { end } => Some(end.clone()),
+    let ended = record.journal.iter().rev().find_map(|e| match &e.event {
+        Event::Ended { end } => Some(end.clone()),
         _ => None,
     });
     match ended {
@@ -169,14 +169,14 @@ pub fn fate(record: &Record) -> Fate {
 
 /// A run that was taken up and has not ended.
 fn going(record: &Record) -> Option<Fate> {
-    let turned = record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::TurnedBack { why } => Some(why.to_string()),
+    let turned = record.journal.iter().rev().find_map(|e| match &e.event {
+        Event::UnwindStarted { why } => Some(why.to_string()),
         _ => None,
     });
     if let Some(why) = turned {
         return Some(Fate::PuttingBack { why });
     }
-    let accepted = record.journal.iter().any(|e| matches!(e.mark, Mark::Accepted { .. }));
+    let accepted = record.journal.iter().any(|e| matches!(e.event, Event::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
     let current = open_steps(plan, &record.journal).ok().and_then(|s| s.current);
     let step = current.map_or_else(|| "the journal cannot be read".to_owned(), |s| step_name(Some(plan), s));
@@ -218,17 +218,17 @@ pub(crate) struct RecoverySummary<'a> {
 
 impl<'a> RecoverySummary<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
-        let at = |wanted: fn(&Mark) -> bool| record.journal.iter().find(|e| wanted(&e.mark)).map(|e| e.at);
-        let accepted = record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Accepted { authority, .. } => Some((e.at, authority.as_str())),
+        let at = |wanted: fn(&Event) -> bool| record.journal.iter().find(|e| wanted(&e.event)).map(|e| e.at);
+        let accepted = record.journal.iter().find_map(|e| match &e.event {
+            Event::Accepted { authority, .. } => Some((e.at, authority.as_str())),
             _ => None,
         });
         Self {
             record,
             fate: fate(record),
             accepted,
-            turned_back: at(|m| matches!(m, Mark::TurnedBack { .. })),
-            ended: at(|m| matches!(m, Mark::Ended { .. })),
+            turned_back: at(|m| matches!(m, Event::UnwindStarted { .. })),
+            ended: at(|m| matches!(m, Event::Ended { .. })),
             cloud_detach: cloud_detach(record),
             stretches: record.plan.as_ref().map(|p| stretches(p, &record.journal)).unwrap_or_default(),
         }
@@ -263,7 +263,7 @@ impl<'a> RecoverySummary<'a> {
     pub(crate) fn touched(&self) -> bool {
         let sent = |ix| !is_withheld(&self.record.journal, ix);
         let mut lines = self.record.journal.iter().enumerate();
-        lines.any(|(ix, e)| matches!(e.mark, Mark::Started { .. }) && sent(ix))
+        lines.any(|(ix, e)| matches!(e.event, Event::Started { .. }) && sent(ix))
     }
 
     /// Whether the pod is, for all we know, still without its volume.
@@ -274,8 +274,8 @@ impl<'a> RecoverySummary<'a> {
     /// The proof that a freeing effect rested on; the last one counts.
     pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
         let journal = &self.record.journal;
-        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.mark {
-            Mark::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
+        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.event {
+            Event::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
             _ => None,
         })
     }
@@ -288,9 +288,9 @@ impl<'a> RecoverySummary<'a> {
     /// How a step went, with its stretch if it was begun.
     pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
-        let closing = self.record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
-            Mark::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
+        let closing = self.record.journal.iter().find_map(|e| match &e.event {
+            Event::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
+            Event::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
             _ => None,
         });
         let open = if stretch.is_some() { StepSummary::Unfinished } else { StepSummary::NotBegun };
@@ -314,13 +314,13 @@ impl<'a> RecoverySummary<'a> {
 fn cloud_detach(record: &Record) -> CloudDetach {
     let Some(plan) = &record.plan else { return CloudDetach::No };
     let Some(step) = plan.find(StepKind::CloudDetach) else { return CloudDetach::No };
-    let order = |e: &Entry| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step);
+    let order = |e: &Entry| matches!(&e.event, Event::Started { step: s, .. } if *s == step);
     let mut lines = record.journal.iter().enumerate();
     let tried = lines.any(|(ix, e)| order(e) && !is_withheld(&record.journal, ix));
     let applied = record
         .journal
         .iter()
-        .any(|e| matches!(&e.mark, Mark::Outcome { step: s, outcome } if *s == step && outcome.applied()));
+        .any(|e| matches!(&e.event, Event::Outcome { step: s, outcome } if *s == step && outcome.applied()));
     match (tried, applied) {
         (_, true) => CloudDetach::Used,
         (true, false) => CloudDetach::Tried,
@@ -332,10 +332,10 @@ fn cloud_detach(record: &Record) -> CloudDetach {
 /// the cloud was not asked, or accepted, or the reason is not one that the provider could lift.
 pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
-    let last = record.journal.iter().rev().find_map(|e| match &e.mark {
+    let last = record.journal.iter().rev().find_map(|e| match &e.event {
         // What was not sent says nothing about the cloud.
-        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
-        Mark::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
+        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
+        Event::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
         _ => None,
     });
     match last {
@@ -348,15 +348,15 @@ pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
 pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
-    let last = record.journal.iter().rev().find(|e| match &e.mark {
-        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
-        Mark::Outcome { step: s, .. } | Mark::Completed { step: s, .. } | Mark::Skipped { step: s, .. } => {
-            *s == step
-        }
+    let last = record.journal.iter().rev().find(|e| match &e.event {
+        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
+        Event::Outcome { step: s, .. }
+        | Event::Completed { step: s, .. }
+        | Event::Skipped { step: s, .. } => *s == step,
         _ => false,
     });
-    match last.map(|e| (e.at, &e.mark)) {
-        Some((at, Mark::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
+    match last.map(|e| (e.at, &e.event)) {
+        Some((at, Event::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
         _ => None,
     }
 }

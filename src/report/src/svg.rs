@@ -7,7 +7,7 @@ use crate::scale::Axis;
 use crate::summary::{Fate, RecoverySummary, StepSummary};
 use crate::timing::Stretch;
 use jiff::Timestamp;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use std::fmt::Write;
 
 const WIDTH: f64 = 1000.0;

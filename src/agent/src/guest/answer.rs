@@ -7,7 +7,7 @@ use super::mountinfo::Dev;
 use super::probe::{Claim, claim};
 use super::{MountView, Scan, bounded, orphan, users};
 use jiff::Timestamp;
-use reattach_core::guest::{Answer, Challenge, DeviceUsers, Level, Seen};
+use reattach_core::guest::{Answer, Challenge, DeviceUsers, Level, ScanResult};
 use std::collections::BTreeSet;
 
 /// Driver states of a working disk. In other states its removal has begun and not finished: `offline`, `transport-offline`,
@@ -32,7 +32,7 @@ impl Scan {
     }
 
     /// Answers "in use" also when some items could not be read. Any other answer needs all items.
-    fn seen(&self, challenge: &Challenge) -> Seen {
+    fn seen(&self, challenge: &Challenge) -> ScanResult {
         let wanted = &challenge.identity.serial;
         let is_wanted = |(name, _): &(&String, &Family)| {
             self.blocks.nodes.get(*name).is_some_and(|node| node.identities.contains(wanted))
@@ -50,7 +50,7 @@ impl Scan {
         }
         let paths = users::bounded_set(dead.iter().map(|view| view.label()).collect());
         if !users.is_empty() {
-            return Seen::InUse { users };
+            return ScanResult::InUse { users };
         }
         let unexplained = |view: &&MountView| self.is_orphan(view) && !self.is_anothers(view, challenge);
         let orphans = self.views.iter().filter(unexplained).map(orphan);
@@ -58,14 +58,14 @@ impl Scan {
         let hidden = self.close.iter().flat_map(|close| &close.processes.unreadable);
         let items = bounded(self.unreadable.iter().chain(hidden).cloned().chain(orphans).collect());
         match (items.is_empty(), found.is_empty(), paths.is_empty()) {
-            (false, _, _) => Seen::Unreadable { items },
-            (true, true, true) => Seen::NoDevice,
-            (true, true, false) => Seen::DeadMount { paths },
+            (false, _, _) => ScanResult::Unreadable { items },
+            (true, true, true) => ScanResult::NoDevice,
+            (true, true, false) => ScanResult::DeadMount { paths },
             (true, false, true) => self.idle(&disks, &devs),
             (true, false, false) => {
                 // The device has returned under another number, and kubelet still has the mount of the old one.
                 users.mounts = paths.into_iter().map(|path| format!("{path} (dead)")).collect();
-                Seen::InUse { users }
+                ScanResult::InUse { users }
             }
         }
     }
@@ -105,8 +105,8 @@ impl Scan {
 
     /// Returns the answer for an existing device without a sign of a user. "Clean" needs the full level, a scan for the
     /// challenge without gaps, and an exclusive open.
-    fn idle(&self, disks: &[&String], devs: &BTreeSet<Dev>) -> Seen {
-        let (Level::Full, Some(close)) = (self.root.level(), &self.close) else { return Seen::Idle };
+    fn idle(&self, disks: &[&String], devs: &BTreeSet<Dev>) -> ScanResult {
+        let (Level::Full, Some(close)) = (self.root.level(), &self.close) else { return ScanResult::Idle };
         let mut doubts: BTreeSet<String> = self.unresolved_loops.iter().cloned().collect();
         let ambiguous = close.processes.programs.iter().filter(|program| program.is_ambiguous);
         doubts.extend(
@@ -123,13 +123,15 @@ impl Scan {
             }
         }
         if !doubts.is_empty() {
-            return Seen::Unreadable { items: bounded(doubts) };
+            return ScanResult::Unreadable { items: bounded(doubts) };
         }
         let names = devs.iter().filter_map(|dev| Some((self.blocks.name_of(*dev)?, *dev))).collect();
         match claim(&self.root, names) {
-            Claim::Free => Seen::Clean,
-            Claim::Taken => Seen::InUse { users: DeviceUsers { claimed: true, ..DeviceUsers::default() } },
-            Claim::Unknown(why) => Seen::Unreadable { items: vec![why] },
+            Claim::Free => ScanResult::Clean,
+            Claim::Taken => {
+                ScanResult::InUse { users: DeviceUsers { claimed: true, ..DeviceUsers::default() } }
+            }
+            Claim::Unknown(why) => ScanResult::Unreadable { items: vec![why] },
         }
     }
 

@@ -4,7 +4,7 @@
 use super::{LABEL, Tree, challenge, device, page83};
 use reattach_agent::guest::Counters;
 use reattach_agent::{HostRoot, Scan, answer, scan};
-use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -190,7 +190,7 @@ impl Disk {
     }
 
     /// Returns the answer at this level.
-    pub fn seen(&self, level: Level) -> Seen {
+    pub fn seen(&self, level: Level) -> ScanResult {
         let now = jiff::Timestamp::UNIX_EPOCH;
         let answer = answer(&self.root().with_level(level), &challenge("r", 1), now).unwrap();
         assert_eq!(answer.level, level);
@@ -200,13 +200,13 @@ impl Disk {
     /// Returns the users in the answer at this level.
     pub fn in_use(&self, level: Level) -> DeviceUsers {
         match self.seen(level) {
-            Seen::InUse { users } => users,
+            ScanResult::InUse { users } => users,
             other => panic!("{level:?}: {other:?}"),
         }
     }
 
     /// Returns the answer when something happens between the two reads of the counters.
-    pub fn seen_after(&self, happening: impl FnOnce(&Self)) -> Seen {
+    pub fn seen_after(&self, happening: impl FnOnce(&Self)) -> ScanResult {
         let root = self.root().with_level(Level::Full);
         let before = Counters::read(&root);
         happening(self);

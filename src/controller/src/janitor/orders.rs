@@ -13,9 +13,9 @@ use reattach_cluster::tidy;
 use reattach_core::cloud::InstanceState;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{ObjectName, Uid};
-use reattach_core::machine::{History, Sent, accounted_for};
 use reattach_core::plain;
 use reattach_core::policy::Mode;
+use reattach_core::run::{History, Sent, accounted_for};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 

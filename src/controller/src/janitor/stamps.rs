@@ -8,10 +8,10 @@ use reattach_api::VolumeRecovery;
 use reattach_cluster::stamped::{self, Marked, Stamped};
 use reattach_cluster::tidy;
 use reattach_core::ids::Uid;
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::plan::SoundPlan;
-use reattach_core::runbook::StepKind;
 use reattach_core::stamp::{STAMP_ANNOTATION, Scaled, Stamp, Verdict, judge};
+use reattach_core::steps::StepKind;
 use reattach_core::workload::{ScalePath, WorkloadRef};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -262,9 +262,9 @@ fn word_of(recovery: &VolumeRecovery, workload: &WorkloadRef) -> Word {
 fn scale_in(recovery: &VolumeRecovery, plan: &SoundPlan) -> Option<Scale> {
     let scale = plan.find(StepKind::ScaleToZero)?;
     let (_, journal) = recovery.history().ok()?;
-    let begun = |mark: &Mark| matches!(mark, Mark::Started { step, .. } if *step == scale);
+    let begun = |event: &Event| matches!(event, Event::Started { step, .. } if *step == scale);
     journal
         .iter()
-        .any(|e| begun(&e.mark))
+        .any(|e| begun(&e.event))
         .then(|| Scale { workload: plan.pins.workload.uid.clone(), replicas: plan.pins.replicas })
 }

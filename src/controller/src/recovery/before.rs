@@ -10,15 +10,15 @@ use reattach_cluster::{reports, store};
 use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::Violation;
 use reattach_core::consent::PolicySays;
-use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
+use reattach_core::diagnosis::{Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
-use reattach_core::safety::Refusal;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -294,8 +294,8 @@ impl Executor {
             return Ok(pause);
         }
         let recovery = finish::hold(self, recovery).await?;
-        let mark = Mark::Accepted { plan_hash: plan.hash.to_string(), authority };
-        self.append(recovery, &plan, mark, memory).await?;
+        let event = Event::Accepted { plan_hash: plan.hash.to_string(), authority };
+        self.append(recovery, &plan, event, memory).await?;
         Ok(Turn::Again)
     }
 
@@ -431,6 +431,6 @@ fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
     waiting
         .filter(|node| evidence.node(node, now).is_some_and(|n| n.ready))
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
-        .find(|node| matches!(sight(evidence, node, now), Sight::Unknown { .. }))
+        .find(|node| matches!(guest_view(evidence, node, now), GuestView::Unknown { .. }))
         .cloned()
 }

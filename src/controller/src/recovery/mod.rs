@@ -3,7 +3,7 @@
 //! # Expected flow
 //! [`Executor::drive`] reads the VolumeRecovery, takes one [`Turn`], and waits for a change or for the moment that the
 //! turn named. Before a plan is accepted a turn diagnoses and plans (`before.rs`); afterwards it asks
-//! [`reattach_core::machine::next`] for the one next thing and does it (`run.rs`).
+//! [`reattach_core::run::next`] for the one next thing and does it (`run.rs`).
 //!
 //! # Guarantees
 //! Every effect is journaled before it is issued and its outcome after, by compare-and-swap. Every effect passes the

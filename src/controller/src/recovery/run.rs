@@ -17,13 +17,14 @@ use reattach_core::cloud::PowerChange;
 use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
-use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{
+use reattach_core::journal::{End, Entry, Event, Outcome};
+use reattach_core::plan::SoundPlan;
+use reattach_core::run::{
     Action, Context, Effect, Next, State, StepState, newest_job, next, refused_to_put_back,
 };
-use reattach_core::plan::SoundPlan;
-use reattach_core::runbook::{Holding, StepKind};
+use reattach_core::runbook::Holding;
 use reattach_core::stamp::{self, Doubt};
+use reattach_core::steps::StepKind;
 use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,10 +79,10 @@ impl Executor {
             match self.ask(&recovery, &plan, &state, &evidence, limits) {
                 // Lines that follow from the same facts are written one after another: only an effect or the passing of
                 // time makes facts old, and the machine itself tells facts from before an effect.
-                Next::Record(mark) => {
-                    let done = matches!(mark, Mark::Ended { .. } | Mark::Outcome { .. });
-                    recovery = self.append(recovery, &plan, mark.clone(), memory).await?;
-                    self.account(&recovery, &plan, &mark).await;
+                Next::Record(event) => {
+                    let done = matches!(event, Event::Ended { .. } | Event::Outcome { .. });
+                    recovery = self.append(recovery, &plan, event.clone(), memory).await?;
+                    self.account(&recovery, &plan, &event).await;
                     wrote = true;
                     if done {
                         return Ok(Turn::Again);
@@ -210,9 +211,9 @@ impl Executor {
         let limits = Limits { ruling: self.live_ruling(&live).await?, ..limits.clone() };
         let action = match self.ask(&recovery, plan, state, &live, &limits) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
-            Next::Record(mark) => {
-                let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
-                self.account(&recovery, plan, &mark).await;
+            Next::Record(event) => {
+                let recovery = self.append(recovery, plan, event.clone(), memory).await?;
+                self.account(&recovery, plan, &event).await;
                 return Ok(Turn::Again);
             }
             Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
@@ -250,7 +251,7 @@ impl Executor {
             _ => None,
         };
         let newest_job = newest_job(&action.effect, evidence);
-        let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
+        let started = Event::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
         let recovery = self.append(recovery, plan, started, memory).await?;
         // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
         let located = self.collector.locate(evidence, Some(&plan.pins)).await;
@@ -278,18 +279,18 @@ impl Executor {
         self.metrics.count_effect(step, &outcome);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
-        let mark = Mark::Outcome { step: action.step, outcome };
-        let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
-        self.account(&recovery, plan, &mark).await;
+        let event = Event::Outcome { step: action.step, outcome };
+        let recovery = self.append(recovery, plan, event.clone(), memory).await?;
+        self.account(&recovery, plan, &event).await;
         self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
     }
 
     /// Takes the note of an order away once a line of the journal tells what became of it. Best effort: the end of the run does
     /// it again, and the janitor after that.
-    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, mark: &Mark) {
-        let known = match mark {
-            Mark::Outcome { step, outcome } => match outcome {
+    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, event: &Event) {
+        let known = match event {
+            Event::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
                 | Outcome::Withheld { .. }
                 | Outcome::ObservedApplied { .. }
@@ -298,16 +299,16 @@ impl Executor {
                 Outcome::Applied { .. } | Outcome::Unknown { .. } | Outcome::Repeatable { .. } => None,
             },
             // A detach is completed once the cloud was read back; an order about power as soon as it is accepted.
-            Mark::Completed { step, .. } => Some(*step).filter(|step| {
+            Event::Completed { step, .. } => Some(*step).filter(|step| {
                 let kind = plan.steps.get(step.index()).map(|s| s.kind);
                 matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
             }),
-            Mark::Accepted { .. }
-            | Mark::Started { .. }
-            | Mark::Skipped { .. }
-            | Mark::NoUser { .. }
-            | Mark::TurnedBack { .. }
-            | Mark::Ended { .. } => None,
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::Skipped { .. }
+            | Event::UnusedSince { .. }
+            | Event::UnwindStarted { .. }
+            | Event::Ended { .. } => None,
         };
         let order =
             known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order()));

@@ -14,8 +14,8 @@ use reattach_cluster::tidy;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::{Entry, Outcome};
-use reattach_core::machine::{Effect, Left, State, without_journal};
 use reattach_core::plan::SoundPlan;
+use reattach_core::run::{Effect, Left, State, without_journal};
 
 /// How long a status may be refused before what the run changed is put back. A right that is being renewed, or a CRD that is
 /// being applied, comes back sooner.

@@ -7,7 +7,7 @@ mod sample;
 
 use reattach_core::diagnosis::{Diagnosis, Verdict};
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{Entry, Event};
 use reattach_core::policy::Mode;
 use reattach_report::{
     Fate, Incident, Record, TEXT_WIDTH, diagnosis_text, fate, html, journal_text, json, markdown, own_share,
@@ -111,11 +111,11 @@ fn a_ticket_quotes_the_provider_and_not_ourselves() {
     let refusal = record
         .journal
         .iter()
-        .position(|e| matches!(&e.mark, Mark::Outcome { outcome, .. } if !outcome.applied()));
+        .position(|e| matches!(&e.event, Event::Outcome { outcome, .. } if !outcome.applied()));
     let at = refusal.unwrap() + 1;
     let order = started(2, "detach volume 1042 from instance 28871423 at the cloud");
-    for (n, mark) in [order, withheld(2)].into_iter().enumerate() {
-        let line = Entry { mark, ..record.journal[at - 1].clone() };
+    for (n, event) in [order, withheld(2)].into_iter().enumerate() {
+        let line = Entry { event, ..record.journal[at - 1].clone() };
         record.journal.insert(at + n, line);
     }
     for (seq, line) in (0..).zip(&mut record.journal) {
