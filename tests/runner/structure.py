@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Fails when two files of a crate import each other, apart from the pairs below.
+"""Checks that the code has the structure that ARCHITECTURE.md and docs/ describe.
 
-Usage: circles.py [ROOT]. Reads the sources as text: `use` declarations and paths that begin with `crate::` or `super::`, each
-followed through re-exports to the file that defines the name. Test modules are left out.
+1. No two files of a crate import each other, apart from the pairs below. The sources are read as text: `use` declarations and paths
+   that begin with `crate::` or `super::`, each followed through re-exports to the file that defines the name. Test modules are left out.
+2. Each file that a page names exists, and each `file.rs::function` is there.
+
+Usage: structure.py [ROOT].
 """
 
 import pathlib
@@ -113,6 +116,28 @@ class Crate:
                     yield module, target, path
 
 
+NAMED = re.compile(r"`((?:src|providers|tests|deploy|runbooks|docs|\.config)/[\w./{},-]*?)(?:::(\w+))?`")
+
+
+def alternatives(path):
+    """Expands `a/{b,c}.rs`."""
+    brace = re.search(r"\{([^}]*)\}", path)
+    if not brace:
+        return [path]
+    return [path[: brace.start()] + one.strip() + path[brace.end() :] for one in brace[1].split(",")]
+
+
+def missing_places(root):
+    for page in [root / "ARCHITECTURE.md", root / "README.md", *sorted(root.glob("docs/*.md"))]:
+        for path, name in NAMED.findall(page.read_text()):
+            for one in alternatives(path):
+                file = root / one
+                if not file.exists() and not list(root.glob(one)):
+                    yield f"{page.relative_to(root)} names {one}, which does not exist"
+                elif name and not re.search(rf"\b(fn|struct|enum|trait|const|static|macro_rules!) {name}\b", file.read_text()):
+                    yield f"{page.relative_to(root)} names {name} of {one}, which is not there"
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     bad, allowed = [], set()
@@ -133,7 +158,9 @@ def main():
     for pair in sorted(set(TOGETHER) - allowed):
         print(f"{pair[0]} and {pair[1]} no longer import each other: take the pair off the list in {sys.argv[0]}")
         bad.append(pair)
-    return 1 if bad else 0
+    places = list(missing_places(root))
+    print("\n".join(places), end="\n" if places else "")
+    return 1 if bad or places else 0
 
 
 if __name__ == "__main__":
