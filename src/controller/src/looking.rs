@@ -12,7 +12,7 @@
 //! A look that fails is logged and made again.
 
 use crate::collect::Depth;
-use crate::controller::{has_a_run, phase};
+use crate::limits::{has_a_run, phase};
 use crate::nominate::{Nominee, nominees};
 use crate::policies::{Subject, ruling, ruling_policy};
 use crate::recovery::Executor;

@@ -2,7 +2,7 @@
 
 use super::{Room, is_over};
 use crate::collect::HISTORY;
-use crate::finish;
+use crate::notify;
 use crate::recovery::Executor;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -103,7 +103,7 @@ impl Room<'_> {
                 namespace: Some(self.executor.gate.locks().to_owned()),
                 ..Default::default()
             };
-            finish::call(self.executor, &lease, "OrderUnaccounted", sentence.clone()).await;
+            notify::person_needed(self.executor, &lease, "OrderUnaccounted", sentence.clone()).await;
         }
         let Ok(order) = &note.order else { return };
         let Ok(pass) = self.executor.gate.tidy() else { return };

@@ -1,8 +1,8 @@
 //! Stamps that no recovery cares for any more.
 
 use super::{Room, is_final, is_over};
-use crate::finish;
 use crate::metrics::EffectLabels;
+use crate::notify;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cluster::stamped::{self, Marked, Stamped};
@@ -222,7 +222,8 @@ impl Room<'_> {
         let note = format!(
             "{why}, and reattach wrote the workload's count last: the workload may be at zero by a recovery that is gone. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
         );
-        finish::call(self.executor, &finish::about(&marked.workload), "StampUnreadable", note).await;
+        notify::person_needed(self.executor, &notify::reference(&marked.workload), "StampUnreadable", note)
+            .await;
         Ok(true)
     }
 
@@ -234,7 +235,7 @@ impl Room<'_> {
         let labels = EffectLabels { step: "Janitor".to_owned(), outcome: "ignored".to_owned() };
         self.executor.metrics.effects.get_or_create(&labels).inc();
         let note = format!("{} carries a stamp of reattach: {why}", marked.workload);
-        finish::remark(self.executor, &finish::about(&marked.workload), "StampIgnored", note).await;
+        notify::left_alone(self.executor, &notify::reference(&marked.workload), "StampIgnored", note).await;
         true
     }
 }

@@ -1,8 +1,8 @@
 //! Before a run: challenge, diagnose, plan, check, and wait for the right to act.
 
-use super::{Executor, Limits, Memory, Turn, TurnError};
+use super::{DriverState, Executor, Limits, Turn, TurnError};
 use crate::collect::{Depth, Own};
-use crate::{finish, status};
+use crate::{finalizer, notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
@@ -36,7 +36,7 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let now = self.collector.clock.now();
         if let Some(end) = self.ended_by_people(&recovery) {
@@ -112,7 +112,7 @@ impl Executor {
         node: &NodeName,
         confirmed: bool,
         evidence: &Evidence,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Option<Turn>, TurnError> {
         let (Some(cloud), Some(csi)) =
             (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now()))
@@ -211,7 +211,7 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         refusals: &[Refusal],
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let passing = refusals.iter().all(Refusal::may_pass);
         let status = recovery.status.get_or_insert_default();
@@ -231,7 +231,7 @@ impl Executor {
         plan: SoundPlan,
         evidence: &Evidence,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let status = recovery.status.get_or_insert_default();
         status.refusals.clear();
@@ -293,7 +293,7 @@ impl Executor {
             self.stored(recovery, memory).await?;
             return Ok(pause);
         }
-        let recovery = finish::hold(self, recovery).await?;
+        let recovery = finalizer::ensure(self, recovery).await?;
         let event = Event::Accepted { plan_hash: plan.hash.to_string(), authority };
         self.append(recovery, &plan, event, memory).await?;
         Ok(Turn::Again)
@@ -305,7 +305,7 @@ impl Executor {
         mut recovery: VolumeRecovery,
         phase: Phase,
         diagnosis: &Diagnosis,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let status = recovery.status.get_or_insert_default();
         status.plan = None;
@@ -325,10 +325,10 @@ impl Executor {
         recovery: VolumeRecovery,
         phase: Phase,
         message: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let stored = self.keep(recovery, phase, message, memory).await?;
-        finish::release(self, stored).await
+        finalizer::remove(self, stored).await
     }
 
     /// Stores phase and message if they changed.
@@ -337,7 +337,7 @@ impl Executor {
         mut recovery: VolumeRecovery,
         phase: Phase,
         message: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         status::set(&mut recovery, phase, message, self.collector.clock.now());
         self.stored(recovery, memory).await
@@ -347,7 +347,7 @@ impl Executor {
     async fn stored(
         &self,
         mut recovery: VolumeRecovery,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
         status::explain(&mut recovery, memory.cloud.as_ref());
@@ -369,9 +369,9 @@ impl Executor {
             memory.refused_since = None;
             stored
         };
-        finish::tell(self, &stored, memory).await;
+        notify::phase(self, &stored, memory).await;
         if called {
-            finish::escalate(self, &stored).await;
+            notify::escalated(self, &stored).await;
         }
         Ok(stored)
     }
@@ -387,7 +387,7 @@ impl Executor {
 }
 
 /// Logs a veto of the safety checker: once for each change of what it objects to, also over a restart.
-fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut Memory) {
+fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut DriverState) {
     let veto = refusals.iter().find_map(|refusal| match refusal {
         Refusal::Vetoed { violations } => Some((refusal, violations)),
         _ => None,

@@ -1,8 +1,8 @@
 //! Appending to the journal by compare-and-swap.
 
 use super::unsound::machines;
-use super::{Executor, Memory, Turn, TurnError};
-use crate::{finish, status};
+use super::{DriverState, Executor, Turn, TurnError};
+use crate::{finalizer, notify, status};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
@@ -25,7 +25,7 @@ impl Executor {
         mut recovery: VolumeRecovery,
         plan: &SoundPlan,
         event: Event,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         let term = self.gate.leadership().ok_or(TurnError::NotLeader)?.term;
         let lines = recovery.status.as_ref().map_or(0, |s| s.journal.len());
@@ -46,7 +46,7 @@ impl Executor {
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
                     memory.wrote_a_line();
-                    finish::tell(self, &stored, memory).await;
+                    notify::phase(self, &stored, memory).await;
                     return Ok(stored);
                 }
                 // It is the same status that would be refused again.
@@ -94,7 +94,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         unreadable: &UnreadableField,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
         let deleted = recovery.metadata.deletion_timestamp.is_some();
@@ -151,7 +151,7 @@ fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool)
         if deleted { "it is being deleted and stays until then" } else { "a deletion waits for that, too" };
     format!(
         "{unreadable}, so whether an effect is under way is not known: everything stays in force and nothing is touched; run the reattach version that wrote it, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {} ({ending})",
-        finish::FINALIZER
+        finalizer::FINALIZER
     )
 }
 

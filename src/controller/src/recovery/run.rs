@@ -1,7 +1,7 @@
 //! The run itself: the machine says the one next thing, this does it.
 
 use super::journal::describe;
-use super::{Executor, Limits, Memory, Ruling, Turn, TurnError, sightings};
+use super::{DriverState, Executor, Limits, Ruling, Turn, TurnError, sightings};
 use crate::collect::{Depth, Own};
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
@@ -45,7 +45,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         if self.gate.leadership().is_none() {
             return Err(TurnError::NotLeader);
@@ -102,7 +102,7 @@ impl Executor {
                     return self.after_stuck(recovery, &plan, &state, &why, memory).await;
                 }
                 Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
-                    return crate::finish::release(self, recovery).await;
+                    return crate::finalizer::remove(self, recovery).await;
                 }
                 Next::Act(action) => {
                     return self.confirm(recovery, &plan, &state, action, limits, memory).await;
@@ -118,7 +118,7 @@ impl Executor {
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
         state: &State,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) {
         let due = memory.lock_renewed.is_none_or(|at| at.elapsed() >= RENEW_LOCK);
         if !due || !state.locks_the_node(plan) {
@@ -140,7 +140,7 @@ impl Executor {
         &self,
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Option<State>, TurnError> {
         let journal: Vec<Entry> = match recovery.history() {
             Ok((_, journal)) => journal.into_iter().cloned().collect(),
@@ -165,7 +165,7 @@ impl Executor {
         plan: &SoundPlan,
         state: &State,
         why: &str,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<(), TurnError> {
         let refused = refused_to_put_back(plan, state);
         if refused.is_some() {
@@ -203,7 +203,7 @@ impl Executor {
         state: &State,
         proposed: Action,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let mut live = self.look(&recovery, plan, state, memory, true).await?;
         self.add_mandate(&mut live, &recovery, limits, true).await?;
@@ -237,7 +237,7 @@ impl Executor {
         plan: &SoundPlan,
         action: Action,
         evidence: &Evidence,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         // Before the line: a lease that is about to end leaves none behind each second.
         if self.gate.tidy().is_err() {
@@ -342,7 +342,7 @@ impl Executor {
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
         state: &State,
-        memory: &Memory,
+        memory: &DriverState,
         live: bool,
     ) -> Result<Evidence, TurnError> {
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
@@ -397,7 +397,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         why: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
@@ -411,7 +411,7 @@ impl Executor {
         recovery: VolumeRecovery,
         state: &State,
         own: u64,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let why = format!(
             "its journal has lines of term {} and this controller leads with term {own}, so another one may drive it: nothing is touched; make sure that no other controller and no break-glass run is at work, then restart this controller, which takes a higher term",
@@ -420,7 +420,7 @@ impl Executor {
         if memory.frozen.replace(state.next_seq()) == Some(state.next_seq()) {
             self.keep(recovery, Phase::Stuck, why, memory).await?;
         } else {
-            crate::finish::call(self, &recovery.object_ref(&()), "OtherLeader", why).await;
+            crate::notify::person_needed(self, &recovery.object_ref(&()), "OtherLeader", why).await;
         }
         Ok(Turn::NeedsPerson)
     }
