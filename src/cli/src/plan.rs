@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{Subject, ruling};
-use reattach_controller::{Collector, Depth, Providers, ceiling};
+use reattach_controller::{Collector, Needs, Providers, ceiling};
 use reattach_core::authority::Ceiling;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
@@ -85,7 +85,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<End> {
         clock: session.clock.clone(),
         neighbours: Default::default(),
     };
-    let collected = collector.collect(&claim, None, Depth::Plan);
+    let collected = collector.collect(&claim, None, Needs::Plan);
     let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
     let now = session.clock.now();
     let diagnosis = classify(&evidence, now);

@@ -28,7 +28,7 @@ mod status;
 mod turns;
 mod wakeup;
 
-pub use collect::{Collector, Depth};
+pub use collect::{Collector, Needs};
 pub use leader_loops::{Controller, Settings};
 pub use limits::{ceiling, limits};
 pub use nominate::{Nominee, nominees};

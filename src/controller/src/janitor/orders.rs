@@ -1,6 +1,6 @@
 //! Orders to the cloud whose recovery is gone: what it put there stays in force until they are accounted for.
 
-use super::{Room, is_over};
+use super::{Sweep, is_over};
 use crate::collect::HISTORY;
 use crate::notify;
 use crate::recovery::Executor;
@@ -43,7 +43,7 @@ impl Known {
     }
 }
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// Whether a recovery with a run has vanished from the watch since the last look: its orders are looked at without delay.
     pub(super) fn a_run_vanished(&self) -> bool {
         let runs = |r: &VolumeRecovery| {

@@ -1,6 +1,6 @@
 //! Stamps that no recovery cares for any more.
 
-use super::{Room, is_final, is_over};
+use super::{Sweep, is_final, is_over};
 use crate::metrics::EffectLabels;
 use crate::notify;
 use kube::ResourceExt;
@@ -79,7 +79,7 @@ enum Word {
     Silent,
 }
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// Keeps in mind which workloads the recoveries that are under way have scaled to zero.
     pub(super) fn note_scales(&self) {
         for recovery in self.cache.recoveries.filter(|r| !is_final(r) && !r.finalizers().is_empty()) {

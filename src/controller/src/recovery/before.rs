@@ -1,7 +1,7 @@
 //! Before a run: challenge, diagnose, plan, check, and wait for the right to act.
 
 use super::{DriverState, Executor, Limits, Turn, TurnError};
-use crate::collect::{Depth, Own};
+use crate::collect::{Needs, RecoveryContext};
 use crate::{finalizer, notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -49,12 +49,12 @@ impl Executor {
             return self.hold_unreadable(recovery, &unreadable, memory).await;
         }
         let claim = Self::claim_of(&recovery);
-        let own = || Some(Own::of(&recovery));
-        let mut evidence = self.collector.collect(&claim, own(), Depth::Diagnose).await?;
+        let own = || Some(RecoveryContext::of(&recovery));
+        let mut evidence = self.collector.collect(&claim, own(), Needs::Diagnose).await?;
         let mut diagnosis = diagnose(&evidence, now);
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
-            evidence = self.collector.collect(&claim, own(), Depth::Plan).await?;
+            evidence = self.collector.collect(&claim, own(), Needs::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
             self.add_mandate(&mut evidence, &recovery, limits, false).await?;
         }

@@ -2,7 +2,7 @@
 
 use super::journal::describe;
 use super::{DriverState, Executor, Limits, Ruling, Turn, TurnError, sightings};
-use crate::collect::{Depth, Own};
+use crate::collect::{Needs, RecoveryContext};
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
 use crate::status;
@@ -348,7 +348,7 @@ impl Executor {
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
         let uid = Self::uid_of(recovery);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
-        let depth = Depth::Execute {
+        let needs = Needs::Execute {
             plan,
             changing: state.weighs_a_change(plan),
             probing: state.needs_probe(plan),
@@ -357,7 +357,10 @@ impl Executor {
             since,
             live,
         };
-        Ok(self.collector.collect(&Self::claim_of(recovery), Some(Own::of(recovery)), depth).await?)
+        Ok(self
+            .collector
+            .collect(&Self::claim_of(recovery), Some(RecoveryContext::of(recovery)), needs)
+            .await?)
     }
 
     fn ask(
