@@ -1,13 +1,72 @@
-//! Effects that not every provider has: forced detach, power, snapshots. A provider without one returns [`Unsupported`].
+//! Requests for effects and their outcomes. Not every provider has forced detach, power and snapshots: one without
+//! returns [`Unsupported`].
 
 use crate::error::{EffectKnowledge, ProviderError};
-use crate::provider::DetachRequest;
 use reattach_core::{
     ids::{InstanceId, VolumeId},
     proof::{FenceProof, ProofKind},
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
+
+/// A request to detach one volume from one holder. It can only be made from a proof that this holder cannot write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachRequest {
+    proof: FenceProof,
+    timeout: Duration,
+}
+
+impl DetachRequest {
+    /// Makes a request for a plain (not forced) detach of the proof's volume from the proof's holder. `timeout` bounds the
+    /// whole call, including its reads, so that a leader can end it before its lease ends.
+    pub fn plain(proof: FenceProof, timeout: Duration) -> Self {
+        Self { proof, timeout }
+    }
+
+    /// Returns the volume to detach.
+    pub fn volume(&self) -> &VolumeId {
+        self.proof.volume()
+    }
+
+    /// Returns the instance to detach from.
+    pub fn holder(&self) -> &InstanceId {
+        self.proof.holder()
+    }
+
+    /// Returns the proof that the holder cannot write.
+    pub fn proof(&self) -> &FenceProof {
+        &self.proof
+    }
+
+    /// Returns the maximum duration of the whole call.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+}
+
+/// A definite outcome of a request to detach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DetachOutcome {
+    /// The provider accepted the detach, which takes effect later. Read the volume until it has no holder.
+    Accepted,
+    /// The volume has no holder. Nothing was done.
+    AlreadyDetached,
+    /// Another instance has the volume. Nothing was done.
+    AttachedElsewhere(InstanceId),
+    /// Another job of the cloud's own prevents the detach. The job ends by itself. Nothing was done.
+    Busy {
+        /// Text of the provider.
+        detail: String,
+    },
+    /// The provider refuses changes to the volume until its staff lifts a lock. Nothing was done.
+    Locked {
+        /// Text of the provider.
+        reason: String,
+    },
+    /// An earlier detach is under way. Nothing was done.
+    Detaching,
+}
 
 /// An operation that not every provider supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

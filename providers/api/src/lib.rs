@@ -17,12 +17,10 @@ pub mod transport;
 
 pub use deadline::Deadline;
 pub use effects::{
-    EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner, PowerOffRequest, PowerOutcome,
-    SnapshotRequest, Unsupported,
+    DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, ForceRefused, Optional, PowerOffManner,
+    PowerOffRequest, PowerOutcome, SnapshotRequest, Unsupported,
 };
 pub use error::{EffectKnowledge, HandleError, ProviderError};
 pub use masked::masking;
-pub use provider::{
-    Capabilities, DetachOutcome, DetachRequest, Grant, Lookup, PreflightReport, Provider, Right, RightUse,
-};
+pub use provider::{Capabilities, Grant, Lookup, PreflightReport, Provider, Right, RightUse};
 pub use transport::{HttpTransport, TransportError, TransportErrorKind};

@@ -8,7 +8,7 @@ use reattach_core::{
     evidence::Evidence,
     fact::{Fact, Known, Source},
     ids::NodeName,
-    proof::{FenceProof, NoProof, ProofKind, Sighting, off},
+    proof::{FenceProof, InstanceObservation, NoProof, ProofKind, off},
 };
 use reattach_provider_api::{
     DetachOutcome, ForceDetachRequest, Lookup, PowerOffManner, PowerOffRequest, PowerOutcome, Provider,
@@ -51,7 +51,7 @@ async fn proven_off(aws: &Aws) -> Result<FenceProof, NoProof> {
     let first = evidence(aws).await;
     let state = first.instances.get(&instance(HOLDER)).and_then(|f| f.shown()).map(|i| i.state.clone());
     let scope = first.cloud_scope.expect("a scope");
-    let before = Sighting { instance: instance(HOLDER), scope, state, at: aws.now() };
+    let before = InstanceObservation { instance: instance(HOLDER), scope, state, at: aws.now() };
     tokio::time::sleep(Duration::from_secs(3)).await;
     off(&evidence(aws).await, &instance(HOLDER), Some(&before), aws.now())
 }

@@ -6,10 +6,11 @@
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_aws::{AwsConfig, AwsProvider};
 use reattach_cloud_simulator::{DetachBehaviour, Effect, InstanceStatus, Timings, VolumeNo};
-use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::journal::{Entry, Event, Outcome};
 use reattach_core::plan::Plan;
 use reattach_core::proof::ProofKind;
-use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::steps::StepKind;
 use reattach_drill::app::App;
 use reattach_drill::footing::Footing;
 use reattach_drill::ledger::Target;
@@ -101,8 +102,8 @@ fn history(recovery: &VolumeRecovery) -> (Plan, Vec<Entry>) {
 /// Returns the kinds of the steps whose effect is in the journal, in order.
 fn begun(s: &Stage) -> Vec<StepKind> {
     let (plan, journal) = history(&recovery(s));
-    let kind = |e: &Entry| match &e.mark {
-        Mark::Started { step, .. } => Some(plan.steps[step.index()].kind),
+    let kind = |e: &Entry| match &e.event {
+        Event::Started { step, .. } => Some(plan.steps[step.index()].kind),
         _ => None,
     };
     journal.iter().filter_map(kind).collect()
@@ -159,8 +160,8 @@ fn a_dead_node_is_stopped_proven_off_and_tainted() {
         assert_eq!(plan.pins.identity.serial, "vol00000000000007001");
         let proofs: Vec<_> = journal
             .iter()
-            .filter_map(|e| match &e.mark {
-                Mark::Started { proof: Some(proof), .. } => Some(proof),
+            .filter_map(|e| match &e.event {
+                Event::Started { proof: Some(proof), .. } => Some(proof),
                 _ => None,
             })
             .collect();
@@ -190,22 +191,22 @@ fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected:
             assert_eq!(Some(snapshot.description), recovery.metadata.uid);
         }
         let (plan, journal) = history(&recovery);
-        let line = |kind, is: &dyn Fn(&Mark) -> bool| {
+        let line = |kind, is: &dyn Fn(&Event) -> bool| {
             let ix = plan.find(kind).unwrap();
-            let of = |m: &Mark| match m {
-                Mark::Started { step, .. } | Mark::Outcome { step, .. } | Mark::Completed { step, .. } => {
+            let of = |m: &Event| match m {
+                Event::Started { step, .. } | Event::Outcome { step, .. } | Event::Completed { step, .. } => {
                     *step == ix
                 }
                 _ => false,
             };
-            journal.iter().position(|e| of(&e.mark) && is(&e.mark)).unwrap()
+            journal.iter().position(|e| of(&e.event) && is(&e.event)).unwrap()
         };
-        let started = |m: &Mark| matches!(m, Mark::Started { .. });
+        let started = |m: &Event| matches!(m, Event::Started { .. });
         if expected.contains(&SNAPSHOT) {
-            let done = |m: &Mark| matches!(m, Mark::Completed { seen, .. } if seen.contains("is complete"));
+            let done = |m: &Event| matches!(m, Event::Completed { seen, .. } if seen.contains("is complete"));
             assert!(line(StepKind::Snapshot, &done) < line(StepKind::CloudForce, &started));
         }
-        let applied = |m: &Mark| matches!(m, Mark::Outcome { outcome, .. } if matches!(outcome, Outcome::Applied { .. }));
+        let applied = |m: &Event| matches!(m, Event::Outcome { outcome, .. } if matches!(outcome, Outcome::Applied { .. }));
         assert!(line(StepKind::CloudForce, &started) < line(StepKind::CloudForce, &applied));
         Ok(())
     });

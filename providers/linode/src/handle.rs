@@ -4,6 +4,9 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::ids::{DriverName, InstanceId, VolumeHandle, VolumeId};
 use reattach_provider_api::{HandleError, ProviderError};
 
+/// Name of the provider.
+pub const NAME: &str = "linode";
+
 /// Name of Linode's CSI driver.
 pub const DRIVER: &str = "linodebs.csi.linode.com";
 

@@ -25,6 +25,6 @@ mod socket;
 mod wire;
 
 pub use config::{ConfigError, LinodeConfig, Token};
-pub use handle::{DRIVER, PROVIDER_ID_PREFIX};
-pub use provider::{LinodeProvider, NAME};
+pub use handle::{DRIVER, NAME, PROVIDER_ID_PREFIX};
+pub use provider::LinodeProvider;
 pub use socket::http_transport;

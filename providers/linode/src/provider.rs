@@ -24,9 +24,6 @@ use std::{
     time::Duration,
 };
 
-/// Name of the provider.
-pub const NAME: &str = "linode";
-
 /// Maximum number of objects that are read one by one. More are read from a list.
 const SINGLE_READS: usize = 3;
 
@@ -176,7 +173,7 @@ fn convert<T, U>(look: Lookup<T>, into: impl FnOnce(T) -> U) -> Lookup<U> {
 
 impl Provider for LinodeProvider {
     fn name(&self) -> &'static str {
-        NAME
+        handle::NAME
     }
 
     /// Linode's detach names no holder and cannot be forced. There are no dry-runs and no snapshots of volumes (a clone is a

@@ -1,6 +1,6 @@
 //! Identifies the credential and its account by a fingerprint.
 
-use crate::{client::Client, provider::NAME};
+use crate::{client::Client, handle::NAME};
 use reattach_core::cloud::CloudScope;
 use reattach_provider_api::ProviderError;
 use sha2::{Digest, Sha256};

@@ -1,14 +1,17 @@
-//! The node agent: it looks at its node's block devices and mounts and reports what it sees; it changes nothing there.
+//! The node agent: scans its node's block devices and mounts and reports what it finds. It changes nothing on the node.
 //!
-//! [`guest`] is the look (plain functions over a host's file tree), [`news`] what the kernel says unasked, [`report`] the
-//! loop that writes it into the node's own `NodeVolumeReport` and answers the controller's challenges. This crate knows no cloud and holds no cloud
-//! credential.
+//! - [`guest`] scans a host's file tree, by plain functions.
+//! - [`kernel_events`] receives the kernel's events about mounts, swap areas and block devices.
+//! - [`report`] is the loop that writes the node's own `NodeVolumeReport` and answers the controller's challenges.
+//! - [`rights`] gives up all rights that the agent does not need.
+//!
+//! This crate links no provider and has no cloud credential.
 
 pub mod guest;
-pub mod news;
+pub mod kernel_events;
 pub mod report;
 pub mod rights;
 
 pub use guest::{HostRoot, Scan, ScanError, answer, scan};
-pub use news::News;
-pub use report::{AgentConfig, ScanOn, run, run_with_news};
+pub use kernel_events::KernelEvents;
+pub use report::{AgentConfig, ScanOn, run, run_with_events};

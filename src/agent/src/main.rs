@@ -1,11 +1,11 @@
-//! `reattach-agent`: the DaemonSet's binary. `--once` needs no cluster.
+//! `reattach-agent`, the binary of the DaemonSet. `--once` needs no cluster.
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use reattach_agent::rights::Rights;
-use reattach_agent::{AgentConfig, HostRoot, News, Scan, ScanOn};
+use reattach_agent::{AgentConfig, HostRoot, KernelEvents, Scan, ScanOn};
 use reattach_core::guest::Level;
 use reattach_core::ids::NodeName;
 use reattach_core::plain::{self, LogForm, LogLines};
@@ -16,19 +16,18 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The longest time without a look where the kernel's news cannot be had.
-const BLIND_RESCAN: Duration = Duration::from_secs(10);
-/// The stack of the thread that looks.
+/// Maximum time between scans when the kernel's events cannot be received.
+const RESCAN_WITHOUT_EVENTS: Duration = Duration::from_secs(10);
+/// Size of the stack of the thread that scans, in bytes.
 const SCAN_STACK: usize = 512 << 10;
 
-/// Reports what this node's kernel and kubelet know of block devices, mounts and CSI volumes, and answers the
-/// controller's questions about them. It reads /proc and /sys and changes nothing on the node; it opens a device, read-only,
-/// at the level full only.
+/// Reports the block devices, mounts and CSI volumes of this node, and answers the controller's questions about them. It
+/// reads /proc and /sys and changes nothing on the node. Only at the level full it opens a device, read-only.
 #[derive(Parser)]
 #[command(
     version,
     after_help = "Examples:\n  \
-    reattach-agent --host-root / --once               show what this machine's volumes look like, without a cluster\n  \
+    reattach-agent --host-root / --once               print the state of this machine's volumes, without a cluster\n  \
     NODE_NAME=n1 reattach-agent                       run as on a node, with the in-cluster credentials or KUBECONFIG\n\n\
     It must see the host's process IDs, and reading other processes needs CAP_SYS_PTRACE.\n\n\
     Environment: NODE_NAME as --node-name; REATTACH_AGENT_LEVEL as --level; KUBECONFIG outside of a cluster; RUST_LOG for the log's level.\n\
@@ -44,14 +43,14 @@ struct Args {
     /// The name of this node's Node object
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
-    /// How far to look: at the level full it may open a device that it is asked about, read-only and exclusively, for a
+    /// What the agent may do: at the level full it may open a device that it is asked about, read-only and exclusively, for a
     /// moment; needs the rights of deploy/components/agent-full
     #[arg(long, value_enum, env = "REATTACH_AGENT_LEVEL", default_value = "basic")]
-    level: LookLevel,
-    /// How long it may go without a look when the kernel tells of no change and nobody asks, such as 30s or 5m; at least 1s
+    level: ScanLevel,
+    /// Maximum time between scans without events of the kernel and without questions, such as 30s or 5m; at least 1s
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = interval)]
     rescan: Duration,
-    /// Look once, print what was seen, and exit; needs no cluster
+    /// Scan once, print the result, and exit; needs no cluster
     #[arg(long)]
     once: bool,
     /// The format of --once
@@ -60,10 +59,10 @@ struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum LookLevel {
-    /// Reads /proc and /sys: says "no device" or "in use"
+enum ScanLevel {
+    /// Reads /proc and /sys: can answer "no device" or "in use"
     Basic,
-    /// May also open devices: says "clean", too
+    /// May also open devices: can answer "clean" as well
     Full,
 }
 
@@ -84,12 +83,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// A flag or variable that cannot be used as it is: the same exit code as for one that cannot be parsed.
+/// A flag or variable with a bad value. The exit code is that of a flag that cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct BadValue(String);
 
-#[allow(clippy::disallowed_methods)] // A binary's shell: the one place of this crate where clocks are read.
+#[allow(clippy::disallowed_methods)] // Only the main function of the binary reads clocks.
 fn start(args: &Args) -> anyhow::Result<()> {
     if !args.host_root.join("proc").is_dir() {
         return Err(BadValue(format!(
@@ -101,8 +100,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
     // Before any other thread exists.
     let reduced = reattach_agent::rights::reduce();
     let level = match args.level {
-        LookLevel::Basic => Level::Basic,
-        LookLevel::Full => Level::Full,
+        ScanLevel::Basic => Level::Basic,
+        ScanLevel::Full => Level::Full,
     };
     let root = HostRoot::new(&args.host_root).with_kubelet_root(&*args.kubelet_root).with_level(level);
     if args.once {
@@ -121,7 +120,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
     };
     if !is_object_name(node) {
         let why = format!(
-            "{node:?} is no name of a Node; --node-name or NODE_NAME must be as kubectl get nodes prints it"
+            "{node:?} cannot be the name of a Node; set --node-name or NODE_NAME to a name that kubectl get nodes prints"
         );
         return Err(BadValue(why).into());
     }
@@ -133,24 +132,24 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .with_writer(|| LogLines::new(std::io::stderr(), LogForm::Json))
         .init();
     match reduced {
-        Ok(Rights::Reduced) => tracing::info!("gave up user 0 and all capabilities but two"),
+        Ok(Rights::Reduced) => tracing::info!("gave up user 0 and all capabilities except two"),
         Ok(Rights::Unchanged) => {}
         Err(e) => tracing::warn!(
             error = %e,
-            "running with all the rights of its container: they could not be reduced; it needs CAP_SETUID and CAP_SETGID at its start"
+            "the rights could not be reduced, so the agent runs with all rights of its container; to reduce them it needs CAP_SETUID and CAP_SETGID at its start"
         ),
     }
-    // Once before anything else, so that a wrong host root ends the start instead of filling a log.
+    // Scan once before anything else, so that a wrong host root fails the start instead of filling the log.
     Scan::new(&root)?;
     if !is_host_proc(&root) {
         tracing::warn!(
             host_root = %args.host_root.display(),
-            "no kernel threads there: this /proc seems to be a container's; processes of the host are not seen"
+            "this /proc shows no kernel threads, so it seems to be a container's; the agent does not see the host's processes: set hostPID"
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // The thread of a look ends with it, and with its stack and its share of the allocator's memory.
+        // The thread ends after each scan, which frees its stack and its share of the allocator's memory.
         .thread_keep_alive(Duration::from_millis(10))
         .thread_stack_size(SCAN_STACK)
         .build()
@@ -161,12 +160,12 @@ fn start(args: &Args) -> anyhow::Result<()> {
     ended
 }
 
-#[allow(clippy::disallowed_methods)] // As above.
+#[allow(clippy::disallowed_methods)] // As in `start`.
 async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Result<()> {
     let inferred = kube::Config::infer().await;
-    // Its text has its causes in it already.
+    // The text of the error contains its causes.
     let mut config = inferred.map_err(|e| anyhow!("no credentials for a cluster: {e}"))?;
-    // The library would repeat writes on 429, 503 and 504 by itself.
+    // The library would retry writes on 429, 503 and 504 by itself.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.headers.push(named()?);
@@ -180,22 +179,22 @@ async fn serve(node: &str, mut rescan: Duration, root: HostRoot) -> anyhow::Resu
             _ = int.recv() => {}
         }
     };
-    let news = match News::open(&root) {
-        Ok(news) => news.stream().boxed(),
+    let events = match KernelEvents::open(&root) {
+        Ok(events) => events.stream().boxed(),
         Err(e) => {
-            tracing::warn!(error = %e, "the kernel tells no news; looking often instead");
-            rescan = rescan.min(BLIND_RESCAN);
+            tracing::warn!(error = %e, "the kernel's events cannot be received; the agent scans more often instead");
+            rescan = rescan.min(RESCAN_WITHOUT_EVENTS);
             stream::pending().boxed()
         }
     };
     let config = AgentConfig { node: NodeName::new(node), root, rescan, scan_on: ScanOn::BlockingPool };
     let (level, rescan_seconds) = (config.root.level(), config.rescan.as_secs());
     tracing::info!(node = %config.node, ?level, rescan_seconds, "agent started");
-    reattach_agent::run_with_news(client, config, Timestamp::now, news, shutdown).await;
+    reattach_agent::run_with_events(client, config, Timestamp::now, events, shutdown).await;
     Ok(())
 }
 
-/// The header that names the agent and its version.
+/// Returns the `User-Agent` header with the agent's name and version.
 fn named<N, V>() -> anyhow::Result<(N, V)>
 where
     N: FromStr<Err: std::error::Error + Send + Sync + 'static>,
@@ -204,12 +203,13 @@ where
     Ok(("user-agent".parse()?, Product::Agent.user_agent().parse()?))
 }
 
-/// Only the host's own process ID namespace shows kernel threads; process 2 is their parent.
+/// Returns whether this /proc is the host's. Only the host's process ID namespace shows kernel threads; process 2 is their
+/// parent.
 fn is_host_proc(root: &HostRoot) -> bool {
     std::fs::read_to_string(root.join("/proc/2/comm")).is_ok_and(|comm| comm.trim() == "kthreadd")
 }
 
-/// Lower case letters, digits, `-` and `.`, as the API server demands of a Node's name (RFC 1123 subdomain).
+/// Returns whether a text can be a Node's name: lower case letters, digits, `-` and `.` (RFC 1123 subdomain).
 fn is_object_name(name: &str) -> bool {
     let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     let label = |l: &str| {

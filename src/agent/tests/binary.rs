@@ -1,4 +1,4 @@
-//! The binary as a person or a DaemonSet starts it.
+//! The binary, started as by a person or a DaemonSet.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -20,7 +20,7 @@ fn agent(tree: &Tree, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The one sentence that a failed start ends with.
+/// Returns the sentence that ends a failed start.
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success());
     let text = String::from_utf8(output.stderr.clone()).unwrap();
@@ -88,7 +88,10 @@ fn a_bad_value_is_named_with_its_remedy_and_exit_code_2() {
         (&["--level", "root"], "invalid value 'root' for '--level <LEVEL>'"),
         (&["--once", "-o", "yaml"], "invalid value 'yaml' for '--output <OUTPUT>'"),
         (&["--node-name", ""], "no node name; set NODE_NAME"),
-        (&["--node-name", "Node_1"], "\"Node_1\" is no name of a Node; --node-name or NODE_NAME must be"),
+        (
+            &["--node-name", "Node_1"],
+            "\"Node_1\" cannot be the name of a Node; set --node-name or NODE_NAME to a name",
+        ),
         (&["--colour"], "unexpected argument '--colour' found"),
     ] {
         let output = agent(&host, args);
@@ -126,7 +129,7 @@ fn the_help_names_every_flag_variable_and_exit_code() {
 #[test]
 fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
     let tree = Tree::with_volume();
-    // A port that was free a moment ago and on which nobody listens.
+    // A free port without a listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     tree.file(
         "kubeconfig",
@@ -149,7 +152,7 @@ fn it_logs_json_survives_an_unreachable_cluster_and_ends_well_on_sigterm() {
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         let line: serde_json::Value = serde_json::from_str(&line.unwrap()).expect("every line is JSON");
         let message = line["fields"]["message"].as_str().unwrap().to_owned();
-        if message.starts_with("cannot watch") {
+        if message.contains("cannot be watched") {
             let error = line["fields"]["error"].as_str().unwrap();
             assert!(error.starts_with("the API server cannot be reached"), "{error}");
             failures += 1;

@@ -1,4 +1,4 @@
-//! What the agent must not contain.
+//! Things that the agent must not contain.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -39,7 +39,7 @@ fn links_no_provider() {
     }
 }
 
-/// The base opens no device: it may not, and it is not told to. The component does both, and nothing but that.
+/// The base opens no device: it has neither the rights nor the setting. The component adds exactly these two.
 #[test]
 fn only_the_component_lets_it_open_devices() {
     let read = |file: &str| {

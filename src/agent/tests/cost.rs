@@ -1,5 +1,5 @@
-//! What the agent costs a node: memory, wake-ups while nothing happens, and processor time while a lot does. Prints the
-//! figures; the bounds are those of a busy machine. `REATTACH_COST_BIN` names the binary to measure, built with the profile
+//! The agent's cost on a node: memory, wake-ups while nothing happens, and processor time while many events happen. Prints
+//! the figures; the bounds are those of a busy machine. `REATTACH_COST_BIN` names the binary to measure, built with the profile
 //! `agent` (without it, the debug build), `REATTACH_COST_SECONDS` how long (10 each without it), `REATTACH_COST_SETTLE`
 //! how many seconds after the first report the idle time begins (0 without it: then the looks after 10 and 30 s may fall in).
 
@@ -18,9 +18,9 @@ use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long anything is waited for: this machine may have other things to do.
-const PATIENCE: Duration = Duration::from_secs(240);
-/// What makes a storm, at least, however slow the machine.
+/// Timeout of all waits, for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(240);
+/// Minimum number of events of a storm, also on a slow machine.
 const CHANGES: u64 = 200;
 
 /// Resident memory at most, in kB, as it is shipped and of a debug build. The goal is 8 MiB; how many pages around one that is
@@ -28,7 +28,7 @@ const CHANGES: u64 = 200;
 const SHIPPED: u64 = 9 << 10;
 const DEBUG: u64 = 64 << 10;
 
-/// One at a time: each measures.
+/// Runs one measurement at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn seconds(variable: &str) -> Option<Duration> {
@@ -146,7 +146,7 @@ fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(started.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         sleep(Duration::from_millis(20));
     }
 }
@@ -188,7 +188,7 @@ fn idle() {
     assert!(agent.api.writes() <= 3, "{} writes", agent.api.writes());
 }
 
-/// A mount is told by the kernel, and a look follows for that reason; how soon is in tests/pace.rs and tests/rest.rs.
+/// The kernel's event about a mount causes a scan. tests/pace.rs and tests/rest.rs check how soon.
 #[test]
 fn a_mount_is_reported_because_the_kernel_tells_of_it() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -196,17 +196,17 @@ fn a_mount_is_reported_because_the_kernel_tells_of_it() {
     let script = format!(
         "mkdir -p {point}; while ! test -e go; do sleep 0.02; done; mount -n -i -t tmpfs none {point}"
     );
-    let Some(agent) = Agent::start(&script) else { return skip("news") };
+    let Some(agent) = Agent::start(&script) else { return skip("kernel events") };
     assert!(!agent.api.says(point));
-    let because_of_news = || agent.text("log").matches(r#""news":true,"changed":true"#).count();
-    let before = because_of_news();
+    let because_of_an_event = || agent.text("log").matches(r#""event":true,"changed":true"#).count();
+    let before = because_of_an_event();
     agent.folder.file("go", "");
     let asked = Instant::now();
     eventually("the mount is reported", || agent.api.says(point).then_some(()));
     let took = asked.elapsed();
     say(&format!("a mount was reported after {} ms", took.as_millis()));
     // The line follows the report.
-    eventually("the log says why it looked", || (because_of_news() > before).then_some(()));
+    eventually("the log names the cause of the scan", || (because_of_an_event() > before).then_some(()));
 }
 
 /// Runs the agent beside a script that writes one line per change, and tells the share of one core that it takes.

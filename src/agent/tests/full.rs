@@ -1,4 +1,4 @@
-//! The list of the full level on host trees that show one situation each, and what a missing item does to the answer.
+//! The checks of the full level, on host trees with one situation each, and the answer when an item is missing.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -7,10 +7,10 @@ mod common;
 
 use common::*;
 use reattach_agent::answer;
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use std::fs;
 
-fn seen(tree: &Tree, level: Level) -> Seen {
+fn seen(tree: &Tree, level: Level) -> ScanResult {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     let answer = answer(&tree.root().with_level(level), &challenge("r1", 7), now).unwrap();
     assert_eq!(answer.level, level);
@@ -19,15 +19,15 @@ fn seen(tree: &Tree, level: Level) -> Seen {
 
 fn openers(tree: &Tree, level: Level) -> Vec<String> {
     match seen(tree, level) {
-        Seen::InUse { users } => users.openers,
+        ScanResult::InUse { users } => users.openers,
         other => panic!("{other:?}"),
     }
 }
 
-/// What keeps the full level from "clean".
+/// Returns the reasons for which the full level does not answer "clean".
 fn doubts(tree: &Tree) -> Vec<String> {
     match seen(tree, Level::Full) {
-        Seen::Unreadable { items } => items,
+        ScanResult::Unreadable { items } => items,
         other => panic!("{other:?}"),
     }
 }
@@ -45,7 +45,7 @@ fn counted() -> Tree {
 #[test]
 fn absent_is_no_device_at_both_levels() {
     for level in [Level::Basic, Level::Full] {
-        assert_eq!(seen(&Tree::host(), level), Seen::NoDevice);
+        assert_eq!(seen(&Tree::host(), level), ScanResult::NoDevice);
     }
     let inventory = reattach_agent::scan(&Tree::host().root().with_level(Level::Full)).unwrap();
     assert_eq!(inventory.level, Level::Full);
@@ -54,7 +54,7 @@ fn absent_is_no_device_at_both_levels() {
 #[test]
 fn what_is_no_block_device_is_not_opened_and_is_no_answer() {
     let tree = counted();
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     assert_eq!(doubts(&tree), ["/dev/sda: is not the device 8:0"]);
     fs::remove_file(tree.0.join("dev/sda")).unwrap();
     // A link to a real device with another number, which must not be followed.
@@ -72,7 +72,7 @@ fn counters_that_cannot_be_read_are_no_answer() {
         assert!(doubts(&tree)[0].starts_with(&format!("/sys/block/sda/{file}: cannot be read")), "{file}");
         tree.file(&format!("sys/block/sda/{file}"), "many\n");
         assert!(doubts(&tree)[0].contains("not what the kernel's manual says"), "{file}");
-        assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+        assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     }
 }
 
@@ -81,7 +81,7 @@ fn a_request_in_flight_is_a_user() {
     let tree = counted();
     tree.file("sys/block/sda/inflight", "       0        1\n");
     for level in [Level::Basic, Level::Full] {
-        assert!(matches!(seen(&tree, level), Seen::InUse { users } if users.active), "{level:?}");
+        assert!(matches!(seen(&tree, level), ScanResult::InUse { users } if users.active), "{level:?}");
     }
 }
 
@@ -106,17 +106,17 @@ fn a_mapping_outlives_its_descriptor() {
         "proc/99/maps",
         "7f00-7f01 rw-p 00000000 00:00 0 \n7f00-7f01 rw-p 00000000 00:00 0      [heap]\n",
     );
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     for (dev, path) in [("08:00", "/srv/data (deleted)"), ("00:05", "/dev/sda")] {
         tree.file("proc/99/maps", map(dev, path));
         assert_eq!(openers(&tree, Level::Basic), ["99 db"], "{path}");
     }
     tree.file("proc/99/maps", map("00:05", "/dev/zero"));
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
-    // Garbage is no answer.
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
+    // A malformed file gives no answer.
     tree.file("proc/99/maps", "garbage\n");
-    assert!(matches!(seen(&tree, Level::Basic), Seen::Unreadable { .. }));
-    // The unasked report does not look there: it would change with every process.
+    assert!(matches!(seen(&tree, Level::Basic), ScanResult::Unreadable { .. }));
+    // The inventory does not contain it: it would change with every process.
     assert_eq!(tree.scan().unreadable, Vec::<String>::new());
 }
 
@@ -139,20 +139,20 @@ fn what_is_left_of_a_pod_that_had_the_volume() {
         tree.csi_folders();
         tree.process(55, "redis-server", &[]);
         tree.file("proc/55/cgroup", "0::/kubepods.slice/kubepods-podffff.slice\n");
-        assert_eq!(seen(&tree, Level::Basic), Seen::Idle, "another pod's");
+        assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle, "another pod's");
         tree.file("proc/55/cgroup", group);
         assert_eq!(openers(&tree, Level::Basic), [format!("55 redis-server (of pod {POD})")]);
-        // On its way out, waiting for its last writes, it still counts; as a zombie it does not.
+        // An exiting process that waits for its last writes still counts; a zombie does not.
         tree.file("proc/55/stat", "55 (redis-server) D 1 1 1 0 -1 4");
         assert_eq!(openers(&tree, Level::Basic).len(), 1);
         tree.file("proc/55/stat", "55 (redis-server) Z 1 1 1 0 -1 4");
-        assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
-        // Without a device there is nothing that it could write to.
+        assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
+        // Without a device there is nothing to write to.
         let gone = Tree::host();
         gone.csi_folders();
         gone.process(55, "redis-server", &[]);
         gone.file("proc/55/cgroup", group);
-        assert_eq!(seen(&gone, Level::Full), Seen::NoDevice);
+        assert_eq!(seen(&gone, Level::Full), ScanResult::NoDevice);
     }
 }
 
@@ -174,7 +174,7 @@ fn programs_at_work_by_device_and_by_place() {
     for pid in [60, 61, 62] {
         fs::remove_dir_all(tree.0.join(format!("proc/{pid}"))).unwrap();
     }
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     tree.process(65, "fsck", &[]);
     tree.file("proc/65/cmdline", "fsck\0-A\0");
     assert_eq!(doubts(&tree), ["65 fsck: on which device it works is not known"]);
@@ -184,9 +184,9 @@ fn programs_at_work_by_device_and_by_place() {
 fn a_loop_over_nothing_that_the_host_knows_is_never_clean() {
     let tree = counted();
     tree.virtual_device("loop0", "7:0");
-    // As a container spelled it.
+    // A path in a container.
     tree.file("sys/block/loop0/loop/backing_file", "/dev/xvdz\n");
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     assert_eq!(doubts(&tree), ["/sys/block/loop0/loop/backing_file: nothing on the host is /dev/xvdz"]);
     tree.file("dev/xvdz", "a file after all");
     assert_eq!(doubts(&tree), ["/dev/sda: is not the device 8:0"], "only the open is left");
@@ -196,14 +196,16 @@ fn a_loop_over_nothing_that_the_host_knows_is_never_clean() {
 fn a_network_block_device_stands_for_what_its_process_has_open() {
     let tree = counted();
     tree.virtual_device("nbd0", "43:0");
-    assert_eq!(seen(&tree, Level::Basic), Seen::Idle);
+    assert_eq!(seen(&tree, Level::Basic), ScanResult::Idle);
     tree.process(70, "qemu-nbd", &[]);
     tree.link("proc/70/fd/5", "/dev/sda");
     tree.file("sys/block/nbd0/pid", "70\n");
     tree.virtual_device("loop1", "7:1");
     tree.file("sys/block/loop1/loop/backing_file", "/dev/nbd0\n");
     tree.mount("95 22 7:1 / /srv ro - ext4 /dev/loop1 ro");
-    let Seen::InUse { users } = seen(&tree, Level::Basic) else { panic!("{:?}", seen(&tree, Level::Basic)) };
+    let ScanResult::InUse { users } = seen(&tree, Level::Basic) else {
+        panic!("{:?}", seen(&tree, Level::Basic))
+    };
     assert_eq!(
         (users.loops, users.mounts),
         (vec!["loop1".to_owned(), "nbd0".to_owned()], vec!["/srv".to_owned()])

@@ -1,4 +1,4 @@
-//! What the agent sees in host trees that show one situation each.
+//! Scans of host trees with one situation each.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -7,10 +7,10 @@ mod common;
 
 use common::*;
 use reattach_agent::answer;
-use reattach_core::guest::{DeviceUsers, GuestInventory, GuestMount, Seen};
+use reattach_core::guest::{DeviceUsers, GuestInventory, GuestMount, ScanResult};
 use std::fs;
 
-fn seen(tree: &Tree) -> Seen {
+fn seen(tree: &Tree) -> ScanResult {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     let answer = answer(&tree.root(), &challenge("r1", 7), now).unwrap();
     assert_eq!((answer.recovery.as_str(), answer.epoch, answer.identity.serial.as_str()), ("r1", 7, LABEL));
@@ -26,7 +26,7 @@ fn users(tree: &Tree) -> DeviceUsers {
 
 fn in_use(tree: &Tree) -> DeviceUsers {
     match seen(tree) {
-        Seen::InUse { users } => users,
+        ScanResult::InUse { users } => users,
         other => panic!("{other:?}"),
     }
 }
@@ -48,7 +48,7 @@ fn clean_node() {
     assert_eq!((sda.dev.as_str(), sda.identity.serial.as_str(), sda.size_bytes), ("8:0", LABEL, 1 << 20));
     assert!(sda.users.is_empty());
     assert_eq!(inventory.csi_volumes, []);
-    assert_eq!(seen(&tree), Seen::Idle);
+    assert_eq!(seen(&tree), ScanResult::Idle);
     assert_eq!(tree.scan(), inventory);
 }
 
@@ -130,7 +130,7 @@ fn phantom_with_kubelets_folders_kept() {
     assert_eq!(inventory.csi_volumes.len(), 1);
     assert_eq!(inventory.csi_volumes[0].mounts, []);
     assert_eq!(inventory.unreadable, Vec::<String>::new());
-    assert_eq!(seen(&tree), Seen::NoDevice);
+    assert_eq!(seen(&tree), ScanResult::NoDevice);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn phantom_on_a_reimaged_disk() {
     let inventory = tree.scan();
     let GuestInventory { devices, csi_volumes, unreadable, .. } = inventory;
     assert_eq!((devices.len(), csi_volumes.len(), unreadable.len()), (0, 0, 0));
-    assert_eq!(seen(&tree), Seen::NoDevice);
+    assert_eq!(seen(&tree), ScanResult::NoDevice);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn dead_mount() {
     let tree = Tree::host();
     tree.csi_folders();
     tree.csi_mounts("8:0", "/dev/sda");
-    // A container's view of the same vanished device.
+    // A container's mount of the vanished device.
     tree.process(77, "redis-server", &["5 4 8:0 / /data rw - ext4 /dev/sda rw"]);
     let inventory = tree.scan();
     assert_eq!(inventory.devices, []);
@@ -160,7 +160,7 @@ fn dead_mount() {
         format!("{}/mount", publish()),
     ];
     paths.sort();
-    assert_eq!(seen(&tree), Seen::DeadMount { paths });
+    assert_eq!(seen(&tree), ScanResult::DeadMount { paths });
     // Known to the kernel although not in /sys/block (removal not finished): not dead.
     tree.dir("sys/dev/block/8:0");
     assert!(tree.scan().csi_volumes[0].mounts.iter().all(|mount| !mount.dead));
@@ -176,15 +176,15 @@ fn a_dead_mount_that_only_another_namespace_still_has() {
     let path = format!("/host{}/globalmount (mount namespace of 78 exporter)", staging());
     let mount = GuestMount { path: path.clone(), dev: "8:0".to_owned(), dead: true, read_only: false };
     assert_eq!(tree.scan().csi_volumes[0].mounts, [mount]);
-    assert_eq!(seen(&tree), Seen::DeadMount { paths: vec![path] });
+    assert_eq!(seen(&tree), ScanResult::DeadMount { paths: vec![path] });
 }
 
 #[test]
 fn dead_mount_whose_folders_were_removed() {
     let tree = Tree::host();
     tree.mount(&format!("90 22 8:0 / {}/globalmount rw - ext4 /dev/sda rw", staging()));
-    // The hash in the path still says whose it is.
-    assert_eq!(seen(&tree), Seen::DeadMount { paths: vec![format!("{}/globalmount", staging())] });
+    // The hash in the path still identifies the volume.
+    assert_eq!(seen(&tree), ScanResult::DeadMount { paths: vec![format!("{}/globalmount", staging())] });
     assert_eq!(tree.scan().unreadable.len(), 1);
 }
 
@@ -217,19 +217,19 @@ fn a_tenants_own_mounts_cannot_pretend_to_be_a_volumes_user() {
     let staged = format!("6 4 0:70 / {}/globalmount rw - tmpfs /dev/sda rw", staging());
     tree.process(77, "tenant", &["5 4 0:70 / /x rw - tmpfs /dev/sda rw", &staged]);
     assert_eq!(tree.scan(), before);
-    assert_eq!(seen(&tree), Seen::Idle);
+    assert_eq!(seen(&tree), ScanResult::Idle);
 }
 
 #[test]
 fn an_unexplained_csi_mount_is_no_answer() {
     let tree = Tree::host();
     tree.mount(&format!("91 22 0:99 / {}/mount rw - fuse.some some rw", publish()));
-    assert!(matches!(seen(&tree), Seen::Unreadable { items } if items[0].contains(&publish())));
-    // Of a device that is there and is another one: not ours.
+    assert!(matches!(seen(&tree), ScanResult::Unreadable { items } if items[0].contains(&publish())));
+    // The mount of an existing device with another identity is not ours.
     let tree = Tree::host();
     tree.disk("sdb", "8:16", "another");
     tree.mount(&format!("91 22 8:16 / {}/mount rw - ext4 /dev/sdb rw", publish()));
-    assert_eq!(seen(&tree), Seen::NoDevice);
+    assert_eq!(seen(&tree), ScanResult::NoDevice);
 }
 
 #[test]
@@ -313,9 +313,9 @@ fn swap_on_the_device() {
     tree.file("proc/swaps", format!("{head}/dev/sda2    partition\t4\t0\t-2\n/swapfile   file\t4\t0\t-3\n"));
     assert!(users(&tree).swap);
     assert!(in_use(&tree).swap);
-    // A swap device that nothing explains could be the one in question.
+    // An unknown swap device could be the device of the challenge.
     tree.file("proc/swaps", format!("{head}/dev/zz    partition\t4\t0\t-2\n"));
-    assert!(matches!(seen(&tree), Seen::Unreadable { .. }));
+    assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }));
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn a_challenge_finds_a_device_by_any_of_its_names() {
     let tree = Tree::host();
     tree.disk("sda", "8:0", "some-other-name");
     tree.file("sys/block/sda/device/serial", LABEL);
-    assert_eq!(seen(&tree), Seen::Idle);
+    assert_eq!(seen(&tree), ScanResult::Idle);
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn a_malformed_page_is_unreadable_never_no_device() {
         inventory.unreadable[0].starts_with("/sys/block/sda/device/vpd_pg83: malformed"),
         "{inventory:?}"
     );
-    assert!(matches!(seen(&tree), Seen::Unreadable { .. }));
+    assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }));
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn unreadable_items_are_no_answer_but_hide_no_user() {
     for (folder, item) in broken {
         let tree = Tree::with_volume();
         tree.dir(folder);
-        let Seen::Unreadable { items } = seen(&tree) else { panic!("{folder}: {:?}", seen(&tree)) };
+        let ScanResult::Unreadable { items } = seen(&tree) else { panic!("{folder}: {:?}", seen(&tree)) };
         assert!(items.len() == 1 && items[0].starts_with(item), "{items:?}");
         assert_eq!(tree.scan().unreadable, items);
         tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
@@ -402,7 +402,7 @@ fn files_that_say_nonsense_are_unreadable() {
     for (file, content) in nonsense {
         let tree = Tree::with_volume();
         tree.file(file, content);
-        assert!(matches!(seen(&tree), Seen::Unreadable { .. }), "{file}: {:?}", seen(&tree));
+        assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }), "{file}: {:?}", seen(&tree));
     }
 }
 
@@ -416,7 +416,7 @@ fn a_root_that_is_not_the_hosts_proves_nothing() {
         } else {
             fs::remove_file(path).unwrap()
         }
-        assert!(matches!(seen(&tree), Seen::Unreadable { .. }), "{missing}");
+        assert!(matches!(seen(&tree), ScanResult::Unreadable { .. }), "{missing}");
     }
     let tree = Tree::host();
     fs::remove_file(tree.0.join("proc/sys/kernel/random/boot_id")).unwrap();

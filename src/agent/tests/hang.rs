@@ -1,5 +1,5 @@
-//! A process that hangs in the kernel so that its memory map cannot be read. Alone in this binary: while it hangs, no other
-//! close look is begun.
+//! A process that hangs in the kernel so that its memory map cannot be read. The only test in this binary: while the process
+//! hangs, no other scan of processes starts.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -8,11 +8,11 @@ mod common;
 
 use common::{Tree, challenge};
 use reattach_agent::answer;
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use std::fs;
 use std::process::Command;
 
-fn seen(tree: &Tree) -> Seen {
+fn seen(tree: &Tree) -> ScanResult {
     answer(&tree.root(), &challenge("r1", 7), jiff::Timestamp::UNIX_EPOCH).unwrap().seen
 }
 
@@ -21,25 +21,25 @@ fn a_process_that_hangs_keeps_no_answer_about_a_device_that_is_gone() {
     let (gone, there) = (Tree::host(), Tree::with_volume());
     for tree in [&gone, &there] {
         tree.process(99, "db", &[]);
-        // Opening a FIFO for reading waits until somebody opens it for writing, as reading a locked map waits for its process.
+        // Opening a FIFO for reading waits until it is opened for writing, as reading a locked map waits for its process.
         let fifo = tree.0.join("proc/99/maps");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     }
-    assert_eq!(seen(&gone), Seen::NoDevice);
+    assert_eq!(seen(&gone), ScanResult::NoDevice);
     let items = |tree| match seen(tree) {
-        Seen::Unreadable { items } => items,
+        ScanResult::Unreadable { items } => items,
         other => panic!("{other:?}"),
     };
-    assert_eq!(items(&there), ["/proc: looking closely at all processes: did not end within 10 s"]);
-    let again = "/proc: looking closely at all processes: not tried, because an earlier look still hangs in the kernel";
+    assert_eq!(items(&there), ["/proc: scanning all processes: did not end within 10 s"]);
+    let again = "/proc: scanning all processes: not tried, because an earlier scan still hangs in the kernel";
     assert_eq!(items(&there), [again]);
-    assert_eq!(seen(&gone), Seen::NoDevice);
-    // It goes on: the first look ends, and the next one finds an ordinary map.
+    assert_eq!(seen(&gone), ScanResult::NoDevice);
+    // The process continues: the first scan ends, and the next one reads the map.
     let fifo = there.0.join("proc/99/maps");
     drop(fs::OpenOptions::new().write(true).open(&fifo).unwrap());
     fs::remove_file(&fifo).unwrap();
     there.file("proc/99/maps", "");
-    while seen(&there) != Seen::Idle {
+    while seen(&there) != ScanResult::Idle {
         std::thread::yield_now();
     }
 }

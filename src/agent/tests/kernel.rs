@@ -1,5 +1,5 @@
-//! What holds a block device, on the kernel under this test: each kind of user is seen, and without one the device is idle
-//! at the basic level and clean at the full one.
+//! Users of a block device, on the kernel of this machine: each kind of user is found. Without a user the device is idle at
+//! the basic level and clean at the full level.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -7,15 +7,15 @@
 mod common;
 
 use common::disk::{Disk, on_a_disk, skip};
-use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 const LEVELS: [Level; 2] = [Level::Basic, Level::Full];
-/// How long a disk may take to become free: some milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout for a disk to become free. On an idle machine this takes some milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The inventory and the answers of both levels name exactly these users.
+/// Checks that the inventory and the answers of both levels name exactly these users.
 fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
     assert_eq!(disk.users(), *expected);
     for level in LEVELS {
@@ -23,15 +23,15 @@ fn is_seen(disk: &mut Disk, expected: &DeviceUsers) {
     }
 }
 
-/// Nothing uses the disk (any more). The kernel unmounts some moments after the last process of a namespace has ended.
+/// Checks that nothing uses the disk. The kernel unmounts a short time after the last process of a namespace has ended.
 fn is_free(disk: &Disk) {
     let began = Instant::now();
-    while disk.seen(Level::Full) != Seen::Clean && began.elapsed() < PATIENCE {
+    while disk.seen(Level::Full) != ScanResult::Clean && began.elapsed() < TIMEOUT {
         std::thread::yield_now();
     }
     assert_eq!(disk.users(), DeviceUsers::default());
-    assert_eq!(disk.seen(Level::Basic), Seen::Idle);
-    assert_eq!(disk.seen(Level::Full), Seen::Clean);
+    assert_eq!(disk.seen(Level::Basic), ScanResult::Idle);
+    assert_eq!(disk.seen(Level::Full), ScanResult::Clean);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn lazily_unmounted_with_a_file_in_memory_only() {
     });
 }
 
-/// Which an exclusive open does not notice.
+/// An exclusive open does not detect this user.
 #[test]
 fn opened_raw() {
     on_a_disk("opened_raw", |disk| {
@@ -104,7 +104,7 @@ fn opened_raw() {
     });
 }
 
-/// Which neither an exclusive open nor `holders/` shows; and one over that.
+/// Neither an exclusive open nor `holders/` shows a loop device, or one over it.
 #[test]
 fn loops_over_it() {
     on_a_disk("loops_over_it", |disk| {
@@ -137,7 +137,7 @@ fn swap_on_it() {
     });
 }
 
-/// Only an exclusive open notices: no process is in the namespace whose mount it is.
+/// Only an exclusive open detects the mount, because no process is in its namespace.
 #[test]
 fn mounted_in_a_namespace_without_a_process() {
     on_a_disk("mounted_in_a_namespace_without_a_process", |disk| {
@@ -154,7 +154,11 @@ fn mounted_in_a_namespace_without_a_process() {
         disk.start(&["sh", "-c", &format!("exec 9</proc/{pid}/ns/mnt; echo ready; read x")]);
         disk.end();
         assert_eq!(disk.users(), DeviceUsers::default());
-        assert_eq!(disk.seen(Level::Basic), Seen::Idle, "the basic level opens no device and cannot know");
+        assert_eq!(
+            disk.seen(Level::Basic),
+            ScanResult::Idle,
+            "the basic level opens no device and cannot know"
+        );
         assert_eq!(disk.in_use(Level::Full), DeviceUsers { claimed: true, ..DeviceUsers::default() });
         disk.end();
         is_free(disk);
@@ -169,8 +173,8 @@ fn written_to_while_it_is_looked_at() {
             disk.run(&["dd", "if=/dev/zero", &to, "bs=4096", "count=1", "oflag=direct"]);
         };
         let active = DeviceUsers { active: true, ..DeviceUsers::default() };
-        assert_eq!(disk.seen_after(write), Seen::InUse { users: active });
-        assert_eq!(disk.seen_after(|_| ()), Seen::Clean);
+        assert_eq!(disk.seen_after(write), ScanResult::InUse { users: active });
+        assert_eq!(disk.seen_after(|_| ()), ScanResult::Clean);
     });
 }
 
@@ -185,11 +189,14 @@ fn a_program_at_work_on_it() {
             assert_eq!(disk.in_use(level).openers, [format!("{pid} fsck.ext4")]);
         }
         disk.end();
-        // On which device it works is not known: no answer, and never "clean".
+        // Its device is not known: there is no answer, and never "clean".
         disk.start(&[&program, "UUID=0a"]);
-        assert_eq!(disk.seen(Level::Basic), Seen::Idle);
+        assert_eq!(disk.seen(Level::Basic), ScanResult::Idle);
         let seen = disk.seen(Level::Full);
-        assert!(matches!(&seen, Seen::Unreadable { items } if items[0].contains("fsck.ext4")), "{seen:?}");
+        assert!(
+            matches!(&seen, ScanResult::Unreadable { items } if items[0].contains("fsck.ext4")),
+            "{seen:?}"
+        );
         disk.end();
         is_free(disk);
     });
@@ -208,7 +215,7 @@ fn a_device_mapper_target_over_it() {
         let (users, seen) = (disk.users(), disk.seen(Level::Full));
         disk.run(&["dmsetup", "remove", &name]);
         assert!(users.holders.len() == 1 && users.holders[0].starts_with("dm-"), "{users:?}");
-        assert!(matches!(&seen, Seen::InUse { users } if users.holders.len() == 1), "{seen:?}");
+        assert!(matches!(&seen, ScanResult::InUse { users } if users.holders.len() == 1), "{seen:?}");
         is_free(disk);
     });
 }

@@ -1,4 +1,4 @@
-//! The scan of the machine under this test, with whatever it holds.
+//! A scan of the machine that runs the test.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -17,7 +17,7 @@ fn this_machine() {
     println!("scan of this machine: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(inventory.boot_id.as_str(), boot_id.trim());
-    // The kernel computes btime from the wall clock: an adjustment in between may move it by a second.
+    // The kernel computes btime from the wall clock: an adjustment between the reads may move it by a second.
     let stat = fs::read_to_string("/proc/stat").unwrap();
     let btime: i64 =
         stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().trim().parse().unwrap();

@@ -1,4 +1,4 @@
-//! When the agent looks, and what it does when its writes are lost, under virtual time.
+//! The times of scans, and lost writes, under virtual time.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -8,7 +8,7 @@ mod common;
 use common::world::{LONG, World, on, refusal};
 use common::{Tree, challenge};
 use futures::stream;
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use reattach_sim::apiserver::{Fault, FaultRule, Verb};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 const MOUNT: &str = "95 22 8:0 / /srv rw - ext4 /dev/sda rw";
-/// Longer than any test: only news and changes cause looks.
+/// Longer than any test, so that only events and changes cause scans.
 const NEVER: Duration = Duration::from_secs(1_000_000);
 
-/// News that a test sends, and how often somebody asked for them.
+/// The events that a test sends, and the number of times that the stream was polled.
 fn news() -> (mpsc::UnboundedSender<()>, impl futures::Stream<Item = ()>, Arc<AtomicUsize>) {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let taken = Arc::new(AtomicUsize::new(0));
@@ -38,14 +38,14 @@ fn news() -> (mpsc::UnboundedSender<()>, impl futures::Stream<Item = ()>, Arc<At
 async fn settled(rescan: Duration, news: impl futures::Stream<Item = ()> + Send + 'static) -> World {
     let mut world = World::new(Tree::with_volume());
     world.start_with(rescan, Level::Basic, news);
-    // Past the looks that follow a change.
+    // After the scans that follow a change.
     sleep(Duration::from_secs(100_000)).await;
     world.writes();
     world
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_cause_a_look_soon_and_silence_none() {
+async fn an_event_causes_a_scan_soon() {
     let (send, news, _) = news();
     let world = settled(NEVER, news).await;
     world.tree.mount(MOUNT);
@@ -58,7 +58,7 @@ async fn news_cause_a_look_soon_and_silence_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_news_cause_few_looks_and_are_not_even_taken() {
+async fn many_events_cause_few_scans() {
     let (send, news, taken) = news();
     let world = settled(NEVER, news).await;
     taken.store(0, Ordering::SeqCst);
@@ -66,7 +66,7 @@ async fn many_news_cause_few_looks_and_are_not_even_taken() {
         send.send(()).unwrap();
         sleep(Duration::from_millis(5)).await;
     }
-    // 50 s: at most one look per second, and one piece of news per look.
+    // 50 s: at most one scan per second, and one event per scan.
     let taken = taken.load(Ordering::SeqCst);
     assert!((30..=51).contains(&taken), "{taken}");
     world.tree.mount(MOUNT);
@@ -74,9 +74,9 @@ async fn many_news_cause_few_looks_and_are_not_even_taken() {
     assert_eq!(world.inventory().devices[0].users.mounts, ["/srv"]);
 }
 
-/// What no news tell of (a process that opens a device, and closes it) does not stay in the report for long.
+/// A change without an event (a process that opens and closes a device) does not stay in the report for long.
 #[tokio::test(start_paused = true)]
-async fn after_a_change_it_looks_again_and_again_less_often() {
+async fn scans_after_a_change_become_rarer() {
     let (send, news, _) = news();
     let world = settled(NEVER, news).await;
     world.tree.process(99, "blkid", &[]);
@@ -87,7 +87,7 @@ async fn after_a_change_it_looks_again_and_again_less_often() {
     std::fs::remove_dir_all(world.tree.0.join("proc/99")).unwrap();
     sleep(Duration::from_secs(11)).await;
     assert!(world.inventory().devices[0].users.is_empty(), "within 10 s");
-    // 10, 20 and 40 s later there is nothing new; then 80 s pass.
+    // The scans 10, 20 and 40 s later find no change; then 80 s pass.
     sleep(Duration::from_secs(100)).await;
     world.tree.mount(MOUNT);
     sleep(Duration::from_secs(30)).await;
@@ -97,23 +97,23 @@ async fn after_a_change_it_looks_again_and_again_less_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_that_end_leave_the_regular_looks() {
+async fn regular_scans_continue_when_the_events_end() {
     let world = settled(Duration::from_secs(300), stream::iter([(), ()])).await;
     world.tree.mount(MOUNT);
     sleep(Duration::from_secs(301)).await;
     assert_eq!(world.inventory().devices[0].users.mounts, ["/srv"]);
 }
 
-/// Somebody else wins every race for the report, or every reply is lost, for ten minutes.
+/// For ten minutes another writer wins every race for the report, or every reply is lost.
 #[tokio::test(start_paused = true)]
-async fn lost_writes_slow_it_down_and_never_end_it() {
+async fn lost_writes_slow_the_agent_down_and_do_not_end_it() {
     for fault in [refusal(409), Fault::Disconnect { after_effect: true }, refusal(404)] {
         let (send, news, _) = news();
         let world = settled(NEVER, news).await;
         let id = world.server.add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
         world.ask("n1", &[challenge("recovery-1", 1)]).await;
         let asked = Instant::now();
-        // News must not shorten the pauses.
+        // Events must not shorten the pauses.
         while asked.elapsed() < LONG {
             send.send(()).unwrap();
             sleep(Duration::from_millis(100)).await;
@@ -132,7 +132,7 @@ async fn lost_writes_slow_it_down_and_never_end_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_full_level_watches_the_counters_for_a_second_before_it_answers() {
+async fn the_full_level_compares_counters_over_a_second() {
     let tree = Tree::with_volume();
     let stat = |written: u32| format!("1 0 8 0 {written} 0 16 0 0 0 0 0 0 0 0 0 0\n");
     tree.file("sys/block/sda/stat", stat(2));
@@ -148,5 +148,5 @@ async fn the_full_level_watches_the_counters_for_a_second_before_it_answers() {
     sleep(Duration::from_millis(200)).await;
     let answer = &world.answers()[0];
     assert_eq!(answer.level, Level::Full);
-    assert!(matches!(&answer.seen, Seen::InUse { users } if users.active), "{answer:?}");
+    assert!(matches!(&answer.seen, ScanResult::InUse { users } if users.active), "{answer:?}");
 }

@@ -1,4 +1,4 @@
-//! The binary and text formats of the kernel, apart from any tree.
+//! Parsers of the kernel's binary and text formats.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -71,7 +71,7 @@ fn serial_page() {
     assert_eq!(unit_serial(b"\0\x80\0\x09short"), Err(VpdError::Truncated { len: 9, expected: 13 }));
 }
 
-/// xorshift64*, so that a failure repeats.
+/// A pseudorandom generator (xorshift64*), so that a failure can be repeated.
 struct Bytes(u64);
 
 impl Bytes {
@@ -122,7 +122,7 @@ fn no_page_and_no_table_panics() {
         let _ = parse_swaps(&mounts);
         let _ = parse_maps(&mounts);
     }
-    // The damage must not be so great that only the first check is ever reached.
+    // The damage must be small enough that later checks are reached too.
     assert!((20_000..190_000).contains(&understood), "{understood}");
 }
 

@@ -1,4 +1,4 @@
-//! The agent's loop against an API server in memory, under virtual time.
+//! The agent's loop with an API server in memory, under virtual time.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -10,7 +10,7 @@ use common::{BOOT, LABEL, Tree, challenge};
 use jiff::Timestamp;
 use kube::CustomResourceExt;
 use reattach_api::NodeVolumeReport;
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_core::product::Product;
 use reattach_sim::apiserver::{Fault, FaultRule, Verb, WatchBreak};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ async fn unasked_reports_are_written_on_change_only() {
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 0);
 
-    // The wall clock is being adjusted: the same boot, a second later.
+    // The wall clock is being adjusted: the boot time of one boot moves by a second.
     world.tree.file("proc/stat", "cpu 1\nbtime 1752192001\n");
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 0);
@@ -46,7 +46,7 @@ async fn unasked_reports_are_written_on_change_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restarted_agent_looks_at_once_and_writes_what_changed_meanwhile() {
+async fn a_restarted_agent_scans_at_once() {
     let mut world = World::running(Tree::with_volume()).await;
     for (change, writes) in [(None, 0), (Some("95 22 8:0 / /srv rw - ext4 /dev/sda rw"), 1)] {
         world.stop.take().unwrap().send(()).unwrap();
@@ -78,11 +78,11 @@ async fn a_challenge_is_answered_once_at_once_with_its_triple() {
         (&answer.recovery, answer.epoch, &answer.identity),
         (&question.recovery, question.epoch, &question.identity)
     );
-    assert_eq!((answer.boot_id.as_str(), &answer.seen), (BOOT, &Seen::Idle));
+    assert_eq!((answer.boot_id.as_str(), &answer.seen), (BOOT, &ScanResult::Idle));
     assert!(answer.scanned_at >= asked_at && answer.scanned_at <= world.server.clock().now());
     let generation = world.report()["metadata"]["generation"].as_i64();
     assert_eq!(world.status().observed_generation, generation);
-    // An answer is of its moment: a later change goes into the inventory, not into the answer.
+    // A later change goes into the inventory and not into an earlier answer.
     world.tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     sleep(LONG).await;
     assert_eq!(world.writes().len(), 1);
@@ -90,7 +90,7 @@ async fn a_challenge_is_answered_once_at_once_with_its_triple() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grown_epoch_is_answered_by_a_new_scan_and_a_withdrawn_one_is_forgotten() {
+async fn a_new_epoch_is_answered_by_a_new_scan() {
     let world = World::running(Tree::with_volume()).await;
     world.ask("n1", &[challenge("recovery-1", 1), challenge("recovery-2", 1)]).await;
     sleep(Duration::from_secs(60)).await;
@@ -103,7 +103,7 @@ async fn a_grown_epoch_is_answered_by_a_new_scan_and_a_withdrawn_one_is_forgotte
     let second = world.answers();
     assert_eq!((second.len(), second[0].epoch), (2, 2));
     assert!(second[0].scanned_at >= asked_at);
-    assert!(matches!(&second[0].seen, Seen::InUse { users } if users.mounts == ["/srv"]));
+    assert!(matches!(&second[0].seen, ScanResult::InUse { users } if users.mounts == ["/srv"]));
     assert_eq!(second[1], first[1], "the other recovery's answer stands");
     world.ask("n1", &[]).await;
     sleep(Duration::from_millis(100)).await;
@@ -184,7 +184,7 @@ async fn a_conflict_is_read_again_and_scanned_again() {
     let codes: Vec<u16> = world.writes().iter().map(|entry| entry.code).collect();
     assert_eq!(codes, [409, 200]);
     assert!(world.answers()[0].scanned_at >= asked_at);
-    // Every write names the version that it was computed from.
+    // Every write contains the version that it was computed from.
     world.tree.mount("95 22 8:0 / /srv rw - ext4 /dev/sda rw");
     let version = world.report()["metadata"]["resourceVersion"].clone();
     sleep(RESCAN).await;
@@ -194,7 +194,7 @@ async fn a_conflict_is_read_again_and_scanned_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_slow_it_down_and_never_end_it() {
+async fn errors_slow_the_agent_down_and_do_not_end_it() {
     let world = World::running(Tree::with_volume()).await;
     for fault in [refusal(503), Fault::Disconnect { after_effect: false }, Fault::Hang] {
         let id = world.server.add_fault(FaultRule::always(on(Verb::Patch), fault.clone()));
@@ -254,7 +254,7 @@ async fn it_waits_for_its_crd_and_for_a_readable_boot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_stops_when_told_to_even_in_the_middle_of_a_request() {
+async fn the_agent_stops_in_the_middle_of_a_request() {
     for fault in [None, Some(Fault::Hang)] {
         let mut world = World::running(Tree::with_volume()).await;
         if let Some(fault) = fault {
@@ -270,7 +270,7 @@ async fn it_stops_when_told_to_even_in_the_middle_of_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_runs_do_the_same_at_the_same_times() {
+async fn two_runs_have_equal_requests_and_times() {
     let mut runs = Vec::new();
     for _ in 0..2 {
         let world = World::running(Tree::with_volume()).await;

@@ -1,4 +1,4 @@
-//! A look that waits for others costs nothing, and the rest after it is short. Alone in this binary: what a look costs is the
+//! A scan that waits has no cost, and the rest after it is short. The only test in this binary: the cost of a scan is the
 //! processor time of the whole process.
 
 // Helpers outside of test functions fail tests by panicking too.
@@ -19,12 +19,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-/// What each look waits for. Were that its cost, the rest after it would be two hundred times that: a minute and a half.
+/// Duration for which each scan waits. If that counted as its cost, the rest would be two hundred times as long: a minute
+/// and a half.
 const SLOW: Duration = Duration::from_millis(450);
-/// The report comes 1.5 s after the news on an idle machine: the shortest rest, and a look. Above ten times that, and well
-/// below the minute and a half.
+/// Bound of the time between event and report. On an idle machine it is 1.5 s, the shortest rest and a scan. The bound is more
+/// than ten times that, and well below the minute and a half.
 const SOON: Duration = Duration::from_secs(45);
-/// Longer than the test: nothing but news causes a look.
+/// Longer than the test, so that only events cause scans.
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn mounts(world: &World) -> Option<Vec<String>> {
@@ -33,12 +34,12 @@ fn mounts(world: &World) -> Option<Vec<String>> {
 }
 
 #[tokio::test]
-async fn news_are_reported_soon_after_a_look_that_only_waited() {
+async fn a_scan_that_waited_does_not_delay_the_next() {
     let tree = Tree::with_volume();
     tree.file("proc/swaps", "");
     let swaps = tree.0.join("proc/swaps");
     let mut world = World::new(tree);
-    // The report of an earlier agent: the first look of the next one finds nothing new, so that no look follows by itself.
+    // The report of an earlier agent: the first scan of the next agent finds no change, so no scan follows by itself.
     world.start_with(NEVER, Level::Basic, stream::pending());
     while mounts(&world).is_none() {
         sleep(Duration::from_millis(10)).await;
@@ -51,13 +52,13 @@ async fn news_are_reported_soon_after_a_look_that_only_waited() {
     assert!(Command::new("mkfifo").arg(&swaps).status().unwrap().success());
     let looks = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&looks);
-    // Opening a FIFO waits for the other side: one turn for each look, which waits until this side is closed.
+    // Opening a FIFO waits for the other side: one turn for each scan, which waits until this side is closed.
     thread::spawn(move || {
         while let Ok(held) = OpenOptions::new().write(true).open(&swaps) {
             thread::sleep(SLOW);
             drop(held);
             counter.fetch_add(1, Ordering::SeqCst);
-            // So that this look finds the end before the FIFO is opened for the next.
+            // So that this scan finds the end before the FIFO is opened for the next one.
             thread::sleep(SLOW / 3);
         }
     });
@@ -75,5 +76,5 @@ async fn news_are_reported_soon_after_a_look_that_only_waited() {
         assert!(told.elapsed() < SOON, "not within {SOON:?}");
         sleep(Duration::from_millis(10)).await;
     }
-    println!("a mount was reported {:.1} s after the news", told.elapsed().as_secs_f32());
+    println!("a mount was reported {:.1} s after the event", told.elapsed().as_secs_f32());
 }

@@ -1,5 +1,5 @@
-//! What the agent can and cannot do on its node: with the mounts and capabilities of deploy/base/agent.yaml, on the kernel
-//! under this test. What is not prevented stands here as well, and in docs/security.md.
+//! The rights of the agent on its node, with the mounts and capabilities of deploy/base/agent.yaml, on the kernel of this
+//! machine. Actions that are not prevented are listed here too, and in docs/security.md.
 
 // Helpers outside of test functions fail tests by panicking too.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -10,7 +10,7 @@ use common::Tree;
 use common::api::Api;
 use common::disk::{on_a_disk, skip};
 use reattach_agent::rights::{Rights, USER, reduce};
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use rustix::process::{Pid, test_kill_process};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use std::fs::{File, OpenOptions};
@@ -19,12 +19,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything is waited for: this machine may have other things to do.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// In the environment of another process.
+/// Timeout of all waits, for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Variable in the environment of another process.
 const SECRET: &str = "TOKEN=another-process's-secret";
 
-/// Whether the rest of this test can run: as user 0 with all of a node's mounts.
+/// Returns whether the test can run: as user 0 with all of a node's mounts.
 fn can(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -33,7 +33,7 @@ fn can(test: &str) -> bool {
     root
 }
 
-/// Runs in a thread of its own, whose rights `first` sets: the kernel has them by thread.
+/// Runs in a new thread, whose rights `first` sets. The kernel keeps rights per thread.
 fn with_rights<T: Send>(first: fn(), body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
@@ -44,7 +44,7 @@ fn with_rights<T: Send>(first: fn(), body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// As its container starts it: user 0 with two capabilities.
+/// The rights at the start of the container: user 0 with two capabilities.
 fn as_started() {
     let kept = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
     set_no_new_privs(true).unwrap();
@@ -52,12 +52,12 @@ fn as_started() {
     set_capabilities(None, sets).unwrap();
 }
 
-/// As it runs.
+/// The rights of the running agent.
 fn as_running() {
     assert_eq!(reduce().unwrap(), Rights::Reduced);
 }
 
-/// What would change the node, or another process, if it worked. Nothing is written: opening suffices.
+/// Actions that would change the node or another process. Opening a file is enough; nothing is written.
 fn changes(folder: &str, victim: u32) -> Vec<(&'static str, bool)> {
     let writes = |path: String| OpenOptions::new().write(true).open(path).is_ok();
     let creates = |path: String| {
@@ -129,8 +129,12 @@ fn it_reads_everything_and_changes_nothing() {
 #[test]
 fn it_sees_each_user_of_a_device_that_root_sees() {
     on_a_disk("it_sees_each_user_of_a_device_that_root_sees", |disk| {
-        assert_eq!(disk.seen(Level::Full), Seen::Clean);
-        assert_eq!(with_rights(as_running, || disk.seen(Level::Full)), Seen::Clean, "it opens the device");
+        assert_eq!(disk.seen(Level::Full), ScanResult::Clean);
+        assert_eq!(
+            with_rights(as_running, || disk.seen(Level::Full)),
+            ScanResult::Clean,
+            "it opens the device"
+        );
         disk.format();
         let (device, point) = (disk.device(), disk.path("point"));
         let script =
@@ -168,7 +172,7 @@ fn each_thread_of_the_running_agent_has_two_capabilities_and_no_way_back() {
         .unwrap();
     let began = Instant::now();
     while api.writes() == 0 {
-        assert!(began.elapsed() < PATIENCE, "no report");
+        assert!(began.elapsed() < TIMEOUT, "no report");
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut statuses = Vec::new();

@@ -176,7 +176,7 @@ mod tests {
     use crate::volume_recovery::{Escalation, PhaseTiming};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
     use reattach_core::diagnosis::{Missing, Verdict};
-    use reattach_core::journal::Mark;
+    use reattach_core::journal::Event;
 
     const EVIL: &str = "\u{1b}[2Jred\nforged\u{202e}\u{200b} Bearer s3cr3t-of-the-cloud";
 
@@ -184,9 +184,9 @@ mod tests {
         let evil = || format!("{EVIL} {}", "word ".repeat(words));
         let at = jiff::Timestamp::UNIX_EPOCH;
         let entry = |seq: usize| {
-            let mark =
-                Mark::Accepted { plan_hash: "0123456789abcdef".into(), authority: "w".repeat(words * 5) };
-            Entry { seq: u32::try_from(seq).unwrap(), at, term: 1, by: "r".into(), mark }
+            let event =
+                Event::Accepted { plan_hash: "0123456789abcdef".into(), authority: "w".repeat(words * 5) };
+            Entry { seq: u32::try_from(seq).unwrap(), at, term: 1, by: "r".into(), event }
         };
         VolumeRecoveryStatus {
             class: Some(evil()),

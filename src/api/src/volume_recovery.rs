@@ -11,7 +11,7 @@ use reattach_core::journal::Entry;
 use reattach_core::phase::Phase;
 use reattach_core::plan::{Plan, SoundPlan};
 use reattach_core::policy::Mode;
-use reattach_core::proof::Sighting;
+use reattach_core::proof::InstanceObservation;
 use reattach_report::Record;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -386,7 +386,7 @@ pub struct VolumeRecoveryStatus {
     /// What was seen of instances that may hold the volume, oldest first: "not found" and "off" mean something only after it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
-    pub sightings: Vec<Opaque<Sighting>>,
+    pub sightings: Vec<Opaque<InstanceObservation>>,
     /// Since when it waits for something that others must do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,

@@ -8,7 +8,7 @@ use crate::table::Table;
 use crate::watches;
 use anyhow::Result;
 use clap::Args;
-use reattach_controller::{Collector, Depth, nominees};
+use reattach_controller::{Collector, Needs, nominees};
 use reattach_core::diagnosis::{Diagnosis, Verdict, diagnose};
 use reattach_core::ids::ObjectName;
 use reattach_report::diagnosis_text;
@@ -77,7 +77,7 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
     };
     let mut findings = Vec::new();
     for (claim, why) in wanted {
-        let collected = collector.collect(&claim, None, Depth::Diagnose);
+        let collected = collector.collect(&claim, None, Needs::Diagnose);
         let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
         if evidence.claim.shown().is_none() && why.is_none() {
             return Err(Fail::NoClaim { namespace: claim.namespace, name: claim.name }.into());

@@ -13,15 +13,16 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use reattach_api::RecoveryPolicy;
 use reattach_controller::policies::{Subject, ruling};
-use reattach_controller::{Collector, Depth, Providers, ceiling};
+use reattach_controller::{Collector, Needs, Providers, ceiling};
 use reattach_core::authority::Ceiling;
 use reattach_core::diagnosis::{Trouble, Verdict, diagnose as classify};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::ObjectName;
 use reattach_core::loss::PodLoss;
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Plan, Request, make_vetted, may_begin};
-use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
-use reattach_core::safety::Refusal;
+use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
+use reattach_core::steps::StepKind;
 use reattach_report::{TEXT_WIDTH, diagnosis_text, plan_text};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -84,7 +85,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
         clock: session.clock.clone(),
         neighbours: Default::default(),
     };
-    let collected = collector.collect(&claim, None, Depth::Plan);
+    let collected = collector.collect(&claim, None, Needs::Plan);
     let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
     let now = session.clock.now();
     let diagnosis = classify(&evidence, now);

@@ -24,10 +24,10 @@ use crate::reply::{outcome, said};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
 use reattach_core::hold::{HOLD_TAINT_PREFIX, hold_taint};
 use reattach_core::ids::{NodeName, Uid};
 use reattach_core::journal::Outcome;
+use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
 use serde_json::json;
 
 /// Whether the Node is Ready by its own condition.

@@ -1,6 +1,7 @@
 //! Collecting evidence: Kubernetes objects (from the watches or live), the owning workload, the cloud.
 
 mod identity;
+mod neighbours;
 
 use crate::neighbours::Neighbours;
 use crate::providers::{Located, Providers, SHARED_FOR};
@@ -22,8 +23,9 @@ use reattach_core::identity::binding_in;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
 use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan};
-use reattach_core::proof::{Declaration, Sighting};
-use reattach_core::runbook::{Holding, StepKind};
+use reattach_core::proof::{Declaration, InstanceObservation};
+use reattach_core::runbook::Holding;
+use reattach_core::steps::StepKind;
 use reattach_provider_api::HandleError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,7 +36,7 @@ pub(crate) const HISTORY: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
-pub enum Depth<'a> {
+pub enum Needs<'a> {
     /// For a diagnosis: no workload.
     Diagnose,
     /// For a plan: the workload with everything that stands against changing it.
@@ -61,18 +63,18 @@ pub enum Depth<'a> {
 
 /// What the record of a recovery adds to the evidence.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Own {
+pub struct RecoveryContext {
     /// The challenge that is open: the recovery's UID and the epoch.
     pub asked: Option<(Uid, u64)>,
     /// What it saw of instances before, oldest first.
-    pub sightings: Vec<Sighting>,
+    pub sightings: Vec<InstanceObservation>,
     /// A person's word that a holder cannot write.
     pub declaration: Option<Declaration>,
     /// A person's word that nothing which it ordered is under way.
     pub nothing_under_way: Option<Word>,
 }
 
-impl Own {
+impl RecoveryContext {
     /// Of this recovery. A sighting that cannot be read is none.
     pub fn of(recovery: &VolumeRecovery) -> Self {
         let status = recovery.status.as_ref();
@@ -120,12 +122,12 @@ impl Collector {
     pub async fn collect(
         &self,
         claim: &ObjectName,
-        own: Option<Own>,
-        depth: Depth<'_>,
+        own: Option<RecoveryContext>,
+        needs: Needs<'_>,
     ) -> Result<Evidence, kube::Error> {
-        let Own { asked, sightings, declaration, nothing_under_way } = own.unwrap_or_default();
-        let live = is_live(depth);
-        let pinned = pinned(depth);
+        let RecoveryContext { asked, sightings, declaration, nothing_under_way } = own.unwrap_or_default();
+        let live = is_live(needs);
+        let pinned = pinned(needs);
         let (mut view, at) = match &self.cache {
             Some(cache) if !live => (View::cached(cache, claim, pinned), cache.as_of()),
             _ => {
@@ -133,7 +135,7 @@ impl Collector {
                 (View::live(&self.clients.read, claim, pinned).await?, at)
             }
         };
-        if matches!(depth, Depth::Execute { .. }) && view.leases.is_empty() {
+        if matches!(needs, Needs::Execute { .. }) && view.leases.is_empty() {
             view.read_leases(&self.clients.read).await?;
         }
         let resolve = |id: &str| self.providers.instance(id);
@@ -143,26 +145,26 @@ impl Collector {
         evidence.nothing_under_way = nothing_under_way;
         // Nothing is looked up for a claim that has no right to the volume that it names. In the course of a run what was
         // done with the volume has an end to be seen, whatever became of the claim.
-        let executing = matches!(depth, Depth::Execute { .. });
+        let executing = matches!(needs, Needs::Execute { .. });
         if !executing && binding_in(&evidence, self.clock.now()).is_err() {
             evidence.collected_at = self.clock.now();
             return Ok(evidence);
         }
-        self.add_workload(&mut evidence, &view, depth).await?;
-        self.add_cloud(&mut evidence, depth).await?;
-        if !matches!(depth, Depth::Diagnose) {
-            self.add_node_pods(&mut evidence, depth).await?;
+        self.add_workload(&mut evidence, &view, needs).await?;
+        self.add_cloud(&mut evidence, needs).await?;
+        if !matches!(needs, Needs::Diagnose) {
+            self.add_node_pods(&mut evidence, needs).await?;
         }
         evidence.collected_at = self.clock.now();
         Ok(evidence)
     }
 
-    async fn add_workload(&self, e: &mut Evidence, view: &View, depth: Depth<'_>) -> Result<(), kube::Error> {
+    async fn add_workload(&self, e: &mut Evidence, view: &View, needs: Needs<'_>) -> Result<(), kube::Error> {
         // Who else owns the count matters only where the count is changed, and the policy only to a hold.
-        let (remembered, full, policy, probed) = match depth {
-            Depth::Diagnose => return Ok(()),
-            Depth::Plan => (None, true, true, true),
-            Depth::Execute { plan, changing, probing, .. } => {
+        let (remembered, full, policy, probed) = match needs {
+            Needs::Diagnose => return Ok(()),
+            Needs::Plan => (None, true, true, true),
+            Needs::Execute { plan, changing, probing, .. } => {
                 let holding = plan.holding();
                 let (scales, by_gate) = (holding == Holding::AtZero, holding == Holding::ByGate);
                 (Some(&plan.pins.workload), changing && scales, changing && by_gate, changing || probing)
@@ -223,9 +225,9 @@ impl Collector {
         Ok(self.providers.locate_again(&pins.volume, &scopes, since, || self.clock.now()).await)
     }
 
-    async fn add_cloud(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+    async fn add_cloud(&self, e: &mut Evidence, needs: Needs<'_>) -> Result<(), kube::Error> {
         let now = || self.clock.now();
-        let (located, scope) = match self.locate(e, pinned(depth)).await {
+        let (located, scope) = match self.locate(e, pinned(needs)).await {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -236,41 +238,41 @@ impl Collector {
         };
         e.cloud_scope = scope;
         let shared = now().saturating_sub(SHARED_FOR).unwrap_or(Timestamp::MIN);
-        let since = match depth {
-            Depth::Execute { live: true, .. } => now(),
-            Depth::Execute { since, .. } => since.max(shared),
-            Depth::Diagnose | Depth::Plan => shared,
+        let since = match needs {
+            Needs::Execute { live: true, .. } => now(),
+            Needs::Execute { since, .. } => since.max(shared),
+            Needs::Diagnose | Needs::Plan => shared,
         };
         let expire = located.provider().orders_expire_after();
         e.orders_expire_after_seconds = expire.and_then(|d| i64::try_from(d.as_secs()).ok());
         e.cloud_id = Some(located.id.clone());
         e.cloud_volume = located.describe(since, now).await;
-        self.add_nodes_of_machines(e, depth).await?;
-        self.add_machines(e, depth).await?;
-        self.add_identity(e, &located, depth).await?;
-        let jobs = match depth {
-            Depth::Diagnose => false,
+        self.add_nodes_of_machines(e, needs).await?;
+        self.add_machines(e, needs).await?;
+        self.add_identity(e, &located, needs).await?;
+        let jobs = match needs {
+            Needs::Diagnose => false,
             // Linode names the holder before its attach has ended: such a volume looks like one that its guest has lost.
-            Depth::Plan => matches!(diagnose(e, now()).verdict, Verdict::Ours { .. }),
+            Needs::Plan => matches!(diagnose(e, now()).verdict, Verdict::Ours { .. }),
             // In the course of a run the volume may be detaching, which is no trouble by itself; its jobs count then, too.
-            Depth::Execute { changing, jobs, .. } => changing || jobs,
+            Needs::Execute { changing, jobs, .. } => changing || jobs,
         };
-        self.add_power(e, &located, since, depth).await;
+        self.add_power(e, &located, since, needs).await;
         if jobs {
             let since = now().saturating_sub(HISTORY).unwrap_or(Timestamp::MIN);
             e.jobs = located.jobs(since, now).await;
         }
-        if let Depth::Execute { snapshots: Some(recovery), .. } = depth {
+        if let Needs::Execute { snapshots: Some(recovery), .. } = needs {
             e.snapshots = Some(located.snapshots(recovery.as_str(), now).await);
         }
         Ok(())
     }
 
     /// Every pod on each node that is not Ready and is, or may be, a holder: what an effect on the whole node reaches.
-    async fn add_node_pods(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+    async fn add_node_pods(&self, e: &mut Evidence, needs: Needs<'_>) -> Result<(), kube::Error> {
         let mut names: BTreeSet<NodeName> =
             e.attachments.shown().into_iter().flatten().map(|a| a.node.clone()).collect();
-        if let Depth::Execute { plan, .. } = depth {
+        if let Needs::Execute { plan, .. } = needs {
             names.insert(plan.pins.node.clone());
         }
         let holders = e.cloud_volume.shown().into_iter().flat_map(|v| &v.holders);
@@ -280,7 +282,7 @@ impl Collector {
         if names.is_empty() {
             return Ok(());
         }
-        let live = is_live(depth);
+        let live = is_live(needs);
         let (down, at) = self.down(live).await?;
         e.down = Some(Fact::present(down, Source::Kubernetes("Nodes".to_owned()), at));
         for node in names {
@@ -316,11 +318,11 @@ impl Collector {
 
     /// What the cloud says of holders for which no kubelet may be able to speak: what the proofs *gone* and *off* rest
     /// on.
-    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp, depth: Depth<'_>) {
+    async fn add_power(&self, e: &mut Evidence, located: &Located, since: Timestamp, needs: Needs<'_>) {
         let now = || self.clock.now();
         let mut ids = unspoken_for(e, now());
         // What became of the power is asked for after the volume is free, too.
-        if let Depth::Execute { plan, .. } = depth
+        if let Needs::Execute { plan, .. } = needs
             && (plan.find(StepKind::PowerOff).is_some() || plan.find(StepKind::PowerOn).is_some())
             && !ids.contains(&plan.pins.holder)
         {
@@ -343,16 +345,16 @@ impl Collector {
 }
 
 /// What a plan that runs has pinned.
-fn pinned(depth: Depth<'_>) -> Option<&Pins> {
-    match depth {
-        Depth::Execute { plan, .. } => Some(&plan.pins),
-        Depth::Diagnose | Depth::Plan => None,
+fn pinned(needs: Needs<'_>) -> Option<&Pins> {
+    match needs {
+        Needs::Execute { plan, .. } => Some(&plan.pins),
+        Needs::Diagnose | Needs::Plan => None,
     }
 }
 
 /// Whether everything is to be read anew.
-fn is_live(depth: Depth<'_>) -> bool {
-    matches!(depth, Depth::Execute { live: true, .. })
+fn is_live(needs: Needs<'_>) -> bool {
+    matches!(needs, Needs::Execute { live: true, .. })
 }
 
 /// The instances that hold the volume, by the cloud's word or by Kubernetes', and whose kubelet cannot give the proof:

@@ -11,8 +11,8 @@
 //! # Caveats
 //! A driver that gave its place up forgets what it asked the agents; the next one asks again.
 
-use crate::controller::{has_a_run, limits, phase, running};
-use crate::finish::FINALIZER;
+use crate::finalizer::FINALIZER;
+use crate::limits::{has_a_run, limits, phase, running};
 use crate::pace::Rest;
 use crate::records;
 use crate::recovery::{Executor, InLine};

@@ -4,11 +4,12 @@
 //! executor for one recovery; the simulation runs all of it in virtual time.
 
 pub mod collect;
-pub mod controller;
 pub mod driving;
-mod finish;
+mod finalizer;
 pub mod http;
 mod janitor;
+pub mod leader_loops;
+mod limits;
 pub mod listener;
 mod looking;
 mod losses;
@@ -16,6 +17,7 @@ pub mod machines;
 pub mod metrics;
 pub mod neighbours;
 mod nominate;
+mod notify;
 pub mod pace;
 mod perform;
 pub mod policies;
@@ -26,8 +28,9 @@ mod status;
 mod turns;
 mod wakeup;
 
-pub use collect::{Collector, Depth};
-pub use controller::{Controller, Settings, ceiling, limits};
+pub use collect::{Collector, Needs};
+pub use leader_loops::{Controller, Settings};
+pub use limits::{ceiling, limits};
 pub use nominate::{Nominee, nominees};
 pub use providers::Providers;
 pub use recovery::{Executor, Turn};

@@ -11,8 +11,8 @@
 //! # Errors
 //! A look that fails is logged and made again.
 
-use crate::collect::Depth;
-use crate::controller::{has_a_run, phase};
+use crate::collect::Needs;
+use crate::limits::{has_a_run, phase};
 use crate::nominate::{Nominee, nominees};
 use crate::policies::{Subject, ruling, ruling_policy};
 use crate::recovery::Executor;
@@ -189,7 +189,7 @@ impl Look {
 
     /// Diagnoses a nominated claim and, where there is something to say, creates its recovery.
     async fn consider(&self, nominee: &Nominee) -> Result<After, kube::Error> {
-        let evidence = self.executor.collector.collect(&nominee.claim, None, Depth::Diagnose).await?;
+        let evidence = self.executor.collector.collect(&nominee.claim, None, Needs::Diagnose).await?;
         let policies = self.cache.policies.filter(|_| true);
         let nothing = Ok(After::Rest(NOTHING));
         let Some(policy) = Subject::of(&evidence).and_then(|s| ruling(&policies, &s)) else { return nothing };
@@ -200,13 +200,14 @@ impl Look {
                 _ => nothing,
             };
         }
-        let trouble = trouble_name(&evidence);
+        let trouble = trouble_fingerprint(&evidence);
         let class = match &diagnosis.verdict {
             Verdict::Ours { trouble } => Some(trouble.class()),
             _ => None,
         };
-        let over =
-            |r: &VolumeRecovery| Executor::claim_of(r) == nominee.claim && given_up(r, &trouble, class);
+        let over = |r: &VolumeRecovery| {
+            Executor::claim_of(r) == nominee.claim && already_settled(r, &trouble, class)
+        };
         if !self.cache.recoveries.filter(over).is_empty() {
             return nothing;
         }
@@ -215,11 +216,11 @@ impl Look {
             .recoveries
             .filter(|r| Executor::claim_of(r) == nominee.claim && came_right(r, &trouble));
         let last = ended.iter().max_by_key(|r| r.creation_timestamp());
-        let name = format!("{trouble}-{}", occasion(&evidence, class, policy, last.map(|r| &**r)));
+        let name = format!("{trouble}-{}", recovery_suffix(&evidence, class, policy, last.map(|r| &**r)));
         let records = self.executor.collector.clients.records.clone();
         let api: Api<VolumeRecovery> = Api::namespaced(records, &nominee.claim.namespace);
         let stands = |r: &VolumeRecovery| stands_for_its_claim(r, policy.spec.mode, &self.username);
-        // The watch may lag behind: what it does not know of yet may be under way already, on another occasion.
+        // The watch may lag behind: what it does not know of yet may be under way already, on another recovery_suffix.
         if self.cache.recoveries.get(&nominee.claim.namespace, &name).is_some()
             || api
                 .list(&ListParams::default())
@@ -269,10 +270,10 @@ fn worth_a_record(diagnosis: &Diagnosis) -> bool {
     }
 }
 
-/// The same trouble has the same name: claim, the VolumeAttachments that hold it and the boots of their nodes; where there
-/// is none, the cloud's holders. Whoever comes to wait for the volume changes nothing about it: what a person ended must
-/// not begin again because the pod was replaced.
-fn trouble_name(evidence: &Evidence) -> String {
+/// Returns a fingerprint of the trouble: claim, the VolumeAttachments that hold it, and the boots of their nodes; where there is no
+/// VolumeAttachment, the cloud's holders. Pods are no part of it: a recovery that a person ended must not begin again because the
+/// waiting pod was replaced.
+fn trouble_fingerprint(evidence: &Evidence) -> String {
     let mut parts = vec![evidence.claim.shown().map(|c| c.uid.to_string()).unwrap_or_default()];
     let records = evidence.attachments.shown().into_iter().flatten();
     for record in records.filter(|a| a.attached || a.deleting_since.is_some()) {
@@ -292,7 +293,7 @@ fn trouble_name(evidence: &Evidence) -> String {
 /// Whether a person ended this recovery of this very trouble, or its order failed: it is not begun again until someone asks.
 /// One that failed may have left trouble of another class, which has another order; `class` is of trouble that is ours to
 /// heal now, so that a look that could not tell, or a lock, begins nothing.
-fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {
+fn already_settled(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> bool {
     let over = match phase(recovery) {
         Phase::Failed => {
             let was = recovery.status.as_ref().and_then(|s| s.class.as_deref());
@@ -305,7 +306,7 @@ fn given_up(recovery: &VolumeRecovery, trouble: &str, class: Option<Class>) -> b
 }
 
 /// Whether this recovery of this very trouble ended well, or because it was not wanted at the time and without a person's
-/// abort (a policy, an opt-out). What goes wrong after it is a new occasion, also where pods, machine and VolumeAttachment
+/// abort (a policy, an opt-out). A fault after it gets a new suffix, also where pods, machine and VolumeAttachment
 /// are still the same: a slow attach that came right, and later a device that is lost; an opt-out that is taken back.
 fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
     let over = match phase(recovery) {
@@ -316,10 +317,10 @@ fn came_right(recovery: &VolumeRecovery, trouble: &str) -> bool {
     over && recovery.name_any().rsplit_once('-').is_some_and(|(same, _)| same == trouble)
 }
 
-/// Tells apart recoveries of the same trouble under another policy, of what one of them left, or of trouble that went away
-/// and came back: with other pods, or after `last`, the newest one that came right. The same occasion has the same name, so
-/// two sweeps never make two recoveries of it. Only the newest counts, since older ones are pruned.
-fn occasion(
+/// Returns the last part of a recovery's name. It differs between recoveries of one trouble under two policies, of two classes, with
+/// other pods, or after `last`, the newest recovery that came right. Equal circumstances give an equal name, so two sweeps
+/// never create two recoveries. Only the newest counts, because older ones are pruned.
+fn recovery_suffix(
     evidence: &Evidence,
     class: Option<Class>,
     policy: &RecoveryPolicy,
@@ -335,7 +336,7 @@ fn occasion(
 
 #[cfg(test)]
 mod tests {
-    use super::{came_right, given_up, occasion, stands_for_its_claim, trouble_name};
+    use super::{already_settled, came_right, recovery_suffix, stands_for_its_claim, trouble_fingerprint};
     use reattach_api::{RecoveryPolicy, VolumeRecovery};
     use reattach_core::diagnosis::Class;
     use reattach_core::evidence::AttachmentFacts;
@@ -343,9 +344,9 @@ mod tests {
     use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
 
     #[test]
-    fn who_waits_for_the_volume_is_no_other_trouble() {
+    fn replacing_the_waiting_pod_keeps_the_fingerprint() {
         let dead = Case::deployment().node(|n| n.ready = false);
-        let name = trouble_name(&dead.evidence);
+        let name = trouble_fingerprint(&dead.evidence);
         let replaced = dead
             .clone()
             .with_node(OTHER_NODE, OTHER_INSTANCE)
@@ -353,21 +354,21 @@ mod tests {
             .attachments(|all| {
                 all.push(AttachmentFacts { attached: false, ..attachment("csi-redis-2", OTHER_NODE) });
             });
-        assert_eq!(trouble_name(&replaced.evidence), name);
+        assert_eq!(trouble_fingerprint(&replaced.evidence), name);
         let booted = dead.clone().node(|n| n.boot_id = "another boot".into());
-        assert_ne!(trouble_name(&booted.evidence), name, "another boot of {NODE} is another trouble");
+        assert_ne!(trouble_fingerprint(&booted.evidence), name, "another boot of {NODE} is another trouble");
         let another = dead.attachments(|all| all[0].uid = "another".into());
-        assert_ne!(trouble_name(&another.evidence), name);
+        assert_ne!(trouble_fingerprint(&another.evidence), name);
     }
 
     /// A slow attach had a look and came right; then the device is lost under the same pod, which the first look cannot class.
     #[test]
-    fn what_goes_wrong_after_a_good_end_is_a_new_occasion() {
+    fn a_new_fault_after_a_good_end_gets_a_new_suffix() {
         let evidence = Case::deployment().evidence;
         let policy: RecoveryPolicy =
             serde_json::from_value(serde_json::json!({"metadata": {"uid": "p"}, "spec": {}}))
                 .unwrap_or_else(|e| panic!("{e}"));
-        let trouble = trouble_name(&evidence);
+        let trouble = trouble_fingerprint(&evidence);
         let record = |phase: &str, of: &str| -> VolumeRecovery {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"name": format!("{of}-1"), "uid": format!("uid of {phase}")},
@@ -376,14 +377,14 @@ mod tests {
             }))
             .unwrap_or_else(|e| panic!("{e}"))
         };
-        let first = occasion(&evidence, None, &policy, None);
-        assert_eq!(occasion(&evidence, None, &policy, None), first);
+        let first = recovery_suffix(&evidence, None, &policy, None);
+        assert_eq!(recovery_suffix(&evidence, None, &policy, None), first);
         for phase in ["Resolved", "Recovered"] {
             let ended = record(phase, &trouble);
             assert!(came_right(&ended, &trouble), "{phase}");
-            let next = occasion(&evidence, None, &policy, Some(&ended));
+            let next = recovery_suffix(&evidence, None, &policy, Some(&ended));
             assert_ne!(next, first, "{phase}");
-            assert_eq!(occasion(&evidence, None, &policy, Some(&ended)), next);
+            assert_eq!(recovery_suffix(&evidence, None, &policy, Some(&ended)), next);
         }
         for phase in ["Failed", "Waiting", "Running"] {
             assert!(!came_right(&record(phase, &trouble), &trouble), "{phase}");
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_the_class_that_failed_or_what_a_person_ended() {
+    fn only_a_failed_class_or_an_ended_recovery_is_settled() {
         let over = |phase: &str, abort: bool| -> VolumeRecovery {
             let abort = abort.then(|| serde_json::json!({"by": "jane", "reason": "enough"}));
             serde_json::from_value(serde_json::json!({
@@ -409,14 +410,20 @@ mod tests {
         };
         let trouble = "redis-data-cafe";
         let failed = over("Failed", false);
-        assert!(given_up(&failed, trouble, Some(Class::E)));
-        assert!(!given_up(&failed, trouble, Some(Class::C)), "what it left has another order");
-        assert!(given_up(&failed, trouble, None), "what cannot be told, or is locked, is no other trouble");
-        assert!(!given_up(&failed, "redis-data-babe", Some(Class::E)));
+        assert!(already_settled(&failed, trouble, Some(Class::E)));
+        assert!(!already_settled(&failed, trouble, Some(Class::C)), "what it left has another order");
+        assert!(
+            already_settled(&failed, trouble, None),
+            "what cannot be told, or is locked, is no other trouble"
+        );
+        assert!(!already_settled(&failed, "redis-data-babe", Some(Class::E)));
         let ended = over("Aborted", true);
-        assert!(given_up(&ended, trouble, Some(Class::E)) && given_up(&ended, trouble, Some(Class::C)));
-        assert!(!given_up(&over("Aborted", false), trouble, Some(Class::E)), "nobody asked for that");
-        assert!(!given_up(&over("Recovered", false), trouble, Some(Class::E)));
+        assert!(
+            already_settled(&ended, trouble, Some(Class::E))
+                && already_settled(&ended, trouble, Some(Class::C))
+        );
+        assert!(!already_settled(&over("Aborted", false), trouble, Some(Class::E)), "nobody asked for that");
+        assert!(!already_settled(&over("Recovered", false), trouble, Some(Class::E)));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, VolumeId};
 use reattach_core::journal::Outcome;
-use reattach_core::machine::Effect;
 use reattach_core::proof::FenceProof;
+use reattach_core::run::Effect;
 use reattach_provider_api::{
     DetachOutcome, DetachRequest, EffectError, ForceDetachRequest, PowerOffManner, PowerOffRequest,
     PowerOutcome, ProviderError, SnapshotRequest,

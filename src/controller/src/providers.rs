@@ -35,26 +35,26 @@ pub struct Providers {
 
 struct Known {
     provider: Arc<dyn Provider>,
-    volumes: Memory<VolumeId, Lookup<CloudVolume>>,
-    instances: Memory<InstanceId, Lookup<CloudInstance>>,
-    power: Memory<InstanceId, Result<PowerFacts, EffectError>>,
-    scope: Memory<(), Result<CloudScope, EffectError>>,
+    volumes: BatchCache<VolumeId, Lookup<CloudVolume>>,
+    instances: BatchCache<InstanceId, Lookup<CloudInstance>>,
+    power: BatchCache<InstanceId, Result<PowerFacts, EffectError>>,
+    scope: BatchCache<(), Result<CloudScope, EffectError>>,
     clusters: Mutex<BTreeMap<InstanceId, (Timestamp, BTreeSet<CloudCluster>)>>,
 }
 
 /// What was wanted, and what was answered: with the moment before the request was sent.
-struct Memory<K, T> {
+struct BatchCache<K, T> {
     wanted: std::sync::Mutex<BTreeMap<K, Timestamp>>,
     heard: Mutex<BTreeMap<K, (Timestamp, T)>>,
 }
 
-impl<K, T> Default for Memory<K, T> {
+impl<K, T> Default for BatchCache<K, T> {
     fn default() -> Self {
         Self { wanted: Default::default(), heard: Default::default() }
     }
 }
 
-impl<K: Ord + Clone, T: Clone> Memory<K, T> {
+impl<K: Ord + Clone, T: Clone> BatchCache<K, T> {
     /// What is told of each key by an answer to a request that was sent at `since` or later, with the moment before
     /// that request. `ask` is called at most once, with everything that is wanted at the time.
     async fn told(
@@ -104,10 +104,10 @@ impl Providers {
     pub fn register(&mut self, provider: Arc<dyn Provider>) {
         self.list.push(Arc::new(Known {
             provider,
-            volumes: Memory::default(),
-            instances: Memory::default(),
-            power: Memory::default(),
-            scope: Memory::default(),
+            volumes: BatchCache::default(),
+            instances: BatchCache::default(),
+            power: BatchCache::default(),
+            scope: BatchCache::default(),
             clusters: Mutex::default(),
         }));
     }

@@ -11,12 +11,12 @@
 //! # Errors
 //! What cannot be written or deleted is logged and tried again later.
 
-use crate::controller::phase;
-use crate::finish;
+use crate::limits::phase;
 use crate::recovery::Executor;
 use crate::status;
 use crate::turns::{After, Bounds, Offer, Turns};
 use crate::wakeup::{AT_LEAST_EVERY, Wakeup, Woken};
+use crate::{finalizer, notify};
 use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
@@ -84,7 +84,7 @@ impl Records {
         for policy in self.cache.policies.filter(|p| !p.spec.selector.drivers.is_empty()) {
             let generation = policy.metadata.generation.unwrap_or_default();
             if self.warned.insert((policy.uid().unwrap_or_default(), generation)) {
-                finish::warn(&self.executor, &policy).await;
+                notify::unknown_drivers(&self.executor, &policy).await;
             }
         }
     }
@@ -139,7 +139,7 @@ impl Records {
         let name = recovery.name_any();
         match api.delete(&name, &params).await {
             Ok(_) => {
-                if let Some(record) = finish::record_that_acted(recovery) {
+                if let Some(record) = finalizer::record_that_acted(recovery) {
                     tracing::info!(
                         recovery = name,
                         namespace,

@@ -9,8 +9,8 @@ use common::{CLAIM, DRIVER, NODE, NS, Stage};
 use reattach_api::{PowerOffRule, SnapshotRule};
 use reattach_cluster::Clients;
 use reattach_cluster::cache::Cache;
-use reattach_controller::collect::Own;
-use reattach_controller::{Collector, Depth, Providers, nominees};
+use reattach_controller::collect::RecoveryContext;
+use reattach_controller::{Collector, Needs, Providers, nominees};
 use reattach_core::cloud::{InstanceState, VolumeState};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, Uid};
@@ -57,7 +57,10 @@ async fn collect(stage: &Stage, cloud: &TestCloud, watched: bool) -> Evidence {
     let neighbours = Default::default();
     let collector =
         Collector { clients, cache, providers: providers(cloud), clock: stage.clock(), neighbours };
-    collector.collect(&ObjectName::new(NS, CLAIM), Some(Own::default()), Depth::Plan).await.unwrap()
+    collector
+        .collect(&ObjectName::new(NS, CLAIM), Some(RecoveryContext::default()), Needs::Plan)
+        .await
+        .unwrap()
 }
 
 #[tokio::test(start_paused = true)]

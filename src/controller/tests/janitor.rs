@@ -6,9 +6,9 @@ mod common;
 
 use common::{BOOT, CLAIM, DRIVER, HANDLE, NODE, NS, START, Stage, a_while};
 use reattach_controller::Providers;
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::plan::Plan;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 use reattach_sim::manifests;
 use serde_json::{Value, json};
@@ -293,7 +293,7 @@ fn aborted(stage: &Stage, workload: &str, scaled: bool) -> String {
     plan.hash = plan.computed_hash();
     let scale = plan.find(StepKind::ScaleToZero).unwrap();
     let started = json!({"seq": 0, "at": START, "term": 1, "by": "controller-0",
-        "mark": serde_json::to_value(Mark::Started {
+        "mark": serde_json::to_value(Event::Started {
             step: scale, intent: "scale it".into(), proof: None, newest_job: None }).unwrap()});
     stage.recovery("r", "Aborted", |r| {
         r["status"]["plan"] = serde_json::to_value(&plan).unwrap();

@@ -9,8 +9,10 @@ use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE
 use crate::fact::Reading;
 use crate::ids::{ObjectName, PlanHash};
 use crate::loss::PodsGo;
-use crate::plan::{EffectClass, PLAN_VERSION, Plan, StepIx};
-use crate::runbook::{StepKind, hash16};
+use crate::plan::{PLAN_VERSION, Plan, StepIx};
+use crate::runbook::hash16;
+use crate::steps::EffectClass;
+use crate::steps::StepKind;
 use crate::workload::{ManagerKind, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
 use std::collections::BTreeSet;

@@ -10,10 +10,10 @@
 
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
-use crate::machine::{State, StepState};
 use crate::plan::Plan;
 use crate::policy::Mode;
-use crate::runbook::StepKind;
+use crate::run::{State, StepState};
+use crate::steps::StepKind;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ use crate::ids::{
 };
 use crate::loss::PodLoss;
 use crate::outage::DownNode;
-use crate::proof::{Declaration, Sighting};
+use crate::proof::{Declaration, InstanceObservation};
 use crate::workload::WorkloadFacts;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ pub struct Evidence {
     pub node_losses: BTreeMap<NodeName, Fact<Vec<PodLoss>>>,
     /// What this recovery saw of instances before, as its record keeps it, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sightings: Vec<Sighting>,
+    pub sightings: Vec<InstanceObservation>,
     /// A named human's word that a holder cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declaration: Option<Declaration>,
@@ -320,10 +320,10 @@ pub struct NodeFacts {
     pub lease_renewed: Option<Timestamp>,
     /// Drivers in the CSINode, by name.
     pub csi_drivers: Vec<DriverName>,
-    /// Its out-of-service taint is ours (value [`crate::fence::TAINT_VALUE`]).
+    /// Its out-of-service taint is ours (value [`crate::names::TAINT_VALUE`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub out_of_service_by_us: bool,
-    /// It carries our quarantine taint ([`crate::fence::QUARANTINE_TAINT`]).
+    /// It carries our quarantine taint ([`crate::names::QUARANTINE_TAINT`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quarantined: bool,
     /// `metadata.labels`, for the selectors of rules for nodes.

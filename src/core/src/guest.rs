@@ -118,7 +118,7 @@ impl GuestInventory {
     }
 }
 
-impl Seen {
+impl ScanResult {
     /// Makes the names plain that tenants choose, before the answer is written.
     pub fn make_plain(&mut self) {
         match self {
@@ -179,7 +179,7 @@ pub struct Challenge {
 /// What a scan made for one challenge saw.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Seen {
+pub enum ScanResult {
     /// No device with that identity in /sys/block, and no mount of the volume.
     NoDevice,
     /// The device is gone, yet mounts of the volume remain.
@@ -222,7 +222,7 @@ pub struct Answer {
     #[serde(default)]
     pub level: Level,
     /// What was seen.
-    pub seen: Seen,
+    pub seen: ScanResult,
 }
 
 impl Answer {
@@ -230,9 +230,12 @@ impl Answer {
     /// agent that may open devices found it clean. A basic agent cannot say the latter, whatever it wrote.
     pub fn is_clean(&self) -> bool {
         match self.seen {
-            Seen::NoDevice => true,
-            Seen::Clean => self.level == Level::Full,
-            Seen::DeadMount { .. } | Seen::InUse { .. } | Seen::Idle | Seen::Unreadable { .. } => false,
+            ScanResult::NoDevice => true,
+            ScanResult::Clean => self.level == Level::Full,
+            ScanResult::DeadMount { .. }
+            | ScanResult::InUse { .. }
+            | ScanResult::Idle
+            | ScanResult::Unreadable { .. } => false,
         }
     }
 }
@@ -246,9 +249,9 @@ mod tests {
         let evil = || vec!["/a\u{1b}[2J\nforged".to_owned(), "x".repeat(9_000)];
         let users = || DeviceUsers { mounts: evil(), openers: evil(), ..DeviceUsers::default() };
         let all = [
-            Seen::DeadMount { paths: evil() },
-            Seen::InUse { users: users() },
-            Seen::Unreadable { items: evil() },
+            ScanResult::DeadMount { paths: evil() },
+            ScanResult::InUse { users: users() },
+            ScanResult::Unreadable { items: evil() },
         ];
         for mut seen in all {
             seen.make_plain();

@@ -16,7 +16,7 @@ use crate::fact::{Fact, Reading};
 use crate::ids::{
     BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId,
 };
-use crate::safety::Refusal;
+use crate::plan::Refusal;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;

@@ -5,7 +5,7 @@
 //! Between the two a crash leaves a started step without an outcome, which the next executor *observes*.
 //!
 //! # Guarantees
-//! Sequence numbers are dense and terms never shrink; [`crate::machine::State::replay`] refuses a journal that breaks
+//! Sequence numbers are dense and terms never shrink; [`crate::run::State::replay`] refuses a journal that breaks
 //! this, and the executor then stops and pages a human.
 //!
 //! # Assumptions
@@ -18,7 +18,7 @@ use crate::authority::Denial;
 use crate::consent::Withdrawal;
 use crate::plan::StepIx;
 use crate::policy::Mode;
-use crate::proof::{NoUser, ProofKind};
+use crate::proof::{ProofKind, UnusedSince};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -34,14 +34,15 @@ pub struct Entry {
     pub term: u64,
     /// Who wrote it: pod name and UID, or user and host.
     pub by: String,
-    /// What happened.
-    pub mark: Mark,
+    /// What happened. Stored as `mark`.
+    #[serde(rename = "mark")]
+    pub event: Event,
 }
 
 /// What a journal line says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mark", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Mark {
+pub enum Event {
     /// The plan with this hash was taken up.
     Accepted {
         /// The plan's hash.
@@ -86,15 +87,17 @@ pub enum Mark {
     },
     /// No pod of the claim was seen any more: the start of the kubelet handshake. A later line replaces it; one without
     /// a Lease voids it.
-    NoUser {
+    #[serde(rename = "noUser")]
+    UnusedSince {
         /// The moment and the Lease as it stood.
         #[serde(flatten)]
-        seen: NoUser,
+        seen: UnusedSince,
     },
-    /// The run turned back: from here on only restoring happens.
-    TurnedBack {
+    /// The run unwinds: from here on only restoring happens.
+    #[serde(rename = "turnedBack")]
+    UnwindStarted {
         /// Why.
-        why: TurnBack,
+        why: UnwindReason,
     },
     /// The run ended.
     Ended {
@@ -192,10 +195,10 @@ pub enum Shut {
 
 /// Whether the effect that this line of a journal began was withheld by the gate. The line counts from 0.
 pub fn is_withheld(journal: &[Entry], started: usize) -> bool {
-    let Some(Mark::Started { step, .. }) = journal.get(started).map(|e| &e.mark) else { return false };
-    let of_step = |mark: &Mark| matches!(mark, Mark::Outcome { step: s, .. } | Mark::Started { step: s, .. } if s == step);
-    let next = journal.iter().skip(started + 1).map(|e| &e.mark).find(|mark| of_step(mark));
-    matches!(next, Some(Mark::Outcome { outcome: Outcome::Withheld { .. }, .. }))
+    let Some(Event::Started { step, .. }) = journal.get(started).map(|e| &e.event) else { return false };
+    let of_step = |event: &Event| matches!(event, Event::Outcome { step: s, .. } | Event::Started { step: s, .. } if s == step);
+    let next = journal.iter().skip(started + 1).map(|e| &e.event).find(|event| of_step(event));
+    matches!(next, Some(Event::Outcome { outcome: Outcome::Withheld { .. }, .. }))
 }
 
 impl Outcome {
@@ -208,7 +211,7 @@ impl Outcome {
 /// Why a run turned back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum TurnBack {
+pub enum UnwindReason {
     /// A person aborted it.
     #[error("aborted by {by}")]
     Aborted {

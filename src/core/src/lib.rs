@@ -2,7 +2,7 @@
 //!
 //! Everything here is a function of values. Nothing in this crate reads a clock, draws randomness, or does input or
 //! output: `now` is always an argument. The crates around it gather [`evidence::Evidence`], perform
-//! [`machine::Effect`]s and store the [`journal`].
+//! [`run::Effect`]s and store the [`journal`].
 
 pub mod authority;
 pub mod check;
@@ -11,14 +11,13 @@ pub mod consent;
 pub mod diagnosis;
 pub mod evidence;
 pub mod fact;
-pub mod fence;
 pub mod guest;
 pub mod hold;
 pub mod identity;
 pub mod ids;
 pub mod journal;
 pub mod loss;
-pub mod machine;
+pub mod names;
 pub mod outage;
 pub mod phase;
 pub mod plain;
@@ -26,8 +25,8 @@ pub mod plan;
 pub mod policy;
 pub mod product;
 pub mod proof;
+pub mod run;
 pub mod runbook;
-pub mod safety;
 pub mod stamp;
 pub mod steps;
 #[cfg(feature = "testkit")]

@@ -3,7 +3,7 @@
 use crate::evidence::{Evidence, MAX_AGE, OwnerFacts};
 use crate::fact::Reading;
 use crate::ids::{NodeName, ObjectName};
-use crate::safety::Refusal;
+use crate::plan::Refusal;
 use crate::workload::WorkloadFacts;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! How a recovery stands: the phase that its custom resource stores, and the reason for it with its data.
 
 use crate::diagnosis::{Missing, NotOurs, WaitReason};
-use crate::journal::TurnBack;
+use crate::journal::UnwindReason;
 use crate::plan::StepIx;
 use crate::policy::Mode;
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,8 @@ pub enum Reason {
     Mode(Mode),
     /// The run performs this step. `None`: the journal does not tell which.
     Step(Option<StepIx>),
-    /// The run turned back for this reason.
-    TurnedBack(TurnBack),
+    /// The run unwinds for this reason.
+    Unwinding(UnwindReason),
     /// The journal's last line or the status says it in this sentence.
     Sentence(String),
 }

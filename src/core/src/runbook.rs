@@ -4,12 +4,11 @@
 mod order;
 
 use crate::diagnosis::Class;
+use crate::steps::StepKind;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-
-pub use crate::steps::StepKind;
 
 /// The runbook that policies name by default: it touches no replica and mostly leaves the detach to Kubernetes.
 pub const DEFAULT_RUNBOOK: &str = "lightest-first";

@@ -19,7 +19,7 @@ use crate::evidence::{
 };
 use crate::fact::{Fact, Known, Source};
 use crate::guest::{
-    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
+    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, ScanResult,
 };
 use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
 use crate::ids::{BootId, NodeName, ObjectName, Uid};
@@ -202,7 +202,7 @@ impl Case {
         let mut case = case.with_node(NODE, INSTANCE);
         value(case.evidence.nodes.get_mut(&node).unwrap_or_else(|| panic!("testkit: no such node")))
             .volumes_attached = vec![volume_name()];
-        case.node(|n| n.volumes_in_use = vec![volume_name()]).answer(Seen::NoDevice)
+        case.node(|n| n.volumes_in_use = vec![volume_name()]).answer(ScanResult::NoDevice)
     }
 
     /// Adds a healthy node with its instance and an agent that sees nothing.
@@ -368,7 +368,7 @@ impl Case {
     }
 
     /// Lets the agent on [`NODE`] answer the open challenge.
-    pub fn answer(mut self, seen: Seen) -> Self {
+    pub fn answer(mut self, seen: ScanResult) -> Self {
         let answer = Answer {
             recovery: RECOVERY.into(),
             epoch: EPOCH,
@@ -395,13 +395,13 @@ impl Case {
             mounts: vec!["/var/lib/kubelet/plugins/globalmount".to_owned()],
             ..DeviceUsers::default()
         };
-        let seen = Seen::InUse { users: users.clone() };
+        let seen = ScanResult::InUse { users: users.clone() };
         self.guest(|g| g.devices = vec![GuestDevice { users, ..device() }]).with_mount(false).answer(seen)
     }
 
     /// The device is there and nothing uses it.
     pub fn device_idle(self) -> Self {
-        self.guest(|g| g.devices = vec![device()]).answer(Seen::Idle)
+        self.guest(|g| g.devices = vec![device()]).answer(ScanResult::Idle)
     }
 
     /// A mount of the volume is there; `dead`: over a device that is gone.
@@ -417,7 +417,7 @@ impl Case {
                 mounts: vec![mount],
             }];
         });
-        if dead { case.answer(Seen::DeadMount { paths: vec![path] }) } else { case }
+        if dead { case.answer(ScanResult::DeadMount { paths: vec![path] }) } else { case }
     }
 
     /// The pod runs and is Ready.

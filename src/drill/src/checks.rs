@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::VolumeNo;
 use reattach_core::hold::{HOLD_GATE, HOLD_LABEL};
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::proof::ProofKind;
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_sim::apiserver::AuditEntry;
@@ -208,9 +208,9 @@ fn effects(entries: &[Entry]) -> Vec<&Entry> {
 /// The effect that a recovery's journal, as it was stored, says is under way: its proof, where it has one.
 pub(crate) fn started(recovery: &VolumeRecovery) -> Option<Option<ProofKind>> {
     let journal = &recovery.status.as_ref()?.journal;
-    journal.iter().rev().find_map(|e| match &e.get().ok()?.mark {
-        Mark::Started { proof, .. } => Some(Some(proof.clone())),
-        Mark::Outcome { .. } => Some(None),
+    journal.iter().rev().find_map(|e| match &e.get().ok()?.event {
+        Event::Started { proof, .. } => Some(Some(proof.clone())),
+        Event::Outcome { .. } => Some(None),
         _ => None,
     })?
 }

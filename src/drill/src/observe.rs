@@ -6,10 +6,10 @@ use crate::world::{APPS, World, is_ready};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery, VolumeRecoveryStatus};
-use reattach_core::journal::{End, Entry, Mark, Outcome};
+use reattach_core::journal::{End, Entry, Event, Outcome};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_report::proof_in_words;
 use serde::Deserialize;
 use serde_json::Value;
@@ -265,8 +265,8 @@ impl Observer {
         let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
         let number = |step: &StepIx| format!("step {step}/{}", plan.steps.len());
         let seconds = |from: Timestamp| span(entry.at.duration_since(from).as_secs_f64());
-        Some(match &entry.mark {
-            Mark::Accepted { plan_hash, authority } => {
+        Some(match &entry.event {
+            Event::Accepted { plan_hash, authority } => {
                 let trouble = plan.trouble.to_string();
                 let known =
                     self.concluded.insert(about.to_owned(), trouble.clone()).as_ref() == Some(&trouble);
@@ -277,14 +277,14 @@ impl Observer {
                     short(authority)
                 )
             }
-            Mark::Started { step, intent, proof, .. } => {
+            Event::Started { step, intent, proof, .. } => {
                 let proof = match proof {
                     Some(proof) => format!("; proof that nobody writes: {}", proof_in_words(proof)),
                     None => String::new(),
                 };
                 format!("{}: {intent}{proof}", number(step))
             }
-            Mark::Outcome { outcome, step } => match outcome {
+            Event::Outcome { outcome, step } => match outcome {
                 Outcome::Applied { .. } => return None,
                 Outcome::NotApplied { why, .. } => format!("{}: not applied: {why}", number(step)),
                 Outcome::Withheld { shut } => format!("{}: not sent yet: {shut}", number(step)),
@@ -304,7 +304,7 @@ impl Observer {
                     format!("{}: observed that it was not applied: {seen}", number(step))
                 }
             },
-            Mark::Completed { step, seen } => match kind(step)? {
+            Event::Completed { step, seen } => match kind(step)? {
                 StepKind::AwaitDetached
                     if first_wait(plan, *step) || self.concluded.contains_key(&stuck(about)) =>
                 {
@@ -319,13 +319,13 @@ impl Observer {
                 StepKind::CloudDetach => format!("{}: {seen}", number(step)),
                 _ => return None,
             },
-            Mark::Skipped { step, why } if kind(step)? == StepKind::AwaitDetached => {
+            Event::Skipped { step, why } if kind(step)? == StepKind::AwaitDetached => {
                 self.concluded.insert(stuck(about), why.clone());
                 format!("{}: {why}", number(step))
             }
-            Mark::Skipped { .. } | Mark::NoUser { .. } => return None,
-            Mark::TurnedBack { why } => format!("turns back and restores: {why}"),
-            Mark::Ended { end } => match end {
+            Event::Skipped { .. } | Event::UnusedSince { .. } => return None,
+            Event::UnwindStarted { why } => format!("turns back and restores: {why}"),
+            Event::Ended { end } => match end {
                 End::Recovered => format!("RECOVERED in {}", accepted.map(seconds).unwrap_or_default()),
                 End::Aborted => "ABORTED; everything was put back".to_owned(),
                 End::Failed { why } => format!("FAILED; everything was put back: {why}"),

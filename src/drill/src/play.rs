@@ -9,10 +9,10 @@ use crate::virtual_time::in_virtual_time;
 use crate::world::WorldError;
 use jiff::Timestamp;
 use reattach_api::VolumeRecovery;
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::phase::Phase;
 use reattach_core::plan::StepIx;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_report::{Incident, standing, title};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -242,7 +242,7 @@ fn fared(record: &reattach_report::Record, app: &str, runs: bool, expect: Expect
         matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
     };
     let detached =
-        record.journal.iter().any(|e| matches!(&e.mark, Mark::Started { step, .. } if by_us(*step)));
+        record.journal.iter().any(|e| matches!(&e.event, Event::Started { step, .. } if by_us(*step)));
     let result = match expect {
         Expect::Untouched => format!("named it {}, touched nothing", title(&standing)),
         _ => title(&standing).to_owned(),

@@ -184,7 +184,7 @@ pub(crate) fn takes_away(entry: &Entry, before: &[Entry], stored: &Stored) -> bo
                 let key = |t: &serde_json::Value| t["key"].as_str().unwrap_or_default().to_owned();
                 taints
                     .filter(|t| {
-                        t["value"] == reattach_core::fence::TAINT_VALUE || key(t).contains("reattach.dev/")
+                        t["value"] == reattach_core::names::TAINT_VALUE || key(t).contains("reattach.dev/")
                     })
                     .map(key)
                     .collect()

@@ -8,7 +8,7 @@ use crate::stage::{Expect, Sink, Stage};
 use crate::world::{PERSON, World, WorldError};
 use jiff::Timestamp;
 use reattach_cloud_simulator::{JobAction, VolumeNo};
-use reattach_core::fence::OUT_OF_SERVICE_TAINT;
+use reattach_core::names::OUT_OF_SERVICE_TAINT;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;

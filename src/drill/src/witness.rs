@@ -1,7 +1,7 @@
 //! A witness of every change of every Node: it sees what a look every tenth of a second would miss.
 
 use jiff::Timestamp;
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, TAINT_VALUE};
+use reattach_core::names::{OUT_OF_SERVICE_TAINT, TAINT_VALUE};
 use reattach_sim::ApiServer;
 use reattach_sim::apiserver::AdmissionRequest;
 use serde_json::Value;

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use kube::Client;
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, NewInstance, OpError, clock::tokio_from};
-use reattach_core::fence::QUARANTINE_TAINT;
+use reattach_core::names::QUARANTINE_TAINT;
 use reattach_core::policy::Mode;
 use reattach_sim::apiserver::AuditEntry;
 use reattach_sim::cloud::{Ground, LinodeCsi, Power, SimulatedCloud, instance_no};

@@ -2,11 +2,12 @@
 
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
-use reattach_core::journal::{End, Mark, Outcome};
-use reattach_core::plan::{EffectClass, Plan, StepIx};
+use reattach_core::journal::{End, Event, Outcome};
+use reattach_core::plan::{Plan, StepIx};
 use reattach_core::proof::ProofKind;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::EffectClass;
 use reattach_core::steps::Role;
+use reattach_core::steps::StepKind;
 
 pub(crate) use reattach_core::plain::{clean, cut, quoted};
 
@@ -149,27 +150,27 @@ pub(crate) fn headline(verdict: &Verdict) -> String {
 }
 
 /// A journal line as one sentence without its full stop.
-pub(crate) fn mark_in_words(plan: Option<&Plan>, mark: &Mark) -> String {
-    let text = match mark {
-        Mark::Accepted { plan_hash, authority } => {
+pub(crate) fn event_in_words(plan: Option<&Plan>, event: &Event) -> String {
+    let text = match event {
+        Event::Accepted { plan_hash, authority } => {
             format!("plan {plan_hash} taken up, allowed by {authority}")
         }
-        Mark::Started { step, intent, proof, .. } => {
+        Event::Started { step, intent, proof, .. } => {
             let proof = proof.as_ref().map(|p| format!("; proof: {}", proof_in_words(p))).unwrap_or_default();
             format!("{} begins: {intent}{proof}", step_name(plan, *step))
         }
-        Mark::Outcome { step, outcome } => {
+        Event::Outcome { step, outcome } => {
             format!("{} {}", step_name(plan, *step), outcome_in_words(outcome))
         }
-        Mark::Completed { step, seen } => format!("{} done: {seen}", step_name(plan, *step)),
-        Mark::Skipped { step, why } => format!("{} passed over: {why}", step_name(plan, *step)),
+        Event::Completed { step, seen } => format!("{} done: {seen}", step_name(plan, *step)),
+        Event::Skipped { step, why } => format!("{} passed over: {why}", step_name(plan, *step)),
         // Without the node's Lease the line voids the one before it, and no proof can rest on it.
-        Mark::NoUser { seen } => match seen.lease {
+        Event::UnusedSince { seen } => match seen.lease {
             Some(_) => "no pod uses the claim any more".to_owned(),
             None => "no proof can begin yet: a pod of the claim was seen again, or the node's sign of life could not be read".to_owned(),
         },
-        Mark::TurnedBack { why } => format!("turned back: {why}; from here on only restoring happens"),
-        Mark::Ended { end } => end_in_words(end),
+        Event::UnwindStarted { why } => format!("turned back: {why}; from here on only restoring happens"),
+        Event::Ended { end } => end_in_words(end),
     };
     quoted(&text)
 }
@@ -269,8 +270,12 @@ mod tests {
     #[test]
     fn a_voided_handshake_does_not_read_as_the_end_of_the_pods() {
         let at = Timestamp::UNIX_EPOCH;
-        let say =
-            |lease| mark_in_words(None, &Mark::NoUser { seen: reattach_core::proof::NoUser { at, lease } });
+        let say = |lease| {
+            event_in_words(
+                None,
+                &Event::UnusedSince { seen: reattach_core::proof::UnusedSince { at, lease } },
+            )
+        };
         assert_eq!(say(Some(at)), "no pod uses the claim any more");
         assert!(say(None).starts_with("no proof can begin yet"));
     }

@@ -2,7 +2,7 @@
 
 use crate::doc::{Block, Inline, Line, Tone, code, labelled, text};
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, mark_in_words, millis, proof_in_words,
+    class_in_words, class_name, clean, clock, count, date_clock, event_in_words, millis, proof_in_words,
     quoted, relative, same_day, sentence, span, step_name,
 };
 use crate::summary::{CloudDetach, RecoverySummary, StepSummary, is_provider_lock, outstanding};
@@ -48,7 +48,7 @@ pub(crate) fn timeline(incident: &Incident) -> Vec<Item<'_>> {
             },
         ));
         for (sorted, entry) in RecoverySummary::of(record).ordered() {
-            let text = mark_in_words(record.plan.as_ref(), &entry.mark);
+            let text = event_in_words(record.plan.as_ref(), &entry.event);
             items.push((
                 sorted.max(record.created),
                 Item { at: entry.at, claim: Some(&record.claim), by: Some(&entry.by), text },

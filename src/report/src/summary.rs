@@ -5,13 +5,13 @@ use crate::format::{clean, millis, quoted, step_name};
 use crate::timing::{Stretch, stretches};
 use jiff::Timestamp;
 use reattach_core::diagnosis::{Class, Verdict, WaitReason};
-use reattach_core::journal::{End, Entry, Mark, Outcome, is_withheld};
-use reattach_core::machine::open_steps;
+use reattach_core::journal::{End, Entry, Event, Outcome, is_withheld};
 use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plan::{Plan, StepIx};
 use reattach_core::policy::Mode;
 use reattach_core::proof::ProofKind;
-use reattach_core::runbook::StepKind;
+use reattach_core::run::open_steps;
+use reattach_core::steps::StepKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -46,22 +46,22 @@ pub fn standing(record: &Record) -> Standing {
 
 /// The end of the run, as the journal has it.
 fn run_end(record: &Record) -> Option<&End> {
-    record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::Ended { end } => Some(end),
+    record.journal.iter().rev().find_map(|e| match &e.event {
+        Event::Ended { end } => Some(end),
         _ => None,
     })
 }
 
 /// Standing of a run that was accepted and has not ended.
 fn run_in_progress(record: &Record) -> Option<Standing> {
-    let turned_back = record.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::TurnedBack { why } => Some(why.clone()),
+    let turned_back = record.journal.iter().rev().find_map(|e| match &e.event {
+        Event::UnwindStarted { why } => Some(why.clone()),
         _ => None,
     });
     if let Some(why) = turned_back {
-        return Some(Standing::because(Phase::Restoring, Reason::TurnedBack(why)));
+        return Some(Standing::because(Phase::Restoring, Reason::Unwinding(why)));
     }
-    let accepted = record.journal.iter().any(|e| matches!(e.mark, Mark::Accepted { .. }));
+    let accepted = record.journal.iter().any(|e| matches!(e.event, Event::Accepted { .. }));
     let plan = record.plan.as_ref().filter(|_| accepted)?;
     let current = open_steps(plan, &record.journal).ok().and_then(|s| s.current);
     Some(Standing::because(Phase::Running, Reason::Step(current)))
@@ -140,7 +140,7 @@ pub(crate) fn why(standing: &Standing, plan: Option<&Plan>) -> Option<String> {
         }
         Reason::Step(Some(step)) => Some(step_name(plan, *step)),
         Reason::Step(None) => Some("the journal cannot be read".to_owned()),
-        Reason::TurnedBack(why) => Some(quoted(&why.to_string())),
+        Reason::Unwinding(why) => Some(quoted(&why.to_string())),
         Reason::Sentence(sentence) => Some(quoted(sentence)),
     }
 }
@@ -185,17 +185,17 @@ pub(crate) struct RecoverySummary<'a> {
 
 impl<'a> RecoverySummary<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
-        let at = |wanted: fn(&Mark) -> bool| record.journal.iter().find(|e| wanted(&e.mark)).map(|e| e.at);
-        let accepted = record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Accepted { authority, .. } => Some((e.at, authority.as_str())),
+        let at = |wanted: fn(&Event) -> bool| record.journal.iter().find(|e| wanted(&e.event)).map(|e| e.at);
+        let accepted = record.journal.iter().find_map(|e| match &e.event {
+            Event::Accepted { authority, .. } => Some((e.at, authority.as_str())),
             _ => None,
         });
         Self {
             record,
             standing: standing(record),
             accepted,
-            turned_back: at(|m| matches!(m, Mark::TurnedBack { .. })),
-            ended: at(|m| matches!(m, Mark::Ended { .. })),
+            turned_back: at(|m| matches!(m, Event::UnwindStarted { .. })),
+            ended: at(|m| matches!(m, Event::Ended { .. })),
             cloud_detach: cloud_detach(record),
             stretches: record.plan.as_ref().map(|p| stretches(p, &record.journal)).unwrap_or_default(),
         }
@@ -240,7 +240,7 @@ impl<'a> RecoverySummary<'a> {
     pub(crate) fn touched(&self) -> bool {
         let sent = |ix| !is_withheld(&self.record.journal, ix);
         let mut lines = self.record.journal.iter().enumerate();
-        lines.any(|(ix, e)| matches!(e.mark, Mark::Started { .. }) && sent(ix))
+        lines.any(|(ix, e)| matches!(e.event, Event::Started { .. }) && sent(ix))
     }
 
     /// Whether the pod is, for all we know, still without its volume.
@@ -251,8 +251,8 @@ impl<'a> RecoverySummary<'a> {
     /// The proof that a freeing effect rested on; the last one counts.
     pub(crate) fn proof(&self) -> Option<&'a ProofKind> {
         let journal = &self.record.journal;
-        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.mark {
-            Mark::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
+        journal.iter().enumerate().rev().find_map(|(ix, e)| match &e.event {
+            Event::Started { proof, .. } if !is_withheld(journal, ix) => proof.as_ref(),
             _ => None,
         })
     }
@@ -265,9 +265,9 @@ impl<'a> RecoverySummary<'a> {
     /// How a step went, with its stretch if it was begun.
     pub(crate) fn step(&self, step: StepIx) -> (StepSummary, Option<&Stretch>) {
         let stretch = self.stretches.iter().find(|s| s.step == Some(step));
-        let closing = self.record.journal.iter().find_map(|e| match &e.mark {
-            Mark::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
-            Mark::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
+        let closing = self.record.journal.iter().find_map(|e| match &e.event {
+            Event::Completed { step: s, seen } if *s == step => Some(StepSummary::Done(quoted(seen))),
+            Event::Skipped { step: s, why } if *s == step => Some(StepSummary::Skipped(quoted(why))),
             _ => None,
         });
         let open = if stretch.is_some() { StepSummary::Unfinished } else { StepSummary::NotBegun };
@@ -291,13 +291,13 @@ impl<'a> RecoverySummary<'a> {
 fn cloud_detach(record: &Record) -> CloudDetach {
     let Some(plan) = &record.plan else { return CloudDetach::No };
     let Some(step) = plan.find(StepKind::CloudDetach) else { return CloudDetach::No };
-    let order = |e: &Entry| matches!(&e.mark, Mark::Started { step: s, .. } if *s == step);
+    let order = |e: &Entry| matches!(&e.event, Event::Started { step: s, .. } if *s == step);
     let mut lines = record.journal.iter().enumerate();
     let tried = lines.any(|(ix, e)| order(e) && !is_withheld(&record.journal, ix));
     let applied = record
         .journal
         .iter()
-        .any(|e| matches!(&e.mark, Mark::Outcome { step: s, outcome } if *s == step && outcome.applied()));
+        .any(|e| matches!(&e.event, Event::Outcome { step: s, outcome } if *s == step && outcome.applied()));
     match (tried, applied) {
         (_, true) => CloudDetach::Used,
         (true, false) => CloudDetach::Tried,
@@ -309,10 +309,10 @@ fn cloud_detach(record: &Record) -> CloudDetach {
 /// the cloud was not asked, or accepted, or the reason is not one that the provider could lift.
 pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let step = record.plan.as_ref()?.find(StepKind::CloudDetach)?;
-    let last = record.journal.iter().rev().find_map(|e| match &e.mark {
+    let last = record.journal.iter().rev().find_map(|e| match &e.event {
         // What was not sent says nothing about the cloud.
-        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
-        Mark::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
+        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => None,
+        Event::Outcome { step: s, outcome } if *s == step => Some((e.at, outcome)),
         _ => None,
     });
     match last {
@@ -325,15 +325,15 @@ pub(crate) fn refused_detach(record: &Record) -> Option<(Timestamp, &str)> {
 pub(crate) fn unfinished_detach(record: &Record) -> Option<(Timestamp, &str)> {
     let plan = record.plan.as_ref()?;
     let step = plan.find(StepKind::CloudDetach)?;
-    let last = record.journal.iter().rev().find(|e| match &e.mark {
-        Mark::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
-        Mark::Outcome { step: s, .. } | Mark::Completed { step: s, .. } | Mark::Skipped { step: s, .. } => {
-            *s == step
-        }
+    let last = record.journal.iter().rev().find(|e| match &e.event {
+        Event::Outcome { outcome: Outcome::Withheld { .. }, .. } => false,
+        Event::Outcome { step: s, .. }
+        | Event::Completed { step: s, .. }
+        | Event::Skipped { step: s, .. } => *s == step,
         _ => false,
     });
-    match last.map(|e| (e.at, &e.mark)) {
-        Some((at, Mark::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
+    match last.map(|e| (e.at, &e.event)) {
+        Some((at, Event::Outcome { outcome: Outcome::Applied { detail }, .. })) => Some((at, detail)),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use crate::timing::Stretch;
 use jiff::Timestamp;
 use reattach_core::phase::{Phase, Reason};
 use reattach_core::policy::Mode;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use std::fmt::Write;
 
 const WIDTH: f64 = 1000.0;

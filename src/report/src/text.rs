@@ -2,7 +2,7 @@
 
 use crate::Record;
 use crate::format::{
-    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, headline, mark_in_words,
+    class_in_words, class_name, clean, clock, count, date_clock, effect_in_words, event_in_words, headline,
     quoted, relative, same_day, sentence, span,
 };
 use crate::summary::RecoverySummary;
@@ -157,7 +157,7 @@ pub fn journal_text(plan: &Plan, journal: &[Entry]) -> String {
         let time = if same_day(first.at, entry.at) { clock(entry.at) } else { date_clock(entry.at) };
         out.para(
             &format!("  {time} {:>10}  ", relative(first.at, entry.at)),
-            &mark_in_words(Some(plan), &entry.mark),
+            &event_in_words(Some(plan), &entry.event),
         );
     }
     out.text

@@ -7,9 +7,9 @@ use crate::summary::{refused_detach, standing, unfinished_detach};
 use jiff::Timestamp;
 use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{StuckCause, Trouble, Verdict, WaitReason};
-use reattach_core::journal::{Mark, is_withheld};
+use reattach_core::journal::{Event, is_withheld};
 use reattach_core::phase::Phase;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_messages::{Meaning, Message, read};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -245,8 +245,8 @@ fn tried(record: &Record) -> Vec<String> {
         .iter()
         .enumerate()
         .filter_map(|(ix, e)| {
-            let words = match &e.mark {
-                Mark::Started { step: s, .. } if Some(*s) == step => {
+            let words = match &e.event {
+                Event::Started { step: s, .. } if Some(*s) == step => {
                     if is_withheld(&record.journal, ix) {
                         return None;
                     }
@@ -256,7 +256,7 @@ fn tried(record: &Record) -> Vec<String> {
                         pins.volume, pins.holder
                     )
                 }
-                Mark::Outcome { step: s, outcome } if Some(*s) == step => {
+                Event::Outcome { step: s, outcome } if Some(*s) == step => {
                     use reattach_core::journal::Outcome as O;
                     match outcome {
                         O::Applied { detail } => format!("it answered: {detail}"),

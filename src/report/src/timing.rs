@@ -2,7 +2,7 @@
 
 use crate::format::millis;
 use jiff::Timestamp;
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{Entry, Event};
 use reattach_core::plan::{Plan, StepIx};
 use serde::{Deserialize, Serialize};
 
@@ -76,7 +76,7 @@ fn name(plan: &Plan, step: StepIx) -> String {
 }
 
 /// Cuts a journal into stretches. Lines that do not fit (another step than the current one) are left out: whether a
-/// journal is legal is for [`reattach_core::machine::State::replay`] to say.
+/// journal is legal is for [`reattach_core::run::State::replay`] to say.
 pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     let mut done: Vec<Stretch> = Vec::new();
     let mut open: Option<Stretch> = None;
@@ -89,41 +89,44 @@ pub(crate) fn stretches(plan: &Plan, journal: &[Entry]) -> Vec<Stretch> {
     };
     for entry in journal {
         let Some(current) = open.as_mut() else {
-            if matches!(entry.mark, Mark::Accepted { .. }) {
+            if matches!(entry.event, Event::Accepted { .. }) {
                 open = begin(0, entry.at);
             }
             continue;
         };
         current.to = current.to.max(entry.at);
-        match &entry.mark {
-            Mark::Started { .. } => {
+        match &entry.event {
+            Event::Started { .. } => {
                 if !issued {
                     current.ours += millis(current.from, entry.at);
                 }
                 issued = true;
                 in_flight = Some(entry.at);
             }
-            Mark::Outcome { .. } => {
+            Event::Outcome { .. } => {
                 if let Some(started) = in_flight.take() {
                     current.ours += millis(started, entry.at);
                 }
             }
-            Mark::Completed { step, .. } | Mark::Skipped { step, .. } if current.step == Some(*step) => {
+            Event::Completed { step, .. } | Event::Skipped { step, .. } if current.step == Some(*step) => {
                 current.closed = true;
                 done.extend(open.take());
                 open = begin(step.index() + 1, entry.at);
                 (in_flight, issued) = (None, false);
             }
-            Mark::TurnedBack { .. } => {
+            Event::UnwindStarted { .. } => {
                 done.extend(open.take());
                 open = Some(Stretch { step: None, from: entry.at, to: entry.at, closed: false, ours: 0 });
                 (in_flight, issued) = (None, false);
             }
-            Mark::Ended { .. } => {
+            Event::Ended { .. } => {
                 current.closed = current.step.is_none();
                 done.extend(open.take());
             }
-            Mark::Accepted { .. } | Mark::Completed { .. } | Mark::Skipped { .. } | Mark::NoUser { .. } => {}
+            Event::Accepted { .. }
+            | Event::Completed { .. }
+            | Event::Skipped { .. }
+            | Event::UnusedSince { .. } => {}
         }
     }
     done.extend(open);

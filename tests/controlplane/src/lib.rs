@@ -20,6 +20,7 @@
 
 mod audit;
 mod binaries;
+mod command_line;
 mod component;
 mod control_plane;
 mod credentials;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Component, CsiFaults, HarnessError, Options,
-    component::{Context, command_line},
+    command_line::{Context, command_line},
     csi::Control,
     ports::Ports,
     process::{Reaper, Running},

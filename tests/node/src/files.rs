@@ -1,6 +1,6 @@
 //! The files of a machine: its init script, the configuration of what runs on it, and its start scripts.
 
-use crate::machine::{MachineConfig, Program};
+use crate::program::{MachineConfig, Program};
 use crate::tools::{IMAGE, Tools};
 use std::path::Path;
 

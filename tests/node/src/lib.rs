@@ -24,11 +24,13 @@ mod canary;
 mod files;
 mod hypervisor;
 mod machine;
+mod program;
 mod sweep;
 mod tools;
 
 pub use canary::{Stamp, Stamps};
 pub use hypervisor::Hypervisor;
-pub use machine::{Disk, Machine, MachineConfig, Program};
+pub use machine::{Disk, Machine};
+pub use program::{MachineConfig, Program};
 pub use sweep::sweep;
 pub use tools::{IMAGE, Tools};

@@ -1,7 +1,7 @@
 //! The plan that is stored with a run is checked at every turn: of another version, or edited, it stops the run.
 
 use reattach_api::{Phase, VolumeRecovery};
-use reattach_core::journal::{Mark, Outcome};
+use reattach_core::journal::{Event, Outcome};
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::stock::on_one_node;
@@ -96,8 +96,8 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
         let mut s = at_zero(3, true).await;
         let detached = |w: &World| {
             recovery_of(w, &redis()).and_then(|r| r.status).is_some_and(|status| {
-                let freeing = |m: &Mark| matches!(m, Mark::Started { proof: Some(_), .. });
-                status.journal.iter().any(|e| e.get().is_ok_and(|e| freeing(&e.mark)))
+                let freeing = |m: &Event| matches!(m, Event::Started { proof: Some(_), .. });
+                status.journal.iter().any(|e| e.get().is_ok_and(|e| freeing(&e.event)))
             })
         };
         s.until("a detach", secs(600), detached).await.expect("issued");
@@ -128,10 +128,10 @@ fn an_edited_plan_names_the_machine_that_was_powered_off() {
         s.hang(NODES[0].0).expect("a node");
         let ordered = |w: &World| {
             recovery_of(w, &redis()).and_then(|r| r.status).is_some_and(|status| {
-                let off = |m: &Mark| {
-                    matches!(m, Mark::Outcome { outcome: Outcome::Applied { detail }, .. } if detail.contains("power it off"))
+                let off = |m: &Event| {
+                    matches!(m, Event::Outcome { outcome: Outcome::Applied { detail }, .. } if detail.contains("power it off"))
                 };
-                status.journal.iter().any(|e| e.get().is_ok_and(|e| off(&e.mark)))
+                status.journal.iter().any(|e| e.get().is_ok_and(|e| off(&e.event)))
             })
         };
         s.until("powered off", secs(900), ordered).await.expect("ordered");

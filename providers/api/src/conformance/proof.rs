@@ -10,7 +10,7 @@ use reattach_core::{
     fact::{Fact, Known, Source},
     identity::VolumeIdentity,
     ids::{InstanceId, NodeName, ObjectName, Uid, VolumeId},
-    proof::{self, FenceProof, NoUser, Sighting, kubelet_handshake},
+    proof::{self, FenceProof, InstanceObservation, UnusedSince, kubelet_handshake},
     stamp::Stamp,
     workload::{ScalePath, TemplateFacts, WorkloadFacts, WorkloadRef},
 };
@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn handshake(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof {
     let node = NodeName::from("node-1");
     let before = now - SignedDuration::from_secs(20);
-    let no_user = NoUser { at: before, lease: Some(before) };
+    let no_user = UnusedSince { at: before, lease: Some(before) };
     kubelet_handshake(&evidence(volume, holder, &node, now), &node, holder, &no_user, &"recovery".into(), now)
         .unwrap_or_else(|why| panic!("evidence of a holder that no longer uses the volume: {why}"))
 }
@@ -56,7 +56,7 @@ pub fn off(volume: &VolumeId, holder: &InstanceId, now: Timestamp) -> FenceProof
     evidence.power.insert(holder.clone(), Fact::present(power, source(), now));
     let scope = CloudScope("an account".to_owned());
     evidence.cloud_scope = Some(scope.clone());
-    let first = Sighting {
+    let first = InstanceObservation {
         instance: holder.clone(),
         scope,
         state: Some(InstanceState::Off),

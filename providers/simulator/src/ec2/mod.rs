@@ -7,6 +7,7 @@
 mod call;
 mod encode;
 mod id;
+mod refusal;
 mod reply;
 
 use crate::{

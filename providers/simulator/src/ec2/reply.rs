@@ -1,6 +1,6 @@
 //! Answers of EC2's Query API: XML, error codes, broken bodies.
 
-use crate::{faults::ErrorBody, http, model::OpError};
+use crate::{faults::ErrorBody, http};
 use axum::{body::Body, http::Response};
 use std::fmt::Write;
 
@@ -60,55 +60,9 @@ impl Refusal {
     }
 }
 
-/// A refusal in EC2's words where its list of error codes has them, otherwise in words of this simulator.
-impl From<OpError> for Refusal {
-    fn from(error: OpError) -> Self {
-        use super::id;
-        let message = error.to_string();
-        match error {
-            OpError::NoVolume(volume) => {
-                let message = format!("The volume '{}' does not exist.", id::volume(volume));
-                Self::new(400, "InvalidVolume.NotFound", message)
-            }
-            OpError::NoInstance(instance) => {
-                let message = format!("The instance ID '{}' does not exist", id::instance(instance));
-                Self::new(400, "InvalidInstanceID.NotFound", message)
-            }
-            OpError::AlreadyAttached { volume, .. } => {
-                let message = format!("{} is already attached to an instance", id::volume(volume));
-                Self::new(400, "VolumeInUse", message)
-            }
-            OpError::NotAttached(volume) => {
-                let message = format!("Volume '{}' is in the 'available' state.", id::volume(volume));
-                Self::new(400, "IncorrectState", message)
-            }
-            OpError::NotHeldBy { volume, instance } => {
-                let (volume, instance) = (id::volume(volume), id::instance(instance));
-                let message = format!("The volume '{volume}' is not attached to instance '{instance}'.");
-                Self::new(400, "InvalidAttachment.NotFound", message)
-            }
-            OpError::OtherRegion { volume, instance } => {
-                let (volume, instance) = (id::volume(volume), id::instance(instance));
-                let message = format!(
-                    "The volume '{volume}' is not in the same availability zone as instance '{instance}'"
-                );
-                Self::new(400, "InvalidVolume.ZoneMismatch", message)
-            }
-            OpError::WrongPower { instance, status } => {
-                let message =
-                    format!("The instance '{}' is in the '{status}' state.", id::instance(instance));
-                Self::new(400, "IncorrectInstanceState", message)
-            }
-            OpError::Busy | OpError::Locked { .. } => Self::new(400, "IncorrectState", message),
-            OpError::Refused { status, reason } => coded(status, &reason),
-            OpError::Taken(_) => Self::new(400, "InvalidParameterValue", message),
-        }
-    }
-}
-
 /// Converts a text such as "OperationNotPermitted: words", which begins with its code. A text without a code gets
 /// `InternalError` with a 5xx status and `IncorrectState` otherwise.
-fn coded(status: u16, text: &str) -> Refusal {
+pub(super) fn coded(status: u16, text: &str) -> Refusal {
     let is_code =
         |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
     match text.split_once(": ") {

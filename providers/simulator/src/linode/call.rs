@@ -1,6 +1,6 @@
 //! Parses method, path, query and body into a typed call. Refuses what Linode's API description does not allow.
 
-use super::reply::Reply;
+use super::{reply::Reply, scope::Scope};
 use crate::{
     faults::Operation,
     http::{Incoming, RequestSummary},
@@ -21,34 +21,6 @@ pub(super) enum Call {
     ListInstanceVolumes(InstanceNo, Page),
     Power(InstanceNo, JobAction),
     ListEvents(Page),
-}
-
-/// A scope of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Scope {
-    resource: &'static str,
-    write: bool,
-}
-
-impl Scope {
-    const fn read(resource: &'static str) -> Self {
-        Self { resource, write: false }
-    }
-
-    const fn write(resource: &'static str) -> Self {
-        Self { resource, write: true }
-    }
-
-    pub(super) fn word(self) -> String {
-        format!("{}:{}", self.resource, if self.write { "read_write" } else { "read_only" })
-    }
-
-    /// Returns whether these scopes contain this one: `*` is all, and `read_write` includes `read_only`.
-    pub(super) fn granted_by(self, scopes: &[String]) -> bool {
-        scopes.iter().any(|scope| {
-            scope == "*" || *scope == self.word() || *scope == Self { write: true, ..self }.word()
-        })
-    }
 }
 
 /// The requested page of a list.

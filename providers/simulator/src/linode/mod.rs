@@ -4,6 +4,7 @@ mod call;
 mod encode;
 mod filter;
 mod reply;
+mod scope;
 
 pub use crate::http::ConnectionCut;
 use crate::{

@@ -1,6 +1,6 @@
 //! Answers of Linode's API: status, JSON or broken bodies, scope and rate-limit headers.
 
-use super::call::Scope;
+use super::scope::Scope;
 use crate::{
     faults::ErrorBody,
     http::{self, Limits},

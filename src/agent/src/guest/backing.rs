@@ -1,6 +1,6 @@
-//! Which devices a loop or network block device stands for.
+//! Finds the devices behind loop and network block devices.
 
-use super::View;
+use super::MountView;
 use super::block::{Backing, Blocks};
 use super::mountinfo::Dev;
 use super::process::opened_by;
@@ -8,22 +8,22 @@ use super::root::{Reader, is_block, stat};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// By kernel name what each loop and nbd device in use stands for, and one sentence for each of which that cannot be
-/// told for sure. (The kernel shows a loop's backing file by its path alone, in whichever mount namespace it was set up.)
+/// Returns the devices behind each loop and nbd device in use, by kernel name, and one sentence for each device for which they
+/// are uncertain. (The kernel shows only the path of a loop's backing file, in the mount namespace of its setup.)
 pub(super) fn resolve(
     reader: &mut Reader<'_>,
     blocks: &Blocks,
-    views: &[View],
+    views: &[MountView],
 ) -> (BTreeMap<String, BTreeSet<Dev>>, Vec<String>) {
     let mut found = BTreeMap::new();
-    let mut riddles = Vec::new();
+    let mut unresolved = Vec::new();
     for (name, backing) in blocks.backed() {
         let devs = match backing {
             Backing::Process(pid) => opened_by(reader, pid, blocks),
             Backing::File(path) => {
                 let (devs, is_sure) = behind(reader, blocks, views, &path);
                 if !is_sure {
-                    riddles
+                    unresolved
                         .push(format!("/sys/block/{name}/loop/backing_file: nothing on the host is {path}"));
                 }
                 devs
@@ -31,11 +31,17 @@ pub(super) fn resolve(
         };
         found.insert(name, devs);
     }
-    (found, riddles)
+    (found, unresolved)
 }
 
-/// The device that a path is, or that it lies on; and whether there is such a file or device at all.
-fn behind(reader: &mut Reader<'_>, blocks: &Blocks, views: &[View], path: &str) -> (BTreeSet<Dev>, bool) {
+/// Returns the device of a path: the device node itself, or the device of its filesystem. And whether such a file or device
+/// exists.
+fn behind(
+    reader: &mut Reader<'_>,
+    blocks: &Blocks,
+    views: &[MountView],
+    path: &str,
+) -> (BTreeSet<Dev>, bool) {
     let file = path.strip_suffix(" (deleted)").unwrap_or(path);
     let host = || views.iter().filter(|view| view.process.is_none());
     let node = host().find(|view| view.mount.point == file).and_then(|view| view.devs.first().copied());

@@ -1,11 +1,11 @@
-//! Block devices by what sysfs says of them: numbers, identity, and what is stacked on what.
+//! Reads block devices from sysfs: numbers, identities, and how they are stacked.
 
 use super::mountinfo::Dev;
 use super::root::{Reader, is_block, stat};
 use super::vpd;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Sysfs counts in sectors of 512 bytes, whatever the device's own block size is.
+/// Size of a sector in sysfs, in bytes. Independent of the device's block size.
 const SECTOR: u64 = 512;
 
 /// One block device node: a disk, a partition, or a virtual device.
@@ -13,25 +13,25 @@ const SECTOR: u64 = 512;
 pub(crate) struct Node {
     pub(crate) dev: Dev,
     pub(crate) size_bytes: u64,
-    /// Every name that the device itself reports, best first. Empty for partitions and virtual devices.
+    /// All names that the device itself reports, best first. Empty for partitions and virtual devices.
     pub(crate) identities: Vec<String>,
-    /// Partitions, as kernel names.
+    /// Kernel names of the partitions.
     partitions: Vec<String>,
     holders: Vec<String>,
-    /// What a loop or nbd device stands for, where it is in use.
+    /// File or process behind a loop or nbd device in use.
     backing: Option<Backing>,
-    /// What `/dev/mapper` calls it.
+    /// Name in `/dev/mapper`.
     dm_name: Option<String>,
-    /// What its driver says of its state (SCSI, NVMe); `None` for drivers that say nothing.
+    /// State that the driver reports (SCSI, NVMe). `None`: the driver reports none.
     pub(crate) state: Option<String>,
 }
 
-/// What a loop or network block device stands for.
+/// The file or process behind a loop or network block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
-    /// A file or device, as the kernel spells its path.
+    /// A file or device, by its path in the kernel.
     File(String),
-    /// Whatever the process that serves or connects it has open.
+    /// The process that serves or connects it. The devices are those that it has open.
     Process(u32),
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Blocks {
     filesystems: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A disk and everything that is made of it.
+/// A disk and all devices on top of it.
 #[derive(Debug, Default)]
 pub(crate) struct Family {
     pub(crate) devs: BTreeSet<Dev>,
@@ -52,8 +52,8 @@ pub(crate) struct Family {
     pub(crate) loops: BTreeSet<String>,
 }
 
-/// Reads `/sys/block`. A missing folder counts as unreadable: every kernel with block devices has it, so that its
-/// absence means that this is not the host's /sys.
+/// Reads `/sys/block`. A missing folder counts as unreadable: every kernel with block devices has it, so this is not the
+/// host's /sys.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
     let mut blocks = Blocks::default();
     let Some(disks) = reader.list("/sys/block") else {
@@ -90,8 +90,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Blocks {
     blocks
 }
 
-/// Reads what disks and partitions have in common. `None` for a hidden device (a single path of a multipath NVMe
-/// namespace has no number) and for one that went away meanwhile.
+/// Reads the common attributes of disks and partitions. `None`: a hidden device (a single path of a multipath NVMe namespace
+/// has no number), or a device that was removed meanwhile.
 fn read_node(reader: &mut Reader<'_>, dir: &str) -> Option<Node> {
     let file = format!("{dir}/dev");
     let number = reader.text(&file)?;
@@ -124,8 +124,8 @@ fn read_node(reader: &mut Reader<'_>, dir: &str) -> Option<Node> {
     })
 }
 
-/// What a connected network block device stands for: the process that connected it. Whether the other end is on this
-/// machine the kernel does not say; a server here that has the volume open shows by that.
+/// Returns the process that connected a network block device. The kernel does not show whether the server is on this
+/// machine. A server on this machine that has the volume open is found as an opener.
 fn nbd(reader: &mut Reader<'_>, dir: &str) -> Option<Backing> {
     let file = format!("{dir}/pid");
     match reader.text(&file)?.parse() {
@@ -137,7 +137,7 @@ fn nbd(reader: &mut Reader<'_>, dir: &str) -> Option<Backing> {
     }
 }
 
-/// Every name that a disk reports of itself, best first: SCSI page 0x83, SCSI page 0x80, then the `serial` attribute
+/// Returns all names that a disk reports, best first: SCSI page 0x83, SCSI page 0x80, then the `serial` attribute
 /// (NVMe: of the controller or subsystem, where EBS puts the volume ID; virtio: of the disk).
 fn identities(reader: &mut Reader<'_>, disk: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -161,7 +161,7 @@ fn identities(reader: &mut Reader<'_>, disk: &str) -> Vec<String> {
     found
 }
 
-/// A VPD page. Older kernels show the file of a page that the device does not have and answer EINVAL.
+/// Reads a VPD page. Older kernels have the file of a page that the device does not have, and return EINVAL.
 fn vpd_page(reader: &mut Reader<'_>, file: &str) -> Option<Vec<u8>> {
     match std::fs::read(reader.root.join(file)) {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => None,
@@ -175,13 +175,13 @@ impl Blocks {
         self.nodes.insert(name, node);
     }
 
-    /// Whether a device with that number was in /sys when it was read.
+    /// Returns whether a device with this number existed when /sys was read.
     pub(crate) fn has(&self, dev: Dev) -> bool {
         self.by_dev.contains_key(&dev)
     }
 
-    /// The device that a path names: by its kernel name or device-mapper name, otherwise by the number of the node at
-    /// that place.
+    /// Returns the device of a path: by its kernel name or device-mapper name, otherwise by the number of the node at that
+    /// path.
     pub(crate) fn by_path(&self, reader: &mut Reader<'_>, path: &str) -> Option<Dev> {
         let path = path.strip_suffix(" (deleted)").unwrap_or(path);
         if let Some(name) = path.strip_prefix("/dev/mapper/")
@@ -197,23 +197,23 @@ impl Blocks {
         Some(Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
     }
 
-    /// The device with a kernel name; sysfs writes `!` where the name has a slash.
+    /// Returns the device with a kernel name. sysfs writes `!` for a slash in a name.
     pub(crate) fn by_name(&self, name: &str) -> Option<Dev> {
         self.nodes.get(&name.replace('/', "!")).map(|node| node.dev)
     }
 
-    /// Every loop and nbd device in use with what it stands for.
+    /// Returns all loop and nbd devices in use, with the file or process behind each.
     pub(crate) fn backed(&self) -> Vec<(String, Backing)> {
         self.nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.backing.clone()?))).collect()
     }
 
-    /// The kernel name of a device, as /dev spells it.
+    /// Returns the name of a device in /dev.
     pub(crate) fn name_of(&self, dev: Dev) -> Option<String> {
         self.by_dev.get(&dev).map(|name| name.replace('!', "/"))
     }
 
-    /// A disk with its partitions, everything stacked on them, and the loop and nbd devices over any of these. `backing`
-    /// tells which devices each of the latter stands for.
+    /// Returns a disk with its partitions, all devices stacked on them, and the loop and nbd devices over any of these.
+    /// `backing` has the devices behind each loop and nbd device.
     pub(crate) fn family(&self, disk: &str, backing: &BTreeMap<String, BTreeSet<Dev>>) -> Family {
         let mut family = Family::default();
         let mut todo = vec![disk.to_owned()];

@@ -1,6 +1,6 @@
-//! kubelet's CSI folders: which volumes it knows, and which mount points belong to which of them.
+//! Reads kubelet's CSI folders: its volumes, and the mount points of each.
 //!
-//! Paths as kubelet 1.36 makes them (`pkg/volume/csi`): `plugins/kubernetes.io/csi/DRIVER/SHA256(handle)/` for staging
+//! Paths of kubelet 1.36 (`pkg/volume/csi`): `plugins/kubernetes.io/csi/DRIVER/SHA256(handle)/` for staging
 //! (up to 1.23 `…/csi/pv/PV/`), `pods/UID/volumes/kubernetes.io~csi/PV/` for publishing, and
 //! `plugins/kubernetes.io/csi/volumeDevices/` for raw block volumes.
 
@@ -10,10 +10,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A volume's key: driver and handle.
+/// Driver and handle of a volume.
 pub(crate) type Key = (DriverName, VolumeHandle);
 
-/// What kubelet's folders say of one volume.
+/// The facts about one volume in kubelet's folders.
 #[derive(Debug, Default)]
 pub(crate) struct Folder {
     pub(crate) pv: Option<PvName>,
@@ -27,14 +27,14 @@ pub(crate) struct Folders {
     places: BTreeMap<Place, Key>,
 }
 
-/// What a path below kubelet's folder is for.
+/// The purpose of a path below kubelet's folder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    /// Where a driver stages a volume: driver and hash of the handle.
+    /// Staging path of a volume: driver and hash of the handle.
     Staging(String, String),
-    /// Where a volume is staged by its PV's name (old kubelets, raw block volumes).
+    /// Staging path by the PV's name (old kubelets, raw block volumes).
     Named(String),
-    /// Where a volume is published for a pod: pod UID and folder name.
+    /// Path of a volume published for a pod: pod UID and folder name.
     Publish(String, String),
     /// A subPath of a volume (of any kind, not only CSI) in a pod.
     SubPath(String, String),
@@ -54,12 +54,12 @@ struct VolData {
     volume_lifecycle_mode: String,
 }
 
-/// The hash by which kubelet names a volume's staging folder.
+/// Returns the hash that kubelet uses as the name of a volume's staging folder.
 pub(crate) fn staging_hash(handle: &VolumeHandle) -> String {
     Sha256::digest(handle.as_str()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads kubelet's folders. What is not there is not there: a node may have no CSI volume at all.
+/// Reads kubelet's folders. A missing folder is no error, because a node may have no CSI volume.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
     let mut folders = Folders::default();
     let kubelet = match reader.root.resolve(reader.root.kubelet_root()) {
@@ -69,7 +69,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
             return folders;
         }
     };
-    // Back to a host path, so that messages name what the host's people know.
+    // Convert back to a host path, for messages.
     let below =
         kubelet.strip_prefix(reader.root.join("/")).unwrap_or(&kubelet).to_string_lossy().into_owned();
     let kubelet = format!("/{}", below.trim_start_matches('/'));
@@ -106,8 +106,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Folders {
 }
 
 impl Folders {
-    /// Takes in one folder with a `vol_data.json`. The mount point beside that file is never looked into: a dead mount
-    /// would answer EIO, a hanging one never.
+    /// Adds one folder with a `vol_data.json`. Never reads the mount point beside that file: a dead mount would return EIO, and
+    /// a hanging one would not return.
     fn add(&mut self, reader: &mut Reader<'_>, dir: &str, place: Place, pod: Option<Uid>) -> Option<Key> {
         let file = format!("{dir}/vol_data.json");
         let data = match serde_json::from_slice::<VolData>(&reader.read(&file)?) {
@@ -131,7 +131,7 @@ impl Folders {
         Some(key)
     }
 
-    /// The volume that a place belongs to, as far as a `vol_data.json` tells.
+    /// Returns the volume of a path, if a `vol_data.json` names it.
     pub(crate) fn owner(&self, place: &Place) -> Option<&Key> {
         match place {
             Place::Staging(driver, hash) => self.places.get(place).or_else(|| {
@@ -143,7 +143,7 @@ impl Folders {
     }
 }
 
-/// What a mount point is for, by its path alone: so a wrong or moved kubelet folder hides no mount.
+/// Returns the purpose of a mount point, by its path only, so that a wrong or moved kubelet folder hides no mount.
 pub(crate) fn place(point: &str) -> Option<Place> {
     if let Some((_, tail)) = point.rsplit_once("/plugins/kubernetes.io/csi/") {
         return match *tail.split('/').collect::<Vec<_>>() {

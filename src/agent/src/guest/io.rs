@@ -1,15 +1,15 @@
-//! Requests in flight and write counters of disks (`Documentation/admin-guide/iostats.rst`,
-//! `Documentation/ABI/stable/sysfs-block`): the only trace of a user inside the kernel that opened a device without a
-//! claim and without a process.
+//! Reads requests in flight and write counters of disks (`Documentation/admin-guide/iostats.rst`,
+//! `Documentation/ABI/stable/sysfs-block`). Only they show a user inside the kernel that opened a device without a claim
+//! and without a process.
 
 use super::root::{HostRoot, Reader, names};
 use std::collections::BTreeMap;
 
-/// Counters of every disk at one moment. Two of them, some time apart, tell whether a disk is written to.
+/// Counters of all disks at one time. Two of these, some time apart, show whether a disk is written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters(BTreeMap<String, Result<Reading, String>>);
 
-/// One disk's counters.
+/// Counters of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reading {
     /// Writes completed, sectors written, discards completed.
@@ -18,26 +18,26 @@ struct Reading {
     in_flight: u64,
 }
 
-/// What two readings say of a disk.
+/// The traffic of a disk between two reads of its counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Traffic {
-    /// Nothing was in flight at either, nothing was written in between.
+    /// No request was in flight at either read, and nothing was written between them.
     Quiet,
-    /// Something was.
+    /// A request was in flight, or something was written.
     Active,
-    /// They could not be read or compared.
+    /// The counters could not be read or compared.
     Unknown(String),
 }
 
 impl Counters {
-    /// Reads the counters of all disks. What cannot be read is remembered and makes no disk quiet.
+    /// Reads the counters of all disks. A disk whose counters cannot be read never counts as quiet.
     pub fn read(root: &HostRoot) -> Self {
         let mut reader = Reader::new(root);
         let disks = names(&root.join("/sys/block")).unwrap_or_default();
         Self(disks.into_iter().map(|disk| (disk.clone(), reading(&mut reader, &disk))).collect())
     }
 
-    /// What happened on a disk between an earlier reading and this one.
+    /// Returns the traffic of a disk between an earlier read and this one.
     pub(crate) fn since(&self, earlier: &Self, disk: &str) -> Traffic {
         match (earlier.0.get(disk), self.0.get(disk)) {
             (Some(Ok(before)), Some(Ok(after))) => {
@@ -53,7 +53,7 @@ impl Counters {
 fn reading(reader: &mut Reader<'_>, disk: &str) -> Result<Reading, String> {
     let stat = numbers(reader, &format!("/sys/block/{disk}/stat"))?;
     let in_flight = numbers(reader, &format!("/sys/block/{disk}/inflight"))?;
-    // Discards are there since Linux 4.18.
+    // The discards exist since Linux 4.18.
     let field = |n: usize| stat.get(n).copied().unwrap_or_default();
     Ok(Reading { written: [field(4), field(6), field(11)], in_flight: in_flight.iter().sum() })
 }

@@ -1,37 +1,38 @@
-//! What the guest shows: block devices, who uses them, and kubelet's CSI volumes, read from /proc and /sys below a
-//! [`HostRoot`]. Follows no device link and writes nothing.
+//! Scans a host: its block devices, their users, and kubelet's CSI volumes, read from /proc and /sys below a [`HostRoot`].
+//! Follows no device link and writes nothing.
 //!
-//! # Flow
-//! Devices first, then mount tables, kubelet's folders, swap, and processes. One [`Scan`] is one look; everything else is
-//! derived from it without another look, but for the exclusive open of the full level.
+//! # Expected flow
+//! A [`Scan`] reads devices first, then mount tables, kubelet's folders, swap areas and processes. Inventory and answers are
+//! derived from it without further reads, except for the exclusive open of the full level.
 //!
 //! # Two levels
-//! *Basic* opens no device: it can say "no device" and "in use", never "clean" of a device that is there. *Full*
-//! may open the device that a challenge asks for (`probe.rs`) and looks at every thread. Only if each item of the list was
-//! read and none shows a user, it says "clean".
+//! *Basic* opens no device. It can answer "no device" and "in use", and never "clean" about a device that exists. *Full* may
+//! open the device of a challenge (`probe.rs`) and reads every thread. It answers "clean" only if each item was read and
+//! none shows a user.
 //!
 //! # Guarantees
-//! What could not be read is listed, never left out silently. No call waits for a remote filesystem's server or looks
-//! into a mount point. Output is sorted and bounded; the same state gives the same inventory.
+//! - Every item that could not be read is listed.
+//! - No call waits for a remote filesystem's server or reads below a mount point.
+//! - Output is sorted and bounded. One state gives one inventory.
 //!
 //! # Caveats
-//! Neither level names a file that is only registered with an `io_uring`, or a user inside the kernel without a claim (an NVMe
-//! target): those show by the counters alone, while they write. The basic level does not see mounts in a namespace without
-//! any process and descriptor tables of single threads.
+//! - Neither level names a file that is only registered with an `io_uring`, or a user inside the kernel without a claim (an
+//!   NVMe target). Only the counters show them, while they write.
+//! - The basic level does not see mounts in a namespace without any process, or descriptor tables of single threads.
 
 mod answer;
 mod backing;
 mod block;
 mod csi;
 mod io;
-mod limited;
 pub mod mountinfo;
 mod probe;
 mod process;
+mod process_scan;
 mod root;
-mod traces;
 mod users;
 pub mod vpd;
+mod with_timeout;
 
 pub use io::Counters;
 pub use root::HostRoot;
@@ -41,50 +42,50 @@ use csi::{Folders, Key, Place};
 use jiff::Timestamp;
 use mountinfo::{Dev, Mount, parse_swaps};
 use process::Openers;
+use process_scan::ProcessScan;
 use reattach_core::cloud::DeviceIdentity;
 use reattach_core::guest::{Answer, Challenge, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount};
 use reattach_core::ids::BootId;
 use root::Reader;
 use std::collections::{BTreeMap, BTreeSet};
-use traces::Traces;
 
-/// Entries in each list of a report (see [`reattach_core::guest::DeviceUsers`]). Lists of devices and volumes are never
-/// cut: what is missing from them counts as absent.
+/// Maximum number of entries in a list of a report (see [`reattach_core::guest::DeviceUsers`]). Lists of devices and volumes
+/// have no maximum, because a missing entry counts as absent.
 pub const MAX_ENTRIES: usize = 16;
 
-/// Why there is no report at all: without a boot it belongs to, nothing that was seen means anything.
+/// A scan without a result. A result without a known boot would prove nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// The boot ID could not be read.
     #[error("the host's boot ID cannot be read from {path}: {source}")]
     BootId {
-        /// Where it should be.
+        /// Path of the file.
         path: String,
-        /// What went wrong.
+        /// Cause of the failure.
         source: std::io::Error,
     },
     /// The boot time could not be read.
     #[error("the host's boot time cannot be read from {path}: {why}")]
     BootTime {
-        /// Where it should be.
+        /// Path of the file.
         path: String,
-        /// What went wrong.
+        /// Cause of the failure.
         why: String,
     },
 }
 
-/// A mount with the devices behind it and the mount namespace it is in.
+/// A mount with its devices and its mount namespace.
 #[derive(Debug)]
-struct View {
+struct MountView {
     mount: Mount,
     devs: BTreeSet<Dev>,
     place: Option<Place>,
-    /// A process of its namespace; `None` for the host's own.
+    /// A process of its namespace. `None`: the host's own namespace.
     process: Option<String>,
 }
 
-impl View {
-    /// The mount point, with the namespace if it is not the host's.
+impl MountView {
+    /// Returns the mount point, with its namespace if that is not the host's.
     fn label(&self) -> String {
         match &self.process {
             None => self.mount.point.clone(),
@@ -93,72 +94,76 @@ impl View {
     }
 }
 
-/// What only a look for a challenge has.
+/// The part of a scan that only challenges need.
 #[derive(Debug)]
-struct Asked {
-    /// Counters before and after.
+struct CloseScan {
+    /// Counters before and after the scan.
     before: Counters,
     after: Counters,
-    /// Of the devices that are there; nothing where none is.
-    traces: Traces,
+    /// Processes. Empty if none of the devices exists.
+    processes: ProcessScan,
 }
 
-/// One look at a host.
+/// One scan of a host.
 #[derive(Debug)]
 pub struct Scan {
     root: HostRoot,
-    asked: Option<Asked>,
-    /// Loops whose backing file cannot be told for sure.
-    riddles: Vec<String>,
+    close: Option<CloseScan>,
+    /// Loop devices whose backing file is uncertain, one sentence each.
+    unresolved_loops: Vec<String>,
     boot_id: BootId,
     booted_at: Timestamp,
     blocks: Blocks,
     families: BTreeMap<String, Family>,
-    views: Vec<View>,
+    views: Vec<MountView>,
     openers: Openers,
     swaps: BTreeSet<Dev>,
     folders: Folders,
-    /// Numbers that are mounted somewhere while no such device is in /sys.
+    /// Device numbers that are mounted somewhere and do not exist in /sys.
     dead: BTreeSet<Dev>,
     unreadable: Vec<String>,
 }
 
-/// One look, as an unasked report.
+/// Scans a host and returns the inventory.
 ///
 /// # Errors
-/// [`ScanError`] if the host's boot is not known. Everything else that cannot be read is listed in the report.
+/// [`ScanError`] if the host's boot is not known. All other items that cannot be read are listed in the inventory.
 pub fn scan(root: &HostRoot) -> Result<GuestInventory, ScanError> {
     Ok(Scan::new(root)?.inventory())
 }
 
-/// A new look for one challenge. `scanned_at` is the node's time at the call.
+/// Scans a host for one challenge and returns the answer. `scanned_at` is the node's time at the call.
 ///
 /// # Errors
-/// [`ScanError`] if the host's boot is not known. Everything else that cannot be read is listed in the answer.
+/// [`ScanError`] if the host's boot is not known. All other items that cannot be read are listed in the answer.
 pub fn answer(root: &HostRoot, challenge: &Challenge, scanned_at: Timestamp) -> Result<Answer, ScanError> {
-    Ok(Scan::asked(root, Counters::read(root), std::slice::from_ref(challenge))?
+    Ok(Scan::for_challenges(root, Counters::read(root), std::slice::from_ref(challenge))?
         .answer(challenge, scanned_at))
 }
 
 impl Scan {
-    /// Looks at a host for the unasked report. Takes some tens of milliseconds on a busy node; blocks the calling thread.
+    /// Scans a host for the inventory. Takes some tens of milliseconds on a busy node, and blocks the calling thread.
     ///
     /// # Errors
     /// [`ScanError`] if the host's boot is not known.
     pub fn new(root: &HostRoot) -> Result<Self, ScanError> {
-        Self::look(root, None)
+        Self::run(root, None)
     }
 
-    /// Looks at a host closely, for these challenges, which were read before. `before`: the disks' counters, read after the
-    /// challenges too; the longer before the call, the more they say.
+    /// Scans a host closely, for these challenges, which were read before. `before`: the disks' counters, also read after the
+    /// challenges. The longer ago they were read, the more writes they show.
     ///
     /// # Errors
     /// [`ScanError`] if the host's boot is not known.
-    pub fn asked(root: &HostRoot, before: Counters, challenges: &[Challenge]) -> Result<Self, ScanError> {
-        Self::look(root, Some((before, challenges)))
+    pub fn for_challenges(
+        root: &HostRoot,
+        before: Counters,
+        challenges: &[Challenge],
+    ) -> Result<Self, ScanError> {
+        Self::run(root, Some((before, challenges)))
     }
 
-    fn look(root: &HostRoot, asked: Option<(Counters, &[Challenge])>) -> Result<Self, ScanError> {
+    fn run(root: &HostRoot, challenges: Option<(Counters, &[Challenge])>) -> Result<Self, ScanError> {
         let boot_id = boot_id(root)?;
         let booted_at = boot_time(root)?;
         let mut reader = Reader::new(root);
@@ -169,17 +174,17 @@ impl Scan {
         let mut views = Vec::new();
         for namespace in namespaces {
             for mount in namespace.mounts {
-                // In a namespace of its own a tenant may mount a tmpfs wherever it likes, but no block device.
+                // In its own namespace a tenant may mount a tmpfs anywhere, but no block device.
                 let trusted = namespace.process.is_none() || mount.dev.major != 0;
                 let place = if trusted { csi::place(&mount.point) } else { None };
                 let devs = devices_of(reader, &blocks, &mount);
                 if place.is_some() || !devs.is_empty() {
-                    views.push(View { mount, devs, place, process: namespace.process.clone() });
+                    views.push(MountView { mount, devs, place, process: namespace.process.clone() });
                 }
             }
         }
         let folders = csi::read(reader);
-        let (backing, riddles) = backing::resolve(reader, &blocks, &views);
+        let (backing, unresolved_loops) = backing::resolve(reader, &blocks, &views);
         let disks = blocks.nodes.iter().filter(|(_, node)| !node.identities.is_empty());
         let families: BTreeMap<_, _> =
             disks.map(|(name, _)| (name.clone(), blocks.family(name, &backing))).collect();
@@ -188,28 +193,28 @@ impl Scan {
         let swaps = swaps(reader, &blocks);
         let mounted: BTreeSet<Dev> =
             views.iter().map(|view| view.mount.dev).filter(|dev| dev.major != 0).collect();
-        // Asked now, not of the list made before: a device may have come since.
+        // Read again, because a device may have been added since `blocks` was read.
         let gone = |dev: &Dev| {
             !blocks.has(*dev)
                 && std::fs::symlink_metadata(root.join(&format!("/sys/dev/block/{dev}"))).is_err()
         };
         let dead = mounted.into_iter().filter(gone).collect();
-        let asked = asked.map(|(before, challenges)| {
+        let close = challenges.map(|(before, challenges)| {
             let wanted: BTreeSet<&str> = challenges.iter().map(|c| c.identity.serial.as_str()).collect();
             let is_there = blocks.nodes.values().any(|n| n.identities.iter().any(|i| wanted.contains(&**i)));
-            // Where the device is gone nobody writes to it, and a process that hangs for its sake must not keep the answer.
-            let traces = if is_there {
+            // A device that does not exist has no writers, and a process that hangs because of it must not block the answer.
+            let processes = if is_there {
                 let pods = folders.volumes.values().flat_map(|folder| &folder.pods).cloned().collect();
-                traces::look(root, &blocks, &watched, pods)
+                process_scan::run(root, &blocks, &watched, pods)
             } else {
-                Traces::default()
+                ProcessScan::default()
             };
-            Asked { before, traces, after: Counters::read(root) }
+            CloseScan { before, processes, after: Counters::read(root) }
         });
         Ok(Self {
             root: root.clone(),
-            asked,
-            riddles,
+            close,
+            unresolved_loops,
             boot_id,
             booted_at,
             blocks,
@@ -223,7 +228,7 @@ impl Scan {
         })
     }
 
-    /// The unasked report.
+    /// Returns the inventory.
     pub fn inventory(&self) -> GuestInventory {
         let devices = self.families.iter().filter_map(|(name, family)| {
             let node = self.blocks.nodes.get(name)?;
@@ -255,21 +260,21 @@ impl Scan {
         }
     }
 
-    fn owner(&self, view: &View) -> Option<&Key> {
+    fn owner(&self, view: &MountView) -> Option<&Key> {
         self.folders.owner(view.place.as_ref()?)
     }
 
-    /// A mount at a CSI volume's place that no `vol_data.json` explains.
-    fn is_orphan(&self, view: &View) -> bool {
+    /// Returns whether a mount is at a CSI volume's path and no `vol_data.json` explains it.
+    fn is_orphan(&self, view: &MountView) -> bool {
         let is_csi = matches!(view.place, Some(Place::Staging(..) | Place::Named(_) | Place::Publish(..)));
         is_csi && self.owner(view).is_none()
     }
 
-    /// Mounts as a report shows them: the host's, and of devices that the host does not have mounted there, each mount
-    /// point that another namespace has. (Every pod that sees the host's `/`, this agent too, repeats the host's mounts.)
-    fn mounts<'a>(&self, views: impl Iterator<Item = &'a View>) -> Vec<GuestMount> {
-        let views: Vec<&View> = views.collect();
-        let is_hosts = |view: &&&View| view.process.is_none();
+    /// Returns the mounts for a report: those of the host and, of devices that the host has not mounted, each mount point in
+    /// another namespace. (Every pod with the host's `/`, also this agent, repeats the host's mounts.)
+    fn mounts<'a>(&self, views: impl Iterator<Item = &'a MountView>) -> Vec<GuestMount> {
+        let views: Vec<&MountView> = views.collect();
+        let is_hosts = |view: &&&MountView| view.process.is_none();
         let host: BTreeSet<Dev> = views.iter().filter(is_hosts).map(|view| view.mount.dev).collect();
         let mut seen = BTreeSet::new();
         let mut mounts: Vec<GuestMount> = views
@@ -290,9 +295,9 @@ impl Scan {
     }
 }
 
-/// The devices behind a mount: its own number; where a multi-device filesystem has an anonymous one, the devices it was
-/// mounted from; and for a device node that is itself bind-mounted (raw block volumes), that device. Elsewhere the source
-/// is any text that whoever mounted it liked: a tenant's tmpfs named `/dev/sda` must not look like a user of the disk.
+/// Returns the devices of a mount: the one with its number; for a multi-device filesystem with an anonymous number, its
+/// sources; for a bind-mounted device node (raw block volumes), that device. Any other source is an arbitrary text: a
+/// tenant's tmpfs named `/dev/sda` must not count as a user of the disk.
 fn devices_of(reader: &mut Reader<'_>, blocks: &Blocks, mount: &Mount) -> BTreeSet<Dev> {
     if mount.dev.major != 0 {
         return BTreeSet::from([mount.dev]);
@@ -325,7 +330,7 @@ fn swaps(reader: &mut Reader<'_>, blocks: &Blocks) -> BTreeSet<Dev> {
     found
 }
 
-/// The boot that the host is in.
+/// Reads the ID of the host's boot.
 ///
 /// # Errors
 /// [`ScanError::BootId`].
@@ -353,11 +358,11 @@ fn boot_time(root: &HostRoot) -> Result<Timestamp, ScanError> {
     Timestamp::from_second(seconds).map_err(|e| fail(e.to_string()))
 }
 
-fn orphan(view: &View) -> String {
+fn orphan(view: &MountView) -> String {
     format!("{}: a CSI volume is mounted there and no vol_data.json says which", view.label())
 }
 
-/// At most [`MAX_ENTRIES`] of the sentences, sorted; the last one says that there are more.
+/// Returns at most [`MAX_ENTRIES`] of the sentences, sorted. The last one says that there are more.
 fn bounded(items: BTreeSet<String>) -> Vec<String> {
     let more = items.len() > MAX_ENTRIES;
     let keep = if more { MAX_ENTRIES - 1 } else { MAX_ENTRIES };

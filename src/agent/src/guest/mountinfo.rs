@@ -1,4 +1,4 @@
-//! `/proc/PID/mountinfo`, `/proc/swaps` and `/proc/PID/maps` from bytes (proc_pid_mountinfo(5), proc_swaps(5),
+//! Parses `/proc/PID/mountinfo`, `/proc/swaps` and `/proc/PID/maps` (proc_pid_mountinfo(5), proc_swaps(5),
 //! proc_pid_maps(5)).
 
 use std::fmt;
@@ -7,9 +7,9 @@ use std::str::FromStr;
 /// A device number, printed as `major:minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dev {
-    /// The major number; 0 for filesystems without a block device of their own.
+    /// Major number. 0: a filesystem without its own block device.
     pub major: u32,
-    /// The minor number.
+    /// Minor number of the device.
     pub minor: u32,
 }
 
@@ -37,21 +37,21 @@ pub struct MalformedLine;
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mount {
-    /// Where it is mounted, seen from the root of the process whose table it is.
+    /// Mount point, relative to the root of the process of the table.
     pub point: String,
-    /// `st_dev` of files on it.
+    /// `st_dev` of files on the mount.
     pub dev: Dev,
-    /// Which path inside the filesystem is mounted.
+    /// Path inside the filesystem that is mounted.
     pub root: String,
-    /// The filesystem's type.
+    /// Type of the filesystem.
     pub fs_type: String,
-    /// What was mounted, as it was named then.
+    /// Source, as given at the mount.
     pub source: String,
     /// Whether the mount or the filesystem itself is read-only.
     pub read_only: bool,
 }
 
-/// All mounts of a table. Good lines are returned even where others are not.
+/// Parses all mounts of a table. Returns the good lines also when others are malformed.
 pub fn parse(table: &[u8]) -> (Vec<Mount>, Result<(), MalformedLine>) {
     let mut mounts = Vec::new();
     let mut all_good = Ok(());
@@ -83,13 +83,13 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 /// One line of `/proc/swaps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swap {
-    /// The swap device or file.
+    /// Path of the swap device or file.
     pub path: String,
-    /// Whether it is a device; otherwise a file, whose filesystem's mount shows anyway.
+    /// Whether it is a device. Otherwise it is a file, whose filesystem shows by its mount.
     pub is_device: bool,
 }
 
-/// The swap areas in `/proc/swaps`. Good lines are returned even where others are not.
+/// Parses the swap areas in `/proc/swaps`. Returns the good lines also when others are malformed.
 pub fn parse_swaps(table: &[u8]) -> (Vec<Swap>, Result<(), MalformedLine>) {
     let mut swaps = Vec::new();
     let mut all_good = Ok(());
@@ -108,11 +108,12 @@ pub fn parse_swaps(table: &[u8]) -> (Vec<Swap>, Result<(), MalformedLine>) {
 pub struct Mapping {
     /// `st_dev` of the file.
     pub dev: Dev,
-    /// Its path as seen from the process's root, without the mark of a deleted file.
+    /// Path of the file from the process's root, without the mark of a deleted file.
     pub path: String,
 }
 
-/// The file mappings in `/proc/PID/maps`, neighbours of one file once. Good lines are returned even where others are not.
+/// Parses the file mappings in `/proc/PID/maps`. Successive mappings of one file are returned once. Returns the good lines
+/// also when others are malformed.
 pub fn parse_maps(table: &[u8]) -> (Vec<Mapping>, Result<(), MalformedLine>) {
     let mut mappings: Vec<Mapping> = Vec::new();
     let mut all_good = Ok(());
@@ -141,8 +142,7 @@ fn parse_map(line: &[u8]) -> Option<Option<Mapping>> {
     Some(Some(Mapping { dev, path }))
 }
 
-/// Undoes the kernel's octal escapes (`\040` is a space). What is no escape stays as it is; bytes that are no UTF-8
-/// become U+FFFD.
+/// Decodes the kernel's octal escapes (`\040` is a space). All other bytes do not change; invalid UTF-8 becomes U+FFFD.
 fn unescape(field: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

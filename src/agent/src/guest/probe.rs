@@ -1,37 +1,37 @@
-//! The full level's own look: an exclusive, read-only open. The kernel refuses it while a filesystem or a driver has
-//! claimed the device, in whichever mount namespace, and also after a lazy unmount. It does not see raw opens and loops.
+//! The exclusive, read-only open of the full level. The kernel refuses it while a filesystem or a driver has claimed the
+//! device, in any mount namespace, and also after a lazy unmount. It does not detect raw opens and loop devices.
 
-use super::limited;
 use super::mountinfo::Dev;
 use super::root::{HostRoot, is_block, stat};
+use super::with_timeout;
 use rustix::fs::{Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// What an exclusive open says.
+/// The result of an exclusive open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// Nobody has any of the devices claimed.
+    /// None of the devices is claimed.
     Free,
-    /// Somebody has one of them.
+    /// One of the devices is claimed.
     Taken,
-    /// It could not be tried.
+    /// The open could not be tried.
     Unknown(String),
 }
 
-/// Opens each device for a moment. An open can hang in the kernel for good, or for the minutes that a driver takes to
-/// recover from errors.
+/// Opens each device for a moment. An open can hang in the kernel permanently, or for minutes while a driver recovers from
+/// errors.
 pub(crate) fn claim(root: &HostRoot, devices: Vec<(String, Dev)>) -> Claim {
     let root = root.clone();
-    let tried = limited::run("opening the device", move || {
+    let tried = with_timeout::run("opening the device", move || {
         let claims = devices.iter().map(|(name, dev)| try_open(&root, name, *dev));
         claims.reduce(|a, b| if a == Claim::Free { b } else { a }).unwrap_or(Claim::Free)
     });
     tried.unwrap_or_else(Claim::Unknown)
 }
 
-/// The node is looked at before it is opened: only a block device with exactly this number is. The device node below the
-/// host's /dev is the kernel's own (devtmpfs); a link in its place is not followed.
+/// Opens the device node if it is a block device with exactly this number. The device nodes in the host's /dev are the
+/// kernel's own (devtmpfs). A link in the place of one is not followed.
 fn try_open(root: &HostRoot, name: &str, dev: Dev) -> Claim {
     let path = format!("/dev/{name}");
     let place = root.join(&path);
@@ -50,8 +50,8 @@ fn try_open(root: &HostRoot, name: &str, dev: Dev) -> Claim {
     }
 }
 
-/// Non-blocking spares the drive a check of its medium. Closed on return: a mount in that moment would be refused, but a
-/// challenge is only asked where no pod may mount.
+/// Opens and closes a device. `NONBLOCK` prevents that the drive checks its medium. A mount during the open would be refused,
+/// but a challenge comes only while no pod may mount the volume.
 fn open_exclusively(place: &Path) -> Result<Dev, Errno> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let number = fstat(open(place, flags, Mode::empty())?)?.st_rdev;

@@ -1,4 +1,4 @@
-//! Processes: the mount tables of every mount namespace, and who has a block device open or mapped.
+//! Reads processes: the mount tables of all mount namespaces, and which processes have a block device open or mapped.
 
 use super::block::Blocks;
 use super::mountinfo::{Dev, Mount, parse, parse_maps};
@@ -9,22 +9,22 @@ use std::io::ErrorKind;
 /// The mounts of one mount namespace.
 #[derive(Debug)]
 pub(crate) struct Namespace {
-    /// The first process seen in it, as `pid comm`; `None` for the host's own, which is that of process 1.
+    /// A process of the namespace, as `pid comm`. `None`: the host's own namespace, that of process 1.
     pub(crate) process: Option<String>,
     pub(crate) mounts: Vec<Mount>,
 }
 
-/// Who has what open.
+/// Processes with open devices and files, as `pid comm`.
 #[derive(Debug, Default)]
 pub(crate) struct Openers {
-    /// By device: processes with the device node itself open.
+    /// Processes with the device node itself open, by device.
     pub(crate) raw: BTreeMap<Dev, BTreeSet<String>>,
-    /// By device: processes with a file, working directory, root or executable on a filesystem of that device. It is
-    /// the only trace that a lazily unmounted filesystem leaves.
+    /// Processes with a file, working directory, root or executable on a filesystem of the device, by device. Only they show a
+    /// lazily unmounted filesystem.
     pub(crate) files: BTreeMap<Dev, BTreeSet<String>>,
 }
 
-/// All process IDs, ascending.
+/// Returns all process IDs, ascending.
 pub(crate) fn pids(reader: &mut Reader<'_>) -> Vec<u32> {
     let mut pids: Vec<u32> =
         reader.list("/proc").unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect();
@@ -35,8 +35,8 @@ pub(crate) fn pids(reader: &mut Reader<'_>) -> Vec<u32> {
     pids
 }
 
-/// The mount table of every mount namespace that a process or thread is in, the host's first. Namespaces that are only
-/// kept by a file or a bind mount have no process and cannot be seen this way.
+/// Reads the mount tables of all mount namespaces with a process or thread, the host's first. A namespace that only a file or
+/// a bind mount keeps has no process and is not found.
 pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace> {
     let mut seen_links = BTreeSet::new();
     let mut seen_tables: BTreeSet<Vec<u8>> = BTreeSet::new();
@@ -46,9 +46,9 @@ pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace
         let own = std::iter::once(format!("/proc/{pid}"));
         let others = threads.iter().filter(|tid| **tid != pid.to_string());
         for dir in own.chain(others.map(|tid| format!("/proc/{pid}/task/{tid}"))) {
-            // Not readable without CAP_SYS_PTRACE, and not there in a tree that is no real /proc. The table itself is
-            // open to all, and tells namespaces apart too: mount IDs are unique on a host.
-            // A process in a chroot shows only the mounts below it, so its root belongs to the key.
+            // Not readable without CAP_SYS_PTRACE, and missing in a test's tree. The table itself is readable for all, and
+            // distinguishes namespaces too: mount IDs are unique on a host.
+            // A process in a chroot shows only the mounts below its root, so the root is part of the key.
             let link = |what| std::fs::read_link(reader.root.join(&format!("{dir}/{what}"))).ok();
             let link = link("ns/mnt").map(|namespace| (namespace, link("root")));
             if link.as_ref().is_some_and(|link| seen_links.contains(link)) {
@@ -82,8 +82,8 @@ pub(crate) fn namespaces(reader: &mut Reader<'_>, pids: &[u32]) -> Vec<Namespace
     found
 }
 
-/// Who has one of the `watched` devices open, or a file on it. The descriptors of a process are those of its first
-/// thread that lives.
+/// Finds processes with one of the `watched` devices open, or a file on it. The descriptors of a process are those of its
+/// first living thread.
 pub(crate) fn openers(
     reader: &mut Reader<'_>,
     pids: &[u32],
@@ -95,7 +95,7 @@ pub(crate) fn openers(
         let mut dir = format!("/proc/{pid}");
         let mut fds = names(&reader.root.join(&format!("{dir}/fd")));
         if fds.as_ref().map_or_else(is_gone, Vec::is_empty) && is_dead(reader, &dir) {
-            // The first thread may have ended while others run on.
+            // The first thread may have ended while others still run.
             let threads = names(&reader.root.join(&format!("{dir}/task"))).unwrap_or_default();
             let live =
                 threads.iter().map(|tid| format!("/proc/{pid}/task/{tid}")).find(|dir| !is_dead(reader, dir));
@@ -108,8 +108,8 @@ pub(crate) fn openers(
     openers
 }
 
-/// What [`openers`] does not see: files and devices that are mapped into memory and, if `threads`, what threads with a
-/// descriptor table of their own have open. Can hang: a memory map is locked while its process waits for a page.
+/// Finds what [`openers`] does not: mapped files and devices and, if `threads`, descriptors of threads with their own
+/// descriptor table. Can hang, because a memory map is locked while its process waits for a page.
 pub(crate) fn hidden_openers(
     reader: &mut Reader<'_>,
     pids: &[u32],
@@ -132,14 +132,14 @@ pub(crate) fn hidden_openers(
     openers
 }
 
-/// The devices behind the descriptors of a process: for the one behind a network block device.
+/// Returns the devices of a process's descriptors. Used for the server process of a network block device.
 pub(crate) fn opened_by(reader: &mut Reader<'_>, pid: u32, blocks: &Blocks) -> BTreeSet<Dev> {
     let fds = names(&reader.root.join(&format!("/proc/{pid}/fd"))).unwrap_or_default();
     let link = |fd| opened(reader, pid, "fd", &format!("/proc/{pid}/fd/{fd}"), blocks);
     fds.into_iter().filter_map(link).map(|(dev, _)| dev).filter(|dev| blocks.has(*dev)).collect()
 }
 
-/// Takes in what one task has open.
+/// Adds the open files and devices of one task to `openers`.
 fn open_files(
     reader: &mut Reader<'_>,
     pid: u32,
@@ -173,8 +173,8 @@ impl Openers {
     }
 }
 
-/// Files on watched devices, and watched devices themselves (then `true`), that a process has mapped. A mapping outlives
-/// the descriptor, and through one of a device it is written to.
+/// Returns the watched devices of a process's mappings: `false` for a mapped file on the device, `true` for the device itself.
+/// A mapping remains after its descriptor was closed, and allows writes.
 fn mapped(
     reader: &mut Reader<'_>,
     pid: u32,
@@ -198,8 +198,8 @@ fn mapped(
         if watched.contains(&mapping.dev) {
             found.insert((mapping.dev, false));
         } else if mapping.path.starts_with("/dev/") {
-            // The number there is that of the filesystem of device nodes. Elsewhere no path is looked up: it may lead to
-            // a remote filesystem whose server is dead.
+            // The number of the mapping is that of the filesystem of device nodes. Other paths are not looked up, because they
+            // may be on a remote filesystem whose server is dead.
             let place = reader.root.join(&format!("/proc/{pid}/root{}", mapping.path));
             let number = stat(&place, true).ok().filter(is_block);
             let dev = number.map(|s| Dev { major: s.stx_rdev_major, minor: s.stx_rdev_minor });
@@ -210,7 +210,7 @@ fn mapped(
     found
 }
 
-/// What a link in /proc leads to: a device node (then `true`) or a file on a filesystem of that device.
+/// Returns the device of a link in /proc: `true` for the device node itself, `false` for a file on a filesystem of the device.
 fn opened(
     reader: &mut Reader<'_>,
     pid: u32,
@@ -227,7 +227,7 @@ fn opened(
             return None;
         }
     };
-    // `socket:[…]`, `pipe:[…]`, `anon_inode:…`, `mnt:[…]`: most descriptors, none of them a device.
+    // `socket:[…]`, `pipe:[…]`, `anon_inode:…`, `mnt:[…]`: most descriptors, and never a device.
     if target.contains(":[") && !target.contains('/') || target.starts_with("anon_inode:") {
         return None;
     }
@@ -236,7 +236,7 @@ fn opened(
             Some((Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }, true))
         }
         Ok(stat) => Some((Dev { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, false)),
-        // Closed meanwhile, or a link that the kernel cannot follow: the path is what is left.
+        // Closed meanwhile, or a link that the kernel cannot follow: only the path remains.
         Err(e) if is_gone(&e) => {
             let target = target.strip_suffix(" (deleted)").unwrap_or(&target);
             Some((blocks.by_name(target.strip_prefix("/dev/")?)?, true))
@@ -248,16 +248,16 @@ fn opened(
     }
 }
 
-/// `pid comm`.
+/// Returns process ID and name, as `pid comm`.
 pub(crate) fn name(reader: &Reader<'_>, pid: u32) -> String {
     let comm = std::fs::read(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
     format!("{pid} {}", String::from_utf8_lossy(&comm).trim_end()).trim_end().to_owned()
 }
 
-/// Whether a process or thread is a zombie, on its way there, or gone. Only the last field before the numbers may hold
-/// anything: the name in parentheses.
+/// Returns whether a process or thread is a zombie, exiting, or gone. The name in parentheses may contain any text, so the
+/// fields after its end are parsed.
 fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
-    /// `PF_EXITING`: it gives up its namespaces before its state says so.
+    /// `PF_EXITING`: the process gives up its namespaces before its state shows the exit.
     const EXITING: u64 = 0x4;
     let stat = match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
         Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
@@ -271,7 +271,7 @@ fn is_dead(reader: &Reader<'_>, dir: &str) -> bool {
     is_over(state) || flags & EXITING != 0
 }
 
-/// Whether every thread of a process has ended. One on its way there may still wait for its last writes.
+/// Returns whether all threads of a process have ended. An exiting thread may still wait for its last writes.
 pub(crate) fn has_ended(reader: &Reader<'_>, pid: u32) -> bool {
     let state = |dir: String| match std::fs::read(reader.root.join(&format!("{dir}/stat"))) {
         Ok(stat) => {

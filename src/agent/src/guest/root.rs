@@ -1,4 +1,4 @@
-//! The host's file tree as the agent sees it: every path goes through here, and so does every failure to read one.
+//! The host's file tree. All paths and all failures to read one pass through here.
 
 use reattach_core::guest::Level;
 use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 
-/// Symbolic links that one path may go through, as in the kernel (`MAXSYMLINKS`).
+/// Maximum number of symbolic links in one path, as in the kernel (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
-/// Where kubelet keeps its state unless it is told otherwise.
+/// Default path of kubelet's state.
 const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
-/// Where the host's `/` is mounted, where on that host kubelet keeps its state, and how far one may look.
+/// A host: the path at which its `/` is mounted, the path of kubelet's state, and the level of scans.
 #[derive(Clone, Debug)]
 pub struct HostRoot {
     root: PathBuf,
@@ -21,47 +21,46 @@ pub struct HostRoot {
 }
 
 impl HostRoot {
-    /// A host whose `/` is found at `root`, with kubelet's state in its usual place, to be looked at without opening
-    /// any device.
+    /// A host whose `/` is mounted at `root`, with kubelet's state at its default path and the basic level.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), kubelet: KUBELET_ROOT.to_owned(), level: Level::Basic }
     }
 
-    /// The same host, looked at as far as this level allows. [`Level::Full`] opens the device that a challenge asks for,
-    /// read-only and exclusively, for a moment, and only where nothing else shows a user of it.
+    /// Sets the level. [`Level::Full`] opens the device of a challenge, read-only and exclusively, for a moment, and only if
+    /// nothing else shows a user of it.
     #[must_use]
     pub fn with_level(mut self, level: Level) -> Self {
         self.level = level;
         self
     }
 
-    /// How far one may look.
+    /// Returns the level of scans.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// The same host with kubelet's state elsewhere: an absolute path as the host spells it (`--root-dir` of kubelet).
+    /// Sets the path of kubelet's state, an absolute path on the host (`--root-dir` of kubelet).
     #[must_use]
     pub fn with_kubelet_root(mut self, dir: impl Into<String>) -> Self {
         self.kubelet = dir.into();
         self
     }
 
-    /// kubelet's folder as the host spells it.
+    /// Returns the path of kubelet's state on the host.
     pub fn kubelet_root(&self) -> &str {
         &self.kubelet
     }
 
-    /// The place of a host path below this root, without looking at it. Symbolic links are not followed.
+    /// Returns the path below this root for a host path. Reads nothing and follows no symbolic links.
     pub fn join(&self, host_path: &str) -> PathBuf {
         self.root.join(host_path.trim_start_matches('/'))
     }
 
-    /// The place of a host path below this root with every symbolic link followed *inside* the root: `/var/run -> /run`
-    /// of the host must not lead to our own `/run`.
+    /// Returns the path below this root for a host path, with all symbolic links followed *inside* the root: `/var/run ->
+    /// /run` of the host must not lead to our own `/run`.
     ///
     /// # Errors
-    /// Any I/O error on the way but a missing last part, and a loop of links.
+    /// An I/O error, except a missing last part, or a loop of links.
     pub fn resolve(&self, host_path: &str) -> std::io::Result<PathBuf> {
         let mut todo: Vec<PathBuf> = vec![PathBuf::from(host_path)];
         let mut done = PathBuf::new();
@@ -87,7 +86,7 @@ impl HostRoot {
                             done.pop();
                             todo.push(target);
                         }
-                        // EINVAL: not a link. ENOENT: nothing there, so nothing to follow.
+                        // EINVAL: not a link. ENOENT: does not exist, so there is nothing to follow.
                         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {}
                         Err(e) => return Err(e),
                     }
@@ -98,10 +97,10 @@ impl HostRoot {
     }
 }
 
-/// Whether an error means that the thing is not (or no longer) there, as opposed to "could not be read".
+/// Returns whether an error means that an object does not exist, or no longer, as opposed to "could not be read".
 ///
-/// ENODEV and ENXIO are what sysfs answers for a device that goes away while its file is open; ESRCH is /proc's word for
-/// a process that is gone.
+/// sysfs returns ENODEV and ENXIO for a device that is removed while its file is open; /proc returns ESRCH for a process that
+/// is gone.
 pub(crate) fn is_gone(e: &Error) -> bool {
     const ESRCH: i32 = 3;
     const ENXIO: i32 = 6;
@@ -110,7 +109,7 @@ pub(crate) fn is_gone(e: &Error) -> bool {
         || matches!(e.raw_os_error(), Some(ESRCH | ENXIO | ENODEV))
 }
 
-/// Reads below a [`HostRoot`] and remembers what could not be read.
+/// Reads files below a [`HostRoot`] and records those that could not be read.
 pub(crate) struct Reader<'a> {
     pub(crate) root: &'a HostRoot,
     items: BTreeMap<String, String>,
@@ -122,19 +121,19 @@ impl<'a> Reader<'a> {
         Self { root, items: BTreeMap::new(), processes: BTreeMap::new() }
     }
 
-    /// Remembers that `item` (a host path) could not be read or understood.
+    /// Records that `item` (a host path) could not be read or parsed.
     pub(crate) fn unreadable(&mut self, item: &str, why: impl ToString) {
         self.items.entry(item.to_owned()).or_insert_with(|| why.to_string());
     }
 
-    /// Remembers that a file of a process could not be read. One item per kind of file, so that the list does not
-    /// change with every process that comes and goes.
+    /// Records that a file of a process could not be read. One item per kind of file, so that the list does not change with
+    /// every process that starts or ends.
     pub(crate) fn unreadable_process(&mut self, pid: u32, what: &'static str, why: impl ToString) {
         let first = self.processes.entry((what, why.to_string())).or_insert(pid);
         *first = pid.min(*first);
     }
 
-    /// The content of a file; `None` if it is not there or could not be read (then it is remembered).
+    /// Reads a file. `None`: it does not exist, or could not be read, which is recorded.
     pub(crate) fn read(&mut self, path: &str) -> Option<Vec<u8>> {
         match std::fs::read(self.root.join(path)) {
             Ok(bytes) => Some(bytes),
@@ -146,13 +145,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A short text file without surrounding white space.
+    /// Reads a short text file, without surrounding white space.
     pub(crate) fn text(&mut self, path: &str) -> Option<String> {
         self.read(path)
             .map(|bytes| String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\n', '\t']).to_owned())
     }
 
-    /// The sorted names in a folder; `None` if it is not there or could not be read (then it is remembered).
+    /// Returns the sorted names in a folder. `None`: it does not exist, or could not be read, which is recorded.
     pub(crate) fn list(&mut self, path: &str) -> Option<Vec<String>> {
         match names(&self.root.join(path)) {
             Ok(names) => Some(names),
@@ -164,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What could not be read, one sentence each, sorted.
+    /// Returns one sentence for each item that could not be read, sorted.
     pub(crate) fn items(&self) -> Vec<String> {
         let processes = self.processes.iter().map(|((what, why), pid)| format!("/proc/{pid}/{what}: {why}"));
         let mut all: Vec<String> =
@@ -174,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The sorted names in a folder.
+/// Returns the sorted names in a folder.
 pub(crate) fn names(path: &Path) -> std::io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path)? {
@@ -184,7 +183,7 @@ pub(crate) fn names(path: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// A file's kind and device numbers, without asking a remote filesystem's server (which may be dead and would block).
+/// Reads a file's kind and device numbers, without a request to a remote filesystem's server, which may be dead and block.
 pub(crate) fn stat(path: &Path, follow: bool) -> std::io::Result<Statx> {
     let mut flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     if !follow {
@@ -193,7 +192,7 @@ pub(crate) fn stat(path: &Path, follow: bool) -> std::io::Result<Statx> {
     statx(CWD, path, flags, StatxFlags::TYPE).map_err(Error::from)
 }
 
-/// Whether a stat result is of a block device node.
+/// Returns whether a stat result is of a block device node.
 pub(crate) fn is_block(stat: &Statx) -> bool {
     FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice
 }

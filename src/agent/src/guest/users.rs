@@ -1,4 +1,4 @@
-//! Who uses a device, from one [`Scan`].
+//! Finds the users of a device in one [`Scan`].
 
 use super::block::Family;
 use super::mountinfo::Dev;
@@ -6,17 +6,17 @@ use super::{MAX_ENTRIES, Scan};
 use reattach_core::guest::DeviceUsers;
 use std::collections::BTreeSet;
 
-/// How much to tell.
+/// The detail of a list of users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detail {
-    /// For the unasked report: what a mount of the host already explains (the same filesystem in a container's
-    /// namespace, the processes that have files on it) is left out, for it changes with every process that starts.
+    /// For the inventory: users that a mount of the host explains are left out (the filesystem in a container's namespace,
+    /// processes with files on it), because they change with every process that starts.
     Stable,
-    /// For an answer to a challenge.
+    /// For an answer to a challenge: all users.
     Everything,
 }
 
-/// At most [`MAX_ENTRIES`], sorted.
+/// Returns at most [`MAX_ENTRIES`] entries, sorted.
 pub(super) fn bounded_set(entries: BTreeSet<String>) -> Vec<String> {
     entries.into_iter().take(MAX_ENTRIES).collect()
 }
@@ -26,7 +26,7 @@ impl Scan {
         self.users_of(&[family], detail)
     }
 
-    /// Everything that uses one of these disks or something made of it.
+    /// Returns the users of these disks and of all devices on top of them.
     pub(super) fn users_of(&self, families: &[&Family], detail: Detail) -> DeviceUsers {
         let devs: BTreeSet<Dev> = families.iter().flat_map(|family| &family.devs).copied().collect();
         let views = || self.views.iter().filter(|view| !view.devs.is_disjoint(&devs));
@@ -51,9 +51,9 @@ impl Scan {
             .iter()
             .filter(|dev| detail == Detail::Everything || !mounted.contains(*dev))
             .filter_map(|dev| self.openers.files.get(dev));
-        let traces =
-            self.asked.iter().filter(|_| detail == Detail::Everything).map(|asked| &asked.traces.openers);
-        let hidden = traces
+        let close =
+            self.close.iter().filter(|_| detail == Detail::Everything).map(|close| &close.processes.openers);
+        let hidden = close
             .flat_map(|openers| devs.iter().flat_map(|dev| [openers.raw.get(dev), openers.files.get(dev)]))
             .flatten();
         DeviceUsers {

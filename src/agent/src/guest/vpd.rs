@@ -1,41 +1,41 @@
-//! SCSI Vital Product Data pages as sysfs shows them (`/sys/block/NAME/device/vpd_pg80`, `vpd_pg83`).
+//! Parses SCSI Vital Product Data pages from sysfs (`/sys/block/NAME/device/vpd_pg80`, `vpd_pg83`).
 //!
 //! The layout is that of SPC-4: 7.8.5 (Device Identification, page 0x83) and 7.8.12 (Unit Serial Number, page 0x80).
 
-/// Why a page could not be understood.
+/// A page that could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VpdError {
-    /// Too short for its own header.
+    /// The page is shorter than its header.
     #[error("malformed VPD page: {0} bytes are less than its header")]
     Header(usize),
-    /// Another page than the one that was asked for.
+    /// The file has another page than the expected one.
     #[error("malformed VPD page: it says that it is page {found:#04x}, not {expected:#04x}")]
     Page {
-        /// What its second byte says.
+        /// Page number in its second byte.
         found: u8,
-        /// What was asked for.
+        /// Expected page number.
         expected: u8,
     },
-    /// It ends before its own length says.
+    /// The page is shorter than its length fields.
     #[error("malformed VPD page: it ends at byte {len}, its length fields say {expected}")]
     Truncated {
-        /// Bytes that are there.
+        /// Number of bytes in the page.
         len: usize,
-        /// Bytes that should be there.
+        /// Number of bytes by the length fields.
         expected: usize,
     },
-    /// A name that is marked as text holds something else.
+    /// A name that is marked as text is no text.
     #[error("malformed VPD page: a name in it is marked as text and is none")]
     NotText,
 }
 
-/// What kind of name a designator is (SPC-4 table 607). Sorted by how well it serves as a volume's identity: clouds
-/// put the volume's name into the vendor-specific one.
+/// The kind of a designator (SPC-4 table 607). The order is the preference as a volume's identity: clouds put the volume's
+/// name into the vendor-specific one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DesignatorKind {
     /// Type 0. Linode: the volume's label.
     VendorSpecific,
-    /// Type 1, without the eight bytes of T10 vendor ID that it begins with.
+    /// Type 1, without its first eight bytes, the T10 vendor ID.
     T10,
     /// Type 3, in hexadecimal.
     Naa,
@@ -48,17 +48,17 @@ pub enum DesignatorKind {
 /// One name of a logical unit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Designator {
-    /// What kind of name.
+    /// Kind of the name.
     pub kind: DesignatorKind,
-    /// The name: text as it stands without padding, binary as lower-case hexadecimal.
+    /// The name: text without padding, or binary data as lower-case hexadecimal digits.
     pub value: String,
 }
 
-/// The names of the logical unit in a Device Identification page (0x83), best first. Names of target ports and kinds
+/// Returns the names of the logical unit in a Device Identification page (0x83), best first. Names of target ports and kinds
 /// that identify nothing are left out.
 ///
 /// # Errors
-/// [`VpdError`] if the page is not what it says it is.
+/// [`VpdError`] if the page is malformed.
 pub fn designators(page: &[u8]) -> Result<Vec<Designator>, VpdError> {
     let mut rest = body(page, 0x83)?;
     let mut found = Vec::new();
@@ -92,15 +92,15 @@ pub fn designators(page: &[u8]) -> Result<Vec<Designator>, VpdError> {
     Ok(found)
 }
 
-/// The serial number in a Unit Serial Number page (0x80); `None` if it is blank.
+/// Returns the serial number in a Unit Serial Number page (0x80). `None`: it is blank.
 ///
 /// # Errors
-/// [`VpdError`] if the page is not what it says it is.
+/// [`VpdError`] if the page is malformed.
 pub fn unit_serial(page: &[u8]) -> Result<Option<String>, VpdError> {
     printable(body(page, 0x80)?)
 }
 
-/// The bytes behind the four-byte header, as many as it says.
+/// Returns the bytes after the four-byte header, as many as the header says.
 fn body(page: &[u8], expected: u8) -> Result<&[u8], VpdError> {
     let [_, found, high, low, rest @ ..] = page else {
         return Err(VpdError::Header(page.len()));
@@ -112,7 +112,7 @@ fn body(page: &[u8], expected: u8) -> Result<&[u8], VpdError> {
     rest.get(..len).ok_or(VpdError::Truncated { len: page.len(), expected: len + 4 })
 }
 
-/// Text up to its first NUL and without padding; `None` if that is blank.
+/// Returns the text up to its first NUL, without padding. `None`: it is blank.
 fn printable(raw: &[u8]) -> Result<Option<String>, VpdError> {
     let raw = raw.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = std::str::from_utf8(raw).map_err(|_| VpdError::NotText)?.trim();

@@ -1,4 +1,4 @@
-//! What can go wrong between the agent and its report, as sentences.
+//! Errors of a round of the loop, as sentences.
 
 use crate::guest::ScanError;
 use kube::runtime::watcher;
@@ -6,12 +6,12 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long one request may take.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a write is tried again at once when someone else wrote first.
+/// Number of attempts of a write that another writer preceded.
 pub(super) const CONFLICTS: usize = 3;
 
-/// Why one round did not end in a true report.
+/// A round that did not end with an up-to-date report.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RoundError {
     #[error(transparent)]
@@ -22,11 +22,13 @@ pub(super) enum RoundError {
     Api(#[from] kube::Error),
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
-    #[error("someone else wrote this node's report {CONFLICTS} times in a row")]
+    #[error(
+        "another writer changed this node's report {CONFLICTS} times in a row; check which other client writes it"
+    )]
     Conflict,
 }
 
-/// A request that ends.
+/// Bounds a request by the timeout.
 pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RoundError> {
     timeout(REQUEST_TIMEOUT, request).await.map_err(|_| RoundError::TimedOut)?.map_err(RoundError::Api)
 }
@@ -39,7 +41,7 @@ pub(super) fn is_not_found(e: &kube::Error) -> bool {
     matches!(e, kube::Error::Api(status) if status.code == 404)
 }
 
-/// An API error as one sentence that says what to do.
+/// Returns one sentence for an API error: what is the case and what to do.
 fn sentence(e: &kube::Error) -> String {
     match e {
         kube::Error::Api(status) if status.code == 404 => {

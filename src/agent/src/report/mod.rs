@@ -1,20 +1,20 @@
-//! The loop that keeps one node's `NodeVolumeReport` true and answers the challenges in it.
+//! The loop that keeps one node's `NodeVolumeReport` up to date and answers its challenges.
 
+mod backoff;
 mod error;
 mod object;
 mod pace;
-mod pauses;
 
 use crate::guest::HostRoot;
+use backoff::{ErrorBackoff, LONGEST_PAUSE};
 use error::{CONFLICTS, RoundError, is_conflict, is_not_found, watch_sentence, within};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, utils::Backoff, watcher};
 use kube::{Client, ResourceExt};
-use object::{Looked, Task, challenges_of, given, status, status_of};
+use object::{Scanned, Task, answer_to, challenges_of, status, status_of};
 use pace::Pace;
-use pauses::{BACKOFF, Pauses};
 use reattach_api::{NodeVolumeReport, NodeVolumeReportSpec, NodeVolumeReportStatus};
 use reattach_core::guest::{Challenge, Level};
 use reattach_core::ids::NodeName;
@@ -26,42 +26,42 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// After how long a scan that does not end is complained about.
+/// Time after which a scan that has not ended is logged, and interval of further lines.
 const SLOW_SCAN: Duration = Duration::from_secs(30);
-/// Own writes whose late watch events are recognised.
+/// Number of own writes whose late watch events are recognised.
 const REMEMBERED_VERSIONS: usize = 16;
-/// How long the full level watches the write counters before it looks.
-const QUIET: Duration = Duration::from_secs(1);
+/// Time between the two reads of the write counters at the full level.
+const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the loop looks at the host.
+/// The thread that scans the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanOn {
-    /// In the task that runs the loop. For a single-threaded runtime under virtual time.
+    /// The task that runs the loop. For a single-threaded runtime under virtual time.
     CallingTask,
-    /// On tokio's pool of blocking threads, so that a slow /proc does not stop the loop.
+    /// A thread of tokio's blocking pool, so that a slow /proc does not stop the loop.
     BlockingPool,
 }
 
-/// What one agent needs to know.
+/// The settings of one agent.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// The node it runs on; also the name of its report.
+    /// Node of the agent. Also the name of its report.
     pub node: NodeName,
-    /// The node's file tree.
+    /// File tree of the node.
     pub root: HostRoot,
-    /// How long it may go without a look when nothing tells of a change. After a change it looks again sooner.
+    /// Maximum time between scans without an event. After a change the next scan comes sooner.
     pub rescan: Duration,
-    /// Where it looks.
+    /// Thread that scans.
     pub scan_on: ScanOn,
 }
 
-/// What is known of the node's report object.
-enum Known {
-    /// The watch has not said anything yet.
-    Nothing,
-    /// There is none.
+/// What is known about the node's report object.
+enum ReportState {
+    /// The watch has not returned anything yet.
+    Unknown,
+    /// There is no report.
     Absent,
-    /// This is it.
+    /// The report as last read or written.
     Object(Box<DynamicObject>),
 }
 
@@ -70,96 +70,99 @@ struct Agent<C> {
     resource: ApiResource,
     config: AgentConfig,
     clock: C,
-    known: Known,
-    /// Resource versions that a write of ours replaced. Their watch events may come late.
+    report: ReportState,
+    /// Resource versions that own writes have replaced. Their watch events may come late.
     superseded: VecDeque<String>,
-    /// Processor time of the last look at the host.
-    look_cost: Duration,
+    /// Processor time of the last scan.
+    scan_cost: Duration,
 }
 
-/// [`run_with_news`] without any news: it looks when it is asked and every [`AgentConfig::rescan`].
+/// Runs the agent as [`run_with_events`] does, without events: it scans for challenges and every [`AgentConfig::rescan`].
 pub async fn run<C>(client: Client, config: AgentConfig, clock: C, shutdown: impl Future<Output = ()>)
 where
     C: Fn() -> Timestamp,
 {
-    run_with_news(client, config, clock, stream::pending(), shutdown).await;
+    run_with_events(client, config, clock, stream::pending(), shutdown).await;
 }
 
 /// Runs the agent of one node until `shutdown` ends.
 ///
-/// # Flow
-/// Watches the report named as the node, creates it if it is missing, looks at the host as soon as it knows the report,
-/// at once for a new challenge, soon after the host has `news` (an item says no more than that something may have
-/// changed), and after [`AgentConfig::rescan`] at the latest, and writes the report's status if that changes it.
+/// # Expected flow
+/// 1. Watches the report with the node's name, and creates it if it is missing.
+/// 2. Scans the host: when the report is known, at once for a new challenge, soon after an item of `events` (something
+///    may have changed), and at the latest after [`AgentConfig::rescan`].
+/// 3. Writes the report's status if the scan changes it.
 ///
 /// # Guarantees
-/// Reads and writes only the one report. Every answer comes from a scan
-/// that began after its challenge was read. Each write carries the resource version it was computed from. No writes
-/// while nothing changes. News cost at most a hundredth of one core, however many come: they are not even
-/// polled between a piece of news and the look that it causes.
+/// - Reads and writes only the one report.
+/// - Every answer comes from a scan that began after its challenge was read.
+/// - Each write contains the resource version that it was computed from.
+/// - Writes nothing while nothing changes.
+/// - Events cost at most a hundredth of one core: between an event and its scan, `events` is not polled.
 ///
 /// # Assumptions
-/// `client` repeats nothing by itself (`Config::default_retry = false`). `clock` is the node's wall clock.
+/// `client` does not retry by itself (`Config::default_retry = false`). `clock` is the node's wall clock.
 ///
 /// # Errors
-/// None are returned: whatever fails, lost writes included, is logged as one sentence and tried again, with growing pauses
-/// of at most 30 s and a jitter.
-pub async fn run_with_news<C>(
+/// None are returned. A failure, also of a write whose reply was lost, is logged as one sentence and retried after a growing
+/// pause of at most 30 s and a jitter.
+pub async fn run_with_events<C>(
     client: Client,
     config: AgentConfig,
     clock: C,
-    news: impl Stream<Item = ()>,
+    events: impl Stream<Item = ()>,
     shutdown: impl Future<Output = ()>,
 ) where
     C: Fn() -> Timestamp,
 {
     let resource = ApiResource::erase::<NodeVolumeReport>(&());
-    // Untyped: a report that another version of the agent wrote must not stop this one from replacing it.
+    // Untyped, so that a report of another version of the agent can be read and replaced.
     let reports: Api<DynamicObject> = Api::all_with(client, &resource);
     let node = config.node.clone();
-    let mut pauses = Pauses::new(&node);
-    let mut watch = pin!(watcher::watch_object(reports.clone(), node.as_str()).backoff(Pauses::new(&node)));
+    let mut backoff = ErrorBackoff::new(&node);
+    let mut watch =
+        pin!(watcher::watch_object(reports.clone(), node.as_str()).backoff(ErrorBackoff::new(&node)));
     let mut shutdown = pin!(shutdown);
-    // A source that ends says nothing any more.
-    let mut news = pin!(news.chain(stream::pending()));
+    // A stream that has ended must not end the loop.
+    let mut events = pin!(events.chain(stream::pending()));
     let mut pace = Pace::new(config.rescan, Instant::now());
     let mut agent = Agent {
         reports,
         resource,
         config,
         clock,
-        known: Known::Nothing,
+        report: ReportState::Unknown,
         superseded: VecDeque::new(),
-        look_cost: Duration::ZERO,
+        scan_cost: Duration::ZERO,
     };
     let mut not_before = Instant::now();
-    // What the report says may be from before a restart, of this process or of the machine.
-    let mut has_looked = false;
+    // The report may be from before a restart of this process or of the machine.
+    let mut has_scanned = false;
     loop {
         let ticked = tokio::select! {
             biased;
             () = &mut shutdown => break,
             event = watch.next() => {
                 match event {
-                    Some(Ok(object)) => agent.take_in(object),
-                    Some(Err(e)) => tracing::warn!(%node, error = %watch_sentence(&e), "cannot watch this node's report"),
+                    Some(Ok(object)) => agent.on_watch_event(object),
+                    Some(Err(e)) => tracing::warn!(%node, error = %watch_sentence(&e), "this node's report cannot be watched; the agent retries"),
                     None => break,
                 }
                 false
             }
-            () = sleep_until(pace.next_look()) => true,
-            _ = news.next(), if !pace.is_hurried() => {
-                pace.hurry(Instant::now());
+            () = sleep_until(pace.next_scan()) => true,
+            _ = events.next(), if !pace.has_event() => {
+                pace.event(Instant::now());
                 false
             }
         };
         let now = Instant::now();
-        let due = ticked || !has_looked || agent.is_asked();
-        if matches!(agent.known, Known::Nothing) || now < not_before || !due {
+        let due = ticked || !has_scanned || agent.needs_scan();
+        if matches!(agent.report, ReportState::Unknown) || now < not_before || !due {
             if ticked && now < not_before {
                 pace.retry(not_before);
             } else if ticked {
-                pace.put_off(now);
+                pace.postpone(now);
             }
             continue;
         }
@@ -170,15 +173,15 @@ pub async fn run_with_news<C>(
         };
         match round {
             Ok(changed) => {
-                has_looked = true;
-                pauses.reset();
-                let (millis, news) = (agent.look_cost.as_millis(), pace.is_hurried());
-                tracing::debug!(%node, millis, news, changed, "looked");
-                pace.looked(Instant::now(), agent.look_cost, changed);
+                has_scanned = true;
+                backoff.reset();
+                let (millis, event) = (agent.scan_cost.as_millis(), pace.has_event());
+                tracing::debug!(%node, millis, event, changed, "scanned");
+                pace.scanned(Instant::now(), agent.scan_cost, changed);
             }
             Err(e) => {
-                tracing::warn!(%node, error = %e, "this node's report could not be brought up to date");
-                not_before = Instant::now() + pauses.next().unwrap_or(BACKOFF.1);
+                tracing::warn!(%node, error = %e, "this node's report could not be updated; the agent retries");
+                not_before = Instant::now() + backoff.next().unwrap_or(LONGEST_PAUSE);
                 pace.retry(not_before);
             }
         }
@@ -187,51 +190,52 @@ pub async fn run_with_news<C>(
 }
 
 impl<C: Fn() -> Timestamp> Agent<C> {
-    /// Takes in what the watch says, unless it is older than what a reply has already said.
-    fn take_in(&mut self, object: Option<DynamicObject>) {
+    /// Stores the object of a watch event, unless a reply has already returned a newer one.
+    fn on_watch_event(&mut self, object: Option<DynamicObject>) {
         match object {
-            None => self.known = Known::Absent,
+            None => self.report = ReportState::Absent,
             Some(object) if object.name_any() != self.config.node.as_str() => {}
             Some(object) => {
                 let version = object.resource_version().unwrap_or_default();
                 if !self.superseded.contains(&version) {
-                    self.known = Known::Object(Box::new(object));
+                    self.report = ReportState::Object(Box::new(object));
                 }
             }
         }
     }
 
-    /// Whether there is something to do before the next unasked look.
-    fn is_asked(&self) -> bool {
-        match &self.known {
-            Known::Nothing => false,
-            Known::Absent => true,
-            Known::Object(object) => {
+    /// Returns whether there is a reason to scan before the next regular scan.
+    fn needs_scan(&self) -> bool {
+        match &self.report {
+            ReportState::Unknown => false,
+            ReportState::Absent => true,
+            ReportState::Object(object) => {
                 let status = status_of(object).unwrap_or_default();
                 status.observed_generation != object.metadata.generation
-                    || challenges_of(object).iter().any(|challenge| given(&status, challenge, None).is_none())
+                    || challenges_of(object)
+                        .iter()
+                        .any(|challenge| answer_to(&status, challenge, None).is_none())
             }
         }
     }
 
-    /// Looks once and writes if that changed anything; starts over where someone else wrote meanwhile. Tells whether it
-    /// wrote.
+    /// Scans once, and writes if the status changed. Starts again when another writer was faster. Returns whether it wrote.
     async fn round(&mut self) -> Result<bool, RoundError> {
         for _ in 0..CONFLICTS {
-            let object = match &self.known {
-                Known::Nothing => return Ok(false),
-                Known::Object(object) => object.clone(),
-                Known::Absent => {
+            let object = match &self.report {
+                ReportState::Unknown => return Ok(false),
+                ReportState::Object(object) => object.clone(),
+                ReportState::Absent => {
                     let Some(object) = self.create().await? else { continue };
                     Box::new(object)
                 }
             };
             let challenges = challenges_of(&object);
-            // Only now, after the challenges were read.
+            // The time of the scan must be after the read of the challenges.
             let scanned_at = (self.clock)();
             let old = status_of(&object);
-            let looked = self.look(old.clone(), challenges.clone(), scanned_at).await?;
-            let new = status(old.as_ref(), looked, &challenges, object.metadata.generation);
+            let scanned = self.scan(old.clone(), challenges.clone(), scanned_at).await?;
+            let new = status(old.as_ref(), scanned, &challenges, object.metadata.generation);
             if old.as_ref() == Some(&new) {
                 return Ok(false);
             }
@@ -242,27 +246,27 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         Err(RoundError::Conflict)
     }
 
-    async fn look(
+    async fn scan(
         &mut self,
         old: Option<NodeVolumeReportStatus>,
         challenges: Vec<Challenge>,
         scanned_at: Timestamp,
-    ) -> Result<Looked, RoundError> {
+    ) -> Result<Scanned, RoundError> {
         let root = self.config.root.clone();
         let task = self.blocking(move || Task::new(&root, old.as_ref(), &challenges)).await??;
-        if task.is_asked() && self.config.root.level() == Level::Full {
-            sleep(QUIET).await;
+        if task.has_open_challenge() && self.config.root.level() == Level::Full {
+            sleep(COUNTER_INTERVAL).await;
         }
         let (started, cpu) = (Instant::now(), processor_time());
         let root = self.config.root.clone();
-        let looked = self.blocking(move || task.look(&root, scanned_at)).await??;
-        // Where others want the processor a look takes long and costs nothing more. Not above the time that passed:
-        // under virtual time the processor's is nobody's.
-        self.look_cost = processor_time().saturating_sub(cpu).min(started.elapsed());
-        Ok(looked)
+        let scanned = self.blocking(move || task.scan(&root, scanned_at)).await??;
+        // The processor time and not the duration: a scan takes longer on a busy machine and costs no more. At most the
+        // duration, since under virtual time the processor time is that of all simulated processes.
+        self.scan_cost = processor_time().saturating_sub(cpu).min(started.elapsed());
+        Ok(scanned)
     }
 
-    /// Runs what may block, where the configuration says.
+    /// Runs work that may block, on the configured thread.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -278,13 +282,13 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                 Err(_) => tracing::warn!(
                     node = %self.config.node,
                     seconds = started.elapsed().as_secs(),
-                    "the scan does not end; this node's report may be out of date"
+                    "the scan has not ended, so this node's report may be out of date; the agent waits for it"
                 ),
             }
         }
     }
 
-    /// Creates the report. `None` if it was there already; then it is known now.
+    /// Creates the report. `None`: it exists already, and has been read.
     async fn create(&mut self) -> Result<Option<DynamicObject>, RoundError> {
         let name = self.config.node.to_string();
         let spec = NodeVolumeReportSpec::default();
@@ -294,7 +298,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         match within(self.reports.create(&params, &object)).await {
             Ok(created) => {
                 tracing::info!(node = %self.config.node, "report created");
-                self.known = Known::Object(Box::new(created.clone()));
+                self.report = ReportState::Object(Box::new(created.clone()));
                 Ok(Some(created))
             }
             Err(RoundError::Api(e)) if is_conflict(&e) => {
@@ -305,7 +309,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
         }
     }
 
-    /// Writes the status if the report is still the one that it was computed from; otherwise reads that again.
+    /// Writes the status if the report has not changed since the status was computed. Otherwise reads the report again.
     async fn write(
         &mut self,
         object: &DynamicObject,
@@ -331,7 +335,7 @@ impl<C: Fn() -> Timestamp> Agent<C> {
                         self.superseded.pop_front();
                     }
                 }
-                self.known = Known::Object(Box::new(written));
+                self.report = ReportState::Object(Box::new(written));
                 Ok(true)
             }
             Err(RoundError::Api(e)) if is_conflict(&e) || is_not_found(&e) => {
@@ -343,21 +347,21 @@ impl<C: Fn() -> Timestamp> Agent<C> {
     }
 
     async fn read_again(&mut self) -> Result<(), RoundError> {
-        self.known = match within(self.reports.get_opt(self.config.node.as_str())).await? {
-            Some(object) => Known::Object(Box::new(object)),
-            None => Known::Absent,
+        self.report = match within(self.reports.get_opt(self.config.node.as_str())).await? {
+            Some(object) => ReportState::Object(Box::new(object)),
+            None => ReportState::Absent,
         };
         Ok(())
     }
 }
 
-/// The field manager of what the agent writes.
+/// Returns the field manager of the agent's writes.
 fn manager() -> String {
     Product::Agent.user_agent().to_owned()
 }
 
-/// Processor time that this process has used, all of its threads together (`clock_gettime(2)`).
+/// Returns the processor time of all threads of this process (`clock_gettime(2)`).
 fn processor_time() -> Duration {
-    // Never negative.
+    // The time is never negative.
     clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
 }

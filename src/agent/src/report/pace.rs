@@ -1,66 +1,66 @@
-//! When to look unasked: seldom while nothing happens, soon after news, and never so often that it costs the node.
+//! The times of scans without a challenge: seldom while nothing happens, soon after an event, and with bounded cost.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long to wait after news: one event seldom comes alone, and the next look sees them all.
+/// Wait between an event and its scan. Events often come together, and one scan covers them all.
 const SETTLE: Duration = Duration::from_millis(250);
-/// The shortest time between the end of a look and the next one that news cause.
-const BREATH: Duration = Duration::from_secs(1);
-/// That time as a multiple of the processor time of the look: news cost one part in so many of one core.
+/// Minimum time between the end of a scan and the next scan because of an event.
+const MIN_REST: Duration = Duration::from_secs(1);
+/// That time as a multiple of the processor time of the scan: events cost at most one part in `SHARE` of one core.
 const SHARE: u32 = 200;
-/// When to look again after a change: what came without news (a process, a mount in a namespace of its own) goes without
-/// news. Doubles with each look that finds nothing new, up to the usual time.
-const AGAIN: Duration = Duration::from_secs(10);
+/// First time to the next scan after a change. A change without an event (a process, a mount in another namespace) also ends
+/// without one. The time doubles with each scan that finds no change, up to `usual`.
+const RESCAN_AFTER_CHANGE: Duration = Duration::from_secs(10);
 
-/// The times of unasked looks.
+/// The times of scans without a challenge.
 #[derive(Debug)]
 pub(super) struct Pace {
     usual: Duration,
     current: Duration,
     next: Instant,
-    /// Before this no news cause a look.
+    /// Until this time no event causes a scan.
     rest_until: Instant,
-    hurried: bool,
+    has_event: bool,
 }
 
 impl Pace {
-    /// Looks at once, and `usual` after each look that found nothing new at the latest.
+    /// Scans at once, and at most `usual` after each scan.
     pub(super) fn new(usual: Duration, now: Instant) -> Self {
-        Self { usual, current: usual, next: now, rest_until: now, hurried: false }
+        Self { usual, current: usual, next: now, rest_until: now, has_event: false }
     }
 
-    /// When to look next.
-    pub(super) fn next_look(&self) -> Instant {
+    /// Returns the time of the next scan.
+    pub(super) fn next_scan(&self) -> Instant {
         self.next
     }
 
-    /// Whether news have been heard that no look has followed yet. Until then more news say nothing more.
-    pub(super) fn is_hurried(&self) -> bool {
-        self.hurried
+    /// Returns whether there was an event since the last scan. Further events need not be read then.
+    pub(super) fn has_event(&self) -> bool {
+        self.has_event
     }
 
-    /// There are news.
-    pub(super) fn hurry(&mut self, now: Instant) {
-        self.hurried = true;
+    /// Registers an event.
+    pub(super) fn event(&mut self, now: Instant) {
+        self.has_event = true;
         self.next = self.next.min((now + SETTLE).max(self.rest_until));
     }
 
-    /// A look was made that took so much processor time; `changed`: it brought something new.
-    pub(super) fn looked(&mut self, ended: Instant, cost: Duration, changed: bool) {
-        self.current = if changed { AGAIN } else { self.current * 2 }.min(self.usual);
+    /// Registers a finished scan and its processor time. `changed`: it found a change.
+    pub(super) fn scanned(&mut self, ended: Instant, cost: Duration, changed: bool) {
+        self.current = if changed { RESCAN_AFTER_CHANGE } else { self.current * 2 }.min(self.usual);
         self.next = ended + self.current;
-        self.rest_until = ended + (cost * SHARE).max(BREATH).min(self.usual);
-        self.hurried = false;
+        self.rest_until = ended + (cost * SHARE).max(MIN_REST).min(self.usual);
+        self.has_event = false;
     }
 
-    /// It was time to look, and there was no report to look for.
-    pub(super) fn put_off(&mut self, now: Instant) {
+    /// Postpones a due scan, because there is no report yet.
+    pub(super) fn postpone(&mut self, now: Instant) {
         self.next = now + self.usual;
-        self.hurried = false;
+        self.has_event = false;
     }
 
-    /// The look failed, or may not be made before `at`, whatever the news.
+    /// Sets the next scan to `at` after a failure. Events do not cause an earlier one.
     pub(super) fn retry(&mut self, at: Instant) {
         self.next = at;
         self.rest_until = at;

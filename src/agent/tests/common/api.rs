@@ -1,12 +1,12 @@
-//! The few answers of an API server that one agent needs, over loopback. It has no timers, so that whatever wakes the
-//! agent is the agent's own doing.
+//! The answers of an API server that one agent needs, over loopback. It has no timers, so that all wake-ups of the agent are
+//! its own.
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// The one report, and what was asked.
+/// The report and the requests.
 #[derive(Default)]
 pub struct Seen {
     pub report: Value,
@@ -34,7 +34,7 @@ impl Api {
         Self { url, seen }
     }
 
-    /// A kubeconfig that leads here.
+    /// Returns a kubeconfig for this server.
     pub fn kubeconfig(&self) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
@@ -48,7 +48,7 @@ impl Api {
         self.seen.lock().unwrap().writes
     }
 
-    /// How often a write came whose inventory has this text in it, or not.
+    /// Returns the number of writes whose inventory contains this text, or does not.
     pub fn says(&self, text: &str) -> bool {
         self.seen.lock().unwrap().report["status"].to_string().contains(text)
     }

@@ -1,21 +1,21 @@
-//! A real block device for one test, in process and mount namespaces of its own: nobody else's processes and mounts are
-//! there, and everything ends with the test.
+//! A real block device for one test, in its own process and mount namespaces. They contain no other processes and mounts,
+//! and end with the test.
 
 use super::{LABEL, Tree, challenge, device, page83};
 use reattach_agent::guest::Counters;
 use reattach_agent::{HostRoot, Scan, answer, scan};
-use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Whose turn it is.
+/// Lock file of the tests with a disk.
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-/// Says that this process is the one in the namespaces.
+/// Variable that marks the process in the namespaces.
 const INSIDE: &str = "REATTACH_TEST_INSIDE";
 
-/// Runs the body of the test with that name on a disk of its own. Loudly skips it where the rights are missing.
+/// Runs the body of the test with that name on its own disk. Prints that it is skipped if rights are missing.
 pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
     if std::env::var_os(INSIDE).is_some() {
         body(&mut Disk::new().expect("a loop device"));
@@ -28,9 +28,9 @@ pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
     if !can.is_ok_and(|status| status.success()) {
         return skip(test, "no loop device or no namespaces (needs root and losetup)");
     }
-    // Process numbers in there say nothing out here: the folder's name has to be made here.
+    // Process numbers of the namespace are not unique outside, so the name of the folder is made here.
     let folder = Tree::empty();
-    // One at a time: swap areas and loop devices are the whole machine's, whatever namespace looks.
+    // One at a time: swap areas and loop devices are shared by all namespaces of the machine.
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let inside = Command::new("unshare")
         .args(namespaces)
@@ -48,9 +48,9 @@ pub fn on_a_disk(test: &str, body: impl FnOnce(&mut Disk)) {
     }
 }
 
-/// Says loudly that a test tested nothing.
+/// Prints that a test tested nothing.
 pub fn skip(test: &str, why: &str) {
-    // Straight to the file descriptor: the test harness hides what a passing test prints.
+    // Directly to the file descriptor: the test harness hides the output of a passing test.
     let _ = fs::write("/dev/stderr", format!("SKIPPED {test}: {why}; nothing was tested\n"));
     assert!(std::env::var("CI").is_err(), "skipping is a failure when CI is set: {test}: {why}");
 }
@@ -129,7 +129,7 @@ impl Disk {
         fs::create_dir(self.path("point")).unwrap();
     }
 
-    /// Starts a program and waits until it says that it is ready.
+    /// Starts a program and waits until it reports that it is ready.
     pub fn start(&mut self, command: &[&str]) -> u32 {
         let mut child = Command::new(command[0])
             .args(&command[1..])
@@ -144,7 +144,7 @@ impl Disk {
         self.children.last().unwrap().id()
     }
 
-    /// Ends what was started first and has not ended.
+    /// Ends the first of the started programs that has not ended.
     pub fn end(&mut self) {
         let mut child = self.children.remove(0);
         let _ = child.stdin.take().unwrap().write_all(b"\n");
@@ -184,34 +184,34 @@ impl Disk {
         HostRoot::new(&tree.0)
     }
 
-    /// The device's users by an unasked look.
+    /// Returns the device's users in the inventory.
     pub fn users(&self) -> DeviceUsers {
         device(&scan(&self.root()).unwrap(), &Self::name(&self.loops[0])).users.clone()
     }
 
-    /// What an answer at that level says.
-    pub fn seen(&self, level: Level) -> Seen {
+    /// Returns the answer at this level.
+    pub fn seen(&self, level: Level) -> ScanResult {
         let now = jiff::Timestamp::UNIX_EPOCH;
         let answer = answer(&self.root().with_level(level), &challenge("r", 1), now).unwrap();
         assert_eq!(answer.level, level);
         answer.seen
     }
 
-    /// The users that an answer at that level names.
+    /// Returns the users in the answer at this level.
     pub fn in_use(&self, level: Level) -> DeviceUsers {
         match self.seen(level) {
-            Seen::InUse { users } => users,
+            ScanResult::InUse { users } => users,
             other => panic!("{level:?}: {other:?}"),
         }
     }
 
-    /// What an answer says when something happens between the two readings of the counters.
-    pub fn seen_after(&self, happening: impl FnOnce(&Self)) -> Seen {
+    /// Returns the answer when something happens between the two reads of the counters.
+    pub fn seen_after(&self, happening: impl FnOnce(&Self)) -> ScanResult {
         let root = self.root().with_level(Level::Full);
         let before = Counters::read(&root);
         happening(self);
         let question = challenge("r", 1);
-        let scan = Scan::asked(&root, before, std::slice::from_ref(&question)).unwrap();
+        let scan = Scan::for_challenges(&root, before, std::slice::from_ref(&question)).unwrap();
         scan.answer(&question, jiff::Timestamp::UNIX_EPOCH).seen
     }
 }

@@ -1,4 +1,4 @@
-//! Host trees in temporary folders, as /proc, /sys and kubelet would show them.
+//! Host trees in temporary folders, with files as in /proc, /sys and kubelet's folder.
 #![allow(dead_code)]
 
 pub mod api;
@@ -85,7 +85,7 @@ impl Tree {
         std::os::unix::fs::symlink(target, path).unwrap();
     }
 
-    /// A SCSI disk as Linode's volumes show: designator type 0 in ASCII is the label.
+    /// A SCSI disk like Linode's volumes: designator type 0 in ASCII is the label.
     pub fn disk(&self, name: &str, dev: &str, label: &str) {
         self.file(&format!("sys/block/{name}/dev"), format!("{dev}\n"));
         self.file(&format!("sys/block/{name}/size"), "2048\n");
@@ -128,7 +128,7 @@ impl Tree {
         self.dir(&format!("{}/mount", &publish()[1..]));
     }
 
-    /// Mounts `dev` where kubelet stages and publishes the volume.
+    /// Mounts `dev` at kubelet's staging and publishing paths of the volume.
     pub fn csi_mounts(&self, dev: &str, device: &str) {
         self.mount(&format!("90 22 {dev} / {}/globalmount rw - ext4 {device} rw", staging()));
         self.mount(&format!("91 22 {dev} / {}/mount rw - ext4 {device} rw", publish()));

@@ -1,4 +1,4 @@
-//! One agent's loop against an API server in memory, under virtual time.
+//! One agent's loop with an API server in memory, under virtual time.
 
 use super::Tree;
 use futures::{Stream, stream};
@@ -64,7 +64,7 @@ impl World {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            reattach_agent::run_with_news(client, config, move || clock.now(), news, shutdown).await;
+            reattach_agent::run_with_events(client, config, move || clock.now(), news, shutdown).await;
         }));
     }
 
@@ -92,7 +92,7 @@ impl World {
         self.status().answers.iter().map(|answer| answer.get().unwrap().clone()).collect()
     }
 
-    /// What the agent has written since the last call.
+    /// Returns the agent's writes since the last call.
     pub fn writes(&self) -> Vec<AuditEntry> {
         let mut entries = self.server.take_audit();
         entries.retain(|entry| entry.user == AGENT && entry.verb.mutates());

@@ -1,7 +1,7 @@
 //! Whose the volume and its machines are (safety rule S10): everything in the cluster that leads to the cloud volume,
 //! every Node of the machines in question, and the records of machines whose Node is gone.
 
-use super::{Collector, Depth, is_live};
+use super::{Collector, Needs, is_live};
 use crate::machines;
 use crate::providers::Located;
 use jiff::Timestamp;
@@ -28,13 +28,13 @@ impl Collector {
         &self,
         e: &mut Evidence,
         located: &Located,
-        depth: Depth<'_>,
+        needs: Needs<'_>,
     ) -> Result<(), kube::Error> {
         let Some(own) = e.volume.shown().cloned() else { return Ok(()) };
-        let ways = self.ways(located, &own, depth).await?;
+        let ways = self.ways(located, &own, needs).await?;
         let mut others = Vec::new();
         for volume in &ways.volumes {
-            others.push(self.other(volume, &ways, depth).await?);
+            others.push(self.other(volume, &ways, needs).await?);
         }
         let inline = |a: &Arc<VolumeAttachment>| match &a.spec.source.inline_volume_spec {
             Some(spec) => handle_of(spec).is_some_and(|csi| located.leads_here(&csi)),
@@ -120,7 +120,7 @@ impl Collector {
         &self,
         located: &Located,
         own: &VolumeFacts,
-        depth: Depth<'_>,
+        needs: Needs<'_>,
     ) -> Result<Ways, kube::Error> {
         let leads_here = |v: &PersistentVolume| {
             v.name_any() != own.name.as_str()
@@ -131,7 +131,7 @@ impl Collector {
             let named = source.persistent_volume_name.as_ref();
             source.inline_volume_spec.is_some() || volumes.iter().any(|v| Some(&v.name_any()) == named)
         };
-        if let Some(cache) = self.cache.as_ref().filter(|_| !is_live(depth)) {
+        if let Some(cache) = self.cache.as_ref().filter(|_| !is_live(needs)) {
             let volumes = cache.volumes.filter(leads_here);
             let attachments = cache.attachments.filter(|a| may_lead_here(&volumes, a));
             return Ok(Ways { at: cache.as_of(), volumes, attachments });
@@ -151,7 +151,7 @@ impl Collector {
         &self,
         volume: &PersistentVolume,
         ways: &Ways,
-        depth: Depth<'_>,
+        needs: Needs<'_>,
     ) -> Result<OtherUse, kube::Error> {
         let name = volume.name_any();
         let own =
@@ -159,17 +159,17 @@ impl Collector {
         let attachments = own.map(|a| format!("{} on {}", a.name_any(), a.spec.node_name)).collect();
         let claim = facts::volume(volume, None).claim_ref.map(|of| of.claim);
         let pods = match &claim {
-            Some(claim) => self.pods_of(claim, depth).await?,
+            Some(claim) => self.pods_of(claim, needs).await?,
             None => Vec::new(),
         };
         Ok(OtherUse::PersistentVolume { name: PvName::from(name), claim, attachments, pods })
     }
 
-    async fn pods_of(&self, claim: &ObjectName, depth: Depth<'_>) -> Result<Vec<ObjectName>, kube::Error> {
+    async fn pods_of(&self, claim: &ObjectName, needs: Needs<'_>) -> Result<Vec<ObjectName>, kube::Error> {
         let names = |p: &Pod| {
             p.namespace().as_deref() == Some(&claim.namespace) && claims_of(p).contains(&claim.name)
         };
-        let pods: Vec<(ObjectName, _)> = match self.cache.as_ref().filter(|_| !is_live(depth)) {
+        let pods: Vec<(ObjectName, _)> = match self.cache.as_ref().filter(|_| !is_live(needs)) {
             Some(cache) => facts::names(cache.pods.filter(names).iter().map(AsRef::as_ref)),
             None => {
                 let api = Api::<Pod>::namespaced(self.clients.read.clone(), &claim.namespace);
@@ -184,7 +184,7 @@ impl Collector {
     pub(super) async fn add_nodes_of_machines(
         &self,
         e: &mut Evidence,
-        depth: Depth<'_>,
+        needs: Needs<'_>,
     ) -> Result<(), kube::Error> {
         let mut machines: BTreeSet<InstanceId> =
             e.nodes.values().filter_map(|f| f.shown()?.instance.clone()).collect();
@@ -198,13 +198,13 @@ impl Collector {
         let which =
             |n: &Node| !known.contains(&n.name_any()) && instance(n).is_some_and(|i| machines.contains(&i));
         let (mut view, at) = match &self.cache {
-            Some(cache) if !is_live(depth) => (View::cached_nodes(cache, which), cache.as_of()),
+            Some(cache) if !is_live(needs) => (View::cached_nodes(cache, which), cache.as_of()),
             _ => {
                 let at = self.clock.now();
                 (View::live_nodes(&self.clients.read, which).await?, at)
             }
         };
-        if matches!(depth, Depth::Execute { .. }) && view.leases.is_empty() && !view.nodes.is_empty() {
+        if matches!(needs, Needs::Execute { .. }) && view.leases.is_empty() && !view.nodes.is_empty() {
             view.read_leases(&self.clients.read).await?;
         }
         facts::add_nodes(e, &view, &resolve, at);
@@ -212,14 +212,14 @@ impl Collector {
     }
 
     /// What our records say of holders that are behind no Node now.
-    pub(super) async fn add_machines(&self, e: &mut Evidence, depth: Depth<'_>) -> Result<(), kube::Error> {
+    pub(super) async fn add_machines(&self, e: &mut Evidence, needs: Needs<'_>) -> Result<(), kube::Error> {
         let behind_a_node = |i: &&InstanceId| {
             e.nodes.values().any(|f| f.shown().is_some_and(|n| n.instance.as_ref() == Some(*i)))
         };
         let holders = e.cloud_volume.shown().map_or(&[][..], |v| v.holders.as_slice());
         let strange: BTreeSet<&InstanceId> = holders.iter().filter(|i| !behind_a_node(i)).collect();
         let source = Source::Kubernetes("NodeVolumeReports".to_owned());
-        let cache = self.cache.as_ref().filter(|_| !is_live(depth));
+        let cache = self.cache.as_ref().filter(|_| !is_live(needs));
         let (at, cluster, reports) = match cache {
             _ if strange.is_empty() => (self.clock.now(), None, Vec::new()),
             Some(cache) => {

@@ -1,6 +1,6 @@
 //! Gates, labels of holds and questions.
 
-use super::{EVERY, Room, is_final, is_over};
+use super::{EVERY, Sweep, is_final, is_over};
 use crate::collect::HISTORY;
 use crate::turns::{After, Offer, Turns};
 use jiff::Timestamp;
@@ -15,9 +15,9 @@ use reattach_core::evidence::CsiSource;
 use reattach_core::guest::Challenge;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
-use reattach_core::machine::{State, StepState};
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{State, StepState};
 use reattach_core::stamp::STAMP_ANNOTATION;
+use reattach_core::steps::StepKind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ const PODS_PER_SWEEP: usize = 50;
 /// A sweep over gated pods ends after this time, where the API server is slow.
 const SWEEP_ENDS_AFTER: Duration = Duration::from_secs(2);
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// Gates of pods for whose claims no recovery speaks, and labels of recoveries that are over. Returns whether there are
     /// more of them.
     pub(super) async fn holds(&self, gates: &mut Turns) -> bool {

@@ -107,7 +107,7 @@ impl Janitor {
     /// Looks once.
     async fn sweep(&mut self, executor: &Executor, cache: &Cache, wakeup: &Wakeup) {
         let (answers, stamps, orders) = (&self.answers, &self.stamps, &self.orders);
-        let room = Room { executor, cache, answers, wakeup, stamps, orders };
+        let room = Sweep { executor, cache, answers, wakeup, stamps, orders };
         if due(&mut self.next_urgent, AT_ONCE) {
             room.ready_again().await;
         }
@@ -157,8 +157,8 @@ impl Answers {
     }
 }
 
-/// Where it tidies.
-struct Room<'a> {
+/// One sweep of the janitor, with all that it reads and remembers.
+struct Sweep<'a> {
     executor: &'a Executor,
     cache: &'a Cache,
     answers: &'a Answers,
@@ -167,7 +167,7 @@ struct Room<'a> {
     orders: &'a orders::Known,
 }
 
-impl Room<'_> {
+impl Sweep<'_> {
     fn read(&self) -> kube::Client {
         self.executor.collector.clients.read.clone()
     }

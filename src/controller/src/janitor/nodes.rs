@@ -1,6 +1,6 @@
 //! Our taints on Nodes.
 
-use super::{Room, is_final};
+use super::{Sweep, is_final};
 use crate::recovery::Executor;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
@@ -19,7 +19,7 @@ use std::time::Duration;
 /// been on its way out.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// The out-of-service taint goes at once from a Node that is Ready: the attach/detach controller pulls volumes that are
     /// mounted there (measured).
     pub(super) async fn ready_again(&self) {

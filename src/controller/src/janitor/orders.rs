@@ -1,8 +1,8 @@
 //! Orders to the cloud whose recovery is gone: what it put there stays in force until they are accounted for.
 
-use super::{Room, is_over};
+use super::{Sweep, is_over};
 use crate::collect::HISTORY;
-use crate::finish;
+use crate::notify;
 use crate::recovery::Executor;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -13,9 +13,9 @@ use reattach_cluster::tidy;
 use reattach_core::cloud::InstanceState;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::{ObjectName, Uid};
-use reattach_core::machine::{History, Sent, accounted_for};
 use reattach_core::plain;
 use reattach_core::policy::Mode;
+use reattach_core::run::{History, Sent, accounted_for};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -43,7 +43,7 @@ impl Known {
     }
 }
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// Whether a recovery with a run has vanished from the watch since the last look: its orders are looked at without delay.
     pub(super) fn a_run_vanished(&self) -> bool {
         let runs = |r: &VolumeRecovery| {
@@ -103,7 +103,7 @@ impl Room<'_> {
                 namespace: Some(self.executor.gate.locks().to_owned()),
                 ..Default::default()
             };
-            finish::call(self.executor, &lease, "OrderUnaccounted", sentence.clone()).await;
+            notify::person_needed(self.executor, &lease, "OrderUnaccounted", sentence.clone()).await;
         }
         let Ok(order) = &note.order else { return };
         let Ok(pass) = self.executor.gate.tidy() else { return };

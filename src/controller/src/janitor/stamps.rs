@@ -1,17 +1,17 @@
 //! Stamps that no recovery cares for any more.
 
-use super::{Room, is_final, is_over};
-use crate::finish;
+use super::{Sweep, is_final, is_over};
 use crate::metrics::EffectLabels;
+use crate::notify;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cluster::stamped::{self, Marked, Stamped};
 use reattach_cluster::tidy;
 use reattach_core::ids::Uid;
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::plan::SoundPlan;
-use reattach_core::runbook::StepKind;
 use reattach_core::stamp::{STAMP_ANNOTATION, Scaled, Stamp, Verdict, judge};
+use reattach_core::steps::StepKind;
 use reattach_core::workload::{ScalePath, WorkloadRef};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -79,7 +79,7 @@ enum Word {
     Silent,
 }
 
-impl Room<'_> {
+impl Sweep<'_> {
     /// Keeps in mind which workloads the recoveries that are under way have scaled to zero.
     pub(super) fn note_scales(&self) {
         for recovery in self.cache.recoveries.filter(|r| !is_final(r) && !r.finalizers().is_empty()) {
@@ -222,7 +222,8 @@ impl Room<'_> {
         let note = format!(
             "{why}, and reattach wrote the workload's count last: the workload may be at zero by a recovery that is gone. The count before is not known, so nothing is restored. Scale the workload by hand, and remove annotation {STAMP_ANNOTATION}"
         );
-        finish::call(self.executor, &finish::about(&marked.workload), "StampUnreadable", note).await;
+        notify::person_needed(self.executor, &notify::reference(&marked.workload), "StampUnreadable", note)
+            .await;
         Ok(true)
     }
 
@@ -234,7 +235,7 @@ impl Room<'_> {
         let labels = EffectLabels { step: "Janitor".to_owned(), outcome: "ignored".to_owned() };
         self.executor.metrics.effects.get_or_create(&labels).inc();
         let note = format!("{} carries a stamp of reattach: {why}", marked.workload);
-        finish::remark(self.executor, &finish::about(&marked.workload), "StampIgnored", note).await;
+        notify::left_alone(self.executor, &notify::reference(&marked.workload), "StampIgnored", note).await;
         true
     }
 }
@@ -262,9 +263,9 @@ fn word_of(recovery: &VolumeRecovery, workload: &WorkloadRef) -> Word {
 fn scale_in(recovery: &VolumeRecovery, plan: &SoundPlan) -> Option<Scale> {
     let scale = plan.find(StepKind::ScaleToZero)?;
     let (_, journal) = recovery.history().ok()?;
-    let begun = |mark: &Mark| matches!(mark, Mark::Started { step, .. } if *step == scale);
+    let begun = |event: &Event| matches!(event, Event::Started { step, .. } if *step == scale);
     journal
         .iter()
-        .any(|e| begun(&e.mark))
+        .any(|e| begun(&e.event))
         .then(|| Scale { workload: plan.pins.workload.uid.clone(), replicas: plan.pins.replicas })
 }

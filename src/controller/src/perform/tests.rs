@@ -15,10 +15,10 @@ use reattach_cluster::gate::{Authority, Gate};
 use reattach_cluster::lease::Leadership;
 use reattach_cluster::{Clients, Clock};
 use reattach_core::ids::Uid;
-use reattach_core::machine::Action;
 use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
-use reattach_core::proof::{Declaration, NoUser, kubelet_handshake};
+use reattach_core::proof::{Declaration, UnusedSince, kubelet_handshake};
+use reattach_core::run::Action;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE};
 use reattach_provider_api::{Optional, Unsupported};
@@ -156,7 +156,7 @@ async fn a_proof_about_the_volume_fences_no_node() {
         .node(|n| n.volumes_in_use.clear());
     let (node, holder) = (NodeName::from(NODE), InstanceId::from(INSTANCE));
     let before = case.now - jiff::SignedDuration::from_secs(20);
-    let no_user = NoUser { at: before, lease: Some(before) };
+    let no_user = UnusedSince { at: before, lease: Some(before) };
     let proof =
         kubelet_handshake(&case.evidence, &node, &holder, &no_user, &Case::recovery(), case.now).unwrap();
     let outcome = scene.perform(&Effect::TaintOutOfService { proof, node, uid }).await;

@@ -1,8 +1,8 @@
 //! Before a run: challenge, diagnose, plan, check, and wait for the right to act.
 
-use super::{Executor, Limits, Memory, Turn, TurnError};
-use crate::collect::{Depth, Own};
-use crate::{finish, status};
+use super::{DriverState, Executor, Limits, Turn, TurnError};
+use crate::collect::{Needs, RecoveryContext};
+use crate::{finalizer, notify, status};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use reattach_api::{Phase, STATUS_BYTES, VolumeRecovery};
@@ -10,15 +10,15 @@ use reattach_cluster::{reports, store};
 use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::Violation;
 use reattach_core::consent::PolicySays;
-use reattach_core::diagnosis::{Diagnosis, Sight, Trouble, Verdict, WaitReason, diagnose, sight};
+use reattach_core::diagnosis::{Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view};
 use reattach_core::evidence::{Evidence, MAX_AGE};
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Plan, Request, SoundPlan, make_vetted, may_begin, may_touch_node_later};
 use reattach_core::policy::Mode;
 use reattach_core::runbook::Runbook;
-use reattach_core::safety::Refusal;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -36,7 +36,7 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let now = self.collector.clock.now();
         if let Some(end) = self.ended_by_people(&recovery) {
@@ -49,12 +49,12 @@ impl Executor {
             return self.hold_unreadable(recovery, &unreadable, memory).await;
         }
         let claim = Self::claim_of(&recovery);
-        let own = || Some(Own::of(&recovery));
-        let mut evidence = self.collector.collect(&claim, own(), Depth::Diagnose).await?;
+        let own = || Some(RecoveryContext::of(&recovery));
+        let mut evidence = self.collector.collect(&claim, own(), Needs::Diagnose).await?;
         let mut diagnosis = diagnose(&evidence, now);
         if matches!(diagnosis.verdict, Verdict::Ours { .. }) {
             // The workload and whether its pods would come back: asked only where there is something to plan.
-            evidence = self.collector.collect(&claim, own(), Depth::Plan).await?;
+            evidence = self.collector.collect(&claim, own(), Needs::Plan).await?;
             diagnosis = diagnose(&evidence, self.collector.clock.now());
             self.add_mandate(&mut evidence, &recovery, limits, false).await?;
         }
@@ -112,7 +112,7 @@ impl Executor {
         node: &NodeName,
         confirmed: bool,
         evidence: &Evidence,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Option<Turn>, TurnError> {
         let (Some(cloud), Some(csi)) =
             (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now()))
@@ -211,7 +211,7 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         refusals: &[Refusal],
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let passing = refusals.iter().all(Refusal::may_pass);
         let status = recovery.status.get_or_insert_default();
@@ -231,7 +231,7 @@ impl Executor {
         plan: SoundPlan,
         evidence: &Evidence,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let status = recovery.status.get_or_insert_default();
         status.refusals.clear();
@@ -293,9 +293,9 @@ impl Executor {
             self.stored(recovery, memory).await?;
             return Ok(pause);
         }
-        let recovery = finish::hold(self, recovery).await?;
-        let mark = Mark::Accepted { plan_hash: plan.hash.to_string(), authority };
-        self.append(recovery, &plan, mark, memory).await?;
+        let recovery = finalizer::ensure(self, recovery).await?;
+        let event = Event::Accepted { plan_hash: plan.hash.to_string(), authority };
+        self.append(recovery, &plan, event, memory).await?;
         Ok(Turn::Again)
     }
 
@@ -305,7 +305,7 @@ impl Executor {
         mut recovery: VolumeRecovery,
         phase: Phase,
         diagnosis: &Diagnosis,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let status = recovery.status.get_or_insert_default();
         status.plan = None;
@@ -325,10 +325,10 @@ impl Executor {
         recovery: VolumeRecovery,
         phase: Phase,
         message: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let stored = self.keep(recovery, phase, message, memory).await?;
-        finish::release(self, stored).await
+        finalizer::remove(self, stored).await
     }
 
     /// Stores phase and message if they changed.
@@ -337,7 +337,7 @@ impl Executor {
         mut recovery: VolumeRecovery,
         phase: Phase,
         message: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         status::set(&mut recovery, phase, message, self.collector.clock.now());
         self.stored(recovery, memory).await
@@ -347,7 +347,7 @@ impl Executor {
     async fn stored(
         &self,
         mut recovery: VolumeRecovery,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         let called = status::escalate(&mut recovery, memory.patience, self.collector.clock.now());
         status::explain(&mut recovery, memory.cloud.as_ref());
@@ -369,9 +369,9 @@ impl Executor {
             memory.refused_since = None;
             stored
         };
-        finish::tell(self, &stored, memory).await;
+        notify::phase(self, &stored, memory).await;
         if called {
-            finish::escalate(self, &stored).await;
+            notify::escalated(self, &stored).await;
         }
         Ok(stored)
     }
@@ -387,7 +387,7 @@ impl Executor {
 }
 
 /// Logs a veto of the safety checker: once for each change of what it objects to, also over a restart.
-fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut Memory) {
+fn log_veto(recovery: &VolumeRecovery, refusals: &[Refusal], memory: &mut DriverState) {
     let veto = refusals.iter().find_map(|refusal| match refusal {
         Refusal::Vetoed { violations } => Some((refusal, violations)),
         _ => None,
@@ -431,6 +431,6 @@ fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
     waiting
         .filter(|node| evidence.node(node, now).is_some_and(|n| n.ready))
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
-        .find(|node| matches!(sight(evidence, node, now), Sight::Unknown { .. }))
+        .find(|node| matches!(guest_view(evidence, node, now), GuestView::Unknown { .. }))
         .cloned()
 }

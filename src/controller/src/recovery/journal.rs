@@ -1,17 +1,17 @@
 //! Appending to the journal by compare-and-swap.
 
 use super::unsound::machines;
-use super::{Executor, Memory, Turn, TurnError};
-use crate::{finish, status};
+use super::{DriverState, Executor, Turn, TurnError};
+use crate::{finalizer, notify, status};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, PhaseTiming, UnreadableField, VolumeRecovery};
 use reattach_cluster::store::{self, SaveError};
-use reattach_core::journal::{End, Entry, Mark, TurnBack};
-use reattach_core::machine::State;
+use reattach_core::journal::{End, Entry, Event, UnwindReason};
 use reattach_core::plain;
 use reattach_core::plan::{Pins, Plan, SoundPlan, StepIx};
-use reattach_core::runbook::StepKind;
+use reattach_core::run::State;
 use reattach_core::stamp::STAMP_ANNOTATION;
+use reattach_core::steps::StepKind;
 
 /// A lost compare-and-swap is retried so often before the turn is given up.
 const TRIES: u32 = 8;
@@ -24,8 +24,8 @@ impl Executor {
         &self,
         mut recovery: VolumeRecovery,
         plan: &SoundPlan,
-        mark: Mark,
-        memory: &mut Memory,
+        event: Event,
+        memory: &mut DriverState,
     ) -> Result<VolumeRecovery, TurnError> {
         let term = self.gate.leadership().ok_or(TurnError::NotLeader)?.term;
         let lines = recovery.status.as_ref().map_or(0, |s| s.journal.len());
@@ -34,11 +34,11 @@ impl Executor {
             at: self.collector.clock.now(),
             term,
             by: self.identity.clone(),
-            mark,
+            event,
         };
         // Names, reasons and answers of others are in a line of the journal.
         let entry = plain::made_plain(&entry, plain::TEXT_CHARS);
-        let begins = matches!(entry.mark, Mark::Accepted { .. } | Mark::Started { .. });
+        let begins = matches!(entry.event, Event::Accepted { .. } | Event::Started { .. });
         for _ in 0..TRIES {
             // Someone else wrote what this version cannot read: it is theirs now.
             recovery.history().map_err(|_| TurnError::Lost)?;
@@ -46,7 +46,7 @@ impl Executor {
             match store::save(&self.collector.clients.records, &recovery).await {
                 Ok(stored) => {
                     memory.wrote_a_line();
-                    finish::tell(self, &stored, memory).await;
+                    notify::phase(self, &stored, memory).await;
                     return Ok(stored);
                 }
                 // It is the same status that would be refused again.
@@ -94,7 +94,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         unreadable: &UnreadableField,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let begun = recovery.status.as_ref().is_some_and(|s| !s.journal.is_empty());
         let deleted = recovery.metadata.deletion_timestamp.is_some();
@@ -114,12 +114,12 @@ impl Executor {
         status.journal.push(entry.clone().into());
         // The number of a question is stored with the intent to ask it: only an answer to that one counts then.
         let kind = |step: &StepIx| plan.steps.get(step.index()).map(|s| s.kind);
-        if matches!(&entry.mark, Mark::Started { step, .. } if kind(step) == Some(StepKind::Challenge)) {
+        if matches!(&entry.event, Event::Started { step, .. } if kind(step) == Some(StepKind::Challenge)) {
             status.epoch += 1;
         }
         // A new step, a turn or an end: what was waited for is over.
         let steps_on =
-            !matches!(entry.mark, Mark::Started { .. } | Mark::Outcome { .. } | Mark::NoUser { .. });
+            !matches!(entry.event, Event::Started { .. } | Event::Outcome { .. } | Event::UnusedSince { .. });
         if steps_on {
             status.waiting_since = None;
         }
@@ -151,7 +151,7 @@ fn unreadable_sentence(unreadable: &UnreadableField, begun: bool, deleted: bool)
         if deleted { "it is being deleted and stays until then" } else { "a deletion waits for that, too" };
     format!(
         "{unreadable}, so whether an effect is under way is not known: everything stays in force and nothing is touched; run the reattach version that wrote it, or make sure that no detach is under way at the cloud, put the workload back by its stamp (annotation {STAMP_ANNOTATION}), delete this VolumeRecovery and take off its finalizer {} ({ending})",
-        finish::FINALIZER
+        finalizer::FINALIZER
     )
 }
 
@@ -166,7 +166,7 @@ fn asks_otherwise(before: &VolumeRecovery, now: &VolumeRecovery) -> bool {
 /// Phase and message of a run in this state.
 pub(super) fn describe(plan: &Plan, state: &State) -> (Phase, String) {
     let off = left_off(plan, state);
-    match (state.ended(), state.turned_back()) {
+    match (state.ended(), state.unwinding()) {
         (Some(End::Recovered), _) => {
             (Phase::Recovered, format!("{} runs with its volume again{off}", plan.pins.workload))
         }
@@ -199,16 +199,16 @@ fn left_off(plan: &Plan, state: &State) -> String {
 }
 
 /// Why a run ended that was not wanted any more.
-fn unwanted(why: Option<&TurnBack>) -> String {
+fn unwanted(why: Option<&UnwindReason>) -> String {
     match why {
-        Some(TurnBack::Withdrawn { why }) => why.to_string(),
-        Some(TurnBack::Denied { denial }) => denial.to_string(),
+        Some(UnwindReason::Withdrawn { why }) => why.to_string(),
+        Some(UnwindReason::Denied { denial }) => denial.to_string(),
         Some(
-            TurnBack::Aborted { .. }
-            | TurnBack::Deadline { .. }
-            | TurnBack::Refused { .. }
-            | TurnBack::Failed { .. }
-            | TurnBack::TakenOver { .. },
+            UnwindReason::Aborted { .. }
+            | UnwindReason::Deadline { .. }
+            | UnwindReason::Refused { .. }
+            | UnwindReason::Failed { .. }
+            | UnwindReason::TakenOver { .. },
         )
         | None => "aborted".to_owned(),
     }
@@ -219,10 +219,11 @@ mod tests {
     use super::describe;
     use jiff::Timestamp;
     use reattach_core::fact::{Fact, Source};
-    use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
-    use reattach_core::machine::State;
+    use reattach_core::journal::{End, Entry, Event, Outcome, UnwindReason};
     use reattach_core::plan::{Allowed, Commands, Request, SoundPlan, make_vetted};
-    use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook, StepKind};
+    use reattach_core::run::State;
+    use reattach_core::runbook::{DEFAULT_RUNBOOK, Runbook};
+    use reattach_core::steps::StepKind;
     use reattach_core::testkit::{Case, NODE};
 
     fn plan() -> SoundPlan {
@@ -244,15 +245,15 @@ mod tests {
     }
 
     /// The last words about an aborted run of which these lines were written.
-    fn aborted_after(plan: &SoundPlan, lines: Vec<Mark>) -> String {
-        let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
-        let back = Mark::TurnedBack { why: TurnBack::Aborted { by: "jane".into() } };
-        let marks = [vec![accepted], lines, vec![back, Mark::Ended { end: End::Aborted }]].concat();
-        let entry = |(seq, mark): (usize, Mark)| {
+    fn aborted_after(plan: &SoundPlan, lines: Vec<Event>) -> String {
+        let accepted = Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
+        let back = Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } };
+        let events = [vec![accepted], lines, vec![back, Event::Ended { end: End::Aborted }]].concat();
+        let entry = |(seq, event): (usize, Event)| {
             let seq = u32::try_from(seq).unwrap();
-            Entry { seq, at: Timestamp::UNIX_EPOCH, term: 1, by: "test".into(), mark }
+            Entry { seq, at: Timestamp::UNIX_EPOCH, term: 1, by: "test".into(), event }
         };
-        let journal: Vec<Entry> = marks.into_iter().enumerate().map(entry).collect();
+        let journal: Vec<Entry> = events.into_iter().enumerate().map(entry).collect();
         describe(plan, &State::replay(plan, &journal).unwrap()).1
     }
 
@@ -260,10 +261,10 @@ mod tests {
     fn an_abort_does_not_claim_that_a_machine_was_switched_on_again() {
         let plan = plan();
         let (wait, off) = (plan.find(StepKind::Await).unwrap(), plan.find(StepKind::PowerOff).unwrap());
-        let waited = Mark::Skipped { step: wait, why: "it did not heal".into() };
+        let waited = Event::Skipped { step: wait, why: "it did not heal".into() };
         assert_eq!(aborted_after(&plan, vec![waited.clone()]), "aborted; everything was put back");
-        let started = Mark::Started { step: off, intent: "power off".into(), proof: None, newest_job: None };
-        let outcome = Mark::Outcome { step: off, outcome: Outcome::Applied { detail: "200".into() } };
+        let started = Event::Started { step: off, intent: "power off".into(), proof: None, newest_job: None };
+        let outcome = Event::Outcome { step: off, outcome: Outcome::Applied { detail: "200".into() } };
         let said = aborted_after(&plan, vec![waited, started, outcome]);
         assert!(said.contains("instance 26000001") && said.contains("stays powered off"), "{said}");
     }

@@ -2,7 +2,7 @@
 //! record has. Read with the other evidence, live before each effect.
 
 use super::{Executor, Limits};
-use crate::controller::ceiling;
+use crate::limits::ceiling;
 use crate::policies::{Subject, ruling};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;

@@ -1,8 +1,8 @@
 //! Orders to the cloud of recoveries whose record was deleted by force: nothing new begins with their volume, and new pods
 //! of the claim are held away by a record that does nothing else (the janitor makes it).
 
-use super::{Executor, Memory, Turn, TurnError};
-use crate::finish;
+use super::{DriverState, Executor, Turn, TurnError};
+use crate::finalizer;
 use jiff::SignedDuration;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cluster::open_orders::{self, Note};
@@ -18,14 +18,14 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         name: &str,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let (notes, claim) = (self.notes().await?, Self::claim_of(&recovery));
         let Some(note) = notes.iter().find(|n| n.name == name && n.may_be_about(&claim)) else {
             let message = "the order to the cloud that it held new pods away for is accounted for".to_owned();
             return self.settle(recovery, Phase::Resolved, message, memory).await;
         };
-        let recovery = finish::hold(self, recovery).await?;
+        let recovery = finalizer::ensure(self, recovery).await?;
         let message = format!("new pods of the claim are held away: {}", self.is_open(note));
         self.keep(recovery, Phase::Stuck, message, memory).await?;
         Ok(Turn::Pause { until: self.later(LOOK_AGAIN) })

@@ -2,7 +2,7 @@
 
 use super::Limits;
 use reattach_core::ids::ObjectName;
-use reattach_core::safety::Refusal;
+use reattach_core::plan::Refusal;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 

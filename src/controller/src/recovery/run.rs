@@ -1,8 +1,8 @@
 //! The run itself: the machine says the one next thing, this does it.
 
 use super::journal::describe;
-use super::{Executor, Limits, Memory, Ruling, Turn, TurnError, sightings};
-use crate::collect::{Depth, Own};
+use super::{DriverState, Executor, Limits, Ruling, Turn, TurnError, sightings};
+use crate::collect::{Needs, RecoveryContext};
 use crate::perform::{Stage, perform};
 use crate::policies::{Subject, ruling};
 use crate::status;
@@ -17,13 +17,14 @@ use reattach_core::cloud::PowerChange;
 use reattach_core::consent::{Said, withdrawal};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{ObjectName, Uid};
-use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{
+use reattach_core::journal::{End, Entry, Event, Outcome};
+use reattach_core::plan::SoundPlan;
+use reattach_core::run::{
     Action, Context, Effect, Next, State, StepState, newest_job, next, refused_to_put_back,
 };
-use reattach_core::plan::SoundPlan;
-use reattach_core::runbook::{Holding, StepKind};
+use reattach_core::runbook::Holding;
 use reattach_core::stamp::{self, Doubt};
+use reattach_core::steps::StepKind;
 use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         if self.gate.leadership().is_none() {
             return Err(TurnError::NotLeader);
@@ -78,10 +79,10 @@ impl Executor {
             match self.ask(&recovery, &plan, &state, &evidence, limits) {
                 // Lines that follow from the same facts are written one after another: only an effect or the passing of
                 // time makes facts old, and the machine itself tells facts from before an effect.
-                Next::Record(mark) => {
-                    let done = matches!(mark, Mark::Ended { .. } | Mark::Outcome { .. });
-                    recovery = self.append(recovery, &plan, mark.clone(), memory).await?;
-                    self.account(&recovery, &plan, &mark).await;
+                Next::Record(event) => {
+                    let done = matches!(event, Event::Ended { .. } | Event::Outcome { .. });
+                    recovery = self.append(recovery, &plan, event.clone(), memory).await?;
+                    self.account(&recovery, &plan, &event).await;
                     wrote = true;
                     if done {
                         return Ok(Turn::Again);
@@ -101,7 +102,7 @@ impl Executor {
                     return self.after_stuck(recovery, &plan, &state, &why, memory).await;
                 }
                 Next::Done(End::Recovered | End::Aborted | End::Failed { .. }) => {
-                    return crate::finish::release(self, recovery).await;
+                    return crate::finalizer::remove(self, recovery).await;
                 }
                 Next::Act(action) => {
                     return self.confirm(recovery, &plan, &state, action, limits, memory).await;
@@ -117,7 +118,7 @@ impl Executor {
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
         state: &State,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) {
         let due = memory.lock_renewed.is_none_or(|at| at.elapsed() >= RENEW_LOCK);
         if !due || !state.locks_the_node(plan) {
@@ -139,7 +140,7 @@ impl Executor {
         &self,
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Option<State>, TurnError> {
         let journal: Vec<Entry> = match recovery.history() {
             Ok((_, journal)) => journal.into_iter().cloned().collect(),
@@ -164,7 +165,7 @@ impl Executor {
         plan: &SoundPlan,
         state: &State,
         why: &str,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<(), TurnError> {
         let refused = refused_to_put_back(plan, state);
         if refused.is_some() {
@@ -202,7 +203,7 @@ impl Executor {
         state: &State,
         proposed: Action,
         limits: &Limits,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let mut live = self.look(&recovery, plan, state, memory, true).await?;
         self.add_mandate(&mut live, &recovery, limits, true).await?;
@@ -210,9 +211,9 @@ impl Executor {
         let limits = Limits { ruling: self.live_ruling(&live).await?, ..limits.clone() };
         let action = match self.ask(&recovery, plan, state, &live, &limits) {
             Next::Act(action) if discriminant(&action.effect) == discriminant(&proposed.effect) => action,
-            Next::Record(mark) => {
-                let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
-                self.account(&recovery, plan, &mark).await;
+            Next::Record(event) => {
+                let recovery = self.append(recovery, plan, event.clone(), memory).await?;
+                self.account(&recovery, plan, &event).await;
                 return Ok(Turn::Again);
             }
             Next::Wait { until, .. } => return Ok(Turn::Pause { until }),
@@ -236,7 +237,7 @@ impl Executor {
         plan: &SoundPlan,
         action: Action,
         evidence: &Evidence,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         // Before the line: a lease that is about to end leaves none behind each second.
         if self.gate.tidy().is_err() {
@@ -250,7 +251,7 @@ impl Executor {
             _ => None,
         };
         let newest_job = newest_job(&action.effect, evidence);
-        let started = Mark::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
+        let started = Event::Started { step: action.step, intent: action.intent.clone(), proof, newest_job };
         let recovery = self.append(recovery, plan, started, memory).await?;
         // Only a cloud effect needs the provider: a workload is restored even where nothing leads to the cloud any more.
         let located = self.collector.locate(evidence, Some(&plan.pins)).await;
@@ -278,18 +279,18 @@ impl Executor {
         self.metrics.count_effect(step, &outcome);
         tracing::info!(recovery = %Self::claim_of(&recovery), step = %action.step, intent = action.intent, ?outcome, "effect");
         let doubt = if outcome.applied() { doubt(&action.effect, evidence, &recovery, plan) } else { None };
-        let mark = Mark::Outcome { step: action.step, outcome };
-        let recovery = self.append(recovery, plan, mark.clone(), memory).await?;
-        self.account(&recovery, plan, &mark).await;
+        let event = Event::Outcome { step: action.step, outcome };
+        let recovery = self.append(recovery, plan, event.clone(), memory).await?;
+        self.account(&recovery, plan, &event).await;
         self.call_about_stamp(&plan.pins.workload, doubt.as_ref()).await;
         if shut { Ok(Turn::Pause { until: self.later(SHUT) }) } else { Ok(Turn::Again) }
     }
 
     /// Takes the note of an order away once a line of the journal tells what became of it. Best effort: the end of the run does
     /// it again, and the janitor after that.
-    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, mark: &Mark) {
-        let known = match mark {
-            Mark::Outcome { step, outcome } => match outcome {
+    async fn account(&self, recovery: &VolumeRecovery, plan: &SoundPlan, event: &Event) {
+        let known = match event {
+            Event::Outcome { step, outcome } => match outcome {
                 Outcome::NotApplied { .. }
                 | Outcome::Withheld { .. }
                 | Outcome::ObservedApplied { .. }
@@ -298,16 +299,16 @@ impl Executor {
                 Outcome::Applied { .. } | Outcome::Unknown { .. } | Outcome::Repeatable { .. } => None,
             },
             // A detach is completed once the cloud was read back; an order about power as soon as it is accepted.
-            Mark::Completed { step, .. } => Some(*step).filter(|step| {
+            Event::Completed { step, .. } => Some(*step).filter(|step| {
                 let kind = plan.steps.get(step.index()).map(|s| s.kind);
                 matches!(kind, Some(StepKind::CloudDetach | StepKind::CloudForce))
             }),
-            Mark::Accepted { .. }
-            | Mark::Started { .. }
-            | Mark::Skipped { .. }
-            | Mark::NoUser { .. }
-            | Mark::TurnedBack { .. }
-            | Mark::Ended { .. } => None,
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::Skipped { .. }
+            | Event::UnusedSince { .. }
+            | Event::UnwindStarted { .. }
+            | Event::Ended { .. } => None,
         };
         let order =
             known.filter(|step| plan.steps.get(step.index()).is_some_and(|s| s.kind.spec().is_order()));
@@ -341,13 +342,13 @@ impl Executor {
         recovery: &VolumeRecovery,
         plan: &SoundPlan,
         state: &State,
-        memory: &Memory,
+        memory: &DriverState,
         live: bool,
     ) -> Result<Evidence, TurnError> {
         let line = last_line(recovery).map_or(Timestamp::MIN, |e| e.at);
         let uid = Self::uid_of(recovery);
         let since = memory.woken.map_or(line, |woken| woken.max(line));
-        let depth = Depth::Execute {
+        let needs = Needs::Execute {
             plan,
             changing: state.weighs_a_change(plan),
             probing: state.needs_probe(plan),
@@ -356,7 +357,10 @@ impl Executor {
             since,
             live,
         };
-        Ok(self.collector.collect(&Self::claim_of(recovery), Some(Own::of(recovery)), depth).await?)
+        Ok(self
+            .collector
+            .collect(&Self::claim_of(recovery), Some(RecoveryContext::of(recovery)), needs)
+            .await?)
     }
 
     fn ask(
@@ -396,7 +400,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         why: String,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         tracing::error!(recovery = %Self::claim_of(&recovery), why, "a human must look at this recovery");
         self.keep(recovery, Phase::Stuck, why, memory).await?;
@@ -410,7 +414,7 @@ impl Executor {
         recovery: VolumeRecovery,
         state: &State,
         own: u64,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let why = format!(
             "its journal has lines of term {} and this controller leads with term {own}, so another one may drive it: nothing is touched; make sure that no other controller and no break-glass run is at work, then restart this controller, which takes a higher term",
@@ -419,7 +423,7 @@ impl Executor {
         if memory.frozen.replace(state.next_seq()) == Some(state.next_seq()) {
             self.keep(recovery, Phase::Stuck, why, memory).await?;
         } else {
-            crate::finish::call(self, &recovery.object_ref(&()), "OtherLeader", why).await;
+            crate::notify::person_needed(self, &recovery.object_ref(&()), "OtherLeader", why).await;
         }
         Ok(Turn::NeedsPerson)
     }

@@ -5,7 +5,7 @@ use reattach_core::cloud::{InstanceState, JobStatus, PowerChange};
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::InstanceId;
 use reattach_core::plain;
-use reattach_core::proof::Sighting;
+use reattach_core::proof::InstanceObservation;
 use std::collections::BTreeSet;
 
 /// How many are kept: what the schema of `status.sightings` allows.
@@ -24,7 +24,7 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
         // Not described itself; then at least as the holder of its volume.
         let as_holder = || holders.contains(instance).then_some((None, evidence.cloud_volume.at));
         let (state, at) = described.or_else(as_holder)?;
-        let seen = Sighting { instance: instance.clone(), scope: scope.clone(), state, at };
+        let seen = InstanceObservation { instance: instance.clone(), scope: scope.clone(), state, at };
         // As it is stored: a word of the cloud that would be stored otherwise must not be news each time.
         Some(plain::made_plain(&seen, plain::TEXT_CHARS))
     });
@@ -48,7 +48,7 @@ pub(super) fn note(recovery: &mut VolumeRecovery, evidence: &Evidence) -> bool {
 }
 
 /// Off both times, and a shutdown job ended in between: only a reading from after it counts as the first of two.
-fn is_of_before(last: &Sighting, new: &Sighting, evidence: &Evidence) -> bool {
+fn is_of_before(last: &InstanceObservation, new: &InstanceObservation, evidence: &Evidence) -> bool {
     if new.state != Some(InstanceState::Off) {
         return false;
     }
@@ -117,7 +117,7 @@ mod tests {
 
     fn seen(recovery: &VolumeRecovery) -> Vec<(Option<InstanceState>, i64)> {
         let all = &recovery.status.as_ref().unwrap().sightings;
-        let one = |s: &Sighting| (s.state.clone(), s.at.duration_since(start()).as_secs());
+        let one = |s: &InstanceObservation| (s.state.clone(), s.at.duration_since(start()).as_secs());
         all.iter().map(|s| one(s.get().unwrap())).collect()
     }
 

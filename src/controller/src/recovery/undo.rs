@@ -2,9 +2,9 @@
 //! its status. The marks in the cluster say what to put back; a workload must not stay at zero for want of a line.
 
 use super::run::doubt;
-use super::{Executor, Memory, Turn, TurnError};
-use crate::finish;
+use super::{DriverState, Executor, Turn, TurnError};
 use crate::metrics::EffectLabels;
+use crate::notify;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Api, ResourceExt};
@@ -14,8 +14,8 @@ use reattach_cluster::tidy;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::ids::ObjectName;
 use reattach_core::journal::{Entry, Outcome};
-use reattach_core::machine::{Effect, Left, State, without_journal};
 use reattach_core::plan::SoundPlan;
+use reattach_core::run::{Effect, Left, State, without_journal};
 
 /// How long a status may be refused before what the run changed is put back. A right that is being renewed, or a CRD that is
 /// being applied, comes back sooner.
@@ -29,7 +29,7 @@ impl Executor {
         plan: &SoundPlan,
         state: &State,
         why: &str,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         let ended = recovery.status.as_ref().and_then(|s| s.journal.last()?.get().ok()).map(|e| e.at);
         let since = ended.unwrap_or(self.collector.clock.now());
@@ -57,7 +57,7 @@ impl Executor {
         name: &ObjectName,
         about: Option<ObjectReference>,
         refused: &TurnError,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) {
         let now = self.collector.clock.now();
         let Some(since) = memory.refused_since else {
@@ -66,7 +66,7 @@ impl Executor {
                 "the API server refuses the recovery's status, so nothing new begins: {refused}. It is tried again; if it lasts, what the run changed is put back. Give the controller the right to update volumerecoveries/status, or apply the CRDs of its version"
             );
             if let Some(about) = about {
-                finish::call(self, &about, "StatusRefused", note).await;
+                notify::person_needed(self, &about, "StatusRefused", note).await;
             }
             return;
         };
@@ -83,7 +83,7 @@ impl Executor {
         &self,
         name: &ObjectName,
         since: Timestamp,
-        memory: &Memory,
+        memory: &DriverState,
     ) -> Result<(), TurnError> {
         let api: Api<VolumeRecovery> = Api::namespaced(self.collector.clients.read.clone(), &name.namespace);
         let Some(recovery) = api.get_opt(&name.name).await? else { return Ok(()) };
@@ -106,7 +106,7 @@ impl Executor {
         plan: &SoundPlan,
         state: &State,
         since: Timestamp,
-        memory: &Memory,
+        memory: &DriverState,
     ) -> Result<Undone, TurnError> {
         let live = self.look(recovery, plan, state, memory, true).await?;
         let uid = Self::uid_of(recovery);

@@ -1,7 +1,7 @@
 //! A run whose stored plan is not the plan that was accepted: another version made it, or its content was changed.
 
-use super::{Executor, Memory, Turn, TurnError};
-use crate::finish::{self, FINALIZER};
+use super::{DriverState, Executor, Turn, TurnError};
+use crate::{finalizer::FINALIZER, notify};
 use jiff::SignedDuration;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
@@ -22,7 +22,7 @@ impl Executor {
         &self,
         recovery: VolumeRecovery,
         unsound: &Unsound,
-        memory: &mut Memory,
+        memory: &mut DriverState,
     ) -> Result<Turn, TurnError> {
         // A journal that cannot be read may hold a detach, too.
         let may_have_freed = recovery.history().map_or(true, |(_, journal)| may_have_freed(journal));
@@ -92,7 +92,8 @@ impl Executor {
     /// Calls a person to a workload that was restored to another count than its stamp says.
     pub(crate) async fn call_about_stamp(&self, workload: &WorkloadRef, doubt: Option<&Doubt>) {
         if let Some(doubt) = doubt {
-            finish::call(self, &finish::about(workload), "StampNotBelieved", doubt.to_string()).await;
+            notify::person_needed(self, &notify::reference(workload), "StampNotBelieved", doubt.to_string())
+                .await;
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::evidence::AccessMode;
 use crate::ids::{InstanceId, NodeName, ObjectName, PlanHash, VolumeId};
 use crate::plan::{PLAN_VERSION, StepIx, Unsound};
-use crate::runbook::StepKind;
+use crate::steps::StepKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

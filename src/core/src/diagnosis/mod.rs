@@ -3,8 +3,8 @@
 //! The text of an event only nominates a claim; the facts decide together. What matches no row is
 //! [`Verdict::Unclassified`]: it is explained and nothing is touched.
 
+mod guest_view;
 mod records;
-mod sight;
 mod table;
 
 use crate::identity::IdentityProblem;
@@ -12,7 +12,7 @@ use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-pub use sight::{Sight, sight};
+pub use guest_view::{GuestView, guest_view};
 pub use table::diagnose;
 
 /// A problem class of the design.

@@ -1,7 +1,9 @@
 //! The truth table itself.
 
 use super::records::volume_missing;
-use super::{Class, Diagnosis, Missing, NotOurs, Sight, StuckPod, Trouble, Verdict, WaitReason, sight};
+use super::{
+    Class, Diagnosis, GuestView, Missing, NotOurs, StuckPod, Trouble, Verdict, WaitReason, guest_view,
+};
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
 use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
 use crate::fact::Fact;
@@ -149,15 +151,15 @@ impl Table<'_> {
             node: node.clone(),
             instance: instance.clone(),
         };
-        let seen = sight(self.evidence, node, self.now);
-        facts.push(sight_sentence(node, &seen));
+        let seen = guest_view(self.evidence, node, self.now);
+        facts.push(view_sentence(node, &seen));
         let Some(va) = here else {
             return Ok(if pod.ready { None } else { Some(self.no_attachment_here(node)?) });
         };
-        if pod.ready && !matches!(seen, Sight::DeadMount { .. }) {
+        if pod.ready && !matches!(seen, GuestView::DeadMount { .. }) {
             return Ok(None);
         }
-        if pod.deleting_since.is_some() && !matches!(seen, Sight::DeadMount { .. }) {
+        if pod.deleting_since.is_some() && !matches!(seen, GuestView::DeadMount { .. }) {
             return Ok(Some(wait(WaitReason::PodTerminating { pod: pod.name.clone(), node: node.clone() })));
         }
         // An attach that fails because another instance has the volume is about that instance, not about this record.
@@ -177,26 +179,26 @@ impl Table<'_> {
         let csi_registered =
             self.evidence.csi(self.now).is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
         match seen {
-            Sight::NoDevice { .. } | Sight::DeadMount { .. } if !csi_registered => {
+            GuestView::NoDevice { .. } | GuestView::DeadMount { .. } if !csi_registered => {
                 let driver = self.evidence.csi(self.now).map(|c| c.driver.to_string()).unwrap_or_default();
                 Ok(Some(wait(WaitReason::DriverNotRegistered { driver, node: node.clone() })))
             }
-            Sight::NoDevice { confirmed } => Ok(Some(ours(Trouble::Phantom {
+            GuestView::NoDevice { confirmed } => Ok(Some(ours(Trouble::Phantom {
                 at,
                 attachment: va.uid.clone(),
                 dead_mount: false,
                 confirmed,
             }))),
-            Sight::DeadMount { confirmed } => Ok(Some(ours(Trouble::Phantom {
+            GuestView::DeadMount { confirmed } => Ok(Some(ours(Trouble::Phantom {
                 at,
                 attachment: va.uid.clone(),
                 dead_mount: true,
                 confirmed,
             }))),
-            Sight::Device => {
+            GuestView::Device => {
                 Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what: self.newest_message(pod) } }))
             }
-            Sight::Unknown { why } => match self.not_ours_event(pod) {
+            GuestView::Unknown { why } => match self.not_ours_event(pod) {
                 Some(what) => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what } })),
                 None => {
                     Err(Missing { what: format!("what the machine behind {node} sees of the volume"), why })
@@ -364,14 +366,14 @@ fn node_sentence(n: &NodeFacts) -> String {
     format!("Node {} is {} (instance {instance})", n.name, if n.ready { "Ready" } else { "not Ready" })
 }
 
-fn sight_sentence(node: &NodeName, seen: &Sight) -> String {
+fn view_sentence(node: &NodeName, seen: &GuestView) -> String {
     let by = |confirmed: &bool| if *confirmed { "answered" } else { "last reported" };
     match seen {
-        Sight::NoDevice { confirmed } => format!("the agent on {node} {}: no device", by(confirmed)),
-        Sight::DeadMount { confirmed } => {
+        GuestView::NoDevice { confirmed } => format!("the agent on {node} {}: no device", by(confirmed)),
+        GuestView::DeadMount { confirmed } => {
             format!("the agent on {node} {}: no device, a dead mount remains", by(confirmed))
         }
-        Sight::Device => format!("the agent on {node} sees the device"),
-        Sight::Unknown { why } => format!("what {node} sees is not known: {why}"),
+        GuestView::Device => format!("the agent on {node} sees the device"),
+        GuestView::Unknown { why } => format!("what {node} sees is not known: {why}"),
     }
 }

@@ -4,9 +4,9 @@ use super::Plan;
 use super::build::advice;
 use crate::diagnosis::Class;
 use crate::evidence::{Evidence, MAX_AGE};
+use crate::plan::Refusal;
 use crate::proof;
-use crate::runbook::StepKind;
-use crate::safety::Refusal;
+use crate::steps::StepKind;
 use jiff::Timestamp;
 
 /// Whether the run of this plan may begin: the proof that it needs is there, or its own steps bring it about (by powering

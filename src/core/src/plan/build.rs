@@ -1,8 +1,8 @@
 //! Making a plan from evidence, a diagnosis and a runbook; or every reason why not.
 
 use super::{
-    Aim, Downtime, NodeWide, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, Side, before_fencing,
-    before_holding, before_scaling, general,
+    Downtime, NodeWide, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, Releases, Target,
+    before_fencing, before_holding, before_scaling, general,
 };
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
 use crate::evidence::{CsiSource, Evidence, MAX_AGE};
@@ -10,8 +10,9 @@ use crate::fact::Reading;
 use crate::ids::PlanHash;
 use crate::loss::losses;
 use crate::plain;
-use crate::runbook::{Holding, Runbook, RunbookStep, StepKind};
-use crate::safety::Refusal;
+use crate::plan::Refusal;
+use crate::runbook::{Holding, Runbook, RunbookStep};
+use crate::steps::StepKind;
 use crate::steps::{Available, Describe};
 use jiff::Timestamp;
 
@@ -94,17 +95,17 @@ pub(crate) fn make(
     if let Some(advice) = for_people(trouble, evidence) {
         return Err(vec![Refusal::NeedsPeople { trouble: trouble.to_string(), advice }]);
     }
-    let aim = Aim::of(evidence, trouble, now).map_err(|r| vec![r])?;
+    let target = Target::of(evidence, trouble, now).map_err(|r| vec![r])?;
     let closes_node = closes_node(order, evidence, trouble, now);
     let steps = possible(order, evidence, request.allowed, closes_node, now);
-    let mut refusals = general(evidence, &aim.scope(), now);
+    let mut refusals = general(evidence, &target.scope(), now);
     let has = |kind| steps.iter().any(|s| s.step == kind);
-    refusals.extend(match (Holding::by(closes_node, has), trouble.side()) {
+    refusals.extend(match (Holding::by(closes_node, has), trouble.releases()) {
         (Holding::AtZero, _) => before_scaling(evidence, request.confirm_workload, now),
-        (holding, Side::Whole) => before_holding(evidence, &aim.node, holding, now),
-        (holding, Side::Old) => before_fencing(evidence, holding, now),
+        (holding, Releases::Everyone) => before_holding(evidence, &target.node, holding, now),
+        (holding, Releases::OldHolder) => before_fencing(evidence, holding, now),
     });
-    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &aim.node, s.step.spec().pods_go, now)));
+    refusals.extend(steps.iter().flat_map(|s| losses(evidence, &target.node, s.step.spec().pods_go, now)));
     if let Trouble::Phantom { at, confirmed: false, .. } = trouble
         && !request.for_show
     {
@@ -115,10 +116,10 @@ pub(crate) fn make(
         refusals.dedup();
         return Err(refusals);
     }
-    let pins = pins(evidence, &aim, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
+    let pins = pins(evidence, &target, has(StepKind::TaintOutOfService), now).map_err(|r| vec![r])?;
     let describe = Describe {
         claim: &evidence.claim_name,
-        pod: aim.pod.as_ref(),
+        pod: target.pod.as_ref(),
         pins: &pins,
         commands: request.commands,
         snapshots: request.allowed.snapshot,
@@ -148,7 +149,7 @@ pub(crate) fn make(
 fn closes_node(order: &[RunbookStep], evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> bool {
     let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
     order.iter().any(|s| s.step == StepKind::Hold)
-        && trouble.side() == Side::Whole
+        && trouble.releases() == Releases::Everyone
         && matches!(policy, Some(Reading::Absent))
 }
 
@@ -216,7 +217,7 @@ fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
     })
 }
 
-fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Result<Pins, Refusal> {
+fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) -> Result<Pins, Refusal> {
     let missing =
         |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
     let claim = evidence.claim.read(now, MAX_AGE).present().ok_or_else(|| missing("the claim"))?;
@@ -225,7 +226,7 @@ fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Resul
         evidence.cloud_volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the cloud volume"))?;
     let attachments =
         evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
-    let attachment = match &aim.attachment {
+    let attachment = match &target.attachment {
         Some(uid) => {
             let va = attachments.iter().find(|a| a.uid == *uid);
             let va = va.ok_or_else(|| missing("the VolumeAttachment"))?;
@@ -237,16 +238,16 @@ fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Resul
     let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
     // The order in which an API lists them must not change the plan's hash.
     pods.sort();
-    let node = evidence.node(&aim.node, now);
+    let node = evidence.node(&target.node, now);
     let node_wide = match node.filter(|_| tainting) {
         Some(node) => {
-            let fact = evidence.node_pods.get(&aim.node).map(|f| f.read(now, MAX_AGE));
+            let fact = evidence.node_pods.get(&target.node).map(|f| f.read(now, MAX_AGE));
             let Some(Reading::Present(on_it)) = fact else {
-                return Err(missing(&format!("the pods on {}", aim.node)));
+                return Err(missing(&format!("the pods on {}", target.node)));
             };
-            let fact = evidence.node_claims.get(&aim.node).map(|f| f.read(now, MAX_AGE));
+            let fact = evidence.node_claims.get(&target.node).map(|f| f.read(now, MAX_AGE));
             let Some(Reading::Present(used)) = fact else {
-                return Err(missing(&format!("the claims of the pods on {}", aim.node)));
+                return Err(missing(&format!("the claims of the pods on {}", target.node)));
             };
             let claims: Vec<_> = used.iter().map(|c| c.claim.clone()).collect();
             let namespace = evidence.claim_name.namespace.as_str();
@@ -261,8 +262,8 @@ fn pins(evidence: &Evidence, aim: &Aim, tainting: bool, now: Timestamp) -> Resul
         volume: cloud.id.clone(),
         identity: cloud.identity.clone(),
         size_gib: cloud.size_gib,
-        holder: aim.holder.clone(),
-        node: aim.node.clone(),
+        holder: target.holder.clone(),
+        node: target.node.clone(),
         boot_id: node.map(|n| n.boot_id.clone()),
         attachment,
         workload: workload.workload.clone(),

@@ -1,30 +1,31 @@
 //! A closed plan: everything that will be touched, in order, with nothing left to choose.
 
-mod aim;
 mod begin;
 mod build;
 mod nodes;
+mod refusal;
 mod refusals;
 mod sound;
+mod target;
 mod vetted;
 
 use crate::cloud::DeviceIdentity;
 use crate::diagnosis::{Class, Trouble};
 use crate::ids::{BootId, InstanceId, NodeName, ObjectName, PlanHash, Uid, VolumeId};
 use crate::runbook::{Holding, hash16};
-use crate::steps::StepKind;
+use crate::steps::{EffectClass, StepKind};
 use crate::workload::WorkloadRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-pub use crate::steps::EffectClass;
-pub use aim::{Aim, Scope, Side};
 pub use begin::may_begin;
 pub(crate) use build::make;
 pub use build::{Allowed, Commands, Request, Snapshots};
 pub use nodes::{may_touch_node, may_touch_node_later};
+pub use refusal::Refusal;
 pub use refusals::{before_fencing, before_holding, before_scaling, general};
 pub use sound::{SoundPlan, Unsound, may_have_freed, power_orders};
+pub use target::{Releases, Scope, Target};
 pub use vetted::make_vetted;
 
 /// The version of the plan's shape. An executor runs plans of its own version only ([`SoundPlan`]).
@@ -278,8 +279,8 @@ impl Plan {
     }
 
     /// What has to let go before pods may use the volume. Where only the node is closed, pods may wait elsewhere.
-    pub fn side(&self) -> Side {
-        if self.closes_node { Side::Old } else { self.trouble.side() }
+    pub fn releases(&self) -> Releases {
+        if self.closes_node { Releases::OldHolder } else { self.trouble.releases() }
     }
 
     /// The step that lets pods of the claim come again.

@@ -7,9 +7,9 @@ use crate::authority::{NodeRules, NodeWord, mandate};
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
 use crate::fact::Reading;
 use crate::outage::down_together;
+use crate::plan::Refusal;
 use crate::proof;
-use crate::runbook::StepKind;
-use crate::safety::Refusal;
+use crate::steps::StepKind;
 use jiff::Timestamp;
 
 impl Plan {

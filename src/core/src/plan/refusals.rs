@@ -1,14 +1,14 @@
 //! What stands against acting: the general refusals (S1, S7, S9) and those of scaling to zero (S2).
 
-use super::{Scope, Side};
+use super::{Releases, Scope};
 use crate::cloud::VolumeState;
 use crate::evidence::{AccessMode, AttachmentFacts, Evidence, MAX_AGE, PodFacts};
 use crate::fact::{Fact, Reading};
-use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::identity;
 use crate::ids::NodeName;
+use crate::names::OUT_OF_SERVICE_TAINT;
+use crate::plan::Refusal;
 use crate::runbook::Holding;
-use crate::safety::Refusal;
 use crate::workload::{ManagerKind, PodRefusal, ScalePath, WorkloadFacts};
 use jiff::Timestamp;
 
@@ -24,7 +24,7 @@ const OTHERS_TAINTS: [&str; 5] = [
 
 /// Refusals that hold for every remedy.
 pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
-    let Scope { node, side, holder } = *scope;
+    let Scope { node, releases, holder } = *scope;
     let mut out = identity::refusals(evidence, Some(holder), now);
     if let Some(claim) = present(&evidence.claim, now, "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
@@ -76,13 +76,13 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
                 out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
             }
         }
-        Some(Reading::Absent) if side == Side::Old => {}
+        Some(Reading::Absent) if releases == Releases::OldHolder => {}
         _ => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
     }
     if let Some(attachments) = present(&evidence.attachments, now, "the list of VolumeAttachments", &mut out)
     {
         // Who waits elsewhere may keep a record of that, as long as it is not attached there.
-        let waits = |a: &AttachmentFacts| side == Side::Old && !a.attached;
+        let waits = |a: &AttachmentFacts| releases == Releases::OldHolder && !a.attached;
         for other in attachments.iter().filter(|a| a.node != *node && !waits(a)) {
             out.push(Refusal::OtherAttachment {
                 attachment: other.name.clone(),

@@ -2,7 +2,7 @@
 
 use super::{PLAN_VERSION, Plan, StepIx};
 use crate::ids::PlanHash;
-use crate::journal::{Entry, Mark, Outcome};
+use crate::journal::{Entry, Event, Outcome};
 use std::ops::Deref;
 
 /// A plan whose version and hash were checked. Only [`Plan::sound`] makes one, and nothing changes it afterwards.
@@ -12,7 +12,7 @@ use std::ops::Deref;
 /// a `SoundPlan` and no [`Plan`].
 ///
 /// # Caveats
-/// That the accepted plan has this hash is told by the journal: [`crate::machine::State::replay`] compares them.
+/// That the accepted plan has this hash is told by the journal: [`crate::run::State::replay`] compares them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SoundPlan(Plan);
 
@@ -74,23 +74,23 @@ impl From<SoundPlan> for Plan {
 pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool {
     let mut freeing = Vec::new();
     for entry in journal {
-        match &entry.mark {
-            Mark::Started { step, proof: Some(_), .. } => freeing.push(*step),
+        match &entry.event {
+            Event::Started { step, proof: Some(_), .. } => freeing.push(*step),
             // A definite no of the target, or nothing was sent. "Observed not to have been applied" is no such answer: the
             // request may come late.
-            Mark::Outcome { step, outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. } } => {
+            Event::Outcome { step, outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. } } => {
                 if let Some(at) = freeing.iter().rposition(|s| s == step) {
                     freeing.remove(at);
                 }
             }
-            Mark::Accepted { .. }
-            | Mark::Started { .. }
-            | Mark::Outcome { .. }
-            | Mark::Completed { .. }
-            | Mark::Skipped { .. }
-            | Mark::NoUser { .. }
-            | Mark::TurnedBack { .. }
-            | Mark::Ended { .. } => {}
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::Outcome { .. }
+            | Event::Completed { .. }
+            | Event::Skipped { .. }
+            | Event::UnusedSince { .. }
+            | Event::UnwindStarted { .. }
+            | Event::Ended { .. } => {}
         }
     }
     !freeing.is_empty()
@@ -102,11 +102,11 @@ pub fn may_have_freed<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> bool 
 pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<String> {
     let mut orders: Vec<(StepIx, String, &str)> = Vec::new();
     for entry in journal {
-        match &entry.mark {
-            Mark::Started { step, intent, proof: None, newest_job: Some(_) } => {
+        match &entry.event {
+            Event::Started { step, intent, proof: None, newest_job: Some(_) } => {
                 orders.push((*step, intent.clone(), "its outcome is not known"));
             }
-            Mark::Outcome { step, outcome } => {
+            Event::Outcome { step, outcome } => {
                 let Some(at) = orders.iter().rposition(|(ordered, ..)| ordered == step) else { continue };
                 match outcome {
                     Outcome::NotApplied { .. } | Outcome::Withheld { .. } => {
@@ -118,13 +118,13 @@ pub fn power_orders<'a>(journal: impl IntoIterator<Item = &'a Entry>) -> Vec<Str
                     Outcome::Unknown { .. } | Outcome::Repeatable { .. } => {}
                 }
             }
-            Mark::Accepted { .. }
-            | Mark::Started { .. }
-            | Mark::Completed { .. }
-            | Mark::Skipped { .. }
-            | Mark::NoUser { .. }
-            | Mark::TurnedBack { .. }
-            | Mark::Ended { .. } => {}
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::Completed { .. }
+            | Event::Skipped { .. }
+            | Event::UnusedSince { .. }
+            | Event::UnwindStarted { .. }
+            | Event::Ended { .. } => {}
         }
     }
     orders.into_iter().map(|(_, intent, end)| format!("{intent} ({end})")).collect()

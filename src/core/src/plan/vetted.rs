@@ -4,7 +4,7 @@ use super::{Plan, Request, SoundPlan, make};
 use crate::check::{Violation, check};
 use crate::diagnosis::Diagnosis;
 use crate::evidence::Evidence;
-use crate::safety::Refusal;
+use crate::plan::Refusal;
 use jiff::Timestamp;
 
 /// Makes the plan for a diagnosis of one of the five classes and has the independent checker look at it.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
-use crate::guest::Seen;
+use crate::guest::ScanResult;
 use crate::ids::{InstanceId, NodeName, Uid};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// The moment at which no pod of the claim was first seen, journaled, with the node's Lease as it stood then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NoUser {
+pub struct UnusedSince {
     /// When it was seen.
     pub at: Timestamp,
     /// The node's Lease `renewTime` at that moment. None: it could not be read, or a pod of the claim was seen again;
@@ -26,7 +26,7 @@ pub struct NoUser {
 /// Makes the *kubelet handshake* proof, or says what is missing.
 ///
 /// # Assumptions
-/// `evidence` was collected after `no_user` was journaled. New pods are kept away: the workload is at zero by a stamp of
+/// `evidence` was collected after `unused` was journaled. New pods are kept away: the workload is at zero by a stamp of
 /// this recovery, a dry-run create was seen to be given the gate, or the node carries this recovery's closing taint. A pod
 /// that the scheduler sent just before it saw the taint is on the node by the Lease renewal that the proof waits for.
 ///
@@ -36,7 +36,7 @@ pub fn kubelet_handshake(
     evidence: &Evidence,
     node: &NodeName,
     holder: &InstanceId,
-    no_user: &NoUser,
+    unused: &UnusedSince,
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
@@ -63,8 +63,8 @@ pub fn kubelet_handshake(
     }
     // volumesInUse counts only as read after the last pod was gone (P3 after P2).
     let read_after =
-        evidence.collected_at > no_user.at && fact.at >= no_user.at && evidence.pods.at >= no_user.at;
-    let lease_renewed = match (facts.lease_renewed, no_user.lease) {
+        evidence.collected_at > unused.at && fact.at >= unused.at && evidence.pods.at >= unused.at;
+    let lease_renewed = match (facts.lease_renewed, unused.lease) {
         (Some(new), Some(old)) if new > old && read_after => new,
         _ => return Err(NoProof::LeaseNotRenewed { node: node.clone() }),
     };
@@ -75,7 +75,7 @@ pub fn kubelet_handshake(
         ground(fact, format!("kubelet on {node} does not report the volume in use")),
         held_by(evidence, holder),
     ];
-    let kind = ProofKind::KubeletHandshake { node: node.clone(), no_user_since: no_user.at, lease_renewed };
+    let kind = ProofKind::KubeletHandshake { node: node.clone(), no_user_since: unused.at, lease_renewed };
     Ok(FenceProof::new(cloud, holder, kind, grounds, for_a_while(now), now))
 }
 
@@ -87,7 +87,7 @@ pub const ATTEMPT: SignedDuration = SignedDuration::from_mins(2);
 /// attempt that was under way is over, and the agent, asked after that, sees nothing of the volume.
 ///
 /// # Assumptions
-/// `asked_at` is when the open challenge of this recovery was journaled, by the same leader as `no_user` and on the same
+/// `asked_at` is when the open challenge of this recovery was journaled, by the same leader as `unused` and on the same
 /// clock as `now`. Otherwise as [`kubelet_handshake`].
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn answered_clean(
     evidence: &Evidence,
     node: &NodeName,
     holder: &InstanceId,
-    no_user: &NoUser,
+    unused: &UnusedSince,
     asked_at: Timestamp,
     recovery: &Uid,
     now: Timestamp,
@@ -110,13 +110,13 @@ pub fn answered_clean(
         return Err(NoProof::NodeNotReady { node: node.clone() });
     }
     is_holder(facts, holder)?;
-    if no_user.lease.is_none() || asked_at < no_user.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX) {
+    if unused.lease.is_none() || asked_at < unused.at.saturating_add(ATTEMPT).unwrap_or(Timestamp::MAX) {
         let why = "it was asked while a mount attempt could be under way".to_owned();
         return Err(NoProof::NotClean { node: node.clone(), why });
     }
     let asked = Asked { at: asked_at, recovery };
     let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, asked, now)?;
-    let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: no_user.at, epoch };
+    let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: unused.at, epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
 
@@ -125,7 +125,7 @@ pub(super) fn veto_by_answer(evidence: &Evidence, node: &NodeName, now: Timestam
     if let Some(answer) = evidence.answers.get(node)
         && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
         && evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id)
-        && let Seen::InUse { users } = &answer.seen
+        && let ScanResult::InUse { users } = &answer.seen
     {
         return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
     }

@@ -31,8 +31,8 @@ mod power;
 mod reboot;
 
 pub use declared::{Declaration, declared};
-pub use handshake::{ATTEMPT, NoUser, answered_clean, kubelet_handshake};
-pub use power::{Sighting, gone, off};
+pub use handshake::{ATTEMPT, UnusedSince, answered_clean, kubelet_handshake};
+pub use power::{InstanceObservation, gone, off};
 pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;

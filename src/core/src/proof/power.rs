@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// What this recovery saw of the holder before, journaled: "not found" and "off" mean something only after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Sighting {
+pub struct InstanceObservation {
     /// The instance.
     pub instance: InstanceId,
     /// Credential, account and region that described it, or its volume with it as the holder.
@@ -37,7 +37,7 @@ pub struct Sighting {
 pub fn gone(
     evidence: &Evidence,
     holder: &InstanceId,
-    before: Option<&Sighting>,
+    before: Option<&InstanceObservation>,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;
@@ -71,7 +71,7 @@ pub fn gone(
 pub fn off(
     evidence: &Evidence,
     holder: &InstanceId,
-    before: Option<&Sighting>,
+    before: Option<&InstanceObservation>,
     now: Timestamp,
 ) -> Result<FenceProof, NoProof> {
     let Basis { volume, mut grounds, fact, instance } = basis(evidence, holder, now)?;

@@ -9,7 +9,7 @@ use super::{
 use crate::cloud::CloudVolume;
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
 use crate::fact::{Fact, Reading, Source};
-use crate::guest::{Answer, Seen};
+use crate::guest::{Answer, ScanResult};
 use crate::ids::{BootId, InstanceId, NodeName, Uid};
 use jiff::{SignedDuration, Timestamp};
 
@@ -126,7 +126,7 @@ pub(super) fn clean<'a>(
         }
     };
     let csi = evidence.csi(now).ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
-    if answer.seen == Seen::NoDevice
+    if answer.seen == ScanResult::NoDevice
         && let Some(device) = under_another_name(evidence, guest, facts, csi, volume)
     {
         return Err(not_clean(format!(
@@ -135,7 +135,7 @@ pub(super) fn clean<'a>(
         )));
     }
     veto(evidence, node, now)?;
-    let says = if answer.seen == Seen::NoDevice { "no such device" } else { "nothing uses the device" };
+    let says = if answer.seen == ScanResult::NoDevice { "no such device" } else { "nothing uses the device" };
     let grounds = vec![
         Ground {
             says: format!("the agent on {node} answered: {says}"),
@@ -179,13 +179,13 @@ fn answer_to<'a>(
         return Err(format!("its answer is from boot {}", answer.boot_id));
     }
     match &answer.seen {
-        Seen::NoDevice | Seen::Clean if answer.is_clean() => Ok(answer),
-        Seen::NoDevice | Seen::Clean => {
+        ScanResult::NoDevice | ScanResult::Clean if answer.is_clean() => Ok(answer),
+        ScanResult::NoDevice | ScanResult::Clean => {
             Err(format!("a {:?} agent cannot say that a device is clean", answer.level))
         }
-        Seen::DeadMount { paths } => Err(format!("dead mounts remain at {}", paths.join(", "))),
-        Seen::InUse { users } => Err(format!("the device is in use: {users:?}")),
-        Seen::Idle => Err("the device is there; that nobody has it open was not shown".to_owned()),
-        Seen::Unreadable { items } => Err(format!("it could not read {}", items.join(", "))),
+        ScanResult::DeadMount { paths } => Err(format!("dead mounts remain at {}", paths.join(", "))),
+        ScanResult::InUse { users } => Err(format!("the device is in use: {users:?}")),
+        ScanResult::Idle => Err("the device is there; that nobody has it open was not shown".to_owned()),
+        ScanResult::Unreadable { items } => Err(format!("it could not read {}", items.join(", "))),
     }
 }

@@ -5,9 +5,9 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::evidence::MAX_AGE;
 use crate::loss::PodsGo;
-use crate::machine::pace::later;
-use crate::machine::{Next, StepState};
-use crate::plan::{Side, StepIx};
+use crate::plan::{Releases, StepIx};
+use crate::run::pace::later;
+use crate::run::{Next, StepState};
 use jiff::SignedDuration;
 
 pub(super) const SPEC: StepSpec = StepSpec {
@@ -63,11 +63,11 @@ impl StepCx<'_> {
             return self.skipped("nothing was done that could have freed it");
         }
         let Some(why) = self.still_held() else {
-            return self.completed(match self.plan.side() {
-                Side::Whole => {
+            return self.completed(match self.plan.releases() {
+                Releases::Everyone => {
                     "kubelet, the attach/detach controller, the cloud and the VolumeAttachment have all let go"
                 }
-                Side::Old => "the old holder's node, its VolumeAttachment and the cloud have all let go",
+                Releases::OldHolder => "the old holder's node, its VolumeAttachment and the cloud have all let go",
             });
         };
         let patience =

@@ -5,8 +5,8 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::{Trouble, Verdict, diagnose};
 use crate::loss::PodsGo;
-use crate::machine::Next;
-use crate::machine::pace::{CLOUD_POLL, later, wait};
+use crate::run::Next;
+use crate::run::pace::{CLOUD_POLL, later, wait};
 use jiff::SignedDuration;
 
 pub(super) const SPEC: StepSpec = StepSpec {

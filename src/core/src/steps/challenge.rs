@@ -5,10 +5,10 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
 use crate::loss::PodsGo;
-use crate::machine::pace::{later, wait};
-use crate::machine::{Action, Effect, Next};
 use crate::plan::StepIx;
 use crate::proof::ATTEMPT;
+use crate::run::pace::{later, wait};
+use crate::run::{Action, Effect, Next};
 use jiff::SignedDuration;
 
 /// An answer that is not clean is asked for again after so long.
@@ -87,10 +87,10 @@ impl StepCx<'_> {
         if let Some(not_held) = self.no_pod_may_come() {
             return not_held;
         }
-        let Some(no_user) = self.no_user().filter(|n| n.lease.is_some()) else {
+        let Some(unused) = self.unused_since().filter(|n| n.lease.is_some()) else {
             return self.poll("the pods' end must be seen first");
         };
-        let from = later(no_user.at, ATTEMPT);
+        let from = later(unused.at, ATTEMPT);
         if !orphan && self.cx.now < from {
             return wait("a mount attempt may still be under way".to_owned(), from);
         }
@@ -124,9 +124,9 @@ impl StepCx<'_> {
         let question = self.plan.find(StepKind::Challenge).filter(|ix| *ix < self.ix)?;
         let csi = self.evidence.csi(self.cx.now)?;
         let node = self.evidence.node(&self.plan.pins.node, self.cx.now)?;
-        let no_user = self.no_user().filter(|n| n.lease.is_some())?;
+        let unused = self.unused_since().filter(|n| n.lease.is_some())?;
         let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
-        let from = later(no_user.at, ATTEMPT);
+        let from = later(unused.at, ATTEMPT);
         if !(orphan || self.evidence.lists_volume(&node.volumes_in_use, csi))
             || self.state.tries(question) >= MOST_QUESTIONS
             || self.asked_just_now()

@@ -9,11 +9,11 @@ use crate::evidence::MAX_AGE;
 use crate::fact::Reading;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
-use crate::machine::observe::{lost, unreachable};
-use crate::machine::orders::Fate;
-use crate::machine::pace::{BUSY, later, wait};
-use crate::machine::{Action, Effect, Next, StepState, orders};
 use crate::plan::general;
+use crate::run::orders::Fate;
+use crate::run::pace::{BUSY, later, wait};
+use crate::run::reconcile::{lost, unreachable};
+use crate::run::{Action, Effect, Next, StepState, orders};
 use jiff::{SignedDuration, Timestamp};
 
 /// A plain detach has so long before a forced one takes over, where the plan has one.

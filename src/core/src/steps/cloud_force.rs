@@ -4,7 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::loss::PodsGo;
-use crate::machine::Next;
+use crate::run::Next;
 
 pub(super) const SPEC: StepSpec = StepSpec {
     kind: StepKind::CloudForce,

@@ -4,10 +4,10 @@ use super::StepKind;
 use crate::diagnosis::{Verdict, diagnose};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
-use crate::journal::{Mark, Outcome, TurnBack};
-use crate::machine::pace::{self, CLOUD_POLL, later, wait};
-use crate::machine::{Context, Next, State, StepState};
+use crate::journal::{Event, Outcome, UnwindReason};
 use crate::plan::{Plan, PlannedStep, Scope, StepIx};
+use crate::run::pace::{self, CLOUD_POLL, later, wait};
+use crate::run::{Context, Next, State, StepState};
 use crate::runbook::Holding;
 use crate::stamp;
 use crate::workload::WorkloadFacts;
@@ -51,7 +51,7 @@ impl StepCx<'_> {
 
     pub(crate) fn scope(&self) -> Scope<'_> {
         let pins = &self.plan.pins;
-        Scope { node: &pins.node, side: self.plan.side(), holder: &pins.holder }
+        Scope { node: &pins.node, releases: self.plan.releases(), holder: &pins.holder }
     }
 
     /// A plan may be old when its first effect is due, and kubelet may have mounted the volume a moment ago: the trouble
@@ -139,23 +139,27 @@ impl StepCx<'_> {
             Reading::Absent => "the workload was deleted".to_owned(),
             _ => return None,
         };
-        Some(Next::Record(Mark::TurnedBack { why: TurnBack::TakenOver { what } }))
+        Some(Next::Record(Event::UnwindStarted { why: UnwindReason::TakenOver { what } }))
     }
 
     pub(crate) fn skipped(&self, why: &str) -> Next {
-        Next::Record(Mark::Skipped { step: self.ix, why: why.to_owned() })
+        Next::Record(Event::Skipped { step: self.ix, why: why.to_owned() })
     }
 
     pub(crate) fn completed(&self, seen: &str) -> Next {
-        Next::Record(Mark::Completed { step: self.ix, seen: seen.to_owned() })
+        Next::Record(Event::Completed { step: self.ix, seen: seen.to_owned() })
     }
 
     pub(crate) fn refused(&self, why: &str) -> Next {
-        Next::Record(Mark::TurnedBack { why: TurnBack::Refused { step: self.ix, why: why.to_owned() } })
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Refused { step: self.ix, why: why.to_owned() },
+        })
     }
 
     pub(crate) fn failed(&self, why: &str) -> Next {
-        Next::Record(Mark::TurnedBack { why: TurnBack::Failed { step: self.ix, why: why.to_owned() } })
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Failed { step: self.ix, why: why.to_owned() },
+        })
     }
 
     pub(crate) fn poll(&self, why: &str) -> Next {
@@ -167,11 +171,11 @@ impl StepCx<'_> {
         let seen = seen.to_owned();
         let outcome =
             if applied { Outcome::ObservedApplied { seen } } else { Outcome::ObservedNotApplied { seen } };
-        Next::Record(Mark::Outcome { step: self.ix, outcome })
+        Next::Record(Event::Outcome { step: self.ix, outcome })
     }
 
     /// Nothing was seen of the step's effect, and nothing has to be.
     pub(crate) fn unobserved(&self, why: &str) -> Next {
-        Next::Record(Mark::Outcome { step: self.ix, outcome: Outcome::Repeatable { why: why.to_owned() } })
+        Next::Record(Event::Outcome { step: self.ix, outcome: Outcome::Repeatable { why: why.to_owned() } })
     }
 }

@@ -2,10 +2,10 @@
 
 use super::cx::StepCx;
 use crate::evidence::{MAX_AGE, PodFacts};
-use crate::journal::Mark;
-use crate::machine::Next;
-use crate::plan::Side;
-use crate::proof::NoUser;
+use crate::journal::Event;
+use crate::plan::Releases;
+use crate::proof::UnusedSince;
+use crate::run::Next;
 use crate::runbook::Holding;
 
 impl StepCx<'_> {
@@ -13,14 +13,15 @@ impl StepCx<'_> {
     pub(crate) fn user_again(&self) -> Option<Next> {
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
         let seen = pods.is_some_and(|p| !self.no_user_left(p));
-        let begun = self.state.no_user().is_some_and(|n| n.lease.is_some());
-        (seen && begun)
-            .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease: None } }))
+        let begun = self.state.unused_since().is_some_and(|n| n.lease.is_some());
+        (seen && begun).then_some(Next::Record(Event::UnusedSince {
+            seen: UnusedSince { at: self.cx.now, lease: None },
+        }))
     }
 
     /// The start of the handshake, if this leader journaled it.
-    pub(crate) fn no_user(&self) -> Option<&NoUser> {
-        self.state.no_user_in(self.cx.term)
+    pub(crate) fn unused_since(&self) -> Option<&UnusedSince> {
+        self.state.unused_since_in(self.cx.term)
     }
 
     /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read, and so it
@@ -28,12 +29,12 @@ impl StepCx<'_> {
     pub(crate) fn handshake_begins(&self) -> Option<Next> {
         let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present()?;
         let lease = self.evidence.node(&self.plan.pins.node, self.cx.now).and_then(|n| n.lease_renewed);
-        let due = match self.no_user() {
+        let due = match self.unused_since() {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),
         };
         (self.no_user_left(pods) && due)
-            .then_some(Next::Record(Mark::NoUser { seen: NoUser { at: self.cx.now, lease } }))
+            .then_some(Next::Record(Event::UnusedSince { seen: UnusedSince { at: self.cx.now, lease } }))
     }
 
     /// Whether no pod of the claim is, or can come, where the volume has to be let go.
@@ -44,11 +45,11 @@ impl StepCx<'_> {
     /// Whether this pod is neither there nor can come there.
     pub(crate) fn is_away(&self, pod: &PodFacts) -> bool {
         let node = &self.plan.pins.node;
-        match (self.plan.holding(), self.plan.side()) {
+        match (self.plan.holding(), self.plan.releases()) {
             // The scheduler keeps those from it that are on no node yet.
             (Holding::ByTaint, _) => pod.node.as_ref() != Some(node),
-            (_, Side::Whole) => pod.is_held_away(),
-            (_, Side::Old) => pod.is_kept_from(node),
+            (_, Releases::Everyone) => pod.is_held_away(),
+            (_, Releases::OldHolder) => pod.is_kept_from(node),
         }
     }
 }

@@ -5,14 +5,14 @@ use crate::cloud::CloudVolume;
 use crate::diagnosis::Trouble;
 use crate::evidence::{AttachmentFacts, MAX_AGE};
 use crate::fact::Reading;
-use crate::plan::Side;
+use crate::plan::Releases;
 
 impl StepCx<'_> {
     /// The VolumeAttachments that have to go.
     pub(crate) fn old_records<'b>(&self, all: &'b [AttachmentFacts]) -> Vec<&'b AttachmentFacts> {
         let pins = &self.plan.pins;
-        let old = |a: &&AttachmentFacts| match (self.plan.side(), &self.plan.trouble) {
-            (Side::Whole, _) => true,
+        let old = |a: &&AttachmentFacts| match (self.plan.releases(), &self.plan.trouble) {
+            (Releases::Everyone, _) => true,
             (_, Trouble::Orphan { .. }) => false,
             _ => a.node == pins.node || pins.is_attachment(&a.uid),
         };
@@ -39,7 +39,7 @@ impl StepCx<'_> {
         };
         // Where others wait, record and cloud tell: what a dead kubelet said last stays, and the attach/detach controller's
         // own list may stay behind for minutes after a failed detach.
-        let whole = node.filter(|_| self.plan.side() == Side::Whole);
+        let whole = node.filter(|_| self.plan.releases() == Releases::Everyone);
         if whole.is_some_and(|n| self.evidence.lists_volume(&n.volumes_in_use, csi)) {
             return Some(format!("kubelet on {} reports the volume in use", pins.node));
         }
@@ -55,9 +55,9 @@ impl StepCx<'_> {
 
     /// Whether the cloud names nobody that has to let go.
     pub(crate) fn cloud_is_free(&self, cloud: &CloudVolume) -> bool {
-        match self.plan.side() {
-            Side::Whole => cloud.holders.is_empty(),
-            Side::Old => !cloud.holders.contains(&self.plan.pins.holder),
+        match self.plan.releases() {
+            Releases::Everyone => cloud.holders.is_empty(),
+            Releases::OldHolder => !cloud.holders.contains(&self.plan.pins.holder),
         }
     }
 }

@@ -9,9 +9,9 @@ use crate::evidence::MAX_AGE;
 use crate::fact::Reading;
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::loss::PodsGo;
-use crate::machine::pace::{later, wait};
-use crate::machine::{Action, Effect, Next, StepState};
-use crate::plan::{Side, before_fencing, before_holding, general, may_touch_node};
+use crate::plan::{Releases, before_fencing, before_holding, general, may_touch_node};
+use crate::run::pace::{later, wait};
+use crate::run::{Action, Effect, Next, StepState};
 use crate::runbook::Holding;
 use jiff::{SignedDuration, Timestamp};
 
@@ -64,7 +64,7 @@ fn describe(d: &Describe<'_>) -> Words {
 impl StepCx<'_> {
     pub(crate) fn hold(&self) -> Next {
         // In the middle of an order it is there for the cloud's detach alone.
-        if self.ix.0 > 0 && self.plan.side() == Side::Old && self.still_held().is_none() {
+        if self.ix.0 > 0 && self.plan.releases() == Releases::OldHolder && self.still_held().is_none() {
             return self.skipped("the volume is free already");
         }
         match self.state.step(self.ix) {
@@ -149,11 +149,11 @@ impl StepCx<'_> {
         let pins = &self.plan.pins;
         let mut refusals = general(self.evidence, &self.scope(), self.cx.now);
         let holding = self.plan.holding();
-        refusals.extend(match (holding, self.plan.side()) {
-            (Holding::ByTaint, _) | (_, Side::Whole) => {
+        refusals.extend(match (holding, self.plan.releases()) {
+            (Holding::ByTaint, _) | (_, Releases::Everyone) => {
                 before_holding(self.evidence, &pins.node, holding, self.cx.now)
             }
-            (_, Side::Old) => before_fencing(self.evidence, holding, self.cx.now),
+            (_, Releases::OldHolder) => before_fencing(self.evidence, holding, self.cx.now),
         });
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
@@ -169,15 +169,15 @@ impl StepCx<'_> {
         if let Some(refusal) = refusals.first() {
             return Some(self.poll(&refusal.to_string()));
         }
-        match (holding, self.plan.side()) {
+        match (holding, self.plan.releases()) {
             // Once a pod is released its successor may wait elsewhere, and the trouble look different for that.
             (Holding::ByTaint, _)
                 if self.plan.find(StepKind::Release).is_some_and(|ix| self.state.tries(ix) > 0) =>
             {
                 None
             }
-            (Holding::ByTaint, _) | (_, Side::Whole) => self.trouble_is_over(),
-            (_, Side::Old) => self.trouble_is_over_untouched(),
+            (Holding::ByTaint, _) | (_, Releases::Everyone) => self.trouble_is_over(),
+            (_, Releases::OldHolder) => self.trouble_is_over_untouched(),
         }
     }
 

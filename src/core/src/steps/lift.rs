@@ -8,9 +8,9 @@ use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::{ObjectName, Uid};
 use crate::loss::PodsGo;
-use crate::machine::pace::{RETRY, backoff, later, wait};
-use crate::machine::{Action, Context, Effect, Next, State, StepState};
 use crate::plan::{Plan, StepIx};
+use crate::run::pace::{RETRY, backoff, later, wait};
+use crate::run::{Action, Context, Effect, Next, State, StepState};
 
 pub(super) const SPEC: StepSpec = StepSpec {
     kind: StepKind::Lift,

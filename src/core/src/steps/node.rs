@@ -6,9 +6,9 @@ use crate::cloud::InstanceState;
 use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
 use crate::fact::Reading;
 use crate::journal::Outcome;
-use crate::machine::pace::{CLOUD_POLL, RETRY, backoff, later, wait};
-use crate::machine::{Action, Context, Next, State, StepState};
 use crate::plan::{Plan, StepIx, general, may_touch_node};
+use crate::run::pace::{CLOUD_POLL, RETRY, backoff, later, wait};
+use crate::run::{Action, Context, Next, State, StepState};
 use jiff::Timestamp;
 
 impl StepCx<'_> {

@@ -4,9 +4,9 @@ use super::cx::StepCx;
 use crate::diagnosis::Trouble;
 use crate::evidence::MAX_AGE;
 use crate::identity::refusals;
-use crate::machine::Next;
-use crate::plan::Side;
-use crate::safety::Refusal;
+use crate::plan::Refusal;
+use crate::plan::Releases;
+use crate::run::Next;
 
 impl StepCx<'_> {
     /// S8: claim and PersistentVolume must be the pinned ones. One that is not there, or cannot be read, is no change.
@@ -35,7 +35,7 @@ impl StepCx<'_> {
         }
         let attachments = e.attachments.read(self.cx.now, MAX_AGE).present();
         // What lets go in the course of a run of the old side is no change.
-        let may_go = self.plan.side() == Side::Old && self.state.touched();
+        let may_go = self.plan.releases() == Releases::OldHolder && self.state.touched();
         let pinned = pins.attachment.as_ref().filter(|_| !may_go);
         if let (Some(pinned), Some(all)) = (pinned, attachments)
             && !all.iter().any(|a| a.uid == pinned.uid)

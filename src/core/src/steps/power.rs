@@ -8,10 +8,10 @@ use crate::authority::{Mandate, mandate};
 use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::loss::PodsGo;
-use crate::machine::observe::{lost, unreachable};
-use crate::machine::orders::Fate;
-use crate::machine::{Action, Effect, Next, orders};
 use crate::plan::Plan;
+use crate::run::orders::Fate;
+use crate::run::reconcile::{lost, unreachable};
+use crate::run::{Action, Effect, Next, orders};
 use jiff::Timestamp;
 
 pub(super) const OFF: StepSpec = StepSpec {

@@ -8,12 +8,12 @@ use crate::diagnosis::Trouble;
 use crate::evidence::{MAX_AGE, NodeFacts};
 use crate::identity;
 use crate::loss::PodsGo;
-use crate::machine::Next;
-use crate::machine::pace::later;
 use crate::proof::{
-    ATTEMPT, Before, FenceProof, NoUser, answered_clean, answers_clean, kubelet_handshake, of_the_machine,
-    of_the_whole_machine, rebooted_and_clean,
+    ATTEMPT, Before, FenceProof, UnusedSince, answered_clean, answers_clean, kubelet_handshake,
+    of_the_machine, of_the_whole_machine, rebooted_and_clean,
 };
+use crate::run::Next;
+use crate::run::pace::later;
 use crate::runbook::Holding;
 
 pub(super) const SPEC: StepSpec = StepSpec {
@@ -94,16 +94,16 @@ impl StepCx<'_> {
         let mut lacks = Vec::new();
         let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
         let asked = self.state.challenged_in(self.cx.term, self.plan);
-        if let Some(no_user) = self.no_user().filter(|_| node.is_some_and(|n| n.ready)) {
-            match kubelet_handshake(e, &pins.node, &pins.holder, no_user, self.cx.recovery, now) {
-                Ok(proof) => match self.unanswered(no_user) {
+        if let Some(unused) = self.unused_since().filter(|_| node.is_some_and(|n| n.ready)) {
+            match kubelet_handshake(e, &pins.node, &pins.holder, unused, self.cx.recovery, now) {
+                Ok(proof) => match self.unanswered(unused) {
                     None => return Ok(proof),
                     Some(why) => lacks.push(why),
                 },
                 Err(why) => lacks.push(why.to_string()),
             }
             if let Some(asked) = asked {
-                match answered_clean(e, &pins.node, &pins.holder, no_user, asked, self.cx.recovery, now) {
+                match answered_clean(e, &pins.node, &pins.holder, unused, asked, self.cx.recovery, now) {
                     Ok(proof) => return Ok(proof),
                     Err(why) => lacks.push(why.to_string()),
                 }
@@ -121,7 +121,7 @@ impl StepCx<'_> {
             Err(_) => {}
         }
         // What the agent answered before the last mount attempt was over says nothing about that attempt.
-        if node.is_some() && self.no_user().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
+        if node.is_some() && self.unused_since().is_some_and(|n| asked >= Some(later(n.at, ATTEMPT))) {
             let before = Before { boot: pins.boot_id.clone(), asked_at: asked };
             if let Ok(proof) = rebooted_and_clean(e, &pins.node, &pins.holder, &before, self.cx.recovery, now)
             {
@@ -152,11 +152,11 @@ impl StepCx<'_> {
     /// What a living machine still has to say before its silence about a volume counts, where no VolumeAttachment speaks
     /// for it: kubelet reports what it mounts through Kubernetes, and nothing else that runs there. So its agent answers
     /// this recovery's question, asked when no pod of the claim was left. `None`: nothing is missing.
-    pub(crate) fn unanswered(&self, no_user: &NoUser) -> Option<String> {
+    pub(crate) fn unanswered(&self, unused: &UnusedSince) -> Option<String> {
         let Trouble::Orphan { .. } = self.plan.trouble else { return None };
         let pins = &self.plan.pins;
         let asked = self.state.challenged_in(self.cx.term, self.plan);
-        let Some(asked) = asked.filter(|at| *at >= no_user.at) else {
+        let Some(asked) = asked.filter(|at| *at >= unused.at) else {
             return Some(format!("the agent on {} has not been asked yet", pins.node));
         };
         let (holder, recovery) = (&pins.holder, self.cx.recovery);

@@ -4,7 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::loss::PodsGo;
-use crate::machine::{Action, Effect, Next};
+use crate::run::{Action, Effect, Next};
 
 pub(super) const SPEC: StepSpec = StepSpec {
     kind: StepKind::Quarantine,

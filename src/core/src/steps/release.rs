@@ -7,7 +7,7 @@ use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
 use crate::evidence::{MAX_AGE, PodFacts};
 use crate::loss::PodsGo;
-use crate::machine::{Action, Effect, Next, StepState};
+use crate::run::{Action, Effect, Next, StepState};
 
 pub(super) const SPEC: StepSpec = StepSpec {
     kind: StepKind::Release,

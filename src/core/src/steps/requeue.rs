@@ -6,9 +6,9 @@ use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::evidence::{AttachmentFacts, MAX_AGE};
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
-use crate::machine::pace::{later, wait};
-use crate::machine::{Action, Effect, Next, StepState};
-use crate::plan::Side;
+use crate::plan::Releases;
+use crate::run::pace::{later, wait};
+use crate::run::{Action, Effect, Next, StepState};
 
 /// A requeue that lost against another writer is tried so often: external-attacher would try by itself.
 const REQUEUES: u32 = 3;
@@ -84,7 +84,8 @@ impl StepCx<'_> {
         let going = |a: &&AttachmentFacts| a.deleting_since.is_some() && self.plan.pins.is_attachment(&a.uid);
         // At the beginning of an order only a failed try is worth another one.
         let failed = |a: &&AttachmentFacts| self.ix.0 > 0 || a.detach_error.is_some();
-        let waits = |a: &&AttachmentFacts| self.plan.side() == Side::Old && a.attach_error.is_some();
+        let waits =
+            |a: &&AttachmentFacts| self.plan.releases() == Releases::OldHolder && a.attach_error.is_some();
         let found = attachments.iter().find(|a| going(a) && failed(a)).or(attachments.iter().find(waits));
         match found {
             Some(va) => Next::Act(Action {

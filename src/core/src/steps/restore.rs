@@ -5,11 +5,11 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::evidence::MAX_AGE;
 use crate::fact::Reading;
-use crate::journal::{Mark, Outcome};
+use crate::journal::{Event, Outcome};
 use crate::loss::PodsGo;
-use crate::machine::pace::{backoff, later};
-use crate::machine::{Action, Context, Effect, Next, State, StepState};
 use crate::plan::{Plan, StepIx};
+use crate::run::pace::{backoff, later};
+use crate::run::{Action, Context, Effect, Next, State, StepState};
 use crate::stamp;
 use crate::workload::WorkloadFacts;
 
@@ -63,11 +63,11 @@ impl StepCx<'_> {
                     }
                     let why =
                         format!("{} carries no stamp of ours any more: someone else restored it", w.workload);
-                    Next::Record(Mark::Skipped { step: self.ix, why })
+                    Next::Record(Event::Skipped { step: self.ix, why })
                 }),
             },
             Reading::Absent => {
-                Next::Record(Mark::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
+                Next::Record(Event::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
             }
             _ => self.poll("the workload must be read"),
         }

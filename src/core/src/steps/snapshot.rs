@@ -7,9 +7,9 @@ use crate::cloud::{CloudSnapshot, SnapshotState};
 use crate::evidence::MAX_AGE;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
-use crate::machine::pace::{IN_FLIGHT, later};
-use crate::machine::{Action, Effect, Next, StepState};
 use crate::plan::Snapshots;
+use crate::run::pace::{IN_FLIGHT, later};
+use crate::run::{Action, Effect, Next, StepState};
 use jiff::{SignedDuration, Timestamp};
 
 pub(super) const SPEC: StepSpec = StepSpec {

@@ -3,8 +3,8 @@
 use super::{StepCx, StepKind};
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
-use crate::machine::Next;
 use crate::plan::{Allowed, Commands, Pins, PlannedStep, Snapshots};
+use crate::run::Next;
 use crate::runbook::RunbookStep;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

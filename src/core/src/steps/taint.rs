@@ -8,10 +8,10 @@ use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
 use crate::evidence::{Evidence, MAX_AGE, PodFacts};
 use crate::ids::ObjectName;
 use crate::loss::PodsGo;
-use crate::machine::observe::{TAINT, maybe_in_flight};
-use crate::machine::pace::{CLOUD_POLL, later, wait};
-use crate::machine::{Action, Context, Effect, Next, State, StepState};
 use crate::plan::{Plan, StepIx};
+use crate::run::pace::{CLOUD_POLL, later, wait};
+use crate::run::reconcile::{TAINT, maybe_in_flight};
+use crate::run::{Action, Context, Effect, Next, State, StepState};
 use jiff::SignedDuration;
 
 /// The taint stays for so long after the volume is free, if something else of the node is still attached or a pod of the claim

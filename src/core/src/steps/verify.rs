@@ -6,11 +6,11 @@ use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::{Verdict, diagnose};
 use crate::evidence::{MAX_AGE, PodFacts};
 use crate::ids::InstanceId;
-use crate::journal::{End, Mark};
+use crate::journal::{End, Event};
 use crate::loss::PodsGo;
-use crate::machine::Next;
-use crate::machine::pace::{later, wait};
-use crate::plan::Side;
+use crate::plan::Releases;
+use crate::run::Next;
+use crate::run::pace::{later, wait};
 use jiff::SignedDuration;
 
 /// How long a pod must have been Ready before the run counts as recovered.
@@ -68,7 +68,7 @@ impl StepCx<'_> {
         let counts = |p: &PodFacts| {
             let new = !pins.pods.iter().any(|(_, old)| *old == p.uid);
             let waited_elsewhere = || self.instance_of(p).is_some_and(|i| *i != pins.holder);
-            new || self.plan.side() == Side::Old && waited_elsewhere()
+            new || self.plan.releases() == Releases::OldHolder && waited_elsewhere()
         };
         let Some(pod) = pods.iter().find(|p| p.ready && p.deleting_since.is_none() && counts(p)) else {
             return self.another_trouble().unwrap_or_else(|| self.poll("no pod of the claim is Ready"));
@@ -112,7 +112,7 @@ impl StepCx<'_> {
             return None;
         }
         let why = format!("what it was for is over, and what is left has an order of its own: {trouble}");
-        Some(Next::Record(Mark::Ended { end: End::Failed { why } }))
+        Some(Next::Record(Event::Ended { end: End::Failed { why } }))
     }
 
     fn instance_of(&self, pod: &PodFacts) -> Option<&InstanceId> {

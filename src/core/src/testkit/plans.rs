@@ -4,9 +4,9 @@ use super::{Case, kubernetes};
 use crate::diagnosis::{Diagnosis, diagnose};
 use crate::fact::Fact;
 use crate::hold::HOLD_POLICY;
+use crate::plan::Refusal;
 use crate::plan::{Commands, Plan, Request, make};
 use crate::runbook::{Runbook, SCALE_TO_ZERO};
-use crate::safety::Refusal;
 
 impl Case {
     /// The diagnosis.

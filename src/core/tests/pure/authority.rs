@@ -5,13 +5,13 @@ use jiff::SignedDuration;
 use reattach_core::authority::{Approved, Asker, Denial, Mandate, NodeWord, Person, Reach};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::{NodeName, PlanHash};
-use reattach_core::journal::{Entry, Mark, TurnBack};
-use reattach_core::machine::{Action, Context, Effect, Next, State, next};
+use reattach_core::journal::{Entry, Event, UnwindReason};
 use reattach_core::outage::DownNode;
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Plan, may_touch_node};
 use reattach_core::policy::Mode;
+use reattach_core::run::{Action, Context, Effect, Next, State, next};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
-use reattach_core::safety::Refusal;
 use reattach_core::testkit::{Case, NODE, OTHER_NODE, mandate};
 
 const PLAN: &str = "0123456789abcdef";
@@ -247,8 +247,8 @@ fn a_node_is_spared_for_maintenance_opt_outs_and_selectors() {
 fn no_effect_goes_out_without_a_fresh_mandate() {
     let case = Case::statefulset().holdable();
     let plan = case.plan_by(DEFAULT_RUNBOOK, None, false).expect("a plan").sound().expect("its hash");
-    let mark = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
-    let accepted = Entry { seq: 0, at: case.now, term: 1, by: "test".into(), mark };
+    let event = Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() };
+    let accepted = Entry { seq: 0, at: case.now, term: 1, by: "test".into(), event };
     let state = State::replay(&plan, &[accepted]).expect("legal");
     let uid = Case::recovery();
     let cx = Context {
@@ -273,7 +273,10 @@ fn no_effect_goes_out_without_a_fresh_mandate() {
     let denied = case.mandate(|m| m.ceiling.iter_mut().for_each(|c| c.mode = Mode::Observe));
     let back = ask(&denied);
     let turned = |n: &Next| {
-        matches!(n, Next::Record(Mark::TurnedBack { why: TurnBack::Denied { denial: Denial::Mode { .. } } }))
+        matches!(
+            n,
+            Next::Record(Event::UnwindStarted { why: UnwindReason::Denied { denial: Denial::Mode { .. } } })
+        )
     };
     assert!(turned(&back), "{back:?}");
 }

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use reattach_core::fact::{Fact, Source};
-use reattach_core::journal::{Entry, Mark, TurnBack};
-use reattach_core::machine::{Context, Next, State, next};
+use reattach_core::journal::{Entry, Event, UnwindReason};
 use reattach_core::plan::{SoundPlan, StepIx};
-use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
+use reattach_core::run::{Context, Next, State, next};
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 /// A plan for class A, and when it was made.
@@ -20,11 +21,11 @@ fn for_a_dead_node() -> (SoundPlan, Timestamp) {
 }
 
 /// What follows the first lines of a journal, all of which are of the moment `at`.
-pub fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, at: Timestamp) -> Next {
-    let accepted = Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
-    let lines = [accepted].into_iter().chain(marks).zip(0..);
+pub fn after(plan: &SoundPlan, events: Vec<Event>, case: &Case, at: Timestamp) -> Next {
+    let accepted = Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".to_owned() };
+    let lines = [accepted].into_iter().chain(events).zip(0..);
     let journal: Vec<Entry> =
-        lines.map(|(mark, seq)| Entry { seq, at, term: 1, by: "test".to_owned(), mark }).collect();
+        lines.map(|(event, seq)| Entry { seq, at, term: 1, by: "test".to_owned(), event }).collect();
     let state = State::replay(plan, &journal).expect("a journal");
     let uid = Case::recovery();
     let cx = Context {
@@ -40,7 +41,7 @@ pub fn after(plan: &SoundPlan, marks: Vec<Mark>, case: &Case, at: Timestamp) -> 
 }
 
 fn turns_back(next: &Next, because: &str) -> bool {
-    matches!(next, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains(because))
+    matches!(next, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) if why.contains(because))
 }
 
 /// The cloud's watchdog boots it: no proof will come, and the node's lock must not be kept until the step's deadline.
@@ -48,7 +49,7 @@ fn turns_back(next: &Next, because: &str) -> bool {
 fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
     let (plan, now) = for_a_dead_node();
     let waited =
-        Mark::Skipped { step: plan.find(StepKind::Await).expect("a step"), why: "patience".to_owned() };
+        Event::Skipped { step: plan.find(StepKind::Await).expect("a step"), why: "patience".to_owned() };
     let back = after(&plan, vec![waited.clone()], &Case::deployment().holdable(), now);
     assert!(turns_back(&back, "is Ready again"), "{back:?}");
     let gone = after(&plan, vec![waited], &Case::deployment().holdable().node(|n| n.ready = false), now);
@@ -60,17 +61,19 @@ fn a_node_that_is_back_is_not_waited_for_to_be_proven_dead() {
 fn an_order_that_is_not_needed_is_skipped_up_to_its_verification() {
     let (plan, now) = for_a_dead_node();
     let healed = Case::deployment().holdable().device_in_use().pod_ready();
-    let mut marks = Vec::new();
+    let mut events = Vec::new();
     for (step, planned) in (0..).map(StepIx).zip(&plan.steps) {
-        match after(&plan, marks.clone(), &healed, now) {
-            Next::Record(Mark::Completed { step: done, .. }) if planned.kind == StepKind::Verify => {
+        match after(&plan, events.clone(), &healed, now) {
+            Next::Record(Event::Completed { step: done, .. }) if planned.kind == StepKind::Verify => {
                 assert_eq!(done, step);
             }
-            Next::Record(mark @ Mark::Skipped { .. }) if planned.kind != StepKind::Verify => marks.push(mark),
+            Next::Record(event @ Event::Skipped { .. }) if planned.kind != StepKind::Verify => {
+                events.push(event)
+            }
             other => panic!("{:?}: {other:?}", planned.kind),
         }
     }
-    assert_eq!(marks.len() + 1, plan.steps.len());
+    assert_eq!(events.len() + 1, plan.steps.len());
 }
 
 /// A node that comes back: its volume is attached anew, and the machine has not found the device yet.

@@ -9,8 +9,8 @@ use reattach_core::authority::{Person, Reach};
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::{NodeName, Uid};
-use reattach_core::journal::{Mark, Outcome, TurnBack};
-use reattach_core::machine::{Action, Effect, Next};
+use reattach_core::journal::{Event, Outcome, UnwindReason};
+use reattach_core::run::{Action, Effect, Next};
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
 use std::mem::discriminant;
 
@@ -61,7 +61,7 @@ fn what_puts_back_belongs_to_steps_that_need_no_word() {
     for mut walk in runs().into_iter().chain([Walk::new(phantom_without_policy(), QUIET)]) {
         walk.run(|walk, action| {
             let state = walk.state();
-            if state.turned_back().is_some() {
+            if state.unwinding().is_some() {
                 return;
             }
             let kind = walk.plan.steps[state.current().unwrap().index()].kind;
@@ -223,7 +223,7 @@ fn before(case: Case, which: fn(&Effect) -> bool) -> Walk {
 }
 
 fn turns_back(said: &Next) -> bool {
-    matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { .. } }))
+    matches!(said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { .. } }))
 }
 
 fn maintained(walk: &mut Walk) {
@@ -275,7 +275,7 @@ fn what_was_done_to_a_node_is_ended_without_a_word() {
     let mut off = Walk::new(dead_node(), QUIET);
     let accepted = || Outcome::Applied { detail: "200".into() };
     off.answer(|e| matches!(e, Effect::PowerOff { .. }).then(accepted), maintained);
-    assert!(matches!(off.ask(), Next::Record(Mark::Completed { .. })), "{:?}", off.ask());
+    assert!(matches!(off.ask(), Next::Record(Event::Completed { .. })), "{:?}", off.ask());
 }
 
 /// The permission to power machines off is taken back, or it is not known how far a person's right to it

@@ -5,9 +5,10 @@ use reattach_core::check::{Rule, Violation, check};
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::Known;
-use reattach_core::plan::{Allowed, EffectClass, Plan, PlannedStep, Snapshots};
-use reattach_core::runbook::StepKind;
+use reattach_core::plan::{Allowed, Plan, PlannedStep, Snapshots};
 use reattach_core::stamp::Stamp;
+use reattach_core::steps::EffectClass;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, ScalePath};
 

@@ -9,11 +9,11 @@ use reattach_core::cloud::CloudVolume;
 use reattach_core::diagnosis::{Class, StuckCause, Trouble, Verdict, diagnose};
 use reattach_core::fact::Known;
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::journal::{End, Entry, Event, Outcome, UnwindReason};
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, may_begin};
 use reattach_core::proof::{Declaration, ProofKind};
-use reattach_core::safety::Refusal;
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, volume_name};
 
 type Row = (&'static str, fn() -> Case, World, &'static [&'static str]);
@@ -106,7 +106,7 @@ fn an_abort_waits_for_a_closing_taint_that_nobody_heard_of() {
         "{}",
         walk.story()
     );
-    let begun = |e: &&Entry| matches!(e.mark, Mark::Started { .. });
+    let begun = |e: &&Entry| matches!(e.event, Event::Started { .. });
     let at: Vec<_> = walk.journal.iter().filter(begun).map(|e| e.at).collect();
     assert_eq!(at[1].duration_since(at[0]).as_secs(), 60, "{}", walk.story());
 }
@@ -120,7 +120,7 @@ fn what_an_orphan_leaves_is_another_trouble() {
     assert!(matches!(&end, End::Failed { why } if why.contains("class C")), "{end:?}\n{story}");
     assert_eq!(walk.kinds(), ["Hold", "CloudDetach", "Lift"], "{story}");
     assert!(walk.is_clean(), "{story}");
-    let lifted = walk.journal.iter().rfind(|e| matches!(e.mark, Mark::Completed { .. })).unwrap();
+    let lifted = walk.journal.iter().rfind(|e| matches!(e.event, Event::Completed { .. })).unwrap();
     let ended = walk.journal.last().unwrap();
     assert_eq!(ended.at.duration_since(lifted.at).as_secs(), 150, "{story}");
 
@@ -146,7 +146,7 @@ fn every_freeing_effect_journals_its_proof() {
         let mut walk = Walk::new(case(), *world);
         walk.run(|_, _| {});
         for entry in &walk.journal {
-            let Mark::Started { intent, proof, .. } = &entry.mark else { continue };
+            let Event::Started { intent, proof, .. } = &entry.event else { continue };
             let frees = ["detach volume", "delete VolumeAttachment", "out-of-service taint on"];
             assert_eq!(proof.is_some(), frees.iter().any(|w| intent.contains(w)), "{name}: {intent}");
         }
@@ -160,7 +160,7 @@ fn a_node_that_is_back_while_tainted_loses_the_taint_at_once() {
     let end = walk.run(|_, _| {});
     assert!(matches!(end, End::Failed { .. }), "{end:?}\n{}", walk.story());
     assert!(walk.is_clean(), "{}", walk.story());
-    let turned = |e: &&Entry| matches!(&e.mark, Mark::TurnedBack { why: TurnBack::Refused { why, .. } } if why.contains("Ready again"));
+    let turned = |e: &&Entry| matches!(&e.event, Event::UnwindStarted { why: UnwindReason::Refused { why, .. } } if why.contains("Ready again"));
     let turned = walk.journal.iter().find(turned).unwrap_or_else(|| panic!("{}", walk.story()));
     assert_eq!(turned.at.duration_since(walk.journal[0].at).as_secs(), 2, "{}", walk.story());
 }
@@ -265,8 +265,8 @@ fn a_declared_node_is_fenced_and_says_by_whom() {
     let mut walk = Walk::new(case, QUIET);
     assert_eq!(walk.run(|_, _| {}), End::Recovered, "{}", walk.story());
     assert_eq!(walk.kinds(), ["Quarantine", "TaintOutOfService", "Untaint"]);
-    let by = |m: &Mark| matches!(m, Mark::Started { proof: Some(ProofKind::Declared { by, .. }), .. } if by == "jane");
-    assert!(walk.journal.iter().any(|e| by(&e.mark)), "{}", walk.story());
+    let by = |m: &Event| matches!(m, Event::Started { proof: Some(ProofKind::Declared { by, .. }), .. } if by == "jane");
+    assert!(walk.journal.iter().any(|e| by(&e.event)), "{}", walk.story());
 }
 
 /// S7: a plan for a whole node lists what is on it, and what comes later stops it.

@@ -4,9 +4,9 @@ use super::walk::{QUIET, Walk, World};
 use jiff::SignedDuration;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::NodeName;
-use reattach_core::journal::{End, Mark};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::proof::{ANSWER_GOOD_FOR, NoUser, answered_clean};
+use reattach_core::journal::{End, Event};
+use reattach_core::proof::{ANSWER_GOOD_FOR, UnusedSince, answered_clean};
+use reattach_core::run::{Effect, Next};
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, start};
 
@@ -56,11 +56,11 @@ fn two_minutes_are_not_measured_between_two_leaders() {
     for ahead in [130, 300, -40] {
         let mut walk = lingering(false);
         until(&mut walk, |_, said| waits_for(said, "mount attempt"));
-        let first = walk.state().no_user().unwrap().at;
+        let first = walk.state().unused_since().unwrap().at;
         another_leader(&mut walk, ahead);
         assert!(!is_question(&walk.ask()), "one second after {first} by the first leader's clock");
         until(&mut walk, |_, said| is_question(said));
-        let begun = walk.state().no_user().unwrap().at;
+        let begun = walk.state().unused_since().unwrap().at;
         assert!(walk.case.now >= begun + SignedDuration::from_mins(2), "by the second leader's clock alone");
         assert_eq!(walk.run(|_, _| {}), End::Recovered);
     }
@@ -85,7 +85,7 @@ fn an_answer_to_another_leader_is_asked_for_again() {
 #[test]
 fn a_pod_on_a_node_whose_clock_is_ahead_is_recovered() {
     let mut walk = Walk::new(Case::statefulset().holdable().with_node(OTHER_NODE, OTHER_INSTANCE), QUIET);
-    let verify = walk.plan.find(reattach_core::runbook::StepKind::Verify);
+    let verify = walk.plan.find(reattach_core::steps::StepKind::Verify);
     until(&mut walk, |walk, _| {
         let pods = walk.case.evidence.pods.shown().unwrap();
         walk.state().current() == verify && pods.iter().any(|p| p.ready)
@@ -95,7 +95,7 @@ fn a_pod_on_a_node_whose_clock_is_ahead_is_recovered() {
     assert!(matches!(walk.ask(), Next::Wait { .. }));
     let renewed = walk.case.now + hour + SignedDuration::from_secs(9);
     walk.case = walk.case.clone().node_named(OTHER_NODE, |n| n.lease_renewed = Some(renewed));
-    assert!(matches!(walk.ask(), Next::Record(Mark::Completed { .. })), "{:?}", walk.ask());
+    assert!(matches!(walk.ask(), Next::Record(Event::Completed { .. })), "{:?}", walk.ask());
 }
 
 /// The cloud was busy for longer than an answer counts.
@@ -121,10 +121,10 @@ fn a_handshake_that_begins_anew_reopens_the_question() {
     until(&mut walk, |_, said| frees(said));
     another_leader(&mut walk, 0);
     until(&mut walk, |walk, _| {
-        walk.state().current() == walk.plan.find(reattach_core::runbook::StepKind::Challenge)
+        walk.state().current() == walk.plan.find(reattach_core::steps::StepKind::Challenge)
     });
-    let last = &walk.journal.last().unwrap().mark;
-    assert!(matches!(last, Mark::NoUser { seen: NoUser { lease: Some(_), .. } }), "{last:?}");
+    let last = &walk.journal.last().unwrap().event;
+    assert!(matches!(last, Event::UnusedSince { seen: UnusedSince { lease: Some(_), .. } }), "{last:?}");
 }
 
 fn at_zero() -> Evidence {
@@ -140,7 +140,7 @@ fn at_zero() -> Evidence {
 #[test]
 fn a_proof_is_as_old_as_the_answer_it_rests_on() {
     let ago = |seconds| start() - SignedDuration::from_secs(seconds);
-    let no_user = NoUser { at: ago(3_400), lease: Some(ago(3_404)) };
+    let no_user = UnusedSince { at: ago(3_400), lease: Some(ago(3_404)) };
     let made = |e: &Evidence, asked| {
         answered_clean(e, &NODE.into(), &INSTANCE.into(), &no_user, ago(asked), &Case::recovery(), start())
     };
@@ -152,7 +152,7 @@ fn a_proof_is_as_old_as_the_answer_it_rests_on() {
         assert!(made(&at_zero(), asked).is_err(), "asked {asked} s ago");
     }
     // One second before a mount attempt that was under way has to be over.
-    let early = NoUser { at: ago(149), ..no_user.clone() };
+    let early = UnusedSince { at: ago(149), ..no_user.clone() };
     let asked = |asked| {
         answered_clean(
             &at_zero(),

@@ -3,9 +3,9 @@
 use super::walk::{QUIET, Walk, dead_node};
 use reattach_core::consent::{PolicySays, Said, Withdrawal, withdrawal};
 use reattach_core::evidence::ClaimFacts;
-use reattach_core::journal::{End, Mark, Outcome, TurnBack};
-use reattach_core::machine::{Context, Effect, Next, next};
+use reattach_core::journal::{End, Event, Outcome, UnwindReason};
 use reattach_core::policy::Mode;
+use reattach_core::run::{Context, Effect, Next, next};
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 fn says(mode: Mode, power_off: bool) -> Said {
@@ -87,9 +87,9 @@ fn a_withdrawn_run_turns_back_and_ends_aborted() {
         let cx = Context { withdrawn: Some(observe.clone()), ..walk.context(&recovery) };
         next(&walk.plan, &walk.state(), &walk.case.evidence, &cx)
     };
-    let Next::Record(mark) = ask(&walk) else { panic!("it goes on: {:?}", ask(&walk)) };
-    assert_eq!(mark, Mark::TurnedBack { why: TurnBack::Withdrawn { why: observe.clone() } });
-    walk.record(mark);
+    let Next::Record(event) = ask(&walk) else { panic!("it goes on: {:?}", ask(&walk)) };
+    assert_eq!(event, Event::UnwindStarted { why: UnwindReason::Withdrawn { why: observe.clone() } });
+    walk.record(event);
     let written = serde_json::to_string(&walk.journal).unwrap();
     assert_eq!(serde_json::from_str::<Vec<reattach_core::journal::Entry>>(&written).unwrap(), walk.journal);
     assert_eq!(walk.run(|_, action| assert!(action.effect.puts_back(), "{action:?}")), End::Aborted);

@@ -2,8 +2,8 @@
 
 use super::clocks::until;
 use super::walk::{QUIET, Walk, dead_node};
-use reattach_core::journal::{Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::journal::{Event, Outcome, UnwindReason};
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 /// A wait that went on in the second of the deadline would end in that second, and be made again without a pause.
@@ -17,7 +17,10 @@ fn a_wait_ends_in_the_second_of_the_deadline() {
     assert!(matches!(&said, Next::Wait { until, .. } if *until > walk.case.now), "{said:?}");
     walk.clock_jumps(1);
     let said = walk.ask();
-    let over = matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Deadline { seconds: 60, .. } }));
+    let over = matches!(
+        said,
+        Next::Record(Event::UnwindStarted { why: UnwindReason::Deadline { seconds: 60, .. } })
+    );
     assert!(over, "{said:?}");
 }
 

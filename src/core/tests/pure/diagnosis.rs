@@ -8,7 +8,7 @@ use reattach_core::cloud::{CloudJob, JobKind, JobStatus, VolumeState};
 use reattach_core::diagnosis::{Class, diagnose};
 use reattach_core::evidence::{AccessMode, Evidence};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_core::testkit::{
     ATTACHMENT, Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, device, start,
 };
@@ -343,7 +343,7 @@ fn unclassified() -> Vec<Row> {
         ),
         row(
             "unclassified-unreadable",
-            d().answer(Seen::Unreadable { items: vec!["/sys/block".into()] }),
+            d().answer(ScanResult::Unreadable { items: vec!["/sys/block".into()] }),
             None,
             "not classified, because what the machine behind lke-1 sees of the volume: unreadable: /sys/block",
         ),

@@ -1,10 +1,10 @@
 //! The edges of a run: people who take over, edited stamps, deadlines, changes under way, facts that cannot be read.
 
-use super::machine::{Faults, Run, Step, length, run};
+use super::run::{Faults, Run, Step, length, run};
 use super::world::{self, Mark as Stamped, World, at, plan};
-use reattach_core::journal::{End, Mark, Outcome, TurnBack};
-use reattach_core::machine::{Context, Next, State, next};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{End, Event, Outcome, UnwindReason};
+use reattach_core::run::{Context, Next, State, next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 #[test]
@@ -78,7 +78,9 @@ fn a_person_who_takes_over_wins_at_every_point() {
                     "{what} after line {n}: our stamp is left\n{}",
                     run.story()
                 );
-                if at_zero && run.has(|m| matches!(m, Mark::TurnedBack { why: TurnBack::TakenOver { .. } })) {
+                if at_zero
+                    && run.has(|m| matches!(m, Event::UnwindStarted { why: UnwindReason::TakenOver { .. } }))
+                {
                     assert_eq!(
                         run.world.replicas,
                         count,
@@ -136,15 +138,17 @@ fn every_step_that_only_waits_meets_its_deadline() {
         jam(&mut world);
         let mut run = Run::new(world, Faults::default());
         for _ in 0..1_300 {
-            if run.has(|m| matches!(m, Mark::TurnedBack { .. })) || run.drive(1).is_some() {
+            if run.has(|m| matches!(m, Event::UnwindStarted { .. })) || run.drive(1).is_some() {
                 break;
             }
             if what.starts_with("kubelet") {
                 run.world.in_use = true;
             }
         }
-        let turned = run.journal.iter().find_map(|e| match &e.mark {
-            Mark::TurnedBack { why: TurnBack::Deadline { step, seconds, .. } } => Some((*step, *seconds)),
+        let turned = run.journal.iter().find_map(|e| match &e.event {
+            Event::UnwindStarted { why: UnwindReason::Deadline { step, seconds, .. } } => {
+                Some((*step, *seconds))
+            }
             _ => None,
         });
         let (step, seconds) = turned.unwrap_or_else(|| panic!("{what}: no deadline\n{}", run.story()));
@@ -161,7 +165,7 @@ fn every_step_that_only_waits_meets_its_deadline() {
 fn a_pod_that_never_gets_ready_fails_the_verification_with_the_workload_restored() {
     let mut run = run(false, Faults::default());
     while !run.has(
-        |m| matches!(m, Mark::Started { step, .. } if plan().steps[step.index()].kind == StepKind::Restore),
+        |m| matches!(m, Event::Started { step, .. } if plan().steps[step.index()].kind == StepKind::Restore),
     ) {
         assert_eq!(run.drive(1), None);
     }
@@ -215,7 +219,7 @@ fn a_change_before_the_first_effect_turns_back_without_an_effect() {
 #[test]
 fn a_node_that_reboots_in_the_middle_is_not_detached_from() {
     let mut run = run(true, Faults::default());
-    while !run.has(|m| matches!(m, Mark::NoUser { .. })) {
+    while !run.has(|m| matches!(m, Event::UnusedSince { .. })) {
         assert_eq!(run.drive(1), None);
     }
     run.world.boot = 2;
@@ -257,7 +261,7 @@ fn what_cannot_be_read_is_never_taken_for_let_go() {
 #[test]
 fn a_pod_that_appears_again_starts_the_handshake_anew() {
     let mut run = run(true, Faults::default());
-    while !run.has(|m| matches!(m, Mark::NoUser { .. })) {
+    while !run.has(|m| matches!(m, Event::UnusedSince { .. })) {
         assert_eq!(run.drive(1), None);
     }
     for _ in 0..15 {
@@ -271,8 +275,8 @@ fn a_pod_that_appears_again_starts_the_handshake_anew() {
     run.world.pod = None;
     let gone = run.world.now;
     run.assert_recovered("a pod that came and went", 1);
-    let mut again = run.journal.iter().filter_map(|e| match &e.mark {
-        Mark::NoUser { seen } if seen.lease.is_some() => Some(seen.at),
+    let mut again = run.journal.iter().filter_map(|e| match &e.event {
+        Event::UnusedSince { seen } if seen.lease.is_some() => Some(seen.at),
         _ => None,
     });
     assert!(again.next_back().unwrap() >= at(gone), "{}", run.story());
@@ -284,7 +288,7 @@ fn a_handshake_without_a_lease_is_started_again() {
     let mut run = run(true, Faults::default());
     run.drive(2);
     run.world.blind.node = true;
-    while !run.has(|m| matches!(m, Mark::Completed { step, .. } if step.0 == 0)) && run.world.now < 20 {
+    while !run.has(|m| matches!(m, Event::Completed { step, .. } if step.0 == 0)) && run.world.now < 20 {
         run.drive(1);
     }
     run.world.blind.node = false;
@@ -294,7 +298,7 @@ fn a_handshake_without_a_lease_is_started_again() {
 #[test]
 fn a_kubelet_that_stops_renewing_gives_no_proof() {
     let mut run = run(true, Faults::default());
-    while !run.has(|m| matches!(m, Mark::NoUser { .. })) {
+    while !run.has(|m| matches!(m, Event::UnusedSince { .. })) {
         assert_eq!(run.drive(1), None);
     }
     let lease = run.world.lease;
@@ -331,7 +335,7 @@ fn facts_from_before_the_effect_do_not_tell_its_outcome() {
     assert!(matches!(next(plan(), &run.state, &stale, &cx), Next::Wait { .. }));
     assert!(matches!(
         next(plan(), &run.state, &run.world.evidence(), &cx),
-        Next::Record(Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. })
+        Next::Record(Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. })
     ));
 }
 

@@ -1,4 +1,4 @@
-//! Bounded exploration, depth first, of state spaces over the real `machine::next`: two executors that share one
+//! Bounded exploration, depth first, of state spaces over the real `run::next`: two executors that share one
 //! compare-and-swap journal, crashes and lost or delayed requests at any moment, the world moving in any order.
 //!
 //! Time moves in strides of 61 s, and only while every executor waits. A cloud detach may be in flight for longer: no limit
@@ -8,8 +8,8 @@
 
 use super::world::{Issuer, Mark as Stamped, World, at};
 use reattach_core::consent::Word;
-use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{Action, Context, Effect, Next, State, newest_job, next};
+use reattach_core::journal::{End, Entry, Event, Outcome};
+use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::testkit::Case;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -43,7 +43,7 @@ impl<T: std::fmt::Debug> Printed<T> {
 
 /// The last line of a journal. Longer journals share the lines before it.
 struct Line {
-    mark: Mark,
+    event: Event,
     before: Option<Rc<Line>>,
 }
 
@@ -97,27 +97,27 @@ impl Global {
             meddles: budget[3],
             strides: if world_needs_patience { 3 } else { 2 },
         };
-        start.append(Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() }).unwrap()
+        start.append(Event::Accepted { plan_hash: plan.hash.to_string(), authority: "test".into() }).unwrap()
     }
 
-    fn append(&self, mark: Mark) -> Result<Self, String> {
+    fn append(&self, event: Event) -> Result<Self, String> {
         let mut after = self.clone();
         let seq = u32::try_from(self.length).unwrap();
-        let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), mark };
+        let entry = Entry { seq, at: at(self.world.now), term: 1, by: "x".into(), event };
         let mut state = (*self.state).clone();
         state.apply(self.world.plan(), &entry).map_err(|e| e.to_string())?;
-        after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.mark));
-        after.journal = Some(Rc::new(Line { mark: entry.mark, before: self.journal.clone() }));
+        after.digest = digest(&format!("{} {:?} {:?}", self.digest, entry.at, entry.event));
+        after.journal = Some(Rc::new(Line { event: entry.event, before: self.journal.clone() }));
         (after.length, after.state) = (self.length + 1, Rc::new(state));
         Ok(after)
     }
 
     /// The journal's lines, oldest first.
-    fn marks(&self) -> Vec<&Mark> {
+    fn events(&self) -> Vec<&Event> {
         let lines = std::iter::successors(self.journal.as_deref(), |line| line.before.as_deref());
-        let mut marks: Vec<_> = lines.map(|line| &line.mark).collect();
-        marks.reverse();
-        marks
+        let mut events: Vec<_> = lines.map(|line| &line.event).collect();
+        events.reverse();
+        events
     }
 
     /// Decisions and replies on an old journal cannot be stored any more: their executors look again.
@@ -207,17 +207,17 @@ impl Global {
                     moves.push(("look", Ok(self.with(which, Executor::Decided { length, next }))));
                 }
             }
-            Executor::Decided { next: Next::Record(mark), .. } => {
-                moves.push(("record", self.with(which, Executor::Idle).append(mark.clone())));
+            Executor::Decided { next: Next::Record(event), .. } => {
+                moves.push(("record", self.with(which, Executor::Idle).append(event.clone())));
             }
             Executor::Decided { next: Next::Act(action), .. } => {
-                let started = Mark::Started {
+                let started = Event::Started {
                     step: action.step,
                     intent: action.intent.clone(),
                     proof: None,
                     newest_job: newest_job(&action.effect, &self.world.evidence()),
                 };
-                let turned = self.state.turned_back().is_some();
+                let turned = self.state.unwinding().is_some();
                 let issuing = Executor::Issuing { length: length + 1, action: action.clone(), turned };
                 moves.push(("start", self.with(which, issuing).append(started)));
             }
@@ -226,8 +226,8 @@ impl Global {
                 self.issue_moves(which, *length, action, *turned, moves)
             }
             Executor::Replying { action, outcome, .. } => {
-                let mark = Mark::Outcome { step: action.step, outcome: outcome.clone() };
-                moves.push(("reply", self.with(which, Executor::Idle).append(mark)));
+                let event = Event::Outcome { step: action.step, outcome: outcome.clone() };
+                moves.push(("reply", self.with(which, Executor::Idle).append(event)));
                 if self.crashes > 0 {
                     let mut after = self.with(which, Executor::Idle);
                     after.crashes -= 1;
@@ -394,7 +394,7 @@ fn explore(start: Global, limit: usize) -> Found {
         }
         found.most_detaches = found.most_detaches.max(global.world.detaches);
         if let Some(broken) = global.objection() {
-            panic!("{broken}\n{way:?}\n{:#?}\n{:?}", global.marks(), global.world);
+            panic!("{broken}\n{way:?}\n{:#?}\n{:?}", global.events(), global.world);
         }
         if let Some(end) = global.state.ended() {
             let text = format!("{end:?}");
@@ -404,8 +404,8 @@ fn explore(start: Global, limit: usize) -> Found {
             match after {
                 Ok(after) => stack.push((depth + 1, name, after.normal())),
                 Err(broken) => {
-                    let marks = global.marks();
-                    panic!("{broken} at {name:?}\n{way:?}\n{marks:#?}\n{:?}", global.world)
+                    let events = global.events();
+                    panic!("{broken} at {name:?}\n{way:?}\n{events:#?}\n{:?}", global.world)
                 }
             }
         }

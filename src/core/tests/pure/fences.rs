@@ -10,12 +10,12 @@ use reattach_core::cloud::{
 use reattach_core::evidence::NodeFacts;
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::guest::{
-    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, Seen,
+    Answer, DeviceUsers, GuestCsiVolume, GuestDevice, GuestInventory, GuestMount, Level, ScanResult,
 };
 use reattach_core::ids::InstanceId;
 use reattach_core::proof::{
-    Before, Declaration, FenceProof, NoProof, ProofKind, Sighting, declared, gone, of_the_machine, off,
-    rebooted_and_clean,
+    Before, Declaration, FenceProof, InstanceObservation, NoProof, ProofKind, declared, gone, of_the_machine,
+    off, rebooted_and_clean,
 };
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, device, start};
@@ -25,7 +25,7 @@ use reattach_core::workload::WorkloadFacts;
 #[derive(Clone, Debug)]
 struct Scene {
     case: Case,
-    before: Option<Sighting>,
+    before: Option<InstanceObservation>,
     boot: Before,
     declaration: Declaration,
 }
@@ -87,7 +87,8 @@ fn scene(kind: Kind) -> Scene {
     let power = PowerFacts { jobs: vec![shutdown()], off_stays_off: false };
     e.power.insert(INSTANCE.into(), Fact::present(power, cloud(), start()));
     let state = Some(if kind == Kind::Off { InstanceState::Off } else { InstanceState::Running });
-    let before = Sighting { instance: INSTANCE.into(), scope: CloudScope("a".into()), state, at: ago(20) };
+    let before =
+        InstanceObservation { instance: INSTANCE.into(), scope: CloudScope("a".into()), state, at: ago(20) };
     Scene {
         case,
         before: Some(before),
@@ -197,7 +198,9 @@ fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
 /// The journal says what the agent answered: that there is no such device, or that nothing uses it.
 #[test]
 fn the_ground_says_what_the_agent_answered() {
-    for (seen, says) in [(Seen::NoDevice, "no such device"), (Seen::Clean, "nothing uses the device")] {
+    for (seen, says) in
+        [(ScanResult::NoDevice, "no such device"), (ScanResult::Clean, "nothing uses the device")]
+    {
         let mut s = scene(Kind::Rebooted);
         answer(&mut s, |a| (a.seen, a.level) = (seen.clone(), Level::Full));
         let proof = prove(Kind::Rebooted, &s).unwrap();
@@ -234,7 +237,7 @@ fn workload(s: &mut Scene, change: impl FnOnce(&mut WorkloadFacts)) {
     each(Some(&mut s.case.evidence.workload), change);
 }
 
-fn before(s: &mut Scene, change: impl FnOnce(&mut Sighting)) {
+fn before(s: &mut Scene, change: impl FnOnce(&mut InstanceObservation)) {
     s.before.as_mut().map(change).unwrap_or_default();
 }
 
@@ -388,7 +391,7 @@ const SPOILS: &[Change] = &[
     (
         "an agent that sees writes",
         WORD,
-        |s| s.case = s.case.clone().answer(Seen::InUse { users: in_use().users }),
+        |s| s.case = s.case.clone().answer(ScanResult::InUse { users: in_use().users }),
         "sees the volume in use",
     ),
     ("nothing to compare", BOOT, |s| s.boot = Before::default(), "has not rebooted"),
@@ -401,16 +404,26 @@ const SPOILS: &[Change] = &[
     (
         "a dead mount",
         BOOT,
-        |s| answer(s, |a| a.seen = Seen::DeadMount { paths: vec!["/x".into()] }),
+        |s| answer(s, |a| a.seen = ScanResult::DeadMount { paths: vec!["/x".into()] }),
         "dead mounts",
     ),
-    ("in use", BOOT, |s| answer(s, |a| a.seen = Seen::InUse { users: DeviceUsers::default() }), "in use"),
-    ("idle", BOOT, |s| answer(s, |a| a.seen = Seen::Idle), "the device is there"),
-    ("clean by a basic agent", BOOT, |s| answer(s, |a| a.seen = Seen::Clean), "a Basic agent cannot say"),
+    (
+        "in use",
+        BOOT,
+        |s| answer(s, |a| a.seen = ScanResult::InUse { users: DeviceUsers::default() }),
+        "in use",
+    ),
+    ("idle", BOOT, |s| answer(s, |a| a.seen = ScanResult::Idle), "the device is there"),
+    (
+        "clean by a basic agent",
+        BOOT,
+        |s| answer(s, |a| a.seen = ScanResult::Clean),
+        "a Basic agent cannot say",
+    ),
     (
         "unreadable",
         BOOT,
-        |s| answer(s, |a| a.seen = Seen::Unreadable { items: vec!["/proc".into()] }),
+        |s| answer(s, |a| a.seen = ScanResult::Unreadable { items: vec!["/proc".into()] }),
         "could not read",
     ),
     ("of another instance", WORD, |s| s.declaration.holder = OTHER_INSTANCE.into(), "another instance"),
@@ -517,7 +530,7 @@ fn where_off_stays_off_no_job_is_needed() {
 fn clean_counts_at_the_full_level_only() {
     for (level, proves) in [(Level::Full, true), (Level::Basic, false)] {
         let mut s = scene(Kind::Rebooted);
-        answer(&mut s, |a| (a.seen, a.level) = (Seen::Clean, level));
+        answer(&mut s, |a| (a.seen, a.level) = (ScanResult::Clean, level));
         assert_eq!(prove(Kind::Rebooted, &s).is_ok(), proves, "{level:?}");
     }
 }
@@ -586,8 +599,8 @@ fn sound(kind: Kind, s: &Scene) -> Result<(), &'static str> {
             let asked = e.asked == Some((answer.recovery.clone(), answer.epoch));
             let zero = e.workload.shown().is_some_and(|w| w.replicas == 0);
             let empty = e.pods.shown().is_none_or(Vec::is_empty);
-            let clean = answer.seen == Seen::Clean && answer.level == Level::Full;
-            need(asked && zero && empty && (clean || answer.seen == Seen::NoDevice), "clean")
+            let clean = answer.seen == ScanResult::Clean && answer.level == Level::Full;
+            need(asked && zero && empty && (clean || answer.seen == ScanResult::NoDevice), "clean")
         }
         Kind::Declared => need(!ready && !s.declaration.reason.is_empty(), "declared"),
     }

@@ -11,11 +11,11 @@ use proptest::prelude::*;
 use reattach_core::cloud::{CloudScope, InstanceState, JobStatus, PowerChange, PowerJob};
 use reattach_core::evidence::{Evidence, NodeFacts, PodFacts};
 use reattach_core::fact::{Fact, Known};
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use reattach_core::identity::{ClaimPhase, ClaimRef, OtherUse};
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::proof::{Declaration, NoUser};
+use reattach_core::proof::{Declaration, UnusedSince};
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, RECOVERY, volume_name};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -282,7 +282,7 @@ fn is_ours(e: &Evidence, holder: &InstanceId, now: Timestamp) -> bool {
 const ANSWERS: [fn(Case) -> Case; 5] = [
     |c| c.device_in_use(),
     |c| c.device_idle(),
-    |c| c.answer(Seen::Clean),
+    |c| c.answer(ScanResult::Clean),
     |c| c.with_mount(true),
     |c| c.unasked(),
 ];
@@ -343,7 +343,7 @@ fn machine_is_down(e: &Evidence, holder: &InstanceId, now: Timestamp) -> Option<
 }
 
 /// Whether the holder's living kubelet, or its agent, shows that nothing there uses the volume or can begin to.
-fn volume_is_unused(walk: &Walk, no_user: Option<&NoUser>, now: Timestamp) -> bool {
+fn volume_is_unused(walk: &Walk, no_user: Option<&UnusedSince>, now: Timestamp) -> bool {
     let (e, pins) = (&walk.case.evidence, &walk.plan.pins);
     let Some(Some(node)) = fresh(e.nodes.get(&pins.node), now) else { return false };
     let Some(no_user) = no_user else { return false };
@@ -360,12 +360,12 @@ fn volume_is_unused(walk: &Walk, no_user: Option<&NoUser>, now: Timestamp) -> bo
         e.asked.as_ref().is_some_and(|(r, n)| r.as_str() == RECOVERY && *r == a.recovery && *n == a.epoch)
             && a.boot_id == node.boot_id
     });
-    if answer.is_some_and(|a| matches!(a.seen, Seen::InUse { .. })) {
+    if answer.is_some_and(|a| matches!(a.seen, ScanResult::InUse { .. })) {
         return false;
     }
     let clean = answer.is_some_and(|a| match a.seen {
-        Seen::NoDevice => true,
-        Seen::Clean => a.level == Level::Full,
+        ScanResult::NoDevice => true,
+        ScanResult::Clean => a.level == Level::Full,
         _ => false,
     });
     let renewed = node.lease_renewed.zip(no_user.lease).is_some_and(|(new, old)| new > old);
@@ -415,7 +415,7 @@ fn supported(walk: &Walk, frees: Frees) -> Result<(), String> {
         Frees::Volume { force: true } => down == Some(true),
         Frees::Record | Frees::Volume { force: false } => {
             let away = is_held(walk) || frees == Frees::Record && is_closed(walk);
-            away && (down.is_some() || volume_is_unused(walk, state.no_user(), now))
+            away && (down.is_some() || volume_is_unused(walk, state.unused_since(), now))
         }
     };
     if ok { Ok(()) } else { Err(format!("machine down: {down:?}")) }

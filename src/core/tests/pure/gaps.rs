@@ -127,6 +127,6 @@ fn without_the_job_history_there_is_no_plan() {
         spoil(&mut case.evidence.jobs, gap);
         let refusals = case.plan().unwrap_err();
         assert!(refusals.iter().any(|r| r.to_string().contains("job history")), "{gap:?}: {refusals:?}");
-        assert!(refusals.iter().all(reattach_core::safety::Refusal::may_pass), "{gap:?}: it only waits");
+        assert!(refusals.iter().all(reattach_core::plan::Refusal::may_pass), "{gap:?}: it only waits");
     }
 }

@@ -1,12 +1,13 @@
 //! The runbook that holds, releases and lifts: nothing is scaled, nothing stays held.
 
-use super::machine::{Faults, Reply, Run};
+use super::run::{Faults, Reply, Run};
 use super::world::World;
 use reattach_core::check::{Rule, check};
 use reattach_core::fact::Fact;
-use reattach_core::journal::{End, Mark};
-use reattach_core::runbook::{Holding, StepKind};
-use reattach_core::safety::Refusal;
+use reattach_core::journal::{End, Event};
+use reattach_core::plan::Refusal;
+use reattach_core::runbook::Holding;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 fn run(stuck: bool, faults: Faults) -> Run {
@@ -39,7 +40,7 @@ fn a_driver_that_cannot_detach_gets_one_cloud_detach_with_the_proof() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
-    assert!(run.has(|m| matches!(m, Mark::Started { proof: Some(_), .. })), "the proof is journaled");
+    assert!(run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })), "the proof is journaled");
     assert_nothing_held(&run, "stuck unpublish");
 }
 

@@ -6,14 +6,14 @@ use reattach_core::check::{Rule, check};
 use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::evidence::{CsiSource, Evidence};
 use reattach_core::fact::{Fact, Known};
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_core::identity::{
     ClaimPhase, IdentityProblem, OtherRegion, OtherUse, OwnClusters, binding_in, refusals,
 };
 use reattach_core::ids::ObjectName;
-use reattach_core::machine::{Effect, Next};
+use reattach_core::plan::Refusal;
 use reattach_core::proof::Declaration;
-use reattach_core::safety::Refusal;
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, FORMER_INSTANCE, NODE, OTHER_NODE, machine};
 
 /// A case, and the beginning of the sentence that says what is wrong.
@@ -265,11 +265,11 @@ fn a_living_machine_is_asked_before_an_orphan_is_freed() {
     walk.run(|_, _| {});
     assert_eq!(walk.kinds()[..3], ["Hold", "Challenge", "CloudDetach"], "{}", walk.story());
 
-    let others: [fn() -> Option<Seen>; 4] = [
+    let others: [fn() -> Option<ScanResult>; 4] = [
         || None,
-        || Some(Seen::Idle),
-        || Some(Seen::DeadMount { paths: vec!["/m".into()] }),
-        || Some(Seen::Unreadable { items: vec!["/proc".into()] }),
+        || Some(ScanResult::Idle),
+        || Some(ScanResult::DeadMount { paths: vec!["/m".into()] }),
+        || Some(ScanResult::Unreadable { items: vec!["/proc".into()] }),
     ];
     for says in others {
         let mut walk = Walk::new(living_orphan(), World { holder_says: Some(says), ..QUIET });
@@ -311,7 +311,7 @@ fn a_run_turns_back_when_the_binding_is_lost() {
             lost.case = lost.case.volume(|v| v.claim_ref.as_mut().unwrap().uid = Some("another".into()));
             let next = lost.ask();
             let said = format!("{next:?}");
-            assert!(matches!(next, Next::Record(_)) && said.contains("TurnedBack"), "{said}");
+            assert!(matches!(next, Next::Record(_)) && said.contains("UnwindStarted"), "{said}");
             assert!(said.contains("bound to an earlier claim"), "{said}");
         }
     });

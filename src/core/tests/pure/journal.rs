@@ -1,27 +1,27 @@
 //! The journal: legal sequences add up, illegal ones are refused by name, and lines survive serialisation.
 
 use jiff::SignedDuration;
-use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome, Shut, TurnBack, is_withheld};
-use reattach_core::machine::{Illegal, State, StepState};
+use reattach_core::journal::{End, Entry, Event, NewestJob, Outcome, Shut, UnwindReason, is_withheld};
 use reattach_core::plan::{SoundPlan, StepIx};
 use reattach_core::policy::Mode;
-use reattach_core::proof::{NoUser, ProofKind};
+use reattach_core::proof::{ProofKind, UnusedSince};
+use reattach_core::run::{Illegal, State, StepState};
 use reattach_core::testkit::{Case, NODE, start};
 
 fn plan() -> SoundPlan {
     Case::deployment().plan().unwrap().sound().unwrap()
 }
 
-fn accepted(plan: &SoundPlan) -> Mark {
-    Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy".into() }
+fn accepted(plan: &SoundPlan) -> Event {
+    Event::Accepted { plan_hash: plan.hash.to_string(), authority: "policy".into() }
 }
 
-fn started(step: u32) -> Mark {
-    Mark::Started { step: StepIx(step), intent: "x".into(), proof: None, newest_job: None }
+fn started(step: u32) -> Event {
+    Event::Started { step: StepIx(step), intent: "x".into(), proof: None, newest_job: None }
 }
 
-fn outcome(step: u32, outcome: Outcome) -> Mark {
-    Mark::Outcome { step: StepIx(step), outcome }
+fn outcome(step: u32, outcome: Outcome) -> Event {
+    Event::Outcome { step: StepIx(step), outcome }
 }
 
 fn applied() -> Outcome {
@@ -36,44 +36,44 @@ fn not_applied() -> Outcome {
     Outcome::NotApplied { why: "409".into(), retry: true }
 }
 
-fn completed(step: u32) -> Mark {
-    Mark::Completed { step: StepIx(step), seen: "x".into() }
+fn completed(step: u32) -> Event {
+    Event::Completed { step: StepIx(step), seen: "x".into() }
 }
 
-fn skipped(step: u32) -> Mark {
-    Mark::Skipped { step: StepIx(step), why: "x".into() }
+fn skipped(step: u32) -> Event {
+    Event::Skipped { step: StepIx(step), why: "x".into() }
 }
 
-fn turned() -> Mark {
-    Mark::TurnedBack { why: TurnBack::Aborted { by: "ada".into() } }
+fn turned() -> Event {
+    Event::UnwindStarted { why: UnwindReason::Aborted { by: "ada".into() } }
 }
 
-fn ended(end: End) -> Mark {
-    Mark::Ended { end }
+fn ended(end: End) -> Event {
+    Event::Ended { end }
 }
 
-fn lines(marks: Vec<Mark>) -> Vec<Entry> {
-    let line = |(n, mark): (usize, Mark)| Entry {
+fn lines(events: Vec<Event>) -> Vec<Entry> {
+    let line = |(n, event): (usize, Event)| Entry {
         seq: u32::try_from(n).unwrap(),
         at: start() + SignedDuration::from_secs(i64::try_from(n).unwrap()),
         term: 1,
         by: "controller-0".into(),
-        mark,
+        event,
     };
-    marks.into_iter().enumerate().map(line).collect()
+    events.into_iter().enumerate().map(line).collect()
 }
 
-fn replay(marks: Vec<Mark>) -> Result<State, Illegal> {
+fn replay(events: Vec<Event>) -> Result<State, Illegal> {
     let plan = plan();
-    let all = std::iter::once(accepted(&plan)).chain(marks).collect();
+    let all = std::iter::once(accepted(&plan)).chain(events).collect();
     State::replay(&plan, &lines(all))
 }
 
-fn whole_run() -> Vec<Mark> {
+fn whole_run() -> Vec<Event> {
     vec![
         started(0),
         outcome(0, applied()),
-        Mark::NoUser { seen: NoUser { at: start(), lease: Some(start()) } },
+        Event::UnusedSince { seen: UnusedSince { at: start(), lease: Some(start()) } },
         completed(0),
         skipped(1),
         started(2),
@@ -127,8 +127,8 @@ fn outstanding_is_what_was_started_and_is_not_known() {
 #[test]
 fn illegal_lines_are_refused_with_the_reason() {
     let scaled = || vec![started(0), outcome(0, applied()), completed(0), skipped(1)];
-    let then = |more: Vec<Mark>| [scaled(), more].concat();
-    let table: Vec<(&str, Vec<Mark>, &str)> = vec![
+    let then = |more: Vec<Event>| [scaled(), more].concat();
+    let table: Vec<(&str, Vec<Event>, &str)> = vec![
         ("accepted twice", vec![accepted(&plan())], "accepted already"),
         ("outcome without a start", vec![outcome(0, applied())], "no effect is outstanding"),
         (
@@ -180,8 +180,8 @@ fn illegal_lines_are_refused_with_the_reason() {
         ("anything after the end", [whole_run(), vec![turned()]].concat(), "has ended"),
         ("ended twice", [whole_run(), vec![ended(End::Recovered)]].concat(), "has ended"),
     ];
-    for (what, marks, expected) in table {
-        let error = replay(marks).map(|_| ()).unwrap_err();
+    for (what, events, expected) in table {
+        let error = replay(events).map(|_| ()).unwrap_err();
         assert!(
             matches!(&error, Illegal::Transition { why, .. } if why.contains(expected)),
             "{what}: {error}"
@@ -208,7 +208,7 @@ fn sequence_term_and_plan_are_watched() {
     assert_eq!(State::replay(&plan, &newer.collect::<Vec<_>>()).unwrap().term(), 2);
     let first = State::replay(&plan, &lines(vec![started(0)])).map(|_| ()).unwrap_err();
     assert!(matches!(first, Illegal::Transition { why, .. } if why.contains("no plan was accepted")));
-    let other = Mark::Accepted { plan_hash: "0000000000000000".into(), authority: "policy".into() };
+    let other = Event::Accepted { plan_hash: "0000000000000000".into(), authority: "policy".into() };
     let first = State::replay(&plan, &lines(vec![other])).map(|_| ()).unwrap_err();
     assert!(matches!(first, Illegal::Transition { why, .. } if why.contains("another plan")));
 }
@@ -218,28 +218,28 @@ fn a_refused_line_leaves_the_state_unchanged() {
     let plan = plan();
     let mut state = State::replay(&plan, &lines(vec![accepted(&plan), started(0)])).unwrap();
     let before = state.clone();
-    for mark in [started(0), completed(0), accepted(&plan), ended(End::Recovered), turned()] {
-        let entry = Entry { seq: 2, at: start(), term: 1, by: "x".into(), mark };
+    for event in [started(0), completed(0), accepted(&plan), ended(End::Recovered), turned()] {
+        let entry = Entry { seq: 2, at: start(), term: 1, by: "x".into(), event };
         assert!(state.apply(&plan, &entry).is_err());
         assert_eq!(state, before);
     }
 }
 
 #[test]
-fn every_mark_survives_serialisation() {
+fn every_event_survives_serialisation() {
     let plan = plan();
     let proof =
         ProofKind::KubeletHandshake { node: NODE.into(), no_user_since: start(), lease_renewed: start() };
-    let mut marks = whole_run();
-    marks.extend([
+    let mut events = whole_run();
+    events.extend([
         accepted(&plan),
-        Mark::Started {
+        Event::Started {
             step: StepIx(2),
             intent: "detach".into(),
             proof: Some(proof),
             newest_job: Some(NewestJob::Job { id: "77".into() }),
         },
-        Mark::NoUser { seen: NoUser { at: start(), lease: None } },
+        Event::UnusedSince { seen: UnusedSince { at: start(), lease: None } },
         outcome(1, Outcome::ObservedNotApplied { seen: "x".into() }),
         outcome(1, Outcome::Repeatable { why: "x".into() }),
         outcome(1, Outcome::Withheld { shut: Shut::NotLeader }),
@@ -247,19 +247,43 @@ fn every_mark_survives_serialisation() {
         outcome(1, Outcome::Withheld { shut: Shut::Mode { mode: Mode::DryRun } }),
         outcome(1, Outcome::Withheld { shut: Shut::NotApproved { plan: "x".into() } }),
         turned(),
-        Mark::TurnedBack {
-            why: TurnBack::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() },
+        Event::UnwindStarted {
+            why: UnwindReason::Deadline { step: StepIx(1), seconds: 60, waiting_for: "x".into() },
         },
-        Mark::TurnedBack { why: TurnBack::Refused { step: StepIx(1), why: "x".into() } },
-        Mark::TurnedBack { why: TurnBack::Failed { step: StepIx(1), why: "x".into() } },
-        Mark::TurnedBack { why: TurnBack::TakenOver { what: "x".into() } },
+        Event::UnwindStarted { why: UnwindReason::Refused { step: StepIx(1), why: "x".into() } },
+        Event::UnwindStarted { why: UnwindReason::Failed { step: StepIx(1), why: "x".into() } },
+        Event::UnwindStarted { why: UnwindReason::TakenOver { what: "x".into() } },
         ended(End::Aborted),
         ended(End::Failed { why: "x".into() }),
         ended(End::Stuck { why: "x".into() }),
     ]);
-    for entry in lines(marks) {
+    for entry in lines(events) {
         let text = serde_json::to_string(&entry).unwrap();
         assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry, "{text}");
+    }
+}
+
+/// Records that were stored before the events got their present names are read, and stay as they were written.
+#[test]
+fn events_keep_their_stored_words() {
+    let line = |event: &serde_json::Value| serde_json::json!({"seq": 1, "at": "2026-03-02T03:00:00Z", "term": 1, "by": "controller-0", "mark": event});
+    let table = [
+        (
+            serde_json::json!({"mark": "noUser", "at": "2026-01-02T03:04:05Z", "lease": "2026-01-02T03:04:00Z"}),
+            Event::UnusedSince {
+                seen: UnusedSince {
+                    at: "2026-01-02T03:04:05Z".parse().unwrap(),
+                    lease: Some("2026-01-02T03:04:00Z".parse().unwrap()),
+                },
+            },
+        ),
+        (serde_json::json!({"mark": "turnedBack", "why": {"because": "aborted", "by": "ada"}}), turned()),
+    ];
+    for (stored, event) in table {
+        let stored = line(&stored);
+        let entry: Entry = serde_json::from_value(stored.clone()).unwrap();
+        assert_eq!(entry.event, event);
+        assert_eq!(serde_json::to_value(&entry).unwrap(), stored);
     }
 }
 
@@ -270,7 +294,7 @@ fn a_withheld_effect_of_an_earlier_version_is_read_as_it_was_written() {
     let line = serde_json::json!({"seq": 2, "at": "2026-03-02T03:00:00Z", "term": 1, "by": "controller-0",
         "mark": {"mark": "outcome", "step": 0, "outcome": {"outcome": "notApplied", "why": why, "retry": true}}});
     let entry: Entry = serde_json::from_value(line).unwrap();
-    assert_eq!(entry.mark, outcome(0, Outcome::NotApplied { why: why.into(), retry: true }));
+    assert_eq!(entry.event, outcome(0, Outcome::NotApplied { why: why.into(), retry: true }));
     let now = serde_json::to_value(outcome(0, Outcome::Withheld { shut: Shut::NotLeader })).unwrap();
     assert_eq!(now["outcome"], serde_json::json!({"outcome": "withheld", "shut": {"because": "notLeader"}}));
 }

@@ -1,17 +1,17 @@
 //! Late effects (safety rule S3): an order to the cloud whose reply was lost may land at any later time. No timer says that
 //! it cannot.
 
-use super::machine::{Faults, Reply, run};
+use super::run::{Faults, Reply, run};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, sighting};
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudJob, CloudScope, JobKind, JobStatus, PowerChange, PowerJob};
 use reattach_core::consent::Word;
 use reattach_core::fact::{Fact, Source};
 use reattach_core::ids::InstanceId;
-use reattach_core::journal::{End, Entry, Mark, NewestJob, Outcome};
-use reattach_core::machine::{Context, Effect, History, Next, Sent, accounted_for, next};
-use reattach_core::proof::Sighting;
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{End, Entry, Event, NewestJob, Outcome};
+use reattach_core::proof::InstanceObservation;
+use reattach_core::run::{Context, Effect, History, Next, Sent, accounted_for, next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE, OTHER_NODE, start};
 
 /// A dead node's run whose power-off got no reply.
@@ -35,7 +35,7 @@ pub fn asked(walk: &Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next
 pub fn settled(walk: &mut Walk, aborted_by: Option<&str>, word: Option<&Word>) -> Next {
     for _ in 0..50 {
         match asked(walk, aborted_by, word) {
-            Next::Record(mark) => walk.record(mark),
+            Next::Record(event) => walk.record(event),
             other => return other,
         }
     }
@@ -82,7 +82,8 @@ fn an_abort_after_a_lost_power_off_waits_for_the_order() {
     change(power, |p| p.jobs.clear());
     shutdown(&mut walk, JobStatus::Finished);
     settled(&mut walk, Some("jane"), None);
-    let seen = |e: &&Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
+    let seen =
+        |e: &&Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
     assert!(walk.journal.iter().any(|e| seen(&e)), "{}", walk.story());
 }
 
@@ -98,7 +99,7 @@ fn a_person_ends_the_wait_for_an_order_that_was_lost() {
     let good = word(walk.case.now);
     assert!(matches!(settled(&mut walk, None, Some(&good)), Next::Act(_)), "{}", walk.story());
     let said = walk.journal.iter().any(
-        |e| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } if seen.contains("grace")),
+        |e| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } if seen.contains("grace")),
     );
     assert!(said, "{}", walk.story());
 }
@@ -109,7 +110,7 @@ fn a_detach_that_nobody_accounts_for_is_waited_for() {
         for aborted in [false, true] {
             let faults = Faults { replies: vec![(2, reply)], nobody_declares: true, ..Faults::default() };
             let mut run = run(true, faults);
-            while !run.has(|m| matches!(m, Mark::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
+            while !run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
                 assert_eq!(run.drive(1), None);
             }
             run.faults.abort_after = aborted.then_some(0);
@@ -128,8 +129,8 @@ fn a_detach_whose_job_shows_needs_nobody() {
     let mut run = run(true, faults);
     assert_eq!(run.drive(3_600), Some(End::Recovered), "{}", run.story());
     let detach = run.world.plan().find(StepKind::CloudDetach).unwrap();
-    let newest = run.journal.iter().find_map(|e| match &e.mark {
-        Mark::Started { step, newest_job, .. } if *step == detach => Some(newest_job.clone()),
+    let newest = run.journal.iter().find_map(|e| match &e.event {
+        Event::Started { step, newest_job, .. } if *step == detach => Some(newest_job.clone()),
         _ => None,
     });
     assert_eq!(newest, Some(Some(NewestJob::Nothing)), "{}", run.story());
@@ -158,7 +159,7 @@ fn a_run_that_turns_back_powers_the_machine_on() {
         let said = settled(&mut walk, Some("jane"), None);
         let Next::Act(action) = said else { panic!("{said:?}\n{}", walk.story()) };
         assert!(matches!(action.effect, Effect::PowerOn { .. }), "{action:?}");
-        walk.record(Mark::Started {
+        walk.record(Event::Started {
             step: action.step,
             intent: action.intent,
             proof: None,
@@ -169,7 +170,7 @@ fn a_run_that_turns_back_powers_the_machine_on() {
         } else {
             Outcome::Applied { detail: "200".into() }
         };
-        walk.record(Mark::Outcome { step: action.step, outcome });
+        walk.record(Event::Outcome { step: action.step, outcome });
         assert_eq!(settled(&mut walk, Some("jane"), None), Next::Done(End::Aborted), "{}", walk.story());
         assert_eq!(walk.state().left_off(&walk.plan), refused);
     }
@@ -215,7 +216,7 @@ fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
     let said = settled(&mut walk, Some("jane"), Some(&word(now)));
     assert!(matches!(&said, Next::Act(a) if a.effect.puts_back()), "{said:?}\n{}", walk.story());
     let applied =
-        |e: &Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
+        |e: &Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. });
     assert!(!walk.journal.iter().any(applied), "nobody looked\n{}", walk.story());
 }
 
@@ -224,7 +225,7 @@ fn a_word_ends_the_wait_where_the_cloud_cannot_be_asked() {
 /// finds it.
 #[test]
 fn a_detach_is_over_with_its_volume() {
-    type Spoil = fn(&mut Sighting);
+    type Spoil = fn(&mut InstanceObservation);
     let table: [(&str, Option<Spoil>, bool); 5] = [
         ("never seen", None, false),
         ("seen before", Some(|_| {}), true),
@@ -293,9 +294,9 @@ fn a_word_tells_no_outcome_by_another_volumes_holders() {
     let told: Vec<_> = walk
         .journal
         .iter()
-        .filter_map(|e| match &e.mark {
-            Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } => Some(seen.as_str()),
-            Mark::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } => panic!("{seen}"),
+        .filter_map(|e| match &e.event {
+            Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. } => Some(seen.as_str()),
+            Event::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } => panic!("{seen}"),
             _ => None,
         })
         .collect();

@@ -4,12 +4,12 @@ use super::clocks::until;
 use super::walk::{ALL, QUIET, Walk, change, dead_node, dead_node_off, plan};
 use reattach_core::check::{Rule, check};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::journal::{End, Mark, TurnBack};
+use reattach_core::journal::{End, Event, UnwindReason};
 use reattach_core::loss::{Loss, PodLoss, PodsGo};
-use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::Plan;
-use reattach_core::runbook::StepKind;
-use reattach_core::safety::Refusal;
+use reattach_core::plan::Refusal;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, NODE, OTHER_INSTANCE, OTHER_NODE};
 use reattach_core::workload::WorkloadFacts;
 
@@ -210,7 +210,8 @@ fn a_loss_that_cannot_pass_is_not_waited_for() {
         let pod = |loss| PodLoss { pod: reattach_core::ids::ObjectName::new("default", "neighbour"), loss };
         change(fact, |all| *all = losses.iter().cloned().map(pod).collect());
         let said = walk.ask();
-        let refused = matches!(&said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { .. } }));
+        let refused =
+            matches!(&said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { .. } }));
         assert_eq!((matches!(said, Next::Wait { .. }), refused), (waits, !waits), "{losses:?}: {said:?}");
     }
 }

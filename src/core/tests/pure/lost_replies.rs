@@ -11,16 +11,16 @@ use reattach_core::cloud::{CloudJob, InstanceState, JobKind, JobStatus};
 use reattach_core::consent::Word;
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::ids::InstanceId;
-use reattach_core::journal::{Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{Event, Outcome, UnwindReason};
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, OTHER_INSTANCE};
 
 /// Whether the machine records that the effect was applied. `None`: it records nothing yet.
 fn observed(said: &Next) -> Option<bool> {
     match said {
-        Next::Record(Mark::Outcome { outcome: Outcome::ObservedApplied { .. }, .. }) => Some(true),
-        Next::Record(Mark::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => Some(false),
+        Next::Record(Event::Outcome { outcome: Outcome::ObservedApplied { .. }, .. }) => Some(true),
+        Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => Some(false),
         Next::Wait { .. } => None,
         other => panic!("{other:?}"),
     }
@@ -31,17 +31,17 @@ fn waits_for_a_word(said: &Next) -> bool {
     is_wait(said, "kubectl reattach declare --nothing-under-way")
 }
 
-pub fn begun(kind: StepKind) -> Mark {
-    Mark::Started { step: plan().find(kind).unwrap(), intent: "scale".into(), proof: None, newest_job: None }
+pub fn begun(kind: StepKind) -> Event {
+    Event::Started { step: plan().find(kind).unwrap(), intent: "scale".into(), proof: None, newest_job: None }
 }
 
 /// The journal of a scale to zero that was applied, in a run that turned back.
-pub fn scaled_and_aborted() -> Vec<Mark> {
+pub fn scaled_and_aborted() -> Vec<Event> {
     let outcome = Outcome::Applied { detail: "200".into() };
     vec![
         begun(StepKind::ScaleToZero),
-        Mark::Outcome { step: plan().find(StepKind::ScaleToZero).unwrap(), outcome },
-        Mark::TurnedBack { why: TurnBack::Aborted { by: "jane".into() } },
+        Event::Outcome { step: plan().find(StepKind::ScaleToZero).unwrap(), outcome },
+        Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } },
     ]
 }
 
@@ -50,7 +50,7 @@ fn of_scaling(world: &World, change: impl Fn(&mut Case)) -> [Option<bool>; 2] {
     let mut case = Case { evidence: world.evidence(), now: at(world.now) };
     change(&mut case);
     let restore = scaled_and_aborted().into_iter().chain([begun(StepKind::Restore)]).collect();
-    [vec![begun(StepKind::ScaleToZero)], restore].map(|marks| observed(&after(plan(), marks, &case, at(0))))
+    [vec![begun(StepKind::ScaleToZero)], restore].map(|events| observed(&after(plan(), events, &case, at(0))))
 }
 
 /// A stamp without the zero is left by a crash between the two writes of the /scale path: the effect is issued again.

@@ -4,10 +4,11 @@
 use super::steps::phantom;
 use super::walk::{ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan, phantom_without_policy};
 use reattach_core::consent::Word;
-use reattach_core::journal::{Mark, Outcome};
-use reattach_core::machine::{Context, Next, State, next};
-use reattach_core::plan::{Allowed, EffectClass, Plan, Snapshots};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{Event, Outcome};
+use reattach_core::plan::{Allowed, Plan, Snapshots};
+use reattach_core::run::{Context, Next, State, next};
+use reattach_core::steps::EffectClass;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 use std::collections::BTreeSet;
 
@@ -40,7 +41,7 @@ fn with_once(mut walk: Walk, kind: StepKind) -> Walk {
     plan.hash = plan.computed_hash();
     walk.plan = plan.sound().unwrap();
     let plan_hash = walk.plan.hash.to_string();
-    walk.journal[0].mark = Mark::Accepted { plan_hash, authority: "test".to_owned() };
+    walk.journal[0].event = Event::Accepted { plan_hash, authority: "test".to_owned() };
     walk
 }
 
@@ -54,8 +55,8 @@ fn kind_of(walk: &Walk, said: &Next) -> Option<StepKind> {
 /// Whether the step of the latest effect of this kind may be issued again: its outcome was observed.
 fn is_known(walk: &Walk, kind: StepKind) -> bool {
     let of_it = |step: reattach_core::plan::StepIx| walk.plan.steps[step.index()].kind == kind;
-    let last = walk.journal.iter().rev().find_map(|e| match &e.mark {
-        Mark::Outcome { step, outcome } if of_it(*step) => Some(outcome),
+    let last = walk.journal.iter().rev().find_map(|e| match &e.event {
+        Event::Outcome { step, outcome } if of_it(*step) => Some(outcome),
         _ => None,
     });
     matches!(last, Some(Outcome::ObservedNotApplied { .. }))
@@ -73,7 +74,7 @@ fn a_lost_effect_of_class_once_is_never_issued_again() {
             tried.insert(kind);
             for _ in 0..800 {
                 match walk.ask() {
-                    Next::Record(mark) => walk.record(mark),
+                    Next::Record(event) => walk.record(event),
                     Next::Wait { .. } => walk.pass(5),
                     Next::Done(_) => break,
                     Next::Act(action) => {
@@ -125,7 +126,7 @@ fn a_word_ends_the_wait_for_a_lost_effect_of_class_once() {
     assert!(matches!(&waits, Next::Wait { why, .. } if why.contains("--nothing-under-way")), "{waits:?}");
     let told = said(&walk, &late);
     assert!(
-        matches!(&told, Next::Record(Mark::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. }) if seen.contains("grace")),
+        matches!(&told, Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { seen }, .. }) if seen.contains("grace")),
         "{told:?}"
     );
 }
@@ -140,7 +141,7 @@ fn the_state_refuses_another_try_of_a_lost_effect_of_class_once() {
         let Next::Act(action) = walk.ask() else { unreachable!() };
         let step = action.step;
         walk.issue(action.clone(), Outcome::Unknown { why: "no answer".into() });
-        walk.record(Mark::Outcome {
+        walk.record(Event::Outcome {
             step,
             outcome: Outcome::Repeatable { why: "a line of another version".into() },
         });

@@ -5,9 +5,9 @@ use super::walk::{QUIET, Walk};
 use reattach_core::check::{Rule, check};
 use reattach_core::cloud::OwnerTags;
 use reattach_core::identity::{IdentityProblem, OwnClusters};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::plan::Refusal;
 use reattach_core::proof::Declaration;
-use reattach_core::safety::Refusal;
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, INSTANCE, OTHER_NODE};
 
 fn good() -> Case {
@@ -214,7 +214,7 @@ fn a_run_turns_back_when_the_tags_name_another_cluster() {
             lost.case = lost.case.cloud(|c| c.owner.add_cluster("lke99999"));
             let next = lost.ask();
             let said = format!("{next:?}");
-            assert!(matches!(next, Next::Record(_)) && said.contains("TurnedBack"), "{said}");
+            assert!(matches!(next, Next::Record(_)) && said.contains("UnwindStarted"), "{said}");
             assert!(said.contains("tagged as cluster lke99999's"), "{said}");
         }
     });

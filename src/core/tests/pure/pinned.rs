@@ -3,9 +3,9 @@
 
 use super::clocks::until;
 use super::walk::{QUIET, Walk, World, change, dead_node_off, node_missing, orphan};
-use reattach_core::journal::{Mark, TurnBack};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{Event, UnwindReason};
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 /// A run right before its first effect of this kind.
@@ -70,7 +70,7 @@ const OF_THE_CLOUD: [Change; 3] = [
 
 fn refusal(said: &Next) -> &str {
     match said {
-        Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) => why,
+        Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) => why,
         _ => "",
     }
 }

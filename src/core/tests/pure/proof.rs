@@ -1,11 +1,11 @@
 //! The kubelet handshake: the one way to a proof, and every missing piece of it.
 
 use jiff::SignedDuration;
-use reattach_core::diagnosis::{Verdict, sight};
+use reattach_core::diagnosis::{Verdict, guest_view};
 use reattach_core::fact::Known;
-use reattach_core::guest::{DeviceUsers, Seen};
+use reattach_core::guest::{DeviceUsers, ScanResult};
 use reattach_core::ids::{InstanceId, NodeName};
-use reattach_core::proof::{FenceProof, NoProof, NoUser, ProofKind, kubelet_handshake};
+use reattach_core::proof::{FenceProof, NoProof, ProofKind, UnusedSince, kubelet_handshake};
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, device, start, volume_name};
 
@@ -28,8 +28,8 @@ fn settled() -> Case {
         })
 }
 
-fn no_user() -> NoUser {
-    NoUser {
+fn no_user() -> UnusedSince {
+    UnusedSince {
         at: start() - SignedDuration::from_secs(10),
         lease: Some(start() - SignedDuration::from_secs(14)),
     }
@@ -39,7 +39,7 @@ fn proof(case: &Case) -> Result<FenceProof, NoProof> {
     handshake(case, &no_user())
 }
 
-fn handshake(case: &Case, no_user: &NoUser) -> Result<FenceProof, NoProof> {
+fn handshake(case: &Case, no_user: &UnusedSince) -> Result<FenceProof, NoProof> {
     kubelet_handshake(&case.evidence, &NODE.into(), &INSTANCE.into(), no_user, &Case::recovery(), case.now)
 }
 
@@ -250,7 +250,7 @@ fn each_missing_piece_is_named() {
         ),
         (
             "an answer that sees a user",
-            |c| c.answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
+            |c| c.answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
             |n| matches!(n, NoProof::Veto { .. }),
         ),
         (
@@ -310,7 +310,7 @@ fn a_hold_is_as_good_as_a_stamp_while_the_probe_shows_it() {
 
 #[test]
 fn a_handshake_that_began_without_a_lease_never_ends() {
-    let no_lease = NoUser { lease: None, ..no_user() };
+    let no_lease = UnusedSince { lease: None, ..no_user() };
     assert!(matches!(handshake(&settled(), &no_lease), Err(NoProof::LeaseNotRenewed { .. })));
 }
 
@@ -326,8 +326,9 @@ fn a_dead_mount_and_a_silent_agent_are_no_veto() {
 /// What an agent saw when it was asked something else may be over.
 #[test]
 fn an_answer_to_another_question_is_no_veto() {
-    let saw =
-        || settled().answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } });
+    let saw = || {
+        settled().answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } })
+    };
     assert!(matches!(proof(&saw()), Err(NoProof::Veto { .. })));
     let (mut later, mut of_another) = (saw(), saw());
     later.evidence.asked = Some((Case::recovery(), 2));
@@ -390,8 +391,8 @@ fn nothing_else_makes_a_proof() {
 fn a_live_mount_is_never_seen_as_dead() {
     let case = Case::deployment().unasked().with_mount(false);
     assert!(!matches!(
-        sight(&case.evidence, &NODE.into(), case.now),
-        reattach_core::diagnosis::Sight::DeadMount { .. }
+        guest_view(&case.evidence, &NODE.into(), case.now),
+        reattach_core::diagnosis::GuestView::DeadMount { .. }
     ));
     assert!(!matches!(case.diagnosis().verdict, Verdict::Ours { .. }));
 }

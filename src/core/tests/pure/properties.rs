@@ -8,7 +8,7 @@ use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::{Trouble, Verdict};
 use reattach_core::evidence::{AccessMode, Evidence};
 use reattach_core::fact::{Fact, Known};
-use reattach_core::guest::{DeviceUsers, Seen};
+use reattach_core::guest::{DeviceUsers, ScanResult};
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{
     Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start, volume_name,
@@ -58,9 +58,9 @@ const CHANGES: [Change; 62] = [
     |c| c.device_in_use(),
     |c| c.device_idle(),
     |c| c.unasked(),
-    |c| c.answer(Seen::NoDevice),
-    |c| c.answer(Seen::Unreadable { items: vec!["x".into()] }),
-    |c| c.answer(Seen::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
+    |c| c.answer(ScanResult::NoDevice),
+    |c| c.answer(ScanResult::Unreadable { items: vec!["x".into()] }),
+    |c| c.answer(ScanResult::InUse { users: DeviceUsers { swap: true, ..DeviceUsers::default() } }),
     |c| c.guest(|g| g.unreadable.push("x".into())),
     |c| c.guest(|g| g.boot_id = "x".into()),
     |c| c.claim(|c| c.deleting = true),

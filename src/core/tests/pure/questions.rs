@@ -5,10 +5,10 @@ use super::identity::living_orphan;
 use super::snapshots::end_of;
 use super::walk::{QUIET, Walk, World, orphan};
 use jiff::SignedDuration;
-use reattach_core::journal::{Mark, TurnBack};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::journal::{Event, UnwindReason};
 use reattach_core::proof::ATTEMPT;
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE, volume_name};
 
 fn phantom() -> Case {
@@ -29,7 +29,7 @@ fn waits_for_the_attempt(said: &Next) -> bool {
 
 /// The moment from which a mount attempt of the last pod is over.
 fn attempt_over(walk: &Walk) -> jiff::Timestamp {
-    walk.state().no_user().expect("the pods' end was seen").at + ATTEMPT
+    walk.state().unused_since().expect("the pods' end was seen").at + ATTEMPT
 }
 
 /// A phantom's run that waits for a driver which cannot detach; kubelet has let go.
@@ -54,8 +54,8 @@ fn the_agent_is_asked_where_its_answer_decides() {
         walk.run(|_, _| {});
         let end = end_of(&walk, StepKind::Challenge);
         let fits = match end {
-            Some(Mark::Completed { seen, .. }) => words == answered && seen.contains(words),
-            Some(Mark::Skipped { why, .. }) => why == words,
+            Some(Event::Completed { seen, .. }) => words == answered && seen.contains(words),
+            Some(Event::Skipped { why, .. }) => why == words,
             _ => false,
         };
         assert!(fits, "{words}: {end:?}\n{}", walk.story());
@@ -107,7 +107,7 @@ fn an_answer_that_gets_lost_is_asked_for_with_a_limit() {
     }
     walk.pass(30);
     let late = walk.ask();
-    let turned = matches!(late, Next::Record(Mark::TurnedBack { why: TurnBack::Deadline { .. } }));
+    let turned = matches!(late, Next::Record(Event::UnwindStarted { why: UnwindReason::Deadline { .. } }));
     assert!(turned, "the step's deadline ends the wait: {late:?}");
 }
 

@@ -5,8 +5,8 @@ use reattach_core::cloud::VolumeState;
 use reattach_core::diagnosis::Class;
 use reattach_core::evidence::AccessMode;
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::plan::{Scope, Side, before_scaling, general};
-use reattach_core::safety::Refusal;
+use reattach_core::plan::Refusal;
+use reattach_core::plan::{Releases, Scope, before_scaling, general};
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start};
 use reattach_core::workload::{AutoscalerFacts, ManagerFacts, ManagerKind, PodRefusal, ScalePath};
@@ -182,7 +182,7 @@ fn a_second_record_of_the_volume_on_another_node_is_refused() {
 fn refusals_of_the_cloud_and_of_missing_facts() {
     let node = NODE.into();
     let holder = INSTANCE.into();
-    let scope = Scope { node: &node, side: Side::Whole, holder: &holder };
+    let scope = Scope { node: &node, releases: Releases::Everyone, holder: &holder };
     let outage = |case: &Case| general(&case.evidence, &scope, case.now);
     let mut stale = s();
     stale.evidence.cloud_volume.at -= SignedDuration::from_secs(90);
@@ -338,7 +338,7 @@ fn an_unreadable_claim_hides_no_other_refusal() {
     case.evidence.claim = Fact::unknown("timeout", Source::Kubernetes("claim".into()), start());
     let found = general(
         &case.evidence,
-        &Scope { node: &NODE.into(), side: Side::Whole, holder: &INSTANCE.into() },
+        &Scope { node: &NODE.into(), releases: Releases::Everyone, holder: &INSTANCE.into() },
         case.now,
     );
     assert!(found.iter().any(|r| matches!(r, Refusal::Missing { .. })), "{found:?}");

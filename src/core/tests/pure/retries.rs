@@ -3,8 +3,8 @@
 use super::walk::{ALL, By, QUIET, Walk, World, dead_node, dead_node_off, orphan};
 use jiff::SignedDuration;
 use reattach_core::journal::Outcome;
-use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::{Allowed, Snapshots};
+use reattach_core::run::{Effect, Next};
 use reattach_core::testkit::{Case, OTHER_INSTANCE, OTHER_NODE};
 
 /// One second after the first refusal, then twice as long each time. Not sooner, or the other side is asked

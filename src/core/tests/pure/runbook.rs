@@ -1,8 +1,9 @@
 //! Runbooks and stamps as data: what is accepted, and the one sentence for what is not.
 
 use reattach_core::diagnosis::Class;
-use reattach_core::runbook::{BUILT_IN, Runbook, SCALE_TO_ZERO, StepKind};
+use reattach_core::runbook::{BUILT_IN, Runbook, SCALE_TO_ZERO};
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::start;
 
 #[test]

@@ -1,15 +1,15 @@
 //! The founding procedure's own steps: what is asked right before the scale to zero, whose the zero is then, and what is
 //! put back.
 
-use super::machine::{Faults, Reply, Run, Step, run};
+use super::run::{Faults, Reply, Run, Step, run};
 use super::walk::change;
 use super::world::{Mark as Stamped, World, at, plan};
 use jiff::SignedDuration;
 use reattach_core::evidence::Evidence;
 use reattach_core::fact::Known;
-use reattach_core::journal::{Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{Event, Outcome, UnwindReason};
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::workload::WorkloadFacts;
 
 /// Takes the run on until `there`.
@@ -56,16 +56,16 @@ fn waits(said: &Next, what: &str) -> bool {
 }
 
 fn refused(said: &Next, what: &str) -> bool {
-    matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains(what))
+    matches!(said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) if why.contains(what))
 }
 
 fn skipped(said: &Next, what: &str) -> bool {
-    matches!(said, Next::Record(Mark::Skipped { why, .. }) if why.contains(what))
+    matches!(said, Next::Record(Event::Skipped { why, .. }) if why.contains(what))
 }
 
 fn taken_over(said: &Next) -> Option<&str> {
     match said {
-        Next::Record(Mark::TurnedBack { why: TurnBack::TakenOver { what } }) => Some(what),
+        Next::Record(Event::UnwindStarted { why: UnwindReason::TakenOver { what } }) => Some(what),
         _ => None,
     }
 }
@@ -103,7 +103,7 @@ fn nothing_is_scaled_against_a_refusal_of_now() {
 #[test]
 fn a_scale_that_met_a_conflict_is_in_force_if_our_zero_is_seen() {
     let mut run = run(false, Faults { replies: vec![(1, Reply::Busy)], ..Faults::default() });
-    until(&mut run, |run| run.has(|m| matches!(m, Mark::Outcome { .. })));
+    until(&mut run, |run| run.has(|m| matches!(m, Event::Outcome { .. })));
     let found = |replicas, stamp: &Stamped| {
         let stamp = stamp.clone();
         if_it_were(&run, |w| (w.replicas, w.stamp) = (replicas, stamp))
@@ -162,7 +162,7 @@ fn a_workload_read_before_the_scale_was_accepted_is_read_again() {
     let mut run = run(false, Faults::default());
     let begun = run.world.evidence().workload;
     run.world.now = 5;
-    until(&mut run, |run| run.has(|m| matches!(m, Mark::Outcome { outcome: Outcome::Applied { .. }, .. })));
+    until(&mut run, |run| run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Applied { .. }, .. })));
     for (seconds, again) in [(0, true), (4, true), (5, false)] {
         let mut evidence = run.world.evidence();
         if again {
@@ -193,7 +193,7 @@ fn a_count_is_restored_once_and_never_over_another_one() {
     let before = run.world.evidence();
     until(&mut run, |run| run.world.replicas == 1);
     let restored =
-        |said: &Next| matches!(said, Next::Record(Mark::Completed { step, .. }) if Some(*step) == restore);
+        |said: &Next| matches!(said, Next::Record(Event::Completed { step, .. }) if Some(*step) == restore);
     assert!(restored(&if_it_were(&run, |_| {})));
     // The write was accepted: it is not made again on a reading from before it.
     assert!(restored(&run.ask(&before)), "{:?}", run.ask(&before));
@@ -203,7 +203,7 @@ fn a_count_is_restored_once_and_never_over_another_one() {
 #[test]
 fn nothing_is_put_back_on_a_reading_from_before_the_turn() {
     let mut run = run(false, Faults { abort_after: Some(3), ..Faults::default() });
-    until(&mut run, |run| run.state.turned_back().is_some());
+    until(&mut run, |run| run.state.unwinding().is_some());
     let mut before = run.world.evidence();
     read_before(&mut before);
     assert!(waits(&run.ask(&before), "must be read again to restore it"), "{:?}", run.ask(&before));

@@ -1,7 +1,7 @@
 //! The machine over random schedules of crashes, lost replies, blind moments, aborts and meddling.
 
-use super::machine::{Faults, Reply, Run};
 use super::properties::{cases, runner};
+use super::run::{Faults, Reply, Run};
 use super::world::{Blind, Mark as Stamped, World};
 use proptest::prelude::*;
 use reattach_core::journal::End;

@@ -6,10 +6,10 @@ use super::walk::{
 use jiff::SignedDuration;
 use reattach_core::cloud::{InstanceState, SnapshotState};
 use reattach_core::fact::{Fact, Source};
-use reattach_core::journal::{End, Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::journal::{End, Event, Outcome, UnwindReason};
 use reattach_core::plan::{Allowed, Snapshots};
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 const HANGS: World = World { stuck: true, hangs: Some(By::Us), ..QUIET };
@@ -52,12 +52,12 @@ fn is_snapshot(effect: &Effect) -> bool {
 }
 
 /// What the journal says of the step's end.
-pub fn end_of(walk: &Walk, kind: StepKind) -> Option<&Mark> {
+pub fn end_of(walk: &Walk, kind: StepKind) -> Option<&Event> {
     let ix = walk.plan.find(kind)?;
     walk.journal
         .iter()
-        .map(|e| &e.mark)
-        .find(|m| matches!(m, Mark::Completed { step, .. } | Mark::Skipped { step, .. } if *step == ix))
+        .map(|e| &e.event)
+        .find(|m| matches!(m, Event::Completed { step, .. } | Event::Skipped { step, .. } if *step == ix))
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn it_is_complete_before_the_detach_by_force() {
             assert_eq!(walk.kinds(), *expected, "{name}\n{}", walk.story());
             assert!(walk.is_clean(), "{name}\n{}", walk.story());
             assert!(
-                matches!(end_of(&walk, StepKind::Snapshot), Some(Mark::Completed { seen, .. }) if seen == "snapshot snap-1 is complete"),
+                matches!(end_of(&walk, StepKind::Snapshot), Some(Event::Completed { seen, .. }) if seen == "snapshot snap-1 is complete"),
                 "{name}\n{}",
                 walk.story()
             );
@@ -107,7 +107,7 @@ fn a_plain_detach_that_works_needs_none() {
         let mut walk = Walk::with(case(), World { stuck: true, ..QUIET }, REQUIRED);
         assert_eq!(walk.run(|_, _| {}), End::Recovered, "{name}\n{}", walk.story());
         assert!(has(&walk, "CloudDetach") && walk.snapshots.is_empty(), "{name}\n{}", walk.story());
-        assert!(matches!(end_of(&walk, StepKind::Snapshot), Some(Mark::Skipped { .. })), "{name}");
+        assert!(matches!(end_of(&walk, StepKind::Snapshot), Some(Event::Skipped { .. })), "{name}");
     }
 }
 
@@ -169,9 +169,9 @@ fn one_that_takes_too_long_ends_the_wait() {
         walk.run(|_, _| {});
         assert_eq!(has(&walk, "CloudForce"), forced, "{}", walk.story());
         assert!(walk.is_clean(), "{}", walk.story());
-        let after = walk.journal.iter().find(|e| match &e.mark {
-            Mark::Skipped { step, .. } => walk.plan.find(StepKind::Snapshot) == Some(*step),
-            Mark::TurnedBack { why: TurnBack::Deadline { step, .. } } => {
+        let after = walk.journal.iter().find(|e| match &e.event {
+            Event::Skipped { step, .. } => walk.plan.find(StepKind::Snapshot) == Some(*step),
+            Event::UnwindStarted { why: UnwindReason::Deadline { step, .. } } => {
                 walk.plan.find(StepKind::Snapshot) == Some(*step)
             }
             _ => false,
@@ -191,8 +191,8 @@ fn one_of_unknown_outcome_is_looked_up_and_not_repeated() {
         assert!(matches!(walk.ask(), Next::Wait { .. }), "{name}: what was read before it tells nothing");
         assert_eq!(walk.run(|_, _| {}), End::Recovered, "{name}\n{}", walk.story());
         assert_eq!(walk.kinds().iter().filter(|k| *k == "Snapshot").count(), 1, "{name}\n{}", walk.story());
-        let found = |m: &Mark| matches!(m, Mark::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } if seen.contains("snap-1"));
-        assert!(walk.journal.iter().any(|e| found(&e.mark)), "{name}\n{}", walk.story());
+        let found = |m: &Event| matches!(m, Event::Outcome { outcome: Outcome::ObservedApplied { seen }, .. } if seen.contains("snap-1"));
+        assert!(walk.journal.iter().any(|e| found(&e.event)), "{name}\n{}", walk.story());
     }
 }
 
@@ -313,8 +313,8 @@ fn one_of_unknown_outcome_is_ordered_again_only_when_its_time_is_over() {
         let said = walk.ask();
         // Without a look nothing was observed, and the step's deadline is over: nothing is ordered any more.
         let told = match &said {
-            Next::Record(Mark::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => !blind,
-            Next::Record(Mark::Outcome { outcome: Outcome::Repeatable { .. }, .. }) => blind,
+            Next::Record(Event::Outcome { outcome: Outcome::ObservedNotApplied { .. }, .. }) => !blind,
+            Next::Record(Event::Outcome { outcome: Outcome::Repeatable { .. }, .. }) => blind,
             _ => false,
         };
         assert_eq!(told, again, "blind {blind}, {seconds} s: {said:?}");
@@ -332,8 +332,8 @@ fn a_volume_that_is_let_go_ends_the_step() {
         walk.answer(|e| is_snapshot(e).then(|| outcome.clone()), |_| {});
         walk.case = walk.case.clone().cloud(|c| c.holders.clear());
         let fits = match walk.ask() {
-            Next::Record(Mark::Completed { .. }) => made,
-            Next::Record(Mark::Skipped { .. }) => !made,
+            Next::Record(Event::Completed { .. }) => made,
+            Next::Record(Event::Skipped { .. }) => !made,
             _ => false,
         };
         assert!(fits, "{outcome:?}: {:?}", walk.ask());

@@ -2,10 +2,10 @@
 
 use super::walk::{QUIET, Walk, dead_node};
 use jiff::SignedDuration;
-use reattach_core::journal::{Entry, Mark, Outcome, Shut};
+use reattach_core::journal::{Entry, Event, Outcome, Shut};
 use reattach_core::plan::{PLAN_VERSION, Plan, StepIx, Unsound, may_have_freed};
 use reattach_core::proof::ProofKind;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, start};
 
 fn plan() -> Plan {
@@ -39,20 +39,20 @@ fn a_plan_that_was_edited_is_not_sound() {
     }
 }
 
-fn lines(marks: Vec<Mark>) -> Vec<Entry> {
-    let line = |(seq, mark): (u32, Mark)| Entry { seq, at: start(), term: 1, by: "test".into(), mark };
-    (0..).zip(marks).map(line).collect()
+fn lines(events: Vec<Event>) -> Vec<Entry> {
+    let line = |(seq, event): (u32, Event)| Entry { seq, at: start(), term: 1, by: "test".into(), event };
+    (0..).zip(events).map(line).collect()
 }
 
 #[test]
 fn a_detach_without_a_definite_no_may_have_freed() {
-    let started = |proof: bool| Mark::Started {
+    let started = |proof: bool| Event::Started {
         step: StepIx(2),
         intent: "x".into(),
         proof: proof.then_some(ProofKind::Gone { last_seen: None }),
         newest_job: None,
     };
-    let outcome = |outcome| Mark::Outcome { step: StepIx(2), outcome };
+    let outcome = |outcome| Event::Outcome { step: StepIx(2), outcome };
     let say = || "x".to_owned();
     let shut = || outcome(Outcome::Withheld { shut: Shut::NotLeader });
     let no = || outcome(Outcome::NotApplied { why: say(), retry: true });
@@ -78,8 +78,8 @@ fn a_detach_without_a_definite_no_may_have_freed() {
         (vec![started(true), shut(), started(true)], true),
         (vec![started(true), outcome(Outcome::Unknown { why: say() }), started(true), shut()], true),
     ];
-    for (marks, freed) in cases {
-        assert_eq!(may_have_freed(&lines(marks.clone())), freed, "{marks:?}");
+    for (events, freed) in cases {
+        assert_eq!(may_have_freed(&lines(events.clone())), freed, "{events:?}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a stamp is good for: never more than a journal or the workload's own past says.
 
-use super::machine::{Faults, length, run};
+use super::run::{Faults, length, run};
 use super::world::{Mark as Stamped, World};
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::stamp::{Doubt, Foreign, MOST_RESTORED, Scaled, Shown, Stamp, Traces, Verdict, judge};
 use reattach_core::testkit::start;
 
@@ -96,7 +96,7 @@ fn a_count_that_was_edited_in_a_run_is_not_restored() {
                     run.story()
                 );
                 let says =
-                    |m: &Mark| matches!(m, Mark::Started { intent, .. } if intent.contains("says 5000"));
+                    |m: &Event| matches!(m, Event::Started { intent, .. } if intent.contains("says 5000"));
                 assert!(run.has(says), "after line {n}\n{}", run.story());
             }
         }

@@ -10,10 +10,10 @@ use reattach_core::evidence::{AttachmentFacts, NodeClaim};
 use reattach_core::fact::{Fact, Known, Source};
 use reattach_core::hold::hold_taint;
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::{Mark, Outcome, TurnBack};
-use reattach_core::machine::{Effect, Next};
+use reattach_core::journal::{Event, Outcome, UnwindReason};
 use reattach_core::plan::Allowed;
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{
     Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, start, volume_name,
 };
@@ -34,15 +34,15 @@ pub fn is_wait(said: &Next, what: &str) -> bool {
 }
 
 pub fn is_completed(said: &Next) -> bool {
-    matches!(said, Next::Record(Mark::Completed { .. }))
+    matches!(said, Next::Record(Event::Completed { .. }))
 }
 
 fn is_seen(said: &Next, what: &str) -> bool {
-    matches!(said, Next::Record(Mark::Completed { seen, .. }) if seen.contains(what))
+    matches!(said, Next::Record(Event::Completed { seen, .. }) if seen.contains(what))
 }
 
 pub fn is_skipped(said: &Next, what: &str) -> bool {
-    matches!(said, Next::Record(Mark::Skipped { why, .. }) if why.contains(what))
+    matches!(said, Next::Record(Event::Skipped { why, .. }) if why.contains(what))
 }
 
 fn detaches(said: &Next) -> bool {
@@ -143,7 +143,7 @@ fn a_wait_behind_a_step_that_was_not_needed_is_skipped() {
     let mut walk = Walk::new(phantom(), World { stuck: true, ..QUIET });
     until(&mut walk, |_, said| detaches(said));
     let skipped = |e: &reattach_core::journal::Entry| {
-        is_skipped(&Next::Record(e.mark.clone()), "nothing was done that could have freed it")
+        is_skipped(&Next::Record(e.event.clone()), "nothing was done that could have freed it")
     };
     assert!(walk.journal.iter().any(skipped), "{}", walk.story());
 }
@@ -282,7 +282,7 @@ fn a_claim_that_the_plan_does_not_list_saves_the_node() {
     let said = walk.ask();
     let refused = matches!(
         &said,
-        Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.starts_with("1 more of the claims")
+        Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) if why.starts_with("1 more of the claims")
     );
     assert!(refused, "{said:?}");
 }
@@ -368,7 +368,7 @@ fn before<T>(fact: &mut Fact<T>) {
 }
 
 pub fn is_refused(said: &Next, what: &str) -> bool {
-    matches!(said, Next::Record(Mark::TurnedBack { why: TurnBack::Refused { why, .. } }) if why.contains(what))
+    matches!(said, Next::Record(Event::UnwindStarted { why: UnwindReason::Refused { why, .. } }) if why.contains(what))
 }
 
 /// A change of the evidence, and what the machine says then.

@@ -5,9 +5,9 @@ use super::steps::{is_skipped, phantom, reached, touches};
 use super::walk::{ALL, QUIET, Walk, World, detach_error, node_missing};
 use reattach_core::evidence::AttachmentFacts;
 use reattach_core::fact::Known;
-use reattach_core::journal::Mark;
-use reattach_core::machine::Next;
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::Event;
+use reattach_core::run::Next;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{ATTACHMENT, NODE, attachment};
 
 /// The plan names one record. Another one, or one that nobody deletes, is not ours to write to.
@@ -41,7 +41,7 @@ fn an_order_begins_with_another_try_only_after_a_failed_one() {
     assert!(matches!(unclear.ask(), Next::Wait { .. }), "{:?}", unclear.ask());
     let mut other = failed;
     other.case = other.case.clone().node(|n| n.ready = false);
-    assert!(matches!(other.ask(), Next::Record(Mark::TurnedBack { .. })), "{:?}", other.ask());
+    assert!(matches!(other.ask(), Next::Record(Event::UnwindStarted { .. })), "{:?}", other.ask());
 
     let mut not_tried = reached(node_missing(), ALL, StepKind::Requeue);
     let now = not_tried.case.now;

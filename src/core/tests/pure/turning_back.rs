@@ -12,9 +12,9 @@ use reattach_core::cloud::{InstanceState, JobStatus};
 use reattach_core::consent::Word;
 use reattach_core::fact::Known;
 use reattach_core::ids::InstanceId;
-use reattach_core::journal::{End, Mark, Outcome};
-use reattach_core::machine::{Effect, Left, Next, without_journal};
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::{End, Event, Outcome};
+use reattach_core::run::{Effect, Left, Next, without_journal};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE};
 
 fn busy() -> Outcome {
@@ -30,10 +30,10 @@ fn at_zero() -> World {
 }
 
 /// What follows these lines, which are of second 0, in such a world.
-fn unwinding(world: &World, marks: Vec<Mark>, change: impl Fn(&mut Case)) -> Next {
+fn unwinding(world: &World, events: Vec<Event>, change: impl Fn(&mut Case)) -> Next {
     let mut case = Case { evidence: world.evidence(), now: at(world.now) };
     change(&mut case);
-    after(plan(), marks, &case, at(0))
+    after(plan(), events, &case, at(0))
 }
 
 /// What was read before the run turned back may be from before the scale to zero.
@@ -60,21 +60,21 @@ fn a_run_ends_where_no_stamp_of_ours_is_left() {
     ] {
         let world = World { stamp: stamp.clone(), replicas, ..World::new(false) };
         let said = unwinding(&world, scaled_and_aborted(), |_| {});
-        let Next::Record(Mark::Ended { end }) = &said else { panic!("{stamp:?}, {replicas}: {said:?}") };
+        let Next::Record(Event::Ended { end }) = &said else { panic!("{stamp:?}, {replicas}: {said:?}") };
         assert_eq!(matches!(end, End::Stuck { .. }), stuck, "{stamp:?}, {replicas}: {end:?}");
         assert!(stuck || *end == End::Aborted, "{stamp:?}, {replicas}: {end:?}");
     }
     let said = unwinding(&at_zero(), scaled_and_aborted(), |c| c.evidence.workload.value = Known::Absent);
-    assert_eq!(said, Next::Record(Mark::Ended { end: End::Aborted }), "the workload was deleted");
+    assert_eq!(said, Next::Record(Event::Ended { end: End::Aborted }), "the workload was deleted");
 }
 
 #[test]
 fn a_refused_restore_is_tried_again_after_a_second() {
     let step = plan().find(StepKind::Restore).unwrap();
-    let refused = [begun(StepKind::Restore), Mark::Outcome { step, outcome: busy() }];
+    let refused = [begun(StepKind::Restore), Event::Outcome { step, outcome: busy() }];
     for (now, tries) in [(0, false), (1, true), (60, true)] {
-        let marks = scaled_and_aborted().into_iter().chain(refused.clone()).collect();
-        let said = unwinding(&World { now, ..at_zero() }, marks, |_| {});
+        let events = scaled_and_aborted().into_iter().chain(refused.clone()).collect();
+        let said = unwinding(&World { now, ..at_zero() }, events, |_| {});
         assert_eq!(puts_back(&said), tries, "after {now} s: {said:?}");
     }
 }
@@ -126,7 +126,7 @@ fn what_cannot_be_put_back_is_tried_sixty_times_and_handed_to_people() {
                     walk.pass(until.duration_since(walk.case.now).as_secs().max(1));
                 }
                 Next::Done(end) => break end,
-                Next::Record(mark) => panic!("{mark:?}"),
+                Next::Record(event) => panic!("{event:?}"),
             }
         };
         assert_eq!(tries, 60, "{end:?}");

@@ -4,9 +4,9 @@ use super::late::settled;
 use super::steps::{holders, is_completed, is_refused, is_skipped, is_wait, phantom, reached, told};
 use super::walk::{ALL, QUIET, Walk, World, change, dead_node, dead_node_off};
 use reattach_core::journal::{End, Outcome};
-use reattach_core::machine::{Effect, Next};
 use reattach_core::plan::Allowed;
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{ATTACHMENT, INSTANCE, NODE, attachment};
 
 /// The node is Ready, and the volume is attached to it.

@@ -6,9 +6,9 @@ use super::walk::{QUIET, Walk, change, detach_error};
 use jiff::SignedDuration;
 use reattach_core::evidence::{AttachmentFacts, PodFacts};
 use reattach_core::ids::InstanceId;
-use reattach_core::journal::Mark;
-use reattach_core::machine::Next;
-use reattach_core::runbook::StepKind;
+use reattach_core::journal::Event;
+use reattach_core::run::Next;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::{Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment};
 
 fn ready_for(walk: &mut Walk, seconds: i64) {
@@ -31,7 +31,7 @@ fn at_its_end(case: Case) -> Walk {
 
 fn recovered(walk: &Walk) -> bool {
     match walk.ask() {
-        Next::Record(Mark::Completed { .. }) => true,
+        Next::Record(Event::Completed { .. }) => true,
         Next::Wait { .. } => false,
         other => panic!("{other:?}\n{}", walk.story()),
     }

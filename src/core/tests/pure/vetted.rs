@@ -2,9 +2,10 @@
 
 use super::walk::{ALL, dead_node, detach_error, orphan, plan};
 use reattach_core::check::{Rule, Violation};
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Commands, PLAN_VERSION, Plan, Request, make_vetted};
-use reattach_core::runbook::{Runbook, StepKind};
-use reattach_core::safety::Refusal;
+use reattach_core::runbook::Runbook;
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 fn vetted(case: &Case) -> Result<Plan, Vec<Refusal>> {

@@ -8,15 +8,15 @@ use reattach_core::cloud::{
 use reattach_core::diagnosis::Trouble;
 use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known, Source};
-use reattach_core::guest::{Answer, Seen};
+use reattach_core::guest::{Answer, ScanResult};
 use reattach_core::hold::hold_taint;
 use reattach_core::ids::{InstanceId, NodeName, Uid};
-use reattach_core::journal::{End, Entry, Mark, Outcome};
-use reattach_core::machine::{Action, Context, Effect, Next, State, newest_job, next};
+use reattach_core::journal::{End, Entry, Event, Outcome};
+use reattach_core::plan::Refusal;
 use reattach_core::plan::{Allowed, Commands, Plan, Request, Snapshots, SoundPlan};
-use reattach_core::proof::Sighting;
+use reattach_core::proof::InstanceObservation;
+use reattach_core::run::{Action, Context, Effect, Next, State, newest_job, next};
 use reattach_core::runbook::Runbook;
-use reattach_core::safety::Refusal;
 use reattach_core::testkit::{
     Case, INSTANCE, NODE, OTHER_INSTANCE, OTHER_NODE, attachment, boot, volume_name,
 };
@@ -50,7 +50,7 @@ pub struct World {
     /// They cannot be read.
     pub blind: bool,
     /// What an agent that is asked says, if not that there is no such device.
-    pub holder_says: Option<fn() -> Option<Seen>>,
+    pub holder_says: Option<fn() -> Option<ScanResult>>,
 }
 
 /// Whose detach it is that does not end.
@@ -129,8 +129,8 @@ pub fn change<T>(fact: &mut Fact<T>, change: impl FnOnce(&mut T)) {
     }
 }
 
-pub fn sighting(state: Option<InstanceState>, at: Timestamp) -> Sighting {
-    Sighting { instance: INSTANCE.into(), scope: CloudScope("account".into()), state, at }
+pub fn sighting(state: Option<InstanceState>, at: Timestamp) -> InstanceObservation {
+    InstanceObservation { instance: INSTANCE.into(), scope: CloudScope("account".into()), state, at }
 }
 
 /// The machine was shut down by somebody at that moment, and the job took ten seconds.
@@ -172,7 +172,7 @@ impl Walk {
             plan,
         };
         let (plan_hash, authority) = (walk.plan.hash.to_string(), "test".to_owned());
-        walk.record(Mark::Accepted { plan_hash, authority });
+        walk.record(Event::Accepted { plan_hash, authority });
         walk
     }
 
@@ -206,7 +206,7 @@ impl Walk {
     pub fn answer(&mut self, reply: impl Fn(&Effect) -> Option<Outcome>, world: impl FnOnce(&mut Self)) {
         for _ in 0..1_000 {
             match self.ask() {
-                Next::Record(mark) => self.record(mark),
+                Next::Record(event) => self.record(event),
                 Next::Wait { .. } => self.pass(1),
                 Next::Done(end) => panic!("{end:?}\n{}", self.story()),
                 Next::Act(action) => {
@@ -239,7 +239,7 @@ impl Walk {
 
     fn once_seen(&mut self, see: &mut impl FnMut(&Self, &Action)) -> Option<End> {
         match self.ask() {
-            Next::Record(mark) => self.record(mark),
+            Next::Record(event) => self.record(event),
             Next::Act(action) => {
                 see(self, &action);
                 self.react(&action.effect);
@@ -275,9 +275,9 @@ impl Walk {
             _ => None,
         };
         let newest_job = newest_job(&action.effect, &self.case.evidence);
-        self.record(Mark::Started { step: action.step, intent: action.intent, proof, newest_job });
+        self.record(Event::Started { step: action.step, intent: action.intent, proof, newest_job });
         self.effects.push(action.effect);
-        self.record(Mark::Outcome { step: action.step, outcome });
+        self.record(Event::Outcome { step: action.step, outcome });
     }
 
     /// The kinds of the effects that were issued, in order.
@@ -288,13 +288,13 @@ impl Walk {
 
     /// The journal for people.
     pub fn story(&self) -> String {
-        let line = |e: &Entry| format!("{} {:?}", e.at.duration_since(self.begun).as_secs(), e.mark);
+        let line = |e: &Entry| format!("{} {:?}", e.at.duration_since(self.begun).as_secs(), e.event);
         self.journal.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    pub fn record(&mut self, mark: Mark) {
+    pub fn record(&mut self, event: Event) {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), mark });
+        self.journal.push(Entry { seq, at: self.case.now, term: self.term, by: "test".into(), event });
     }
 
     /// The world does what the effect asks of it.
@@ -340,7 +340,7 @@ impl Walk {
                 let epoch = e.asked.as_ref().map_or(0, |a| a.1) + 1;
                 e.asked = Some((Case::recovery(), epoch));
                 e.answers.clear();
-                let seen = self.world.holder_says.map_or(Some(Seen::NoDevice), |says| says());
+                let seen = self.world.holder_says.map_or(Some(ScanResult::NoDevice), |says| says());
                 let said = seen.map(|seen| self.case.clone().answer(seen).evidence.answers.remove(&node));
                 self.case.evidence.answers.extend(said.flatten().map(|answer| {
                     (
@@ -388,7 +388,8 @@ impl Walk {
 
     /// Kubernetes and the cloud let go of the old holder; who waits gets the volume.
     fn let_go(&mut self) {
-        let whole = matches!(self.plan.side(), reattach_core::plan::Side::Whole) || self.plan.closes_node;
+        let whole =
+            matches!(self.plan.releases(), reattach_core::plan::Releases::Everyone) || self.plan.closes_node;
         if whole && self.world.lingers {
             return;
         }

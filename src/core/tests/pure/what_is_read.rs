@@ -3,11 +3,11 @@
 use super::walk::{self, ALL, dead_node, orphan};
 use super::world;
 use jiff::Timestamp;
-use reattach_core::journal::{End, Entry, Mark, Outcome, TurnBack};
-use reattach_core::machine::{State, StepState};
+use reattach_core::journal::{End, Entry, Event, Outcome, UnwindReason};
 use reattach_core::plan::{Allowed, Snapshots, SoundPlan, StepIx};
-use reattach_core::proof::NoUser;
-use reattach_core::runbook::StepKind;
+use reattach_core::proof::UnusedSince;
+use reattach_core::run::{State, StepState};
+use reattach_core::steps::StepKind;
 
 /// A journal that is written by hand; each line is a second later.
 #[derive(Clone)]
@@ -21,7 +21,7 @@ impl Run {
     fn at(plan: &SoundPlan, kind: StepKind, skipped: bool) -> Self {
         let run = Self { plan: plan.clone(), journal: Vec::new() };
         let (plan_hash, authority) = (plan.hash.to_string(), "test".to_owned());
-        let mut run = run.then(Mark::Accepted { plan_hash, authority });
+        let mut run = run.then(Event::Accepted { plan_hash, authority });
         while run.state().current() != Some(run.ix(kind)) {
             let step = run.state().current().unwrap();
             run = if skipped { run.skip(step) } else { run.complete(step) };
@@ -33,9 +33,9 @@ impl Run {
         self.plan.find(kind).unwrap_or_else(|| panic!("the plan has no {kind:?}"))
     }
 
-    fn then(mut self, mark: Mark) -> Self {
+    fn then(mut self, event: Event) -> Self {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        self.journal.push(Entry { seq, at: world::at(seq.into()), term: 1, by: "test".into(), mark });
+        self.journal.push(Entry { seq, at: world::at(seq.into()), term: 1, by: "test".into(), event });
         self
     }
 
@@ -44,21 +44,21 @@ impl Run {
     }
 
     fn skip(self, step: StepIx) -> Self {
-        self.then(Mark::Skipped { step, why: "test".into() })
+        self.then(Event::Skipped { step, why: "test".into() })
     }
 
     fn complete(self, step: StepIx) -> Self {
-        self.then(Mark::Completed { step, seen: "test".into() })
+        self.then(Event::Completed { step, seen: "test".into() })
     }
 
     fn start(self, kind: StepKind) -> Self {
         let step = self.ix(kind);
-        self.then(Mark::Started { step, intent: "test".into(), proof: None, newest_job: None })
+        self.then(Event::Started { step, intent: "test".into(), proof: None, newest_job: None })
     }
 
     fn told(self, kind: StepKind, outcome: Outcome) -> Self {
         let step = self.ix(kind);
-        self.then(Mark::Outcome { step, outcome })
+        self.then(Event::Outcome { step, outcome })
     }
 
     fn applied(self, kind: StepKind) -> Self {
@@ -70,12 +70,12 @@ impl Run {
     }
 
     fn back(self) -> Self {
-        self.then(Mark::TurnedBack { why: TurnBack::Aborted { by: "jane".into() } })
+        self.then(Event::UnwindStarted { why: UnwindReason::Aborted { by: "jane".into() } })
     }
 
     fn no_user(self, lease: bool) -> Self {
         let at = self.now();
-        self.then(Mark::NoUser { seen: NoUser { at, lease: lease.then_some(at) } })
+        self.then(Event::UnusedSince { seen: UnusedSince { at, lease: lease.then_some(at) } })
     }
 
     fn state(&self) -> State {
@@ -104,7 +104,7 @@ fn a_run_has_its_nodes_lock_from_its_first_effect_on_the_node_to_its_end() {
         let over = begun.told(kind, Outcome::Applied { detail: "200".into() }).back();
         assert!(over.state().locks_the_node(&plan), "{kind:?} is to be put back");
         assert!(
-            !over.then(Mark::Ended { end: End::Aborted }).state().locks_the_node(&plan),
+            !over.then(Event::Ended { end: End::Aborted }).state().locks_the_node(&plan),
             "{kind:?}: over"
         );
     }
@@ -234,9 +234,9 @@ fn snapshots_are_read_while_one_that_was_ordered_is_waited_for() {
 #[test]
 fn a_run_knows_when_it_turned_back() {
     let run = Run::at(world::plan(), StepKind::ScaleToZero, true);
-    assert_eq!(run.state().turned_back_at(), None);
+    assert_eq!(run.state().unwinding_since(), None);
     let run = run.back();
-    assert_eq!(run.state().turned_back_at(), Some(run.now()));
+    assert_eq!(run.state().unwinding_since(), Some(run.now()));
 }
 
 /// S5: only the time in which nobody knew what became of an order is given back to its step.

@@ -5,8 +5,8 @@ use super::steps::{is_completed, phantom, reached};
 use super::turning_back::{before, lifts, opens, powers_on, untaints};
 use super::walk::{ALL, dead_node, dead_node_off, detach_error, phantom_without_policy};
 use reattach_core::journal::{End, Outcome, Shut};
-use reattach_core::machine::{Effect, Next};
-use reattach_core::runbook::StepKind;
+use reattach_core::run::{Effect, Next};
+use reattach_core::steps::StepKind;
 use reattach_core::testkit::Case;
 
 fn withheld() -> Outcome {
@@ -41,7 +41,7 @@ fn a_shut_gate_is_no_reason_to_give_up() {
                     walk.pass(until.duration_since(walk.case.now).as_secs().max(1));
                 }
                 Next::Done(end) => break end,
-                Next::Record(mark) => panic!("{mark:?}"),
+                Next::Record(event) => panic!("{event:?}"),
             }
         };
         assert_eq!((shut, end), (100, End::Aborted), "{}", walk.story());

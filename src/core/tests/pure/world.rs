@@ -7,8 +7,8 @@ use reattach_core::evidence::{Evidence, PodFacts};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::Uid;
 use reattach_core::journal::Outcome;
-use reattach_core::machine::Effect;
 use reattach_core::plan::SoundPlan;
+use reattach_core::run::Effect;
 use reattach_core::stamp::Stamp;
 use reattach_core::testkit::{Case, INSTANCE, NODE, attachment, start, volume_name};
 use std::sync::OnceLock;
@@ -282,7 +282,7 @@ impl World {
     }
 
     /// An effect arrives at its target. Errors are broken promises.
-    pub fn issue(&mut self, effect: &Effect, turned_back: bool) -> Result<Outcome, String> {
+    pub fn issue(&mut self, effect: &Effect, unwinding: bool) -> Result<Outcome, String> {
         let conflict = || Ok(Outcome::NotApplied { why: "409".into(), retry: true });
         let applied = || Ok(Outcome::Applied { detail: "200".into() });
         match effect {
@@ -312,7 +312,7 @@ impl World {
                     if matches!(self.job, Some((Issuer::Us, _))) {
                         return Err("restored while our cloud detach is in flight".into());
                     }
-                    if !turned_back && (self.old_record() || self.held) {
+                    if !unwinding && (self.old_record() || self.held) {
                         return Err(
                             "restored before the VolumeAttachment was gone and the cloud had let go".into()
                         );
@@ -372,7 +372,7 @@ impl World {
                 if matches!(self.job, Some((Issuer::Us, _))) {
                     return Err("lifted while our cloud detach is in flight".into());
                 }
-                if !turned_back && self.hold && (self.old_record() || self.held) {
+                if !unwinding && self.hold && (self.old_record() || self.held) {
                     return Err("lifted before the VolumeAttachment was gone and the cloud had let go".into());
                 }
                 self.hold = false;

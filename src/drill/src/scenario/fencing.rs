@@ -10,8 +10,9 @@ use crate::world::{World, WorldError};
 use jiff::Timestamp;
 use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus};
-use reattach_core::journal::Mark;
-use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
+use reattach_core::journal::Event;
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::steps::StepKind;
 use serde_json::json;
 use std::time::Duration;
 
@@ -103,11 +104,11 @@ fn proven(s: &Stage, app: &str) -> Option<Timestamp> {
     let recovery = s.recovery_of(app)?;
     let (plan, journal) = recovery.history().ok()?;
     let prove = plan?.find(StepKind::Prove)?;
-    let end = |m: &Mark| match m {
-        Mark::Completed { step, .. } | Mark::Skipped { step, .. } => *step == prove,
+    let end = |m: &Event| match m {
+        Event::Completed { step, .. } | Event::Skipped { step, .. } => *step == prove,
         _ => false,
     };
-    journal.iter().find(|e| end(&e.mark)).map(|e| e.at)
+    journal.iter().find(|e| end(&e.event)).map(|e| e.at)
 }
 
 pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError> {

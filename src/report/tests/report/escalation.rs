@@ -3,7 +3,7 @@
 use crate::sample::*;
 use reattach_core::cloud::{CloudVolume, VolumeState};
 use reattach_core::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict, WaitReason};
-use reattach_core::journal::{Entry, Mark, Outcome};
+use reattach_core::journal::{Entry, Event, Outcome};
 use reattach_core::phase::Phase;
 use reattach_report::{Record, SUMMARY_CHARS, TICKET_CHARS, escalation, support_ticket};
 
@@ -76,7 +76,7 @@ fn what_is_normal_for_a_while_is_the_providers_after_a_long_one() {
 
     // The run's own detach: accepted, and nothing came of it.
     let mut running = recovered_by_cloud("shop", 0);
-    let accepted = |e: &Entry| matches!(&e.mark, Mark::Outcome { outcome: Outcome::Applied { detail }, .. } if detail == "200, job 991");
+    let accepted = |e: &Entry| matches!(&e.event, Event::Outcome { outcome: Outcome::Applied { detail }, .. } if detail == "200, job 991");
     let end = running.journal.iter().position(accepted).unwrap();
     running.journal.truncate(end + 1);
     running.phase = Phase::Running;

@@ -7,7 +7,7 @@ mod sample;
 
 use reattach_core::diagnosis::{Diagnosis, Verdict, WaitReason};
 use reattach_core::ids::ObjectName;
-use reattach_core::journal::{Entry, Mark, TurnBack};
+use reattach_core::journal::{Entry, Event, UnwindReason};
 use reattach_core::phase::{Phase, Reason, Standing};
 use reattach_core::plan::StepIx;
 use reattach_core::policy::Mode;
@@ -113,11 +113,11 @@ fn a_ticket_quotes_the_provider_and_not_ourselves() {
     let refusal = record
         .journal
         .iter()
-        .position(|e| matches!(&e.mark, Mark::Outcome { outcome, .. } if !outcome.applied()));
+        .position(|e| matches!(&e.event, Event::Outcome { outcome, .. } if !outcome.applied()));
     let at = refusal.unwrap() + 1;
     let order = started(2, "detach volume 1042 from instance 28871423 at the cloud");
-    for (n, mark) in [order, withheld(2)].into_iter().enumerate() {
-        let line = Entry { mark, ..record.journal[at - 1].clone() };
+    for (n, event) in [order, withheld(2)].into_iter().enumerate() {
+        let line = Entry { event, ..record.journal[at - 1].clone() };
         record.journal.insert(at + n, line);
     }
     for (seq, line) in (0..).zip(&mut record.journal) {
@@ -242,7 +242,7 @@ fn a_record_tells_phase_and_reason() {
     back.journal.pop();
     let why = reason(&back, Phase::Restoring);
     assert!(
-        matches!(&why, Reason::TurnedBack(TurnBack::Aborted { by }) if by == "joe@example.org"),
+        matches!(&why, Reason::Unwinding(UnwindReason::Aborted { by }) if by == "joe@example.org"),
         "{why:?}"
     );
 }

@@ -4,15 +4,14 @@ use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudVolume, DeviceIdentity, VolumeState};
 use reattach_core::diagnosis::{Class, Diagnosis, Missing, NotOurs, StuckPod, Trouble, Verdict, WaitReason};
 use reattach_core::ids::{ObjectName, PlanHash};
-use reattach_core::journal::{End, Entry, Mark, Outcome, Shut, TurnBack};
-use reattach_core::machine::State;
+use reattach_core::journal::{End, Entry, Event, Outcome, Shut, UnwindReason};
 use reattach_core::phase::Phase;
-use reattach_core::plan::{
-    Downtime, EffectClass, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx,
-};
+use reattach_core::plan::{Downtime, PLAN_VERSION, PinnedAttachment, Pins, Plan, PlannedStep, StepIx};
 use reattach_core::policy::Mode;
-use reattach_core::proof::{NoUser, ProofKind};
-use reattach_core::runbook::{Runbook, SCALE_TO_ZERO, StepKind};
+use reattach_core::proof::{ProofKind, UnusedSince};
+use reattach_core::run::State;
+use reattach_core::runbook::{Runbook, SCALE_TO_ZERO};
+use reattach_core::steps::{EffectClass, StepKind};
 use reattach_core::workload::WorkloadRef;
 use reattach_report::{Incident, Record, TimelineNote};
 
@@ -148,20 +147,20 @@ pub fn record(name: &str, verdict: Option<Diagnosis>) -> Record {
 }
 
 /// A record with a plan and these journal lines; every prefix is one that the executor could have written.
-pub fn run(name: &str, created: i64, lines: Vec<(i64, Mark)>) -> Record {
+pub fn run(name: &str, created: i64, lines: Vec<(i64, Event)>) -> Record {
     let plan = plan(name);
     let accepted =
-        Mark::Accepted { plan_hash: plan.hash.to_string(), authority: "policy databases (Auto)".into() };
+        Event::Accepted { plan_hash: plan.hash.to_string(), authority: "policy databases (Auto)".into() };
     let first = created + 1_500;
-    let marks = std::iter::once((first, accepted)).chain(lines.into_iter().map(|(t, m)| (first + t, m)));
+    let events = std::iter::once((first, accepted)).chain(lines.into_iter().map(|(t, m)| (first + t, m)));
     let journal: Vec<Entry> = (0..)
-        .zip(marks)
-        .map(|(seq, (t, mark))| Entry {
+        .zip(events)
+        .map(|(seq, (t, event))| Entry {
             seq,
             at: at(t),
             term: 3,
             by: "reattach-controller-7d9f-abcde (pod 4c1f)".into(),
-            mark,
+            event,
         })
         .collect();
     State::replay(&plan.clone().sound().unwrap(), &journal).expect("a legal journal");
@@ -175,54 +174,54 @@ pub fn run(name: &str, created: i64, lines: Vec<(i64, Mark)>) -> Record {
 }
 
 /// A step begins.
-pub fn started(step: u32, intent: &str) -> Mark {
+pub fn started(step: u32, intent: &str) -> Event {
     let proof = (step == 2).then(|| ProofKind::KubeletHandshake {
         node: "lke13311-16405-5fafd1b46dcf".into(),
         no_user_since: at(50_000),
         lease_renewed: at(58_000),
     });
-    Mark::Started { step: StepIx(step), intent: intent.into(), proof, newest_job: None }
+    Event::Started { step: StepIx(step), intent: intent.into(), proof, newest_job: None }
 }
 
 /// An effect was accepted.
-pub fn applied(step: u32, detail: &str) -> Mark {
-    Mark::Outcome { step: StepIx(step), outcome: Outcome::Applied { detail: detail.into() } }
+pub fn applied(step: u32, detail: &str) -> Event {
+    Event::Outcome { step: StepIx(step), outcome: Outcome::Applied { detail: detail.into() } }
 }
 
 /// An effect was not accepted.
-pub fn refused(step: u32, why: &str, retry: bool) -> Mark {
-    Mark::Outcome { step: StepIx(step), outcome: Outcome::NotApplied { why: why.into(), retry } }
+pub fn refused(step: u32, why: &str, retry: bool) -> Event {
+    Event::Outcome { step: StepIx(step), outcome: Outcome::NotApplied { why: why.into(), retry } }
 }
 
 /// An effect was not sent.
-pub fn withheld(step: u32) -> Mark {
-    Mark::Outcome { step: StepIx(step), outcome: Outcome::Withheld { shut: Shut::NotLeader } }
+pub fn withheld(step: u32) -> Event {
+    Event::Outcome { step: StepIx(step), outcome: Outcome::Withheld { shut: Shut::NotLeader } }
 }
 
 /// A step is finished.
-pub fn done(step: u32, seen: &str) -> Mark {
-    Mark::Completed { step: StepIx(step), seen: seen.into() }
+pub fn done(step: u32, seen: &str) -> Event {
+    Event::Completed { step: StepIx(step), seen: seen.into() }
 }
 
 /// A step was passed over.
-pub fn skipped(step: u32, why: &str) -> Mark {
-    Mark::Skipped { step: StepIx(step), why: why.into() }
+pub fn skipped(step: u32, why: &str) -> Event {
+    Event::Skipped { step: StepIx(step), why: why.into() }
 }
 
-fn ended(end: End) -> Mark {
-    Mark::Ended { end }
+fn ended(end: End) -> Event {
+    Event::Ended { end }
 }
 
-fn down(name: &str) -> Vec<(i64, Mark)> {
+fn down(name: &str) -> Vec<(i64, Event)> {
     vec![
         (40, started(0, &format!("scale StatefulSet default/{name} from 1 to 0, stamped with that count"))),
         (65, applied(0, "200, replicas 0")),
-        (2_100, Mark::NoUser { seen: NoUser { at: at(50_000), lease: Some(at(48_000)) } }),
+        (2_100, Event::UnusedSince { seen: UnusedSince { at: at(50_000), lease: Some(at(48_000)) } }),
         (2_110, done(0, "no pod of the workload and no pod with the claim is left")),
     ]
 }
 
-fn up(name: &str, from: i64, end: End) -> Vec<(i64, Mark)> {
+fn up(name: &str, from: i64, end: End) -> Vec<(i64, Event)> {
     vec![
         (from + 20, started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp"))),
         (from + 45, applied(5, "200, replicas 1")),
@@ -275,7 +274,7 @@ pub fn recovered_by_cloud(name: &str, created: i64) -> Record {
 /// A person aborted it while it waited for the detach.
 pub fn aborted(name: &str) -> Record {
     let mut lines = down(name);
-    lines.push((8_000, Mark::TurnedBack { why: TurnBack::Aborted { by: "joe@example.org".into() } }));
+    lines.push((8_000, Event::UnwindStarted { why: UnwindReason::Aborted { by: "joe@example.org".into() } }));
     lines.push((
         8_030,
         started(5, &format!("scale StatefulSet default/{name} back to 1 and remove the stamp")),
@@ -301,8 +300,8 @@ pub fn failed(name: &str) -> Record {
     lines.push((63_300, refused(2, "could not detach volume 1042: Volume is locked by an administrator (Authorization: Bearer abcdef0123)", true)));
     lines.push((
         362_300,
-        Mark::TurnedBack {
-            why: TurnBack::Deadline {
+        Event::UnwindStarted {
+            why: UnwindReason::Deadline {
                 step: StepIx(2),
                 seconds: 300,
                 waiting_for: "the cloud did not accept the detach; it is asked again".into(),
@@ -331,7 +330,7 @@ pub fn stuck(name: &str) -> Record {
     lines.push((63_000, started(2, "detach volume 1042 from instance 28871423 at the cloud")));
     lines.push((
         93_000,
-        Mark::Outcome {
+        Event::Outcome {
             step: StepIx(2),
             outcome: Outcome::Unknown { why: "the connection was closed before an answer came".into() },
         },

@@ -38,7 +38,7 @@ fn writers(recovery: &VolumeRecovery) -> BTreeSet<String> {
     // The next leader observes what the dead one had no time to write down.
     let words = ["stamped and scaled to 0", "has 0 replicas, stamp of ours: true"];
     let scaled = |mark: &str| words.iter().any(|w| mark.contains(w));
-    let scales = journal.iter().filter(|e| scaled(&format!("{:?}", e.mark))).count();
+    let scales = journal.iter().filter(|e| scaled(&format!("{:?}", e.event))).count();
     assert_eq!(scales, 1, "{journal:#?}");
     journal.iter().map(|e| format!("{} (term {})", e.by, e.term)).collect()
 }

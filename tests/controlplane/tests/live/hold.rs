@@ -12,9 +12,10 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use reattach_api::Phase;
 use reattach_core::hold::hold_taint;
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::policy::Mode;
-use reattach_core::runbook::{DEFAULT_RUNBOOK, StepKind};
+use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_core::steps::StepKind;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::{eventually, say};
 use serde_json::json;
@@ -134,7 +135,7 @@ pub async fn without_the_policy_the_node_is_closed() {
         let at = |kind: StepKind| {
             let ix = plan.find(kind).expect("the step");
             let mut of =
-                journal.iter().filter(|e| matches!(&e.mark, Mark::Started { step, .. } if *step == ix));
+                journal.iter().filter(|e| matches!(&e.event, Event::Started { step, .. } if *step == ix));
             of.next().expect("journaled").at
         };
         let (closed, opened) = (at(StepKind::Hold), at(StepKind::Lift));

@@ -10,7 +10,7 @@ use kube::api::DeleteParams;
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, RecoveryPolicy, VolumeRecovery, VolumeRecoveryStatus};
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultNo, FaultRule, Operation, When};
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{Entry, Event};
 use reattach_core::policy::Mode;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::{eventually, say};
@@ -67,8 +67,8 @@ fn journal(recovery: &VolumeRecovery) -> Vec<&Entry> {
 /// When the run was accepted and when it ended, by its journal.
 fn run(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
     let journal = journal(recovery);
-    let begun = journal.iter().find(|e| matches!(e.mark, Mark::Accepted { .. })).expect("accepted").at;
-    let ended = journal.iter().find(|e| matches!(e.mark, Mark::Ended { .. })).expect("ended").at;
+    let begun = journal.iter().find(|e| matches!(e.event, Event::Accepted { .. })).expect("accepted").at;
+    let ended = journal.iter().find(|e| matches!(e.event, Event::Ended { .. })).expect("ended").at;
     (begun, ended)
 }
 
@@ -186,8 +186,8 @@ async fn approve(stage: &Stage, person: &Path, claim: &str) -> (Timestamp, Fault
     stage.reattach(person, &["approve", claim, "-n", NS, "--plan", &hash]).await.ended(0);
     let accepted = await_status(stage, NS, claim, "an accepted plan", |s| !s.journal.is_empty()).await;
     let journal = journal(&accepted);
-    let at = journal.iter().find(|e| matches!(e.mark, Mark::Accepted { .. })).expect("accepted").at;
-    let effects = journal.iter().filter(|e| matches!(e.mark, Mark::Started { .. })).count();
+    let at = journal.iter().find(|e| matches!(e.event, Event::Accepted { .. })).expect("accepted").at;
+    let effects = journal.iter().filter(|e| matches!(e.event, Event::Started { .. })).count();
     assert_eq!(effects, 0, "the cloud was not slow enough for this test: {journal:#?}");
     (at, slow)
 }
@@ -296,7 +296,7 @@ async fn changed_in_the_last_moment(stage: &Stage, olga: &Path) {
     let text = "deletes its claims when scaled down";
     let recovery = await_says(stage, NS, "data-late-0", Phase::Failed, text).await;
     let journal = journal(&recovery);
-    let turned = journal.iter().any(|e| matches!(e.mark, Mark::TurnedBack { .. }));
+    let turned = journal.iter().any(|e| matches!(e.event, Event::UnwindStarted { .. }));
     assert!(turned, "{journal:#?}");
     assert_untouched(stage, "StatefulSet", "late").await;
 }

@@ -5,7 +5,7 @@ use crate::common::fencing::{effects, told};
 use crate::common::{AWAY, Stage, StageOptions};
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::{AuditEvent, say};
 use serde_json::json;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::DeleteParams;
 use reattach_cloud_simulator::{InstanceStatus, Timings};
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_tests_controlplane::say;
 use serde_json::json;
 use tokio::time::Instant;

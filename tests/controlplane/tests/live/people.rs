@@ -134,7 +134,7 @@ async fn an_approval_is_for_one_plan(stage: &Stage, olga: &Path, waiting: &Volum
     let api: Api<VolumeRecovery> = Api::namespaced(stage.admin.clone(), "shop");
     let done = api.get(&name).await.expect("it is there");
     let accepted =
-        format!("{:?}", done.history().expect("it can be read").1.first().expect("a journal").mark);
+        format!("{:?}", done.history().expect("it can be read").1.first().expect("a journal").event);
     let status = done.status.expect("a status");
     assert_eq!((status.phase, status.plan_hash.as_deref()), (Phase::Recovered, Some(hash.as_str())));
     assert!(accepted.contains("the approval of olga") && accepted.contains(&hash), "{accepted}");

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{Operation, RequestRecord, VolumeNo};
-use reattach_core::journal::Mark;
+use reattach_core::journal::Event;
 use reattach_core::proof::ProofKind;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_controlplane::{AuditEvent, Component, Unpublish, eventually, say};
@@ -22,8 +22,8 @@ fn detaches(stage: &Stage, volume: VolumeNo) -> Vec<RequestRecord> {
 /// The proof that the journal gives for the cloud detach: when the volume had no user, and the Lease renewal after it.
 fn proof(recovery: &VolumeRecovery) -> (Timestamp, Timestamp) {
     let journal = recovery.history().expect("it can be read").1;
-    let found = journal.iter().find_map(|e| match &e.mark {
-        Mark::Started {
+    let found = journal.iter().find_map(|e| match &e.event {
+        Event::Started {
             proof: Some(ProofKind::KubeletHandshake { no_user_since, lease_renewed, .. }),
             ..
         } => Some((*no_user_since, *lease_renewed)),

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, Timings, VolumeNo};
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_sim::kubelet::NodePluginFaults;
 use reattach_tests_controlplane::{Component, Unpublish, eventually, say};
 use serde_json::{Value, json};

@@ -12,8 +12,8 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams
 use kube::{Api, Client, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, NewInstance, Timings, VolumeNo};
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
-use reattach_core::runbook::StepKind;
+use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
+use reattach_core::steps::StepKind;
 use reattach_sim::kubelet::DiskAfter;
 use reattach_sim::manifests::{self, claim_volume, secret_volume};
 use reattach_tests_controlplane::{eventually, say};

@@ -1,7 +1,7 @@
 //! A disk is known by what it says of itself, not by its names below /dev.
 
 use crate::scene::{LEVELS, Scene};
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 #[test]
@@ -20,12 +20,14 @@ fn a_disk_without_links_is_found_on_every_bus() {
         }
         // Not even the kernel's own node: then it cannot be opened, and it is still no disk that is not there.
         scene.run(&format!("rm /dev/{disk}"));
-        assert_eq!(scene.ask(Level::Basic, &volume), Seen::Idle);
-        let Seen::Unreadable { items } = scene.ask(Level::Full, &volume) else { panic!("it was not opened") };
+        assert_eq!(scene.ask(Level::Basic, &volume), ScanResult::Idle);
+        let ScanResult::Unreadable { items } = scene.ask(Level::Full, &volume) else {
+            panic!("it was not opened")
+        };
         assert!(items.iter().all(|item| item.starts_with(&format!("/dev/{disk}: "))), "{items:?}");
         scene.pull(plugged, &disk);
         for level in LEVELS {
-            assert_eq!(scene.ask(level, &volume), Seen::NoDevice);
+            assert_eq!(scene.ask(level, &volume), ScanResult::NoDevice);
             scene.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
         }
     }

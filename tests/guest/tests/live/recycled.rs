@@ -1,7 +1,7 @@
 //! The cloud recycles a guest: it comes back without its disks, while the cloud still says that they are attached.
 
 use crate::scene::{LEVELS, Scene, mounts};
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_tests_guest::Bus;
 
 #[test]
@@ -12,7 +12,7 @@ fn dead_mounts_end_with_their_boot() {
     scene.publish(&volume, &format!("/dev/{disk}"));
     scene.pull(plugged, &disk);
     for level in LEVELS {
-        assert!(matches!(scene.ask(level, &volume), Seen::DeadMount { .. }));
+        assert!(matches!(scene.ask(level, &volume), ScanResult::DeadMount { .. }));
     }
     let before = LEVELS.map(|level| scene.await_answer(level, "an answer", |_| true));
     let booted = LEVELS.map(|level| scene.await_inventory(level, "a report", |_| true).booted_at);
@@ -25,14 +25,14 @@ fn dead_mounts_end_with_their_boot() {
         let answer = scene.await_answer(level, "an answer of the new boot", |answer| answer.boot_id == boot);
         assert_eq!((answer.recovery, answer.epoch), (before.recovery, before.epoch));
         assert!(answer.scanned_at > before.scanned_at);
-        assert_eq!(answer.seen, Seen::NoDevice);
+        assert_eq!(answer.seen, ScanResult::NoDevice);
         let seen = scene.await_inventory(level, "a report of the new boot", |seen| seen.boot_id == boot);
         assert!(seen.booted_at > booted, "{seen:#?}");
         assert!(seen.devices.is_empty(), "{seen:#?}");
         // kubelet's folders are still there, and its mounts are not.
         assert_eq!(seen.csi_volumes.len(), 1);
         assert!(mounts(&seen, &volume).is_empty());
-        assert_eq!(scene.ask(level, &volume), Seen::NoDevice);
+        assert_eq!(scene.ask(level, &volume), ScanResult::NoDevice);
     }
 }
 
@@ -44,12 +44,12 @@ fn a_power_cut_under_a_live_mount_ends_it() {
     scene.publish(&volume, &format!("/dev/{disk}"));
     let boot = scene.boot_id();
     for level in LEVELS {
-        assert!(matches!(scene.ask(level, &volume), Seen::InUse { .. }));
+        assert!(matches!(scene.ask(level, &volume), ScanResult::InUse { .. }));
     }
     scene.recycle(&[&volume]);
     assert_ne!(scene.boot_id(), boot);
     for level in LEVELS {
-        assert_eq!(scene.ask(level, &volume), Seen::NoDevice);
+        assert_eq!(scene.ask(level, &volume), ScanResult::NoDevice);
     }
     // The other kind of reboot: the disk is there again, and nothing has it.
     scene.plug(&volume, Bus::Scsi);

@@ -1,7 +1,7 @@
 //! Another volume takes the place of ours: the kernel gives names, numbers and addresses to whoever comes next.
 
 use crate::scene::{LEVELS, Scene, places};
-use reattach_core::guest::Seen;
+use reattach_core::guest::ScanResult;
 use reattach_tests_guest::Bus;
 
 #[test]
@@ -22,7 +22,7 @@ fn another_volume_under_the_same_kernel_name_is_not_ours() {
     ));
     scene.run(&format!("mkfs.ext4 -q /dev/{next}; mount -t ext4 /dev/{next} /mnt"));
     for level in LEVELS {
-        assert_eq!(scene.ask(level, &ours), Seen::NoDevice);
+        assert_eq!(scene.ask(level, &ours), ScanResult::NoDevice);
         assert_eq!(scene.users(level, &other).mounts, ["/mnt"]);
         let seen = scene.await_inventory(level, "the other volume", |seen| {
             seen.devices.iter().any(|device| device.kernel_name == next && device.users.mounts == ["/mnt"])
@@ -44,7 +44,7 @@ fn dead_mounts_of_ours_are_not_the_other_volumes() {
     scene.pull(plugged, &disk);
     scene.plug(&other, Bus::Scsi);
     for level in LEVELS {
-        assert_eq!(scene.ask(level, &ours), Seen::DeadMount { paths: paths.clone() });
+        assert_eq!(scene.ask(level, &ours), ScanResult::DeadMount { paths: paths.clone() });
     }
     scene.assert_unused(&other);
 }

@@ -2,7 +2,7 @@
 
 use crate::api::Cluster;
 use reattach_core::cloud::DeviceIdentity;
-use reattach_core::guest::{Answer, Challenge, DeviceUsers, GuestInventory, GuestMount, Level, Seen};
+use reattach_core::guest::{Answer, Challenge, DeviceUsers, GuestInventory, GuestMount, Level, ScanResult};
 use reattach_core::ids::{BootId, DriverName, NodeName, Uid, VolumeHandle};
 use reattach_tests_guest::{Bus, Guest, Plugged, Tools, Volume, wait_for};
 use sha2::{Digest, Sha256};
@@ -153,7 +153,7 @@ impl Scene {
     }
 
     /// Asks the agent of a level about a volume, as the controller does, and gives what it saw.
-    pub fn ask(&mut self, level: Level, volume: &Volume) -> Seen {
+    pub fn ask(&mut self, level: Level, volume: &Volume) -> ScanResult {
         self.epoch += 1;
         let challenge = Challenge {
             recovery: Uid::new("r1"),
@@ -171,31 +171,35 @@ impl Scene {
         assert_eq!(answer.boot_id, self.boot_id());
         self.say(&format!("{level:?} about {}: {:?}", volume.serial(), answer.seen));
         // What the controller concludes.
-        assert_eq!(answer.is_clean(), matches!(answer.seen, Seen::NoDevice | Seen::Clean), "{answer:?}");
+        assert_eq!(
+            answer.is_clean(),
+            matches!(answer.seen, ScanResult::NoDevice | ScanResult::Clean),
+            "{answer:?}"
+        );
         answer.seen
     }
 
     /// Asks the agent of a level and expects users.
     pub fn users(&mut self, level: Level, volume: &Volume) -> DeviceUsers {
         match self.ask(level, volume) {
-            Seen::InUse { users } => users,
+            ScanResult::InUse { users } => users,
             other => panic!("{level:?}: {other:?}"),
         }
     }
 
     /// Expects that nothing uses a volume that is there: only the level full may say that it is clean.
     pub fn assert_unused(&mut self, volume: &Volume) {
-        assert_eq!(self.ask_at_rest(Level::Basic, volume), Seen::Idle);
-        assert_eq!(self.ask_at_rest(Level::Full, volume), Seen::Clean);
+        assert_eq!(self.ask_at_rest(Level::Basic, volume), ScanResult::Idle);
+        assert_eq!(self.ask_at_rest(Level::Full, volume), ScanResult::Clean);
     }
 
     /// Asks again while writes are all that is seen: the last ones of a user that went, or those of a filesystem that
     /// has just been made.
-    pub fn ask_at_rest(&mut self, level: Level, volume: &Volume) -> Seen {
+    pub fn ask_at_rest(&mut self, level: Level, volume: &Volume) -> ScanResult {
         let writes = DeviceUsers { active: true, ..DeviceUsers::default() };
         let answer = wait_for("a volume at rest", LIMIT, || {
             let seen = self.ask(level, volume);
-            Ok(Some(seen).filter(|seen| !matches!(seen, Seen::InUse { users } if *users == writes)))
+            Ok(Some(seen).filter(|seen| !matches!(seen, ScanResult::InUse { users } if *users == writes)))
         });
         answer.unwrap_or_else(|e| panic!("{e:#}"))
     }

@@ -1,7 +1,7 @@
 //! A disk is pulled out under its users: what a cloud's forced detach leaves in the guest.
 
 use crate::scene::{LEVELS, Scene, mounts, places};
-use reattach_core::guest::{Level, Seen};
+use reattach_core::guest::{Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 /// A writer that never ends, until a write fails: then it leaves the reason in /run/failed.
@@ -44,7 +44,7 @@ fn a_disk_pulled_out_under_a_busy_filesystem(bus: Bus) {
         assert_eq!(left.iter().map(|mount| mount.path.clone()).collect::<Vec<_>>(), places);
         assert!(left.iter().all(|mount| mount.dead), "{seen:#?}");
         assert_eq!(seen.unreadable, Vec::<String>::new());
-        assert_eq!(scene.ask(level, &volume), Seen::DeadMount { paths: places.clone() });
+        assert_eq!(scene.ask(level, &volume), ScanResult::DeadMount { paths: places.clone() });
     }
 
     // The same volume comes back as another disk, and the mounts are still those of the one that went.
@@ -91,13 +91,15 @@ fn a_dead_mount_in_a_containers_namespace_is_one() {
     }
     scene.pull(plugged, &disk);
     for level in [Level::Basic, Level::Full] {
-        let Seen::DeadMount { paths } = scene.ask(level, &volume) else { panic!("{level:?}: no dead mount") };
+        let ScanResult::DeadMount { paths } = scene.ask(level, &volume) else {
+            panic!("{level:?}: no dead mount")
+        };
         assert_eq!(paths.len(), 2);
         assert!(paths.iter().all(|path| path.ends_with(" sleep)")), "{paths:?}");
     }
     scene.run("kill -9 $(pidof sleep)");
     scene.await_success("the container ends", "! pidof sleep");
     for level in LEVELS {
-        assert_eq!(scene.ask(level, &volume), Seen::NoDevice);
+        assert_eq!(scene.ask(level, &volume), ScanResult::NoDevice);
     }
 }

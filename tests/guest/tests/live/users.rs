@@ -1,7 +1,7 @@
 //! Users of a disk that no mount of it shows.
 
 use crate::scene::{LEVELS, Scene};
-use reattach_core::guest::{DeviceUsers, Level, Seen};
+use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 #[test]
@@ -69,9 +69,9 @@ fn a_filesystem_that_no_table_shows_is_never_clean() {
     ));
     assert_eq!(scene.run("grep -c /mnt /proc/mounts || true"), "0");
     // The basic level cannot know, and does not say more than that.
-    assert_eq!(scene.ask_at_rest(Level::Basic, &volume), Seen::Idle);
+    assert_eq!(scene.ask_at_rest(Level::Basic, &volume), ScanResult::Idle);
     let users = DeviceUsers { claimed: true, ..DeviceUsers::default() };
-    assert_eq!(scene.ask_at_rest(Level::Full, &volume), Seen::InUse { users });
+    assert_eq!(scene.ask_at_rest(Level::Full, &volume), ScanResult::InUse { users });
     scene.run("umount /run/names/one");
     scene.assert_unused(&volume);
 }

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use reattach_api::Phase;
 use reattach_cloud_simulator::VolumeNo;
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
-use reattach_core::runbook::StepKind;
+use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT};
+use reattach_core::steps::StepKind;
 use reattach_tests_controlplane::eventually;
 use serde_json::json;
 

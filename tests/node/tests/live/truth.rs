@@ -5,7 +5,7 @@ use crate::scene::Scene;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use reattach_api::NodeVolumeReport;
-use reattach_core::guest::{DeviceUsers, Seen};
+use reattach_core::guest::{DeviceUsers, ScanResult};
 use reattach_tests_controlplane::eventually;
 use reattach_tests_node::Program;
 use serde_json::json;
@@ -21,12 +21,12 @@ struct Bench {
     /// The device's node, `/dev/loopN`.
     device: String,
     /// What the agent says when nobody uses it.
-    free: Seen,
+    free: ScanResult,
     asked: AtomicU64,
 }
 
 impl Bench {
-    async fn set(level: &'static str, free: Seen) -> Self {
+    async fn set(level: &'static str, free: ScanResult) -> Self {
         let scene = Scene::without_controller(1, level).await;
         let (volume, handle) = scene.stage.volume(LABEL);
         let instance = scene.machine(NODE).instance();
@@ -59,7 +59,7 @@ impl Bench {
     }
 
     /// Asks the agent as the controller does, and waits for the answer to this very question.
-    async fn ask(&self) -> Seen {
+    async fn ask(&self) -> ScanResult {
         let epoch = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let reports: Api<NodeVolumeReport> = Api::all(self.scene.stage.admin.clone());
         let challenge = json!({
@@ -93,7 +93,7 @@ impl Bench {
     async fn in_use(&self, what: &str, why: impl Fn(&DeviceUsers) -> bool) {
         let asked = async || {
             let seen = self.ask().await;
-            let Seen::InUse { users } = &seen else { panic!("{what}: {seen:?}") };
+            let ScanResult::InUse { users } = &seen else { panic!("{what}: {seen:?}") };
             why(users).then_some(seen)
         };
         match eventually("these reasons", LIMIT, asked).await {
@@ -104,14 +104,14 @@ impl Bench {
 }
 
 pub async fn whoever_uses_a_device_is_seen() {
-    all_users_are_seen("basic", Seen::Idle).await;
+    all_users_are_seen("basic", ScanResult::Idle).await;
 }
 
 pub async fn whoever_uses_a_device_is_seen_at_the_full_level() {
-    all_users_are_seen("full", Seen::Clean).await;
+    all_users_are_seen("full", ScanResult::Clean).await;
 }
 
-async fn all_users_are_seen(level: &'static str, free: Seen) {
+async fn all_users_are_seen(level: &'static str, free: ScanResult) {
     let bench = Bench::set(level, free).await;
     let device = bench.device.clone();
     let said = |list: &[String], part: &str| list.iter().any(|entry| entry.contains(part));

@@ -4,7 +4,7 @@ use super::{Scene, VOLUME, run};
 use futures::future::join_all;
 use jiff::Timestamp;
 use reattach_cloud_simulator::{Fault, FaultRule, InstanceNo};
-use reattach_controller::collect::Depth;
+use reattach_controller::collect::Needs;
 use reattach_core::evidence::Evidence;
 use reattach_core::identity::OwnClusters;
 use reattach_core::ids::{CloudCluster, InstanceId};
@@ -65,7 +65,7 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
         s.cloud().add_fault(FaultRule::new([], slow));
         let (before, requests) = (s.now(), s.cloud().requests().len());
         let collectors: Vec<_> = (0..10).map(|_| s.collector.clone()).collect();
-        let looks = collectors.iter().map(|c| c.collect(&s.claim, None, Depth::Diagnose));
+        let looks = collectors.iter().map(|c| c.collect(&s.claim, None, Needs::Diagnose));
         let all: Vec<Evidence> = join_all(looks).await.into_iter().map(|e| e.expect("evidence")).collect();
         assert_eq!(
             s.asked(requests).len(),

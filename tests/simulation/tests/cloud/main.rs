@@ -8,7 +8,7 @@ mod proofs;
 use jiff::Timestamp;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, RequestRecord, VolumeNo, in_memory};
 use reattach_cluster::{Clients, Clock};
-use reattach_controller::collect::{Collector, Depth};
+use reattach_controller::collect::{Collector, Needs};
 use reattach_controller::providers::Providers;
 use reattach_core::evidence::Evidence;
 use reattach_core::ids::{InstanceId, ObjectName};
@@ -95,7 +95,7 @@ impl Scene {
     }
 
     async fn collect(&self) -> Evidence {
-        self.collector.collect(&self.claim, None, Depth::Diagnose).await.expect("evidence")
+        self.collector.collect(&self.claim, None, Needs::Diagnose).await.expect("evidence")
     }
 
     /// Looks once, and lets the look's other answers grow old; what it asked for. Tags of machines are kept for ten minutes.

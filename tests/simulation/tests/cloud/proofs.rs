@@ -7,11 +7,11 @@ use reattach_core::cloud::{CloudScope, InstanceState, PowerChange, PowerFacts};
 use reattach_core::evidence::{Evidence, NodeFacts};
 use reattach_core::fact::{Fact, Known};
 use reattach_core::ids::InstanceId;
-use reattach_core::proof::{NoProof, ProofKind, Sighting, gone, off};
+use reattach_core::proof::{InstanceObservation, NoProof, ProofKind, gone, off};
 
-fn sighting(e: &Evidence, instance: &InstanceId) -> Sighting {
+fn sighting(e: &Evidence, instance: &InstanceId) -> InstanceObservation {
     let fact = &e.instances[instance];
-    Sighting {
+    InstanceObservation {
         instance: instance.clone(),
         scope: e.cloud_scope.clone().expect("a scope"),
         state: fact.shown().map(|i| i.state.clone()),
@@ -19,7 +19,7 @@ fn sighting(e: &Evidence, instance: &InstanceId) -> Sighting {
     }
 }
 
-type Spoil = fn(&mut Evidence, &mut Sighting, &InstanceId);
+type Spoil = fn(&mut Evidence, &mut InstanceObservation, &InstanceId);
 
 /// Older than any decision allows.
 fn stale<T>(fact: &mut Fact<T>) {
@@ -104,9 +104,9 @@ const OFF: &[(&str, Spoil, &str)] = &[
 ];
 
 fn refused_when_spoiled(
-    prove: impl Fn(&Evidence, Option<&Sighting>) -> Result<ProofKind, NoProof>,
+    prove: impl Fn(&Evidence, Option<&InstanceObservation>) -> Result<ProofKind, NoProof>,
     e: &Evidence,
-    seen: &Sighting,
+    seen: &InstanceObservation,
     instance: &InstanceId,
     spoils: &[&[(&str, Spoil, &str)]],
 ) {
@@ -131,8 +131,9 @@ fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
         s.pass(5).await;
         let e = s.collect().await;
         let now = s.now();
-        let prove =
-            |e: &Evidence, seen: Option<&Sighting>| off(e, &instance, seen, now).map(|p| p.kind().clone());
+        let prove = |e: &Evidence, seen: Option<&InstanceObservation>| {
+            off(e, &instance, seen, now).map(|p| p.kind().clone())
+        };
         let proof = off(&e, &instance, Some(&seen), now).expect("a proof");
         assert!(
             matches!(proof.kind(), ProofKind::Off { job: Some(_), first_seen } if *first_seen == seen.at)
@@ -208,8 +209,9 @@ fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
         let e = s.collect().await;
         assert_eq!(e.instances[&instance].value, Known::Absent);
         let now = s.now();
-        let prove =
-            |e: &Evidence, seen: Option<&Sighting>| gone(e, &instance, seen, now).map(|p| p.kind().clone());
+        let prove = |e: &Evidence, seen: Option<&InstanceObservation>| {
+            gone(e, &instance, seen, now).map(|p| p.kind().clone())
+        };
         assert_eq!(prove(&e, Some(&seen)), Ok(ProofKind::Gone { last_seen: Some(seen.at) }));
         refused_when_spoiled(prove, &e, &seen, &instance, &[BOTH]);
         assert!(off(&e, &instance, Some(&seen), now).is_err(), "gone is not off");

@@ -11,10 +11,10 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, JobAction, VolumeNo};
-use reattach_core::fence::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
-use reattach_core::journal::{Entry, Mark};
+use reattach_core::journal::{Entry, Event};
+use reattach_core::names::{OUT_OF_SERVICE_TAINT, QUARANTINE_TAINT, TAINT_VALUE};
 use reattach_core::plan::Plan;
-use reattach_core::runbook::StepKind;
+use reattach_core::steps::StepKind;
 use reattach_tests_controlplane::{AuditEvent, eventually, say};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -32,8 +32,8 @@ pub fn history(recovery: &VolumeRecovery) -> (&Plan, Vec<&Entry>) {
 /// When a step was completed; none if it was skipped or never reached.
 pub fn completed(recovery: &VolumeRecovery, kind: StepKind) -> Option<Timestamp> {
     let (plan, journal) = history(recovery);
-    journal.iter().find_map(|e| match &e.mark {
-        Mark::Completed { step, .. } if plan.steps.get(step.index())?.kind == kind => Some(e.at),
+    journal.iter().find_map(|e| match &e.event {
+        Event::Completed { step, .. } if plan.steps.get(step.index())?.kind == kind => Some(e.at),
         _ => None,
     })
 }
@@ -41,8 +41,8 @@ pub fn completed(recovery: &VolumeRecovery, kind: StepKind) -> Option<Timestamp>
 /// The kinds of the steps that were started, in order: the effects.
 pub fn effects(recovery: &VolumeRecovery) -> Vec<StepKind> {
     let (plan, journal) = history(recovery);
-    let started = journal.iter().filter_map(|e| match &e.mark {
-        Mark::Started { step, .. } => Some(plan.steps.get(step.index())?.kind),
+    let started = journal.iter().filter_map(|e| match &e.event {
+        Event::Started { step, .. } => Some(plan.steps.get(step.index())?.kind),
         _ => None,
     });
     started.collect()
@@ -52,14 +52,14 @@ pub fn effects(recovery: &VolumeRecovery) -> Vec<StepKind> {
 pub fn told(recovery: &VolumeRecovery) -> String {
     let (plan, journal) = history(recovery);
     let lines = journal.iter().map(|e| {
-        let step = match &e.mark {
-            Mark::Started { step, .. }
-            | Mark::Outcome { step, .. }
-            | Mark::Completed { step, .. }
-            | Mark::Skipped { step, .. } => plan.steps.get(step.index()).map(|s| s.kind),
+        let step = match &e.event {
+            Event::Started { step, .. }
+            | Event::Outcome { step, .. }
+            | Event::Completed { step, .. }
+            | Event::Skipped { step, .. } => plan.steps.get(step.index()).map(|s| s.kind),
             _ => None,
         };
-        format!("    {} {step:?} {:?}", e.at, e.mark)
+        format!("    {} {step:?} {:?}", e.at, e.event)
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -266,7 +266,7 @@ impl Stage {
                     .flat_map(|d| d.facts.iter().map(|f| format!("    fact: {f}"))),
             );
             let journal = status.journal.iter().filter_map(|e| e.get().ok());
-            lines.extend(journal.map(|e| format!("    {} {:?}", e.at, e.mark)));
+            lines.extend(journal.map(|e| format!("    {} {:?}", e.at, e.event)));
         }
         lines.join("\n")
     }

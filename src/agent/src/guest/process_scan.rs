@@ -1,46 +1,51 @@
-//! What only an answer to a challenge asks of processes: programs at work on a device, and what is left of pods.
+//! The scan of processes for a challenge: programs that work on a device, mapped files, and remaining processes of pods.
 
 use super::block::Blocks;
 use super::mountinfo::Dev;
 use super::process::{Openers, has_ended, hidden_openers, name};
 use super::root::{HostRoot, Reader, is_gone};
-use super::{limited, process};
+use super::{process, with_timeout};
 use reattach_core::guest::Level;
 use reattach_core::ids::Uid;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was found.
+/// The users of devices that only this scan finds.
 #[derive(Debug, Default)]
-pub(crate) struct Traces {
+pub(crate) struct ProcessScan {
     pub(crate) openers: Openers,
     pub(crate) programs: Vec<Program>,
     /// Processes in the control groups of pods.
     pub(crate) pods: BTreeMap<Uid, BTreeSet<String>>,
-    /// What could not be read.
+    /// Files that could not be read.
     pub(crate) unreadable: Vec<String>,
 }
 
-/// Looks for traces of use of the `watched` devices and of the `pods`. Ends in any case: where a process hangs so that
-/// it cannot be looked at, that is the one thing that is found.
-pub(crate) fn look(root: &HostRoot, blocks: &Blocks, watched: &BTreeSet<Dev>, pods: BTreeSet<Uid>) -> Traces {
+/// Finds the users of the `watched` devices and the processes of `pods`. Always ends: if a process hangs so that it cannot be
+/// read, the result is only this failure.
+pub(crate) fn run(
+    root: &HostRoot,
+    blocks: &Blocks,
+    watched: &BTreeSet<Dev>,
+    pods: BTreeSet<Uid>,
+) -> ProcessScan {
     let (root, blocks, watched) = (root.clone(), blocks.clone(), watched.clone());
-    let found = limited::run("/proc: looking closely at all processes", move || {
+    let found = with_timeout::run("/proc: scanning all processes", move || {
         let mut reader = Reader::new(&root);
         let reader = &mut reader;
         let pids = process::pids(reader);
         let threads = root.level() == Level::Full;
-        Traces {
+        ProcessScan {
             openers: hidden_openers(reader, &pids, &watched, &blocks, threads),
             programs: programs(reader, &pids, &blocks),
             pods: in_pods(reader, &pids, &pods),
             unreadable: reader.items(),
         }
     });
-    found.unwrap_or_else(|why| Traces { unreadable: vec![why], ..Traces::default() })
+    found.unwrap_or_else(|why| ProcessScan { unreadable: vec![why], ..ProcessScan::default() })
 }
 
-/// Programs that use a device without having it open all the time, or from inside one long system call: by the name of
-/// the process, which the kernel cuts to 15 bytes.
+/// Names of programs that use a device without a constantly open descriptor, or inside one long system call. The kernel cuts
+/// the names of processes to 15 bytes.
 const PROGRAMS: [&str; 20] = [
     "mount",
     "umount",
@@ -64,30 +69,30 @@ const PROGRAMS: [&str; 20] = [
     "mkswap",
 ];
 
-/// How an argument looks that names a device.
+/// Prefixes of an argument that names a device.
 const DEVICE_WORDS: [&str; 6] = ["/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "ID="];
 
-/// A running program of those.
+/// A running program of [`PROGRAMS`].
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    /// `pid comm`.
+    /// Process ID and name, as `pid comm`.
     pub(crate) name: String,
-    /// The devices that its arguments name.
+    /// Devices that its arguments name.
     pub(crate) devs: BTreeSet<Dev>,
-    /// Its arguments.
+    /// Arguments of its command line.
     pub(crate) arguments: Vec<String>,
-    /// Whether it may work on a device that its arguments do not tell.
-    pub(crate) is_riddle: bool,
+    /// Whether it may work on a device that its arguments do not identify.
+    pub(crate) is_ambiguous: bool,
 }
 
-/// The running programs that work on block devices.
+/// Returns the running programs that work on block devices.
 fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Program> {
     let mut found = Vec::new();
     for pid in pids {
         let comm =
             std::fs::read_to_string(reader.root.join(&format!("/proc/{pid}/comm"))).unwrap_or_default();
         let comm = comm.trim_end();
-        // `mkfs.ext4`, `fsck.xfs`, `mount.nfs` and the like.
+        // Also `mkfs.ext4`, `fsck.xfs`, `mount.nfs` and others with a suffix.
         if !PROGRAMS.contains(&comm.split('.').next().unwrap_or_default()) || has_ended(reader, *pid) {
             continue;
         }
@@ -103,24 +108,24 @@ fn programs(reader: &mut Reader<'_>, pids: &[u32], blocks: &Blocks) -> Vec<Progr
             line.split(|byte| *byte == 0).skip(1).map(|word| String::from_utf8_lossy(word).into_owned());
         let arguments: Vec<String> = words.filter(|word| !word.is_empty()).collect();
         let mut devs = BTreeSet::new();
-        let mut untold = false;
+        let mut unresolved = false;
         for word in arguments.iter().filter(|word| DEVICE_WORDS.iter().any(|start| word.starts_with(start))) {
             match blocks.by_path(reader, word) {
                 Some(dev) => {
                     devs.insert(dev);
                 }
-                None => untold = true,
+                None => unresolved = true,
             }
         }
-        // `fsck -A` names no device and works on all.
+        // `fsck -A` names no device and works on all of them.
         let all = comm.starts_with("fsck") && devs.is_empty();
-        found.push(Program { name: name(reader, *pid), devs, arguments, is_riddle: untold || all });
+        found.push(Program { name: name(reader, *pid), devs, arguments, is_ambiguous: unresolved || all });
     }
     found
 }
 
-/// Processes that live in the control groups of these pods: by the pod's UID in `/proc/PID/cgroup`, which both of kubelet's
-/// cgroup drivers put there, one with `_` for `-`.
+/// Returns the processes in the control groups of these pods. `/proc/PID/cgroup` contains the pod's UID with both of
+/// kubelet's cgroup drivers; one of them writes `_` for `-`.
 fn in_pods(reader: &mut Reader<'_>, pids: &[u32], pods: &BTreeSet<Uid>) -> BTreeMap<Uid, BTreeSet<String>> {
     let mut found: BTreeMap<Uid, BTreeSet<String>> = BTreeMap::new();
     if pods.is_empty() {

@@ -5,8 +5,8 @@ use super::world::{Mark as Stamped, World, at};
 use jiff::SignedDuration;
 use reattach_core::consent::Word;
 use reattach_core::evidence::Evidence;
-use reattach_core::journal::{End, Entry, Mark, Outcome, Shut};
-use reattach_core::machine::{
+use reattach_core::journal::{End, Entry, Event, Outcome, Shut};
+use reattach_core::run::{
     Context, Effect, Left, Next, State, newest_job, next, refused_to_put_back, without_journal,
 };
 use reattach_core::testkit::Case;
@@ -68,15 +68,17 @@ impl Run {
             faults,
             meddled: false,
         };
-        let _ = run
-            .write(Mark::Accepted { plan_hash: run.world.plan().hash.to_string(), authority: "test".into() });
+        let _ = run.write(Event::Accepted {
+            plan_hash: run.world.plan().hash.to_string(),
+            authority: "test".into(),
+        });
         run
     }
 
     /// Appends a line; true: the executor dies right after.
-    fn write(&mut self, mark: Mark) -> bool {
+    fn write(&mut self, event: Event) -> bool {
         let seq = u32::try_from(self.journal.len()).unwrap();
-        let entry = Entry { seq, at: at(self.world.now), term: self.term, by: "test".into(), mark };
+        let entry = Entry { seq, at: at(self.world.now), term: self.term, by: "test".into(), event };
         self.state.apply(self.world.plan(), &entry).unwrap_or_else(|e| panic!("{e}\n{}", self.story()));
         self.journal.push(entry);
         let written = self.journal.len();
@@ -118,8 +120,8 @@ impl Run {
         assert_eq!(replayed, self.state, "replay and incremental state differ");
         let now = at(self.world.now);
         match self.ask(&self.world.evidence()) {
-            Next::Record(mark) => {
-                if self.write(mark) {
+            Next::Record(event) => {
+                if self.write(event) {
                     Step::Crashed
                 } else {
                     Step::Went
@@ -135,9 +137,9 @@ impl Run {
         }
     }
 
-    fn act(&mut self, action: &reattach_core::machine::Action) -> Step {
+    fn act(&mut self, action: &reattach_core::run::Action) -> Step {
         assert_eq!(self.state.outstanding(), None, "an effect beside another\n{}", self.story());
-        let turned = self.state.turned_back().is_some();
+        let turned = self.state.unwinding().is_some();
         assert!(
             !turned || matches!(action.effect, Effect::Restore { .. } | Effect::Lift { .. }),
             "only restoring after turning back"
@@ -148,7 +150,7 @@ impl Run {
         };
         self.effects += 1;
         let fault = self.faults.replies.iter().find(|(n, _)| *n == self.effects).map(|(_, r)| *r);
-        if self.write(Mark::Started {
+        if self.write(Event::Started {
             step: action.step,
             intent: action.intent.clone(),
             proof,
@@ -173,7 +175,7 @@ impl Run {
         if self.faults.crash_between.contains(&self.effects) {
             return Step::Crashed;
         }
-        if self.write(Mark::Outcome { step: action.step, outcome }) { Step::Crashed } else { Step::Went }
+        if self.write(Event::Outcome { step: action.step, outcome }) { Step::Crashed } else { Step::Went }
     }
 
     /// Runs to the end, or for so many seconds.
@@ -224,14 +226,14 @@ impl Run {
                 e.seq,
                 e.at.duration_since(at(0)).as_secs(),
                 e.term,
-                e.mark
+                e.event
             );
         }
         text
     }
 
-    pub fn has(&self, is: impl Fn(&Mark) -> bool) -> bool {
-        self.journal.iter().any(|e| is(&e.mark))
+    pub fn has(&self, is: impl Fn(&Event) -> bool) -> bool {
+        self.journal.iter().any(|e| is(&e.event))
     }
 
     pub fn assert_recovered(&mut self, what: &str, most_detaches: u32) {
@@ -272,7 +274,7 @@ fn with_a_driver_that_cannot_detach_the_cloud_detach_heals() {
     let mut run = run(true, Faults::default());
     run.assert_recovered("stuck unpublish", 1);
     assert_eq!(run.world.detaches, 1);
-    assert!(run.has(|m| matches!(m, Mark::Started { proof: Some(_), .. })), "the proof is journaled");
+    assert!(run.has(|m| matches!(m, Event::Started { proof: Some(_), .. })), "the proof is journaled");
     assert!(run.world.now < 180, "{} s", run.world.now);
 }
 
@@ -384,7 +386,7 @@ fn a_restore_that_was_refused_once_is_tried_again() {
 fn a_restore_that_was_refused_for_a_while_puts_back() {
     let faults = Faults { replies: (2..22).map(|n| (n, Reply::Refused)).collect(), ..Faults::default() };
     let mut run = run(false, faults);
-    while !run.has(|m| matches!(m, Mark::TurnedBack { .. })) {
+    while !run.has(|m| matches!(m, Event::UnwindStarted { .. })) {
         assert_eq!(run.drive(1), None);
     }
     let refused = refused_to_put_back(run.world.plan(), &run.state);
@@ -424,7 +426,7 @@ fn what_is_left_without_a_journal_waits_for_the_cloud() {
             let mut run = run(unpublish_fails, Faults::default());
             run.world.cloud_lag = 900;
             while run.journal.len() < lines && run.world.now < 3_000 && run.drive(1).is_none() {}
-            if run.has(|m| matches!(m, Mark::Ended { .. })) {
+            if run.has(|m| matches!(m, Event::Ended { .. })) {
                 continue;
             }
             let at_zero = (run.world.replicas, &run.world.stamp) == (0, &Stamped::Ours);
@@ -452,7 +454,7 @@ fn nothing_is_restored_while_a_cloud_mutation_is_unknown() {
     for reply in [Reply::LostBefore, Reply::LostAfter] {
         for abort in [false, true] {
             let mut run = run(true, Faults { replies: vec![(2, reply)], ..Faults::default() });
-            while !run.has(|m| matches!(m, Mark::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
+            while !run.has(|m| matches!(m, Event::Outcome { outcome: Outcome::Unknown { .. }, .. })) {
                 assert_eq!(run.drive(1), None);
             }
             run.world.outage = true;
@@ -482,7 +484,7 @@ fn nothing_is_restored_while_an_accepted_detach_runs_at_the_cloud() {
         run.faults.abort_after = abort.then_some(0);
         let end = run.drive(3_600);
         assert!(end.is_some(), "{}", run.story());
-        assert!(run.has(|m| matches!(m, Mark::TurnedBack { .. })), "{}", run.story());
+        assert!(run.has(|m| matches!(m, Event::UnwindStarted { .. })), "{}", run.story());
         assert_eq!((run.world.replicas, &run.world.stamp), (1, &Stamped::None), "{}", run.story());
     }
 }

@@ -4,24 +4,24 @@ use crate::diagnosis::{StuckCause, Trouble};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::identity;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
-use crate::safety::Refusal;
+use crate::plan::Refusal;
 use jiff::Timestamp;
 
 /// What has to let go before pods may use the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum Releases {
     /// Everyone: the pod that wants the volume is on the very node that holds it.
-    Whole,
+    Everyone,
     /// The old holder: whoever waits elsewhere may keep pod and VolumeAttachment.
-    Old,
+    OldHolder,
 }
 
 impl Trouble {
     /// What has to let go.
-    pub fn side(&self) -> Side {
+    pub fn releases(&self) -> Releases {
         match self {
-            Self::Phantom { .. } | Self::Lost { .. } => Side::Whole,
-            Self::DeadNode { .. } | Self::StuckRecord { .. } | Self::Orphan { .. } => Side::Old,
+            Self::Phantom { .. } | Self::Lost { .. } => Releases::Everyone,
+            Self::DeadNode { .. } | Self::StuckRecord { .. } | Self::Orphan { .. } => Releases::OldHolder,
         }
     }
 
@@ -47,7 +47,7 @@ impl Trouble {
 
 /// Whose hold on the volume is ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aim {
+pub struct Target {
     /// The holder's node; the node that waits for the volume, where none speaks for the holder.
     pub node: NodeName,
     /// The instance.
@@ -56,7 +56,7 @@ pub struct Aim {
     pub attachment: Option<Uid>,
     /// The pod that is stuck there.
     pub pod: Option<ObjectName>,
-    side: Side,
+    releases: Releases,
 }
 
 /// Where a plan may find what it does not expect.
@@ -65,18 +65,18 @@ pub struct Scope<'a> {
     /// The node that it is about.
     pub node: &'a NodeName,
     /// What has to let go.
-    pub side: Side,
+    pub releases: Releases,
     /// The instance that it is about.
     pub holder: &'a InstanceId,
 }
 
-impl Aim {
+impl Target {
     /// What a remedy for this trouble is about.
     ///
     /// # Errors
     /// The refusal where that is not known well enough.
     pub fn of(evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> Result<Self, Refusal> {
-        let side = trouble.side();
+        let releases = trouble.releases();
         let on = |node: &NodeName| {
             let all = evidence.attachments.read(now, MAX_AGE).present();
             all.and_then(|all| all.iter().find(|a| a.node == *node)).map(|a| a.uid.clone())
@@ -87,31 +87,35 @@ impl Aim {
                 holder: at.instance.clone(),
                 attachment: Some(attachment.clone()),
                 pod: Some(at.pod.clone()),
-                side,
+                releases,
             },
-            Trouble::DeadNode { node, instance } => {
-                Self { node: node.clone(), holder: instance.clone(), attachment: on(node), pod: None, side }
-            }
+            Trouble::DeadNode { node, instance } => Self {
+                node: node.clone(),
+                holder: instance.clone(),
+                attachment: on(node),
+                pod: None,
+                releases,
+            },
             Trouble::StuckRecord { attachment, node, cause } => Self {
                 node: node.clone(),
                 holder: recorded_holder(evidence, node, cause, now)?,
                 attachment: attachment.clone(),
                 pod: None,
-                side,
+                releases,
             },
             Trouble::Orphan { holder, wanted_by } => Self {
                 node: evidence.node_of_instance(holder).unwrap_or(wanted_by).clone(),
                 holder: holder.clone(),
                 attachment: None,
                 pod: None,
-                side,
+                releases,
             },
         })
     }
 
     /// Where the plan looks.
     pub fn scope(&self) -> Scope<'_> {
-        Scope { node: &self.node, side: self.side, holder: &self.holder }
+        Scope { node: &self.node, releases: self.releases, holder: &self.holder }
     }
 }
 

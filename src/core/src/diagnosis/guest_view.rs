@@ -2,13 +2,13 @@
 
 use crate::evidence::Evidence;
 use crate::fact::Reading;
-use crate::guest::Seen;
+use crate::guest::ScanResult;
 use crate::ids::NodeName;
 use jiff::Timestamp;
 
 /// What the guest shows of the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sight {
+pub enum GuestView {
     /// No device, and no mount of it.
     NoDevice {
         /// By an answer to this recovery's challenge.
@@ -30,9 +30,9 @@ pub enum Sight {
 
 /// Judges the guest's view of the volume on one node. An answer to the open challenge beats the unasked report; an
 /// answer from another boot than the Node's, or about another device, is none.
-pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
+pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> GuestView {
     if let Some(why) = renamed(evidence, node, now) {
-        return Sight::Unknown { why };
+        return GuestView::Unknown { why };
     }
     if let Some(answer) = evidence.answers.get(node) {
         let same_device = evidence.cloud_volume.shown().is_some_and(|c| c.identity == answer.identity);
@@ -43,34 +43,34 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
             let inventory = evidence.guest(node, now).present();
             let came = inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
             return match &answer.seen {
-                Seen::NoDevice | Seen::DeadMount { .. } if came => Sight::Device,
-                Seen::NoDevice => Sight::NoDevice { confirmed: true },
-                Seen::DeadMount { .. } => Sight::DeadMount { confirmed: true },
-                Seen::InUse { .. } | Seen::Idle | Seen::Clean => Sight::Device,
-                Seen::Unreadable { items } => {
-                    Sight::Unknown { why: format!("unreadable: {}", items.join(", ")) }
+                ScanResult::NoDevice | ScanResult::DeadMount { .. } if came => GuestView::Device,
+                ScanResult::NoDevice => GuestView::NoDevice { confirmed: true },
+                ScanResult::DeadMount { .. } => GuestView::DeadMount { confirmed: true },
+                ScanResult::InUse { .. } | ScanResult::Idle | ScanResult::Clean => GuestView::Device,
+                ScanResult::Unreadable { items } => {
+                    GuestView::Unknown { why: format!("unreadable: {}", items.join(", ")) }
                 }
             };
         }
     }
     let guest = match evidence.guest(node, now) {
         Reading::Present(guest) => guest,
-        Reading::Absent => return Sight::Unknown { why: format!("no agent has reported from {node}") },
+        Reading::Absent => return GuestView::Unknown { why: format!("no agent has reported from {node}") },
         Reading::Stale { age_secs } => {
-            return Sight::Unknown { why: format!("the report is {age_secs} s old") };
+            return GuestView::Unknown { why: format!("the report is {age_secs} s old") };
         }
-        Reading::Unknown { why } => return Sight::Unknown { why: why.to_owned() },
+        Reading::Unknown { why } => return GuestView::Unknown { why: why.to_owned() },
     };
     let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(now)) else {
-        return Sight::Unknown {
+        return GuestView::Unknown {
             why: "the device's identity is not known without the cloud's answer".to_owned(),
         };
     };
     if guest.devices.iter().any(|d| d.identity == cloud.identity) {
-        return Sight::Device;
+        return GuestView::Device;
     }
     if !guest.unreadable.is_empty() {
-        return Sight::Unknown { why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")) };
+        return GuestView::Unknown { why: format!("unreadable on {node}: {}", guest.unreadable.join(", ")) };
     }
     let mounts: Vec<_> = guest
         .csi_volumes
@@ -79,12 +79,12 @@ pub fn sight(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Sight {
         .flat_map(|v| &v.mounts)
         .collect();
     if mounts.is_empty() {
-        Sight::NoDevice { confirmed: false }
+        GuestView::NoDevice { confirmed: false }
     } else if mounts.iter().all(|m| m.dead) {
-        Sight::DeadMount { confirmed: false }
+        GuestView::DeadMount { confirmed: false }
     } else {
         // A live mount of the volume on a device that is called otherwise: the device is there.
-        Sight::Device
+        GuestView::Device
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! # Guarantees
 //! Both functions are total and pure. An effect is only ever proposed from a state in which the journal shows no
-//! outstanding effect (S3). After [`Mark::TurnedBack`] only effects that put back are proposed. While a cloud mutation's
+//! outstanding effect (S3). After [`Event::UnwindStarted`] only effects that put back are proposed. While a cloud mutation's
 //! outcome is unknown nothing is restored and no hold lifted. Every wait carries a deadline (S5).
 //!
 //! # Assumptions
@@ -18,18 +18,17 @@
 //! # Errors
 //! [`Illegal`]: a journal that no executor could have written. The shell stops and pages a human.
 
-mod forward;
-mod mandate;
-pub(crate) mod observe;
+mod next;
 pub(crate) mod orders;
 pub(crate) mod pace;
+pub(crate) mod reconcile;
 mod state;
 mod unwind;
 
 use crate::consent::{Withdrawal, Word};
 use crate::evidence::Evidence;
 use crate::ids::{InstanceId, NodeName, ObjectName, ResourceVersion, Uid, VolumeId};
-use crate::journal::{End, Mark, NewestJob};
+use crate::journal::{End, Event, NewestJob};
 use crate::plan::{SoundPlan, StepIx};
 use crate::proof::FenceProof;
 use crate::stamp::Stamp;
@@ -44,7 +43,7 @@ pub use unwind::{Left, refused_to_put_back, without_journal};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// Append this line and look again.
-    Record(Mark),
+    Record(Event),
     /// Journal `Started`, pass the gate, issue the effect, journal its outcome.
     Act(Action),
     /// Look again when something changes, or at `until` at the latest.
@@ -283,25 +282,25 @@ pub fn next(plan: &SoundPlan, state: &State, evidence: &Evidence, cx: &Context<'
             until: pace::later(cx.now, pace::CLOUD_POLL),
         };
     }
-    if let Some(pending) = observe::outstanding(plan, state, evidence, cx) {
+    if let Some(pending) = reconcile::outstanding(plan, state, evidence, cx) {
         return pending;
     }
-    if state.turned_back().is_none()
+    if state.unwinding().is_none()
         && let Some(by) = cx.aborted_by
     {
-        return Next::Record(Mark::TurnedBack {
-            why: crate::journal::TurnBack::Aborted { by: by.to_owned() },
+        return Next::Record(Event::UnwindStarted {
+            why: crate::journal::UnwindReason::Aborted { by: by.to_owned() },
         });
     }
-    if state.turned_back().is_none()
+    if state.unwinding().is_none()
         && let Some(why) = &cx.withdrawn
     {
-        return Next::Record(Mark::TurnedBack {
-            why: crate::journal::TurnBack::Withdrawn { why: why.clone() },
+        return Next::Record(Event::UnwindStarted {
+            why: crate::journal::UnwindReason::Withdrawn { why: why.clone() },
         });
     }
-    match state.turned_back() {
+    match state.unwinding() {
         Some(why) => unwind::next(plan, state, evidence, cx, why),
-        None => mandate::next(plan, state, evidence, cx),
+        None => next::next(plan, state, evidence, cx),
     }
 }

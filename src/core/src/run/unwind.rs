@@ -1,16 +1,16 @@
 //! After turning back: put the workload back as it was, then end. A write that the API server refused is tried again: a right
 //! that was taken away may be given again, and a workload must not stay at zero for one answer.
 
-use super::observe::{TAINT, lost, maybe_in_flight, unreachable};
 use super::orders::{self, Fate};
 use super::pace::{IN_FLIGHT, RETRY, backoff, later};
+use super::reconcile::{TAINT, lost, maybe_in_flight, unreachable};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
 use crate::evidence::{Evidence, MAX_AGE};
 use crate::fact::Reading;
-use crate::fence::OUT_OF_SERVICE_TAINT;
 use crate::hold::hold_taint;
-use crate::journal::{End, Entry, Mark, Outcome, TurnBack};
+use crate::journal::{End, Entry, Event, Outcome, UnwindReason};
+use crate::names::OUT_OF_SERVICE_TAINT;
 use crate::plan::{Plan, SoundPlan, StepIx};
 use crate::runbook::Holding;
 use crate::steps::{StepKind, lift_next, restore_next, state_tells, untaint_next};
@@ -28,7 +28,7 @@ pub(super) fn next(
     state: &State,
     evidence: &Evidence,
     cx: &Context<'_>,
-    why: &TurnBack,
+    why: &UnwindReason,
 ) -> Next {
     if let Some(wait) = detach_under_way(plan, state, evidence, cx) {
         return wait;
@@ -43,11 +43,11 @@ pub(super) fn next(
 }
 
 /// After a scale to zero the workload gets its count back.
-fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &TurnBack) -> Next {
+fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, why: &UnwindReason) -> Next {
     let scale = plan.find(StepKind::ScaleToZero).filter(|s| !matches!(state.step(*s), StepState::Pending));
     let (Some(scale), Some(restore)) = (scale, plan.find(StepKind::Restore)) else { return end(why) };
     let wait = |why: &str| Next::Wait { why: why.to_owned(), until: later(cx.now, RETRY) };
-    if state.turned_back_at().is_some_and(|at| evidence.workload.at < at) {
+    if state.unwinding_since().is_some_and(|at| evidence.workload.at < at) {
         return wait("the workload must be read again to restore it");
     }
     let w = match evidence.workload.read(cx.now, MAX_AGE) {
@@ -157,7 +157,7 @@ fn asked(plan: &Plan, state: &State, kind: StepKind) -> Option<(StepIx, Timestam
         | StepState::Issued { outcome: Outcome::NotApplied { .. } | Outcome::Withheld { .. }, .. }
             if state.sent_at(ix).is_some() =>
         {
-            Some((ix, state.turned_back_at()?))
+            Some((ix, state.unwinding_since()?))
         }
         _ => None,
     }
@@ -196,7 +196,7 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         | StepState::Issued { .. }
         | StepState::Closed { skipped: true } => {}
     }
-    let since = state.turned_back_at().unwrap_or(cx.now);
+    let since = state.unwinding_since().unwrap_or(cx.now);
     let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= since);
     let instance = instance.map(|f| f.read(cx.now, MAX_AGE));
     let runs = matches!(instance, Some(Reading::Present(i)) if i.state == InstanceState::Running);
@@ -288,16 +288,21 @@ pub fn without_journal(
     let mut state = state.reopened(plan);
     let aborted = Context { aborted_by: Some("a journal that cannot be written"), ..cx.clone() };
     for _ in 0..IMAGINED {
-        let marks = match super::next(plan, &state, evidence, &aborted) {
-            Next::Record(Mark::Ended { end: End::Stuck { why } }) => return Left::Person { why },
-            Next::Record(Mark::Ended { .. }) | Next::Done(_) => return Left::Nothing,
-            Next::Record(mark) => vec![mark],
+        let events = match super::next(plan, &state, evidence, &aborted) {
+            Next::Record(Event::Ended { end: End::Stuck { why } }) => return Left::Person { why },
+            Next::Record(Event::Ended { .. }) | Next::Done(_) => return Left::Nothing,
+            Next::Record(event) => vec![event],
             Next::Wait { why, .. } => return Left::Wait { why },
             Next::Act(action) => match is_off(&action.effect, evidence, &aborted, labelled) {
                 Some(false) => return Left::Act(Box::new(action)),
                 Some(true) => vec![
-                    Mark::Started { step: action.step, intent: action.intent, proof: None, newest_job: None },
-                    Mark::Outcome {
+                    Event::Started {
+                        step: action.step,
+                        intent: action.intent,
+                        proof: None,
+                        newest_job: None,
+                    },
+                    Event::Outcome {
                         step: action.step,
                         outcome: Outcome::Applied { detail: "it is off".to_owned() },
                     },
@@ -309,9 +314,9 @@ pub fn without_journal(
                 }
             },
         };
-        for mark in marks {
+        for event in events {
             let (seq, term) = (state.next_seq(), state.term());
-            let line = Entry { seq, at: since, term, by: String::new(), mark };
+            let line = Entry { seq, at: since, term, by: String::new(), event };
             if let Err(illegal) = state.apply(plan, &line) {
                 return Left::Person { why: illegal.to_string() };
             }
@@ -348,16 +353,18 @@ fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool
 }
 
 fn stuck(why: String) -> Next {
-    Next::Record(Mark::Ended { end: End::Stuck { why } })
+    Next::Record(Event::Ended { end: End::Stuck { why } })
 }
 
-fn end(why: &TurnBack) -> Next {
+fn end(why: &UnwindReason) -> Next {
     let end = match why {
-        TurnBack::Aborted { .. } | TurnBack::Withdrawn { .. } | TurnBack::Denied { .. } => End::Aborted,
-        other @ (TurnBack::Deadline { .. }
-        | TurnBack::Refused { .. }
-        | TurnBack::Failed { .. }
-        | TurnBack::TakenOver { .. }) => End::Failed { why: other.to_string() },
+        UnwindReason::Aborted { .. } | UnwindReason::Withdrawn { .. } | UnwindReason::Denied { .. } => {
+            End::Aborted
+        }
+        other @ (UnwindReason::Deadline { .. }
+        | UnwindReason::Refused { .. }
+        | UnwindReason::Failed { .. }
+        | UnwindReason::TakenOver { .. }) => End::Failed { why: other.to_string() },
     };
-    Next::Record(Mark::Ended { end })
+    Next::Record(Event::Ended { end })
 }

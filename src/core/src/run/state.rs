@@ -1,8 +1,8 @@
 //! The state that a journal adds up to: a total transition function over its lines.
 
-use crate::journal::{End, Entry, Mark, NewestJob, Outcome, TurnBack};
+use crate::journal::{End, Entry, Event, NewestJob, Outcome, UnwindReason};
 use crate::plan::{Plan, SoundPlan, StepIx};
-use crate::proof::NoUser;
+use crate::proof::UnusedSince;
 use crate::runbook::Holding;
 use crate::steps::{EffectClass, Role, StepKind};
 use jiff::Timestamp;
@@ -55,12 +55,12 @@ pub enum Illegal {
         after: u64,
     },
     /// The line does not fit the state.
-    #[error("journal line {seq} ({mark}) cannot follow what stands before it: {why}")]
+    #[error("journal line {seq} ({event}) cannot follow what stands before it: {why}")]
     Transition {
         /// The line.
         seq: u32,
         /// Its kind.
-        mark: String,
+        event: String,
         /// Why.
         why: String,
     },
@@ -106,10 +106,10 @@ pub struct State {
     /// became of an order whose reply was lost.
     entered_at: Option<Timestamp>,
     /// The start of the kubelet handshake, and its line's term.
-    no_user: Option<(NoUser, u64)>,
+    unused_since: Option<(UnusedSince, u64)>,
     /// When the last question to the holder's agent was journaled, and in which term.
     challenged: Option<(Timestamp, u64)>,
-    turned_back: Option<(TurnBack, Timestamp)>,
+    unwinding: Option<(UnwindReason, Timestamp)>,
     ended: Option<End>,
     next_seq: u32,
     term: u64,
@@ -130,9 +130,9 @@ impl State {
             doubts: vec![None; plan.steps.len()],
             sent: vec![None; plan.steps.len()],
             entered_at: None,
-            no_user: None,
+            unused_since: None,
             challenged: None,
-            turned_back: None,
+            unwinding: None,
             ended: None,
             next_seq: 0,
             term: 0,
@@ -175,7 +175,7 @@ impl State {
         }
         self.step_over(plan, entry).map_err(|why| Illegal::Transition {
             seq: entry.seq,
-            mark: format!("{:?}", entry.mark),
+            event: format!("{:?}", entry.event),
             why: why.to_owned(),
         })?;
         self.next_seq += 1;
@@ -187,11 +187,11 @@ impl State {
         if self.ended.is_some() {
             return Err("the run has ended");
         }
-        if !self.accepted && !matches!(entry.mark, Mark::Accepted { .. }) {
+        if !self.accepted && !matches!(entry.event, Event::Accepted { .. }) {
             return Err("no plan was accepted");
         }
-        match &entry.mark {
-            Mark::Accepted { plan_hash, .. } => {
+        match &entry.event {
+            Event::Accepted { plan_hash, .. } => {
                 if self.accepted {
                     return Err("a plan was accepted already");
                 }
@@ -201,7 +201,7 @@ impl State {
                 self.accepted = true;
                 self.entered_at = Some(entry.at);
             }
-            Mark::Started { step, newest_job, .. } => {
+            Event::Started { step, newest_job, .. } => {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
@@ -209,10 +209,10 @@ impl State {
                 let (kind, spec) = (planned.kind, planned.kind.spec());
                 // An answer that has become too old is asked for again, from a later step.
                 let asks_again = kind == StepKind::Challenge && self.current().is_some_and(|now| *step < now);
-                if self.turned_back.is_none() && self.current() != Some(*step) && !asks_again {
+                if self.unwinding.is_none() && self.current() != Some(*step) && !asks_again {
                     return Err("it is not the current step");
                 }
-                if self.turned_back.is_some() && spec.role != Role::Restores {
+                if self.unwinding.is_some() && spec.role != Role::Restores {
                     return Err("the run turned back, and only restoring may follow");
                 }
                 let slot = self.slot(*step)?;
@@ -237,7 +237,7 @@ impl State {
                     *attempts += 1;
                 }
             }
-            Mark::Outcome { step, outcome } => {
+            Event::Outcome { step, outcome } => {
                 let slot = self.slot(*step)?;
                 let started = match slot {
                     StepState::Started { at } => *at,
@@ -270,29 +270,29 @@ impl State {
                     *sent = None;
                 }
             }
-            Mark::Completed { step, .. } => self.close(*step, false, entry.at)?,
-            Mark::Skipped { step, .. } => self.close(*step, true, entry.at)?,
-            Mark::NoUser { seen } => {
-                self.no_user = Some((seen.clone(), entry.term));
+            Event::Completed { step, .. } => self.close(*step, false, entry.at)?,
+            Event::Skipped { step, .. } => self.close(*step, true, entry.at)?,
+            Event::UnusedSince { seen } => {
+                self.unused_since = Some((seen.clone(), entry.term));
                 self.reopen_question(plan, seen, entry.at);
             }
-            Mark::TurnedBack { why } => {
-                if self.turned_back.is_some() {
+            Event::UnwindStarted { why } => {
+                if self.unwinding.is_some() {
                     return Err("it turned back already");
                 }
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
-                self.turned_back = Some((why.clone(), entry.at));
+                self.unwinding = Some((why.clone(), entry.at));
             }
-            Mark::Ended { end } => {
+            Event::Ended { end } => {
                 if self.outstanding().is_some() {
                     return Err("an effect is outstanding");
                 }
-                if *end == End::Recovered && (self.current().is_some() || self.turned_back.is_some()) {
+                if *end == End::Recovered && (self.current().is_some() || self.unwinding.is_some()) {
                     return Err("the steps are not finished");
                 }
-                if *end == End::Aborted && self.turned_back.is_none() {
+                if *end == End::Aborted && self.unwinding.is_none() {
                     return Err("it has not turned back");
                 }
                 self.ended = Some(end.clone());
@@ -302,8 +302,8 @@ impl State {
     }
 
     /// A handshake that begins anew makes nothing of what an agent was asked before it: the question comes again.
-    fn reopen_question(&mut self, plan: &Plan, seen: &NoUser, at: Timestamp) {
-        let Some(ix) = plan.find(StepKind::Challenge).filter(|_| self.turned_back.is_none()) else { return };
+    fn reopen_question(&mut self, plan: &Plan, seen: &UnusedSince, at: Timestamp) {
+        let Some(ix) = plan.find(StepKind::Challenge).filter(|_| self.unwinding.is_none()) else { return };
         if self.current() > Some(ix)
             && seen.lease.is_some()
             && let Ok(slot) = self.slot(ix)
@@ -335,7 +335,7 @@ impl State {
         if self.outstanding().is_some() {
             return Err("an effect is outstanding");
         }
-        if self.turned_back.is_some() {
+        if self.unwinding.is_some() {
             return Err("the run turned back");
         }
         if self.current() != Some(step) {
@@ -459,23 +459,23 @@ impl State {
     pub fn needs_jobs(&self, plan: &Plan) -> bool {
         let detaches = [StepKind::CloudDetach, StepKind::CloudForce].into_iter().filter_map(|k| plan.find(k));
         detaches.into_iter().any(|ix| match self.step(ix) {
-            StepState::Pending => self.turned_back.is_none() && self.current() == Some(ix),
+            StepState::Pending => self.unwinding.is_none() && self.current() == Some(ix),
             StepState::Started { .. } | StepState::Issued { .. } => true,
             // A plain detach that one by force was to take over from may still be under way.
-            StepState::Closed { skipped } => *skipped && self.turned_back.is_some() && self.attempts(ix) > 0,
+            StepState::Closed { skipped } => *skipped && self.unwinding.is_some() && self.attempts(ix) > 0,
         })
     }
 
     /// Whether what comes next turns on the snapshots that this recovery ordered.
     pub fn needs_snapshots(&self, plan: &Plan) -> bool {
         let begun = |ix| matches!(self.step(ix), StepState::Started { .. } | StepState::Issued { .. });
-        self.turned_back.is_none() && plan.find(StepKind::Snapshot).is_some_and(begun)
+        self.unwinding.is_none() && plan.find(StepKind::Snapshot).is_some_and(begun)
     }
 
     /// Whether a change to the workload or its pods is being weighed: everything that stands against it is read then.
     pub fn weighs_a_change(&self, plan: &Plan) -> bool {
         let kind = self.current().and_then(|ix| Some((ix, plan.steps.get(ix.index())?.kind)));
-        self.turned_back.is_none()
+        self.unwinding.is_none()
             && match kind {
                 Some((ix, StepKind::ScaleToZero)) => {
                     !matches!(self.step(ix), StepState::Issued { outcome, .. } if outcome.applied())
@@ -491,7 +491,7 @@ impl State {
         let lifted = plan.closing().is_some_and(|lift| self.attempts(lift) > 0);
         plan.holding() == Holding::ByGate
             && match kind {
-                _ if self.turned_back.is_some() => lifted,
+                _ if self.unwinding.is_some() => lifted,
                 Some(StepKind::Lift) => lifted,
                 Some(StepKind::Hold | StepKind::Release) => true,
                 Some(
@@ -512,23 +512,23 @@ impl State {
     }
 
     /// The start of the kubelet handshake.
-    pub fn no_user(&self) -> Option<&NoUser> {
-        self.no_user.as_ref().map(|(seen, _)| seen)
+    pub fn unused_since(&self) -> Option<&UnusedSince> {
+        self.unused_since.as_ref().map(|(seen, _)| seen)
     }
 
     /// The same, if it was journaled in this term: one leader's clock tells nothing of an interval on another's.
-    pub fn no_user_in(&self, term: u64) -> Option<&NoUser> {
-        self.no_user.as_ref().filter(|(_, of)| *of == term).map(|(seen, _)| seen)
+    pub fn unused_since_in(&self, term: u64) -> Option<&UnusedSince> {
+        self.unused_since.as_ref().filter(|(_, of)| *of == term).map(|(seen, _)| seen)
     }
 
     /// Why the run turned back, if it did.
-    pub fn turned_back(&self) -> Option<&TurnBack> {
-        self.turned_back.as_ref().map(|(why, _)| why)
+    pub fn unwinding(&self) -> Option<&UnwindReason> {
+        self.unwinding.as_ref().map(|(why, _)| why)
     }
 
     /// When the run turned back, if it did.
-    pub fn turned_back_at(&self) -> Option<Timestamp> {
-        self.turned_back.as_ref().map(|(_, at)| *at)
+    pub fn unwinding_since(&self) -> Option<Timestamp> {
+        self.unwinding.as_ref().map(|(_, at)| *at)
     }
 
     /// How the run ended, if it did.

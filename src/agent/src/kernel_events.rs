@@ -1,10 +1,11 @@
-//! The kernel's own word that something changed, so that nobody has to look for it: mounts of the host's namespace and
-//! swap areas (poll(2) on files in /proc, see proc_pid_mounts(5) and `swaps_poll` in the kernel), and block devices that
-//! come, go or change (uevents, netlink(7)).
+//! Events of the kernel about changes, so that the agent need not poll: mounts of the host's namespace and swap areas
+//! (poll(2) on files in /proc, see proc_pid_mounts(5) and `swaps_poll` in the kernel), and block devices that are added,
+//! removed or changed (uevents, netlink(7)).
 //!
 //! # Guarantees
-//! No timer. Between two items nothing is registered with the runtime: news that nobody waits for wake nobody, and
-//! none is lost, since the next call asks the kernel what changed since the last.
+//! - There is no timer.
+//! - While the stream is not polled, nothing is registered with the runtime, so events do not wake the process.
+//! - No event is lost: each poll asks the kernel for changes since the last one.
 
 use crate::guest::HostRoot;
 use futures::{Stream, stream};
@@ -18,41 +19,41 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Files whose change poll(2) tells, as priority data.
+/// Files whose changes poll(2) shows, as priority data.
 const FILES: [&str; 2] = ["/proc/1/mountinfo", "/proc/swaps"];
-/// The multicast group of the kernel's own uevents; udev's are in group 2.
+/// Multicast group of the kernel's own uevents. Those of udev are in group 2.
 const KERNEL: u32 = 1;
-/// Longest uevent: `UEVENT_BUFFER_SIZE` of the kernel and its header.
+/// Maximum length of a uevent in bytes: the kernel's `UEVENT_BUFFER_SIZE` and a header.
 const UEVENT: usize = 4096;
 
-/// Where the news come from.
+/// The sources of the events.
 #[derive(Debug)]
-pub struct News {
+pub struct KernelEvents {
     files: Vec<Watched>,
     uevents: OwnedFd,
 }
 
-/// A file that is open twice, because asking consumes the news of the descriptor that is asked: one waits in the runtime,
-/// one tells what happened before it did.
+/// A watched file. It is open twice, because poll(2) consumes the event of its descriptor: `wait` is registered with the
+/// runtime, and `check` shows changes from before the registration.
 #[derive(Debug)]
 struct Watched {
-    waits: File,
-    tells: File,
+    wait: File,
+    check: File,
 }
 
-impl News {
+impl KernelEvents {
     /// Opens the sources on a host.
     ///
     /// # Errors
-    /// The first one that cannot be opened, or that is no file of the kernel's; then the caller has to look often.
+    /// The first source that cannot be opened, or that is no file of the kernel. The caller must scan more often then.
     pub fn open(root: &HostRoot) -> io::Result<Self> {
         let named = |path: &str, e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
         let open = |path: &str| {
             let watched = || -> io::Result<Watched> {
                 let place = root.join(path);
-                let watched = Watched { waits: File::open(&place)?, tells: File::open(&place)? };
-                // Regular files cannot be waited for.
-                drop(registered(watched.waits.as_fd(), Interest::PRIORITY)?);
+                let watched = Watched { wait: File::open(&place)?, check: File::open(&place)? };
+                // Fails for a regular file, which has no events.
+                drop(registered(watched.wait.as_fd(), Interest::PRIORITY)?);
                 Ok(watched)
             };
             watched().map_err(|e| named(path, e))
@@ -67,13 +68,12 @@ impl News {
         Ok(Self { files, uevents: uevents().map_err(|e| named("uevents", e))? })
     }
 
-    /// One item for each time that something changed since the item before. Ends when a source fails, which
-    /// is logged.
+    /// Returns a stream with one item after each change since the last item. It ends when a source fails, which is logged.
     pub fn stream(self) -> impl Stream<Item = ()> {
-        stream::unfold(self, async |mut news| match news.next().await {
-            Ok(()) => Some(((), news)),
+        stream::unfold(self, async |mut events| match events.next().await {
+            Ok(()) => Some(((), events)),
             Err(e) => {
-                tracing::warn!(error = %e, "the kernel's news are lost; changes show at the next regular look only");
+                tracing::warn!(error = %e, "the kernel's events can no longer be received; the agent finds changes only by its regular scans");
                 None
             }
         })
@@ -83,11 +83,11 @@ impl News {
         let uevents = registered(self.uevents.as_fd(), Interest::READABLE)?;
         let mut files = Vec::new();
         for file in &self.files {
-            files.push(registered(file.waits.as_fd(), Interest::PRIORITY)?);
+            files.push(registered(file.wait.as_fd(), Interest::PRIORITY)?);
         }
-        // Only now, when whatever comes later wakes this task.
-        let told = self.files.iter().map(|file| has_changed(file.tells.as_fd()));
-        let changed = told.collect::<io::Result<Vec<bool>>>()?;
+        // Check only after the registration: later changes wake this task.
+        let checked = self.files.iter().map(|file| has_changed(file.check.as_fd()));
+        let changed = checked.collect::<io::Result<Vec<bool>>>()?;
         if drain(self.uevents.as_fd())? || changed.contains(&true) {
             return Ok(());
         }
@@ -109,9 +109,9 @@ impl News {
                 }
             }
         }
-        // What this wait has heard of need not be told again.
+        // Consume the events that ended the wait, so that the next call does not return them again.
         for file in &self.files {
-            has_changed(file.tells.as_fd())?;
+            has_changed(file.check.as_fd())?;
         }
         Ok(())
     }
@@ -126,14 +126,14 @@ fn registered(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<Borr
     AsyncFd::with_interest(fd, interest)
 }
 
-/// Whether the file changed since this descriptor was last asked.
+/// Returns whether the file has changed since the last check of this descriptor.
 fn has_changed(file: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut asked = [PollFd::from_borrowed_fd(file, PollFlags::PRI)];
-    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(asked[0].revents().intersects(PollFlags::PRI | PollFlags::ERR))
+    let mut polled = [PollFd::from_borrowed_fd(file, PollFlags::PRI)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(polled[0].revents().intersects(PollFlags::PRI | PollFlags::ERR))
 }
 
-/// Takes all uevents out; whether one was about a block device, or some were lost.
+/// Reads all uevents. Returns whether one was about a block device, or some were lost.
 fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let mut buffer = [0; UEVENT];
     let mut block = false;
@@ -142,14 +142,14 @@ fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
             Ok((_, len)) => block |= is_block(buffer.get(..len).unwrap_or(&buffer)),
             Err(Errno::AGAIN) => return Ok(block),
             Err(Errno::INTR) => {}
-            // The kernel had more to say than the socket holds.
+            // There were more events than the socket holds.
             Err(Errno::NOBUFS) => block = true,
             Err(e) => return Err(e.into()),
         }
     }
 }
 
-/// Whether a uevent (`ACTION@PATH`, then `KEY=VALUE` each, all ended by NUL) is about a block device.
+/// Returns whether a uevent (`ACTION@PATH`, then `KEY=VALUE`, each ended by NUL) is about a block device.
 fn is_block(uevent: &[u8]) -> bool {
     uevent.split(|byte| *byte == 0).any(|field| field == b"SUBSYSTEM=block")
 }

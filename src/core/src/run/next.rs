@@ -1,20 +1,46 @@
 //! The way forward: the current step's precondition, effect, end condition and deadline.
 
-use super::pace::later;
+use super::pace::{CLOUD_POLL, later, wait};
 use super::{Action, Context, Next, State, StepState};
+use crate::authority::mandate;
 use crate::diagnosis::{Verdict, diagnose};
 use crate::evidence::Evidence;
-use crate::journal::{End, Mark, Outcome, TurnBack};
+use crate::journal::{End, Event, Outcome, UnwindReason};
 use crate::loss::{PodsGo, losses};
 use crate::plan::{Plan, PlannedStep};
 use crate::steps::{StepCx, StepKind};
 use jiff::SignedDuration;
 
-/// The next thing on the way forward.
+/// The next thing on the way forward. Before each effect policy, rights and approval are read again with the other evidence, so
+/// that a run whose mandate was withdrawn unwinds.
 pub(super) fn next(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
-    let Some(ix) = state.current() else { return Next::Record(Mark::Ended { end: End::Recovered }) };
+    let step = state.current().and_then(|ix| plan.steps.get(ix.index())).map(|s| s.kind);
+    // What only puts back, or looks, needs no word.
+    if step.is_none_or(|kind| kind.spec().needs_no_mandate()) {
+        return forward(plan, state, evidence, cx);
+    }
+    let doubt = match mandate(evidence, cx.now) {
+        Ok(mandate) => match mandate.may_act(&plan.hash) {
+            Ok(()) => return forward(plan, state, evidence, cx),
+            Err(denial) if !denial.may_pass() => {
+                return Next::Record(Event::UnwindStarted { why: UnwindReason::Denied { denial } });
+            }
+            Err(denial) => denial.to_string(),
+        },
+        Err(why) => format!("what this recovery may do is not known ({why})"),
+    };
+    match forward(plan, state, evidence, cx) {
+        // None of these steps has an effect that puts back.
+        Next::Act(_) => wait(doubt, later(cx.now, CLOUD_POLL)),
+        other => other,
+    }
+}
+
+/// The next thing on the way forward, whatever the mandate says.
+fn forward(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -> Next {
+    let Some(ix) = state.current() else { return Next::Record(Event::Ended { end: End::Recovered }) };
     let Some(look) = StepCx::of(plan, state, evidence, cx, ix) else {
-        return Next::Record(Mark::Ended { end: End::Recovered });
+        return Next::Record(Event::Ended { end: End::Recovered });
     };
     let over = look.identity_lost().or_else(|| look.nothing_wrong()).or_else(|| look.machine_is_back());
     if over.is_none()
@@ -69,10 +95,10 @@ impl StepCx<'_> {
         if self.step.kind == StepKind::Verify {
             // The workload is restored already: there is nothing to put back, only someone to tell.
             let why = format!("the workload was restored and its pod is not Ready after {seconds} s: {why}");
-            return Next::Record(Mark::Ended { end: End::Failed { why } });
+            return Next::Record(Event::Ended { end: End::Failed { why } });
         }
-        Next::Record(Mark::TurnedBack {
-            why: TurnBack::Deadline { step: self.ix, seconds, waiting_for: why },
+        Next::Record(Event::UnwindStarted {
+            why: UnwindReason::Deadline { step: self.ix, seconds, waiting_for: why },
         })
     }
 
