@@ -1,6 +1,6 @@
 //! Asking the API server what it would do with one more pod of a workload.
 
-use crate::hold::is_gated;
+use crate::effects::hold::is_gated;
 use crate::workloads::{api_resource, parse, template_of};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodSpec, Volume};

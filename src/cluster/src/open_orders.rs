@@ -18,8 +18,8 @@
 //! # Errors
 //! [`note`] says why the order was not sent, as an [`Outcome`].
 
+use crate::effects::node_lock;
 use crate::gate::{EffectPass, TidyPass};
-use crate::node_lock;
 use crate::reply::{is_refused, said};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};

@@ -1,9 +1,10 @@
 //! What fences a node, against the API server in memory: lock, taints, and a deletion by UID.
 
+use crate::Clock;
 use crate::client::Clients;
+use crate::effects::{attachment, hold, node, node_lock, workload};
 use crate::gate::{Gate, TidyPass};
 use crate::lease::Leadership;
-use crate::{Clock, effects, hold, node, node_lock};
 use http::{Request, Response};
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
@@ -225,13 +226,13 @@ async fn an_attachment_is_deleted_by_its_uid() {
     let va = s.server.insert(&json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
         "metadata": {"name": "csi-1"}, "spec": {"attacher": "d", "nodeName": NODE, "source": {}}}));
     let pass = s.pass.as_effect();
-    let other = effects::delete_attachment(pass, "csi-1", &Uid::from("another")).await;
+    let other = attachment::delete_attachment(pass, "csi-1", &Uid::from("another")).await;
     assert!(may_be_tried_again(&other), "{other:?}");
     assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_some());
     let uid = Uid::from(va["metadata"]["uid"].as_str().unwrap());
-    assert!(effects::delete_attachment(pass, "csi-1", &uid).await.applied());
+    assert!(attachment::delete_attachment(pass, "csi-1", &uid).await.applied());
     assert!(s.server.read("storage.k8s.io", "volumeattachments", "", "csi-1").is_none());
-    assert!(effects::delete_attachment(pass, "csi-1", &uid).await.applied(), "it is gone");
+    assert!(attachment::delete_attachment(pass, "csi-1", &uid).await.applied(), "it is gone");
 }
 
 type Requests = Arc<Mutex<Vec<(String, String, Value)>>>;
@@ -258,7 +259,7 @@ fn recorder() -> (TidyPass, Requests) {
 #[tokio::test]
 async fn the_uid_of_a_deletion_is_where_the_api_server_reads_it() {
     let (pass, seen) = recorder();
-    let deleted = effects::delete_attachment(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
+    let deleted = attachment::delete_attachment(pass.as_effect(), "csi-1", &Uid::from("u-1")).await;
     assert!(deleted.applied(), "{deleted:?}");
     let seen = seen.lock().unwrap();
     let (method, path, body) = &seen[0];
@@ -290,7 +291,7 @@ async fn nothing_is_evicted_or_deleted_without_a_uid() {
     let none = Uid::from("");
     for refused in [
         hold::release(pass.as_effect(), &pod, &none).await,
-        effects::delete_attachment(pass.as_effect(), "csi-1", &none).await,
+        attachment::delete_attachment(pass.as_effect(), "csi-1", &none).await,
     ] {
         assert!(matches!(refused, Outcome::NotApplied { retry: false, .. }), "{refused:?}");
     }
@@ -324,7 +325,7 @@ async fn a_restore_is_conditional_and_takes_the_stamp_off() {
     ] {
         let (pass, seen) = recorder();
         let (set, version) = (workload("StatefulSet", "u-1"), "7".into());
-        let restored = effects::restore(pass.as_effect(), &set, &version, path, Some(3)).await;
+        let restored = workload::restore(pass.as_effect(), &set, &version, path, Some(3)).await;
         assert!(restored.applied(), "{restored:?}");
         let seen = std::mem::take(&mut *seen.lock().unwrap());
         assert!(seen.iter().all(|(method, ..)| method == "PATCH"), "{seen:?}");
@@ -362,7 +363,7 @@ async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
     object("ReplicaSet", "db-1", stamp(&uid));
     object("ReplicaSet", "other-1", stamp("another"));
     let (name, version) = (workload("Deployment", &uid), version.as_str().into());
-    let restored = effects::restore(s.pass.as_effect(), &name, &version, ScalePath::Replicas, Some(3)).await;
+    let restored = workload::restore(s.pass.as_effect(), &name, &version, ScalePath::Replicas, Some(3)).await;
     assert!(restored.applied(), "{restored:?}");
     let stamped = |name: &str| {
         let set = s.server.read("apps", "replicasets", "shop", name).unwrap();

@@ -2,9 +2,9 @@
 //! be carried out. Every function takes a [`TidyPass`], acts on nothing that does not carry a mark of ours, and ends within
 //! the pass's deadline.
 
+use crate::effects::{self, hold, node, node_lock};
 use crate::gate::{EffectPass, TidyPass};
 use crate::reply::outcome;
-use crate::{effects, hold, node, node_lock};
 use jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
@@ -57,7 +57,8 @@ pub async fn restore(
     path: ScalePath,
     replicas: Option<i32>,
 ) -> Outcome {
-    in_time(pass.as_effect(), |pass| effects::restore(pass, workload, version, path, replicas)).await
+    in_time(pass.as_effect(), |pass| effects::workload::restore(pass, workload, version, path, replicas))
+        .await
 }
 
 /// Renews a node's lock for a recovery that is gone, while an order of it may still be carried out.

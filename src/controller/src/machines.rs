@@ -23,7 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Api, ResourceExt};
 use reattach_api::{NodeVolumeReport, Opaque};
 use reattach_cluster::cache::Cache;
-use reattach_cluster::node::is_ready;
+use reattach_cluster::effects::node::is_ready;
 use reattach_cluster::reports;
 use reattach_cluster::view::NODE_LEASES;
 use reattach_core::cloud::CloudScope;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use reattach_cluster::node::{is_ready, silence};
+use reattach_cluster::effects::node::{is_ready, silence};
 use reattach_core::ids::NodeName;
 use reattach_core::outage::DownNode;
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,9 +4,10 @@ use crate::providers::Located;
 use crate::recovery::Executor;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
+use reattach_cluster::effects::{attachment, hold, node, node_lock, workload};
 use reattach_cluster::gate::EffectPass;
 use reattach_cluster::open_orders::{self, OpenOrder};
-use reattach_cluster::{effects, hold, node, node_lock, reply, reports};
+use reattach_cluster::{reply, reports};
 use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{InstanceId, NodeName, ObjectName, VolumeId};
@@ -42,10 +43,10 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
     let issue = async {
         match effect {
             Effect::ScaleToZero { workload, resource_version, path, stamp } => {
-                effects::scale_to_zero(pass, workload, resource_version, *path, stamp).await
+                workload::scale_to_zero(pass, workload, resource_version, *path, stamp).await
             }
             Effect::Restore { workload, resource_version, path, replicas } => {
-                effects::restore(pass, workload, resource_version, *path, *replicas).await
+                workload::restore(pass, workload, resource_version, *path, *replicas).await
             }
             Effect::Hold => hold::hold(pass, recovery).await,
             Effect::Release { pod, uid } => hold::release(pass, pod, uid).await,
@@ -57,7 +58,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
                 node::open(pass, name, uid, &Executor::uid_of(recovery)).await
             }
             Effect::Requeue { name, uid, resource_version } => {
-                effects::requeue(pass, name, uid, resource_version, clock.now()).await
+                attachment::requeue(pass, name, uid, resource_version, clock.now()).await
             }
             Effect::CloudDetach { proof } => stage.detach(proof, false).await,
             Effect::Snapshot { volume } => stage.snapshot(volume).await,
@@ -87,7 +88,7 @@ pub(crate) async fn perform(stage: &Stage<'_>, effect: &Effect) -> Outcome {
             }
             Effect::Challenge { node } => stage.ask(node).await,
             Effect::DeleteAttachment { proof, name, uid } => match stage.holds(proof) {
-                Ok(()) => effects::delete_attachment(pass, name, uid).await,
+                Ok(()) => attachment::delete_attachment(pass, name, uid).await,
                 Err(outcome) => outcome,
             },
         }

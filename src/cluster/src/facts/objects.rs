@@ -1,7 +1,7 @@
 //! One conversion per kind.
 
 use super::{ResolveInstance, opt_out};
-use crate::node::{is_out_of_service_by_us, is_ready, quarantined_by};
+use crate::effects::node::{is_out_of_service_by_us, is_ready, quarantined_by};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -165,7 +165,7 @@ pub fn pod(p: &Pod) -> PodFacts {
         waiting_reason: waiting
             .filter(|r| r != "ContainerCreating" && r != "PodInitializing")
             .map(|r| plain::line(&r, WORD_CHARS)),
-        held: crate::hold::is_gated(p),
+        held: crate::effects::hold::is_gated(p),
     }
 }
 

@@ -1,21 +1,16 @@
-//! The effects on Kubernetes objects. Each is one conditional write (UID and resourceVersion), takes a pass of the gate,
-//! and reports what is known of it.
+//! Scaling a workload to zero and restoring it, with the stamp that says why.
 
 use crate::gate::EffectPass;
-use crate::reply::{outcome, require_uid};
+use crate::reply::outcome;
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use reattach_core::ids::{ResourceVersion, Uid};
+use reattach_core::ids::ResourceVersion;
 use reattach_core::journal::Outcome;
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{ScalePath, WorkloadRef};
 use serde_json::{Value, json};
-
-/// The annotation that a requeue touches.
-pub const REQUEUE_ANNOTATION: &str = "reattach.dev/requeued";
 
 /// Stamps a workload and sets its replicas to zero: one write on the main resource, or, where only `/scale` may be
 /// written, the stamp first and the count with the stamp's resourceVersion (`/scale` drops annotations).
@@ -98,40 +93,6 @@ async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
         if let Err(error) = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
             tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
         }
-    }
-}
-
-/// Touches a VolumeAttachment so that external-attacher looks at it at once (any change but its own error fields does).
-pub async fn requeue(
-    pass: &EffectPass,
-    name: &str,
-    uid: &Uid,
-    version: &ResourceVersion,
-    at: jiff::Timestamp,
-) -> Outcome {
-    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
-    let body = json!({
-        "metadata": { "uid": uid, "resourceVersion": version, "annotations": { REQUEUE_ANNOTATION: at.to_string() } }
-    });
-    outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
-}
-
-/// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
-/// and node. One that is gone counts as deleted.
-pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
-    if let Err(refused) = require_uid(uid) {
-        return refused;
-    }
-    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
-    let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
-        ..DeleteParams::default()
-    };
-    match api.delete(name, &params).await {
-        Err(kube::Error::Api(s)) if s.is_not_found() => {
-            Outcome::Applied { detail: "the VolumeAttachment is gone".to_owned() }
-        }
-        reply => outcome(reply, "deleted"),
     }
 }
 

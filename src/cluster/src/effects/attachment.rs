@@ -1,0 +1,47 @@
+//! Requeueing and deleting a VolumeAttachment.
+
+use crate::gate::EffectPass;
+use crate::reply::{outcome, require_uid};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use reattach_core::ids::{ResourceVersion, Uid};
+use reattach_core::journal::Outcome;
+use serde_json::json;
+
+/// The annotation that a requeue touches.
+pub const REQUEUE_ANNOTATION: &str = "reattach.dev/requeued";
+
+/// Touches a VolumeAttachment so that external-attacher looks at it at once (any change but its own error fields does).
+pub async fn requeue(
+    pass: &EffectPass,
+    name: &str,
+    uid: &Uid,
+    version: &ResourceVersion,
+    at: jiff::Timestamp,
+) -> Outcome {
+    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
+    let body = json!({
+        "metadata": { "uid": uid, "resourceVersion": version, "annotations": { REQUEUE_ANNOTATION: at.to_string() } }
+    });
+    outcome(api.patch(name, &PatchParams::default(), &Patch::Merge(&body)).await, "touched")
+}
+
+/// Deletes a VolumeAttachment by its UID: names of VolumeAttachments are used again, since they follow from volume, driver
+/// and node. One that is gone counts as deleted.
+pub async fn delete_attachment(pass: &EffectPass, name: &str, uid: &Uid) -> Outcome {
+    if let Err(refused) = require_uid(uid) {
+        return refused;
+    }
+    let api: Api<VolumeAttachment> = Api::all(pass.client().clone());
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match api.delete(name, &params).await {
+        Err(kube::Error::Api(s)) if s.is_not_found() => {
+            Outcome::Applied { detail: "the VolumeAttachment is gone".to_owned() }
+        }
+        reply => outcome(reply, "deleted"),
+    }
+}
