@@ -15,7 +15,6 @@ use prometheus_client::registry::Registry;
 use reattach_cluster::gate::Gate;
 use reattach_cluster::rights::Who;
 use reattach_controller::metrics::Metrics;
-use reattach_controller::recovery::{Reservations, Rights};
 use reattach_controller::{Collector, Executor, limits};
 use reattach_core::ids::ObjectName;
 use std::time::Duration;
@@ -54,21 +53,12 @@ pub async fn run(args: &RecoverArgs, global: &Global) -> Result<Exit> {
     let election = tokio::spawn(elector.run(publish, election_ended));
     note(&format!("Lease {lease} taken, term {}.", leadership.term));
 
-    let executor = Executor {
-        collector: Collector {
-            clients: session.clients.clone(),
-            cache: Some(cache.clone()),
-            providers,
-            clock: session.clock.clone(),
-            neighbours: Default::default(),
-        },
-        gate: Gate::new(session.clients.clone(), leading)
-            .locking_nodes_in(args.node_lock_namespace.as_deref().unwrap_or(&lease.namespace)),
-        identity,
-        metrics: Metrics::register(&mut Registry::default()),
-        reservations: Reservations::default(),
-        rights: Rights::of(&user.name),
-    };
+    let collector =
+        Collector::new(session.clients.clone(), Some(cache.clone()), providers, session.clock.clone());
+    let gate = Gate::new(session.clients.clone(), leading)
+        .locking_nodes_in(args.node_lock_namespace.as_deref().unwrap_or(&lease.namespace));
+    let metrics = Metrics::register(&mut Registry::default());
+    let executor = Executor::new(collector, gate, identity, &user.name, metrics);
     let users = Users { me: user, controller: lease.controller_user() };
     let ended = drive(args, &session, executor, &cache, &claim, users, &mut interrupt).await;
     end_election.send_replace(true);

@@ -58,13 +58,7 @@ pub async fn run(args: DiagnoseArgs, global: &Global) -> Result<Exit> {
     let providers = providers(global)?;
     let session = Session::open(global).await?;
     preflight(&providers, false).await?;
-    let mut collector = Collector {
-        clients: session.clients.clone(),
-        cache: None,
-        providers,
-        clock: session.clock.clone(),
-        neighbours: Default::default(),
-    };
+    let mut collector = Collector::new(session.clients.clone(), None, providers, session.clock.clone());
     let mut tasks = JoinSet::new();
     let wanted: Vec<(ObjectName, Option<String>)> = if args.claims.is_empty() {
         let cache = watches::start(&session, &mut tasks).await?;

@@ -78,13 +78,7 @@ pub async fn run(args: PlanArgs, global: &Global) -> Result<Exit> {
     preflight(&providers, false).await?;
     let claim = session.claim(&args.claim)?;
     session.require_claim(&claim).await?;
-    let collector = Collector {
-        clients: session.clients.clone(),
-        cache: None,
-        providers,
-        clock: session.clock.clone(),
-        neighbours: Default::default(),
-    };
+    let collector = Collector::new(session.clients.clone(), None, providers, session.clock.clone());
     let collected = collector.collect(&claim, None, Needs::Plan);
     let evidence = session.ask(&format!("collect the facts about claim {claim}"), collected).await?;
     let now = session.clock.now();

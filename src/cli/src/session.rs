@@ -221,36 +221,33 @@ pub fn who_knows_the_driver(providers: &Providers, verdict: &Verdict) -> Option<
 /// # Errors
 /// The provider does not answer, does not accept the credential, or it lacks a scope that is needed.
 pub async fn preflight(providers: &Providers, detach: bool) -> Result<(), Fail> {
-    for provider in providers.all() {
-        let report = provider.preflight().await;
-        let name = provider.name();
-        if let Some(failure) = &report.failure {
+    for found in reattach_controller::setup::preflight(providers).await {
+        let name = &found.provider;
+        if let Some(failure) = &found.report.failure {
             return Err(Fail::Other(format!(
                 "provider {name}: {}{}",
                 one_line(&failure.to_string()),
                 advice(name, failure)
             )));
         }
-        let names = |uses: &[RightUse]| {
-            report.missing(uses).iter().map(|r| r.name.clone()).collect::<Vec<_>>().join(", ")
-        };
-        let reading = names(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]);
-        let detaching = names(&[RightUse::Detach]);
-        if !reading.is_empty() {
+        if !found.missing_to_read.is_empty() {
+            let reading = found.missing_to_read.join(", ");
             return Err(Fail::Other(format!(
                 "provider {name}: the credential lacks {reading}, without which nothing can be told; give it these"
             )));
         }
-        if !detaching.is_empty() && detach {
+        if found.missing_to_detach.is_empty() {
+            continue;
+        }
+        let detaching = found.missing_to_detach.join(", ");
+        if detach {
             return Err(Fail::Other(format!(
                 "provider {name}: the credential lacks {detaching}, which a detach needs; give it these"
             )));
         }
-        if !detaching.is_empty() {
-            note(&format!(
-                "note: provider {name}: the credential lacks {detaching}; enough to look, not to detach"
-            ));
-        }
+        note(&format!(
+            "note: provider {name}: the credential lacks {detaching}; enough to look, not to detach"
+        ));
     }
     Ok(())
 }

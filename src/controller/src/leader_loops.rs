@@ -10,7 +10,7 @@ use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::providers::Providers;
 use crate::records::Records;
-use crate::recovery::{Executor, Rights};
+use crate::recovery::Executor;
 use crate::wakeup::Wakeup;
 use reattach_cluster::cache::Cache;
 use reattach_cluster::gate::Gate;
@@ -82,24 +82,18 @@ impl Controller {
         // In a set, so that a run that is dropped stops renewing the Lease.
         let mut election = JoinSet::new();
         election.spawn(elector.run(publish, election_ended));
-        let executor = Executor {
-            collector: Collector {
-                clients: self.clients.clone(),
-                cache: Some(cache.clone()),
-                providers: self.providers.clone(),
-                clock: self.clock.clone(),
-                neighbours: crate::neighbours::Neighbours::default(),
-            },
-            gate: Gate::new(self.clients.clone(), leadership.clone())
-                .locking_nodes_in(self.locks.as_deref().unwrap_or(namespace)),
-            identity: self.settings.identity.clone(),
-            metrics: self.metrics.clone(),
-            reservations: crate::recovery::Reservations::default(),
-            rights: Rights::of(&self.settings.username),
-        };
+        let collector = Collector::new(
+            self.clients.clone(),
+            Some(cache.clone()),
+            self.providers.clone(),
+            self.clock.clone(),
+        );
+        let gate = Gate::new(self.clients.clone(), leadership.clone())
+            .locking_nodes_in(self.locks.as_deref().unwrap_or(namespace));
+        let username = &self.settings.username;
+        let executor = Executor::new(collector, gate, identity.clone(), username, self.metrics.clone());
         // Each in a loop of its own: what one of them waits for delays no other.
         let wakeup = || Wakeup::new(stop.clone(), leadership.clone(), &cache);
-        let username = &self.settings.username;
         let mut loops = JoinSet::new();
         let drivers = Drivers::new(executor.clone(), cache.clone(), username.clone(), stop.clone());
         loops.spawn(drivers.run(wakeup()));

@@ -24,6 +24,7 @@ pub mod policies;
 pub mod providers;
 pub mod records;
 pub mod recovery;
+pub mod setup;
 mod status;
 mod turns;
 mod wakeup;

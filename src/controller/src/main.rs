@@ -8,10 +8,11 @@ use reattach_controller::http::{Endpoints, router};
 use reattach_controller::listener::{BoundedListener, Limits};
 use reattach_controller::metrics::Metrics;
 use reattach_controller::providers::{SetupError, from_env};
+use reattach_controller::setup::{Preflight, preflight};
 use reattach_controller::{Controller, Providers, Settings};
 use reattach_core::plain::{LogForm, LogLines};
 use reattach_core::product::Product;
-use reattach_provider_api::{ProviderError, RightUse};
+use reattach_provider_api::ProviderError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -148,33 +149,23 @@ async fn run(args: Args) -> Result<()> {
         version.with_context(|| format!("the API server at {} does not answer", config.cluster_url))?;
     tracing::info!(server = %config.cluster_url, version = version.git_version, "connected");
     reattach_cluster::client::require_crds(&clients.read).await?;
-    for provider in providers.all() {
-        let report = provider.preflight().await;
+    for Preflight { provider, missing_to_read, missing_to_detach, report } in preflight(&providers).await {
         for right in &report.rights {
-            tracing::info!(provider = provider.name(), right = right.name, grant = ?right.grant, "preflight");
+            tracing::info!(provider, right = right.name, grant = ?right.grant, "preflight");
         }
-        let names = |uses: &[RightUse]| {
-            report.missing(uses).into_iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ")
-        };
-        let unreadable = names(&[RightUse::ReadVolumes, RightUse::ReadInstances, RightUse::ReadJobs]);
-        if !unreadable.is_empty() {
-            bail!("provider {}: the credential lacks {unreadable}; give it these rights", provider.name());
+        if !missing_to_read.is_empty() {
+            let missing = missing_to_read.join(", ");
+            bail!("provider {provider}: the credential lacks {missing}; give it these rights");
         }
         // Enough for Observe and DryRun; a detach would be refused by the cloud, and the journal would say so.
-        let unwritable = names(&[RightUse::Detach]);
-        if !unwritable.is_empty() {
-            tracing::warn!(
-                provider = provider.name(),
-                missing = unwritable,
-                "the credential cannot detach volumes"
-            );
+        if !missing_to_detach.is_empty() {
+            let missing = missing_to_detach.join(", ");
+            tracing::warn!(provider, missing, "the credential cannot detach volumes");
         }
         match &report.failure {
-            Some(failure @ ProviderError::Denied { .. }) => bail!("provider {}: {failure}", provider.name()),
+            Some(failure @ ProviderError::Denied { .. }) => bail!("provider {provider}: {failure}"),
             // A cloud that is away now must not keep the watches from starting: nothing is done without its answers.
-            Some(failure) => {
-                tracing::warn!(provider = provider.name(), %failure, "the cloud does not answer")
-            }
+            Some(failure) => tracing::warn!(provider, %failure, "the cloud does not answer"),
             None => {}
         }
     }

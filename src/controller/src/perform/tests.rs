@@ -64,20 +64,10 @@ impl Scene {
         let leadership = Leadership { term: 1, until: Instant::now() + Duration::from_secs(3600) };
         let (_, leading) = watch::channel(Some(leadership));
         let clock = Clock::starting_at(start);
-        let executor = Executor {
-            gate: Gate::new(clients.clone(), leading),
-            collector: Collector {
-                clients,
-                cache: None,
-                providers,
-                clock: clock.clone(),
-                neighbours: Default::default(),
-            },
-            identity: "test".to_owned(),
-            metrics: Metrics::register(&mut Registry::default()),
-            reservations: crate::recovery::Reservations::default(),
-            rights: crate::recovery::Rights::of("test"),
-        };
+        let gate = Gate::new(clients.clone(), leading);
+        let collector = Collector::new(clients, None, providers, clock.clone());
+        let metrics = Metrics::register(&mut Registry::default());
+        let executor = Executor::new(collector, gate, "test".to_owned(), "test", metrics);
         Self { server, cloud, executor, evidence: Case::deployment().evidence, recovery, clock }
     }
 

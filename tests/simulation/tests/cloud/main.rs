@@ -61,13 +61,12 @@ impl Scene {
         let node = stage.node_of("postgres");
         let holder = stage.world.instance(&node).expect("an instance");
         let client = stage.world.client_as("system:admin");
-        let collector = Collector {
-            clients: Clients::over(client.clone(), client),
-            cache: None,
-            providers: linode(&stage.world.cloud),
-            clock: Clock::starting_at(stage.world.now()),
-            neighbours: Default::default(),
-        };
+        let collector = Collector::new(
+            Clients::over(client.clone(), client),
+            None,
+            linode(&stage.world.cloud),
+            Clock::starting_at(stage.world.now()),
+        );
         Self { stage, collector, claim, node, holder }
     }
 
