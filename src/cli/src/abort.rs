@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::leader::{Leader, LeaseArgs, Patience, look};
 use crate::output::{Format, note};
 use crate::records;
-use crate::recover::duration;
+use crate::request::duration;
 use crate::session::{Global, Session};
 use anyhow::Result;
 use clap::Args;

@@ -6,7 +6,7 @@ use crate::follow::{Consent, Follow};
 use crate::interrupt::Interrupt;
 use crate::output::{Format, note};
 use crate::records;
-use crate::recover::duration;
+use crate::request::duration;
 use crate::rights;
 use crate::session::{Global, Session};
 use anyhow::Result;

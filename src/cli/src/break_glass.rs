@@ -6,7 +6,7 @@ use crate::interrupt::Interrupt;
 use crate::leader::take;
 use crate::output::note;
 use crate::records;
-use crate::recover::{RecoverArgs, follow, running, say_rights, spec};
+use crate::request::{RecoverArgs, follow, running, say_rights, spec};
 use crate::session::{Global, Session, preflight, providers};
 use crate::watches;
 use anyhow::Result;

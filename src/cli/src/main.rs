@@ -17,6 +17,7 @@ mod plan;
 mod records;
 mod recover;
 mod report;
+mod request;
 mod rights;
 mod session;
 mod status;
@@ -46,7 +47,7 @@ enum Verb {
     Explain(explain::ExplainArgs),
     Diagnose(diagnose::DiagnoseArgs),
     Plan(plan::PlanArgs),
-    Recover(recover::RecoverArgs),
+    Recover(request::RecoverArgs),
     Approve(approve::ApproveArgs),
     Declare(declare::DeclareArgs),
     Abort(abort::AbortArgs),

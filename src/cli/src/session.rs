@@ -15,7 +15,7 @@ use reattach_controller::providers::{SetupError, from_env};
 use reattach_core::diagnosis::{NotOurs, Verdict};
 use reattach_core::ids::ObjectName;
 use reattach_core::product::Product;
-use reattach_provider_api::{ProviderError, RightUse};
+use reattach_provider_api::ProviderError;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
