@@ -12,11 +12,11 @@ use reattach_core::proof::ProofKind;
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_core::steps::StepKind;
 use reattach_drill::app::App;
-use reattach_drill::footing::Footing;
-use reattach_drill::ledger::Target;
+use reattach_drill::baseline::on_one_node;
+use reattach_drill::cloud_profile::CloudProfile;
 use reattach_drill::replica::TOKEN;
+use reattach_drill::request_log::Target;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{World, WorldError};
 use reattach_drill::{checks, in_virtual_time};
 use reattach_provider_api::Provider;
@@ -38,19 +38,19 @@ const PLAIN: &str = "DetachVolume vol-00000000000007001 from i-00000000000005001
 const FORCE: &str = "DetachVolume vol-00000000000007001 from i-00000000000005001 by force";
 const SNAPSHOT: &str = "CreateSnapshot vol-00000000000007001";
 
-fn footing() -> Footing {
+fn profile() -> CloudProfile {
     let provider = |transport| {
         let config = AwsConfig::fixed("eu-central-1", "http://127.0.0.1", TOKEN, "secret");
         let config = config.map_err(|e| e.to_string())?;
         Ok(Arc::new(AwsProvider::new(transport, config)) as Arc<dyn Provider>)
     };
-    Footing { ground: Ground::Ebs, provider: Arc::new(provider) }
+    CloudProfile { ground: Ground::Ebs, provider: Arc::new(provider) }
 }
 
 /// A database on the first of two nodes, and two replicas of the controller in a mode that acts.
 async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap();
-    let world = World::build_on(footing(), seed, start, &NODES).await?;
+    let world = World::build_on(profile(), seed, start, &NODES).await?;
     let mut s = Stage::with(world, Arc::new(|_| {}));
     s.world.follow_power();
     let app = App::stateful_set(APP, VOLUME.0, LABEL, 1, "the database");
@@ -66,7 +66,7 @@ async fn stage(seed: u64, snapshots: &str) -> Result<Stage, WorldError> {
 }
 
 /// Runs the recovery in virtual time.
-fn night<F>(play: impl FnOnce() -> F + Send + 'static)
+fn simulate<F>(play: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = Result<(), WorldError>>,
 {
@@ -75,8 +75,8 @@ where
 
 /// Returns the mutations sent to EC2, in order.
 fn orders(s: &Stage) -> Vec<String> {
-    let entries = s.world.ledger.entries().into_iter().filter(|e| e.target == Target::Cloud);
-    let line = |e: reattach_drill::ledger::Entry| {
+    let entries = s.world.request_log.entries().into_iter().filter(|e| e.target == Target::Cloud);
+    let line = |e: reattach_drill::request_log::Entry| {
         let of = |key: &str| e.body[key].as_str().unwrap_or_default().to_owned();
         match of("Action").as_str() {
             "DetachVolume" => {
@@ -135,7 +135,7 @@ async fn all_is_well(s: &mut Stage) -> Result<(), WorldError> {
 
 #[test]
 fn a_phantom_is_healed_by_hold_and_release_without_an_order_to_ec2() {
-    night(|| async {
+    simulate(|| async {
         let mut s = stage(1, "Required").await?;
         s.recycle(NODES[0].0, DiskAfter::Kept, Duration::from_secs(20)).await?;
         s.phases(&[APP], &[Phase::Running, Phase::Recovered], LONG).await?;
@@ -149,7 +149,7 @@ fn a_phantom_is_healed_by_hold_and_release_without_an_order_to_ec2() {
 
 #[test]
 fn a_dead_node_is_stopped_proven_off_and_tainted() {
-    night(|| async {
+    simulate(|| async {
         let mut s = stage(2, "Required").await?;
         s.hang(NODES[0].0)?;
         s.phases(&[APP], &[Phase::Running], LONG).await?;
@@ -176,7 +176,7 @@ fn a_dead_node_is_stopped_proven_off_and_tainted() {
 /// The volume stays in `detaching` although its instance is stopped. `by_us`: the driver sends no detach, so the stuck
 /// detach is ours; otherwise it is the driver's.
 fn stuck_in_detaching(seed: u64, snapshots: &'static str, by_us: bool, expected: &'static [&'static str]) {
-    night(move || async move {
+    simulate(move || async move {
         let mut s = stage(seed, snapshots).await?;
         s.world.csi.set_unpublish_fails(by_us);
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
@@ -232,7 +232,7 @@ fn without_the_policys_wish_no_snapshot_is_made() {
 /// instance's VolumeAttachment afterwards: a recovery of class C does.
 #[test]
 fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_healed() {
-    night(|| async {
+    simulate(|| async {
         let mut s = stage(7, "Required").await?;
         s.world.cloud.set_detach(VOLUME, DetachBehaviour::Stuck)?;
         s.replace(NODES[0].0, 0x5901, false).await?;
@@ -258,7 +258,7 @@ fn an_orphan_is_forced_from_the_old_instance_and_the_record_that_is_left_is_heal
 
 #[test]
 fn an_instance_that_is_only_stopping_frees_nothing() {
-    night(|| async {
+    simulate(|| async {
         let mut s = stage(6, "Never").await?;
         s.world.cloud.set_timings(Timings { shutdown_ms: 800_000, ..Timings::default() });
         s.hang(NODES[0].0)?;
@@ -266,7 +266,7 @@ fn an_instance_that_is_only_stopping_frees_nothing() {
         let instance = s.world.instance(NODES[0].0)?;
         assert_eq!(s.world.cloud.instance(instance).map(|i| i.status), Some(InstanceStatus::ShuttingDown));
         assert_eq!(orders(&s), [STOP], "{}", timeline(&s));
-        assert!(s.world.witness.tainted().is_empty(), "{}", timeline(&s));
+        assert!(s.world.taint_recorder.tainted().is_empty(), "{}", timeline(&s));
         assert_eq!(s.world.cloud.volume(VOLUME).and_then(|v| v.holder), Some(instance));
         assert_eq!(begun(&s), [StepKind::PowerOff], "{}", timeline(&s));
         // Once it is stopped it does.
@@ -279,7 +279,7 @@ fn an_instance_that_is_only_stopping_frees_nothing() {
 /// The driver tags a volume with its PersistentVolume: this volume was made for another one.
 #[test]
 fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
-    night(|| async {
+    simulate(|| async {
         let mut s = stage(8, "Never").await?;
         let tags = [
             ("CSIVolumeName", "pvc-of-others"),
@@ -291,7 +291,7 @@ fn a_volume_made_for_another_persistent_volume_waits_for_a_person() {
         s.hang(NODES[0].0)?;
         s.phases(&[APP], &[Phase::Refused], LONG).await?;
         s.pass(Duration::from_secs(300)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", timeline(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", timeline(&s));
         let said = recovery(&s).status.unwrap().refusals.join("; ");
         assert!(said.contains("is tagged as made for PersistentVolume pvc-of-others, and"), "{said}");
         let pv = format!("/api/v1/persistentvolumes/{}", LABEL.replacen("pvc", "pvc-", 1));

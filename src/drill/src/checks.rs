@@ -1,8 +1,8 @@
 //! The safety rules, checked from outside: from the cloud's own history, the objects as they are, and every request.
 
-use crate::ledger::{Entry, Target};
 use crate::proofs;
-use crate::stage::{Cast, Expect, Stage, state_of};
+use crate::request_log::{Entry, Target};
+use crate::stage::{Expect, Stage, Workload, state_of};
 use crate::world::World;
 use kube::ResourceExt;
 use reattach_api::{Phase, VolumeRecovery};
@@ -46,7 +46,7 @@ impl Check {
 /// Every rule, at the end of a scenario.
 pub fn all(stage: &Stage) -> Vec<Check> {
     let world = &stage.world;
-    let entries = world.ledger.entries();
+    let entries = world.request_log.entries();
     let stored = journals(&entries, &world.recoveries());
     let mut checks = vec![
         one_writer(world),
@@ -84,7 +84,7 @@ pub fn all(stage: &Stage) -> Vec<Check> {
         );
     }
     let (running, untouched): (Vec<String>, Vec<String>) =
-        stage.cast.values().fold((vec![], vec![]), |(mut r, mut u), c| {
+        stage.workloads.values().fold((vec![], vec![]), |(mut r, mut u), c| {
             match c.expect {
                 Expect::Running => r.extend(not_running(world, c)),
                 Expect::Untouched => u.extend(touched(world, c)),
@@ -92,14 +92,14 @@ pub fn all(stage: &Stage) -> Vec<Check> {
             }
             (r, u)
         });
-    if stage.cast.values().any(|c| c.expect == Expect::Running) {
+    if stage.workloads.values().any(|c| c.expect == Expect::Running) {
         checks.push(Check::new(
             "",
             "every workload that is ours to heal runs, with as many replicas as before",
             running,
         ));
     }
-    if stage.cast.values().any(|c| c.expect == Expect::Untouched) {
+    if stage.workloads.values().any(|c| c.expect == Expect::Untouched) {
         checks.push(Check::new(
             "S7",
             "what is not ours was named and not touched: same pods, same generation",
@@ -165,20 +165,20 @@ fn leftovers(stage: &Stage) -> Vec<String> {
             found.push(format!("pod {} still carries the gate", pod["metadata"]["name"]));
         }
     }
-    for cast in stage.cast.values() {
-        let Some(workload) = cast.app.read(world.server()) else {
-            found.push(format!("{} {} is gone", cast.app.kind, cast.app.name));
+    for workload in stage.workloads.values() {
+        let Some(object) = workload.app.read(world.server()) else {
+            found.push(format!("{} {} is gone", workload.app.kind, workload.app.name));
             continue;
         };
-        let replicas = workload["spec"]["replicas"].as_u64().unwrap_or(1);
-        if replicas != cast.app.replicas as u64 {
+        let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
+        if replicas != workload.app.replicas as u64 {
             found.push(format!(
                 "{} {} has {replicas} replicas and had {}",
-                cast.app.kind, cast.app.name, cast.app.replicas
+                workload.app.kind, workload.app.name, workload.app.replicas
             ));
         }
-        if !workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
-            found.push(format!("{} {} still carries the stamp", cast.app.kind, cast.app.name));
+        if !object["metadata"]["annotations"][STAMP_ANNOTATION].is_null() {
+            found.push(format!("{} {} still carries the stamp", workload.app.kind, workload.app.name));
         }
     }
     for report in world.server().list("reattach.dev", "nodevolumereports", None) {
@@ -255,7 +255,7 @@ pub(crate) fn pinned(stage: &Stage, recovery: &VolumeRecovery, effect: &Entry) -
 /// The volume of a VolumeAttachment, by its name, which follows from volume, driver and node.
 fn of_volume(stage: &Stage, attachment: &str) -> Option<VolumeNo> {
     let nodes = stage.world.cluster.nodes();
-    let volumes = stage.cast.values().flat_map(|c| &c.app.volumes);
+    let volumes = stage.workloads.values().flat_map(|c| &c.app.volumes);
     let ground = stage.world.ground();
     let is = |handle: &str, node: &String| attachment_name(handle, ground.driver(), node) == attachment;
     volumes.filter(|v| nodes.keys().any(|n| is(&v.handle(ground), n))).map(|v| VolumeNo(v.number)).next()
@@ -321,21 +321,23 @@ fn agents(audit: &[AuditEntry]) -> Vec<String> {
     audit.iter().filter(wrong).map(|e| format!("{} {} {}", e.verb, e.resource, e.name)).collect()
 }
 
-fn not_running(world: &World, cast: &Cast) -> Option<String> {
-    let pods = world.pods(&cast.app.name);
+fn not_running(world: &World, workload: &Workload) -> Option<String> {
+    let pods = world.pods(&workload.app.name);
     let state = |p: &Value| p["status"]["phase"].as_str().unwrap_or("?").to_owned();
-    (!world.app_ready(&cast.app.name, cast.app.replicas)).then(|| {
+    (!world.app_ready(&workload.app.name, workload.app.replicas)).then(|| {
         let states: Vec<String> = pods.iter().map(|p| state(p)).collect();
-        format!("{} {} does not run: pods {states:?}", cast.app.kind, cast.app.name)
+        format!("{} {} does not run: pods {states:?}", workload.app.kind, workload.app.name)
     })
 }
 
-fn touched(world: &World, cast: &Cast) -> Option<String> {
-    let now = state_of(world, &cast.app);
-    match &cast.before {
+fn touched(world: &World, workload: &Workload) -> Option<String> {
+    let now = state_of(world, &workload.app);
+    match &workload.before {
         Some(before) if *before == now => None,
-        Some(_) => Some(format!("{} {} or its pods are not what they were", cast.app.kind, cast.app.name)),
-        None => Some(format!("{} {}: nobody remembered how it was", cast.app.kind, cast.app.name)),
+        Some(_) => {
+            Some(format!("{} {} or its pods are not what they were", workload.app.kind, workload.app.name))
+        }
+        None => Some(format!("{} {}: nobody remembered how it was", workload.app.kind, workload.app.name)),
     }
 }
 

@@ -3,21 +3,21 @@
 
 mod agents;
 pub mod app;
+pub mod baseline;
 pub mod checks;
-pub mod footing;
-pub mod ledger;
+pub mod cloud_profile;
 mod observe;
 mod play;
 mod proofs;
 mod record;
 pub mod replica;
+pub mod request_log;
 mod scenario;
 mod scratch;
 pub mod stage;
-pub mod stock;
+pub mod taint_recorder;
 pub mod timeline;
 mod virtual_time;
-pub mod witness;
 pub mod world;
 
 pub use play::{DrillError, Fared, Outcome, play};

@@ -168,21 +168,22 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
     let checks = checks::all(&stage);
     let mut records = Vec::new();
     let mut workloads = Vec::new();
-    for cast in stage.cast.values() {
-        let runs = stage.world.app_ready(&cast.app.name, cast.app.replicas);
+    for workload in stage.workloads.values() {
+        let runs = stage.world.app_ready(&workload.app.name, workload.app.replicas);
         let untold = |result: String| Fared {
-            workload: cast.app.name.clone(),
+            workload: workload.app.name.clone(),
             result,
             class: "-".into(),
             healed_in: "-".into(),
             cloud_detach: false,
             runs,
         };
-        let Some(recovery) = recovery_of(&stage.world, &cast.app) else {
+        let Some(recovery) = recovery_of(&stage.world, &workload.app) else {
             workloads.push(untold("nothing: no trouble was seen".to_owned()));
             continue;
         };
-        let number = cast.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
+        let number =
+            workload.app.volumes.iter().find(|v| v.claim == recovery.spec.claim_name).map(|v| v.number);
         let cloud = match number {
             Some(number) => describe(&stage.world, number).await,
             None => None,
@@ -196,7 +197,7 @@ async fn finish(scenario: Scenario, seed: u64, mut stage: Stage) -> Outcome {
         };
         // The trouble was first acted on by the first recovery of the claim, in DryRun perhaps.
         one.created = first_seen(&stage, &recovery).unwrap_or(one.created);
-        workloads.push(fared(&one, &cast.app.name, runs, cast.expect));
+        workloads.push(fared(&one, &workload.app.name, runs, workload.expect));
         records.push(one);
     }
     records.sort_by(|a, b| (a.created, &a.claim).cmp(&(b.created, &b.claim)));

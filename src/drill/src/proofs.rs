@@ -2,9 +2,9 @@
 //! and the guests' say of that very moment.
 
 use crate::checks::{Check, Stored, latest, pinned, started};
-use crate::ledger::{Entry, Target};
+use crate::request_log::{Entry, Target};
 use crate::stage::Stage;
-use crate::witness::is_out_of_service_by_us;
+use crate::taint_recorder::is_out_of_service_by_us;
 use kube::ResourceExt;
 use reattach_api::VolumeRecovery;
 use reattach_cloud_simulator::{HolderInterval, InstanceStatus};
@@ -113,13 +113,13 @@ fn against(stage: &Stage, plan: &Plan, proof: &ProofKind, entry: &Entry) -> Opti
 }
 
 fn tainted_while_ready(stage: &Stage) -> Vec<String> {
-    let ready = stage.world.witness.tainted().into_iter().filter(|t| t.ready);
+    let ready = stage.world.taint_recorder.tainted().into_iter().filter(|t| t.ready);
     ready.map(|t| format!("Node {} at {}", t.node, t.at.strftime("%H:%M:%S%.3f"))).collect()
 }
 
 fn unlisted(stage: &Stage, stored: &Stored) -> Vec<String> {
     let mut broken = Vec::new();
-    for fenced in stage.world.witness.tainted().into_iter().filter(|t| t.new) {
+    for fenced in stage.world.taint_recorder.tainted().into_iter().filter(|t| t.new) {
         let lists = |plan: &Plan| {
             let Some(wide) = plan.pins.node_wide.as_ref() else { return false };
             let named = wide.pods.iter().map(|(_, uid)| uid.as_str());

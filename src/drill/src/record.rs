@@ -8,7 +8,7 @@ use reattach_provider_api::Lookup;
 
 /// What the cloud says of a volume, as the shipped provider reads it.
 pub(crate) async fn describe(world: &World, number: u64) -> Option<CloudVolume> {
-    let provider = (world.footing().provider)(in_memory(world.cloud.clone())).ok()?;
+    let provider = (world.profile().provider)(in_memory(world.cloud.clone())).ok()?;
     let handle = VolumeHandle::from(world.ground().handle(VolumeNo(number), "x"));
     let id = provider.resolve_volume(&DriverName::from(world.ground().driver()), &handle)?.ok()?;
     match provider.describe_volumes(std::slice::from_ref(&id)).await.remove(&id) {

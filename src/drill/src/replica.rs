@@ -1,7 +1,7 @@
 //! One replica of the controller, which can be cut off or killed at an exact point.
 
-use crate::footing::Footing;
-use crate::ledger::{Entry, Ledger, Target};
+use crate::cloud_profile::CloudProfile;
+use crate::request_log::{Entry, RequestLog, Target};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
@@ -53,25 +53,25 @@ pub struct CrashPoint {
     pub side: Side,
 }
 
-/// What others do while a request is about to leave.
-pub type Deed = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// An action of another program or a person right before a request is sent.
+pub type Hook = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Counts a replica's changing requests and stops it at the crash point.
+/// Counts a replica's changing requests, stops the replica at its crash point, and delays a detach.
 #[derive(Default)]
-struct Tap {
+struct FaultInjector {
     count: AtomicU64,
     crash: Mutex<Option<CrashPoint>>,
-    /// Done right before the request of this number leaves.
-    meanwhile: Mutex<Option<(u64, Deed)>>,
+    /// Called right before the request of this number is sent.
+    meanwhile: Mutex<Option<(u64, Hook)>>,
     /// The last changing request, in words.
     last: Mutex<String>,
-    /// By how much the next order of a detach at the cloud is late. Its sender hears nothing.
+    /// Delay of the next detach request to the cloud. Its sender gets no answer.
     late_detach: Mutex<Option<std::time::Duration>>,
     dead: Notify,
     died: std::sync::atomic::AtomicBool,
 }
 
-impl Tap {
+impl FaultInjector {
     fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         m.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,9 +79,9 @@ impl Tap {
     /// Counts one changing request; returns whether the process dies at it, and on which side.
     async fn pass(&self, what: impl FnOnce() -> String) -> Option<Side> {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let deed = Self::lock(&self.meanwhile).take_if(|(n, _)| *n == number);
-        if let Some((_, deed)) = deed {
-            deed().await;
+        let hook = Self::lock(&self.meanwhile).take_if(|(n, _)| *n == number);
+        if let Some((_, hook)) = hook {
+            hook().await;
         }
         let point = *Self::lock(&self.crash);
         let side = point.filter(|p| p.number == number).map(|p| p.side);
@@ -91,7 +91,7 @@ impl Tap {
         side
     }
 
-    /// The process is gone: whoever waits here waits for ever.
+    /// Ends the process. The future never resolves.
     async fn die<T>(&self) -> T {
         self.died.store(true, Ordering::Relaxed);
         self.dead.notify_one();
@@ -102,7 +102,7 @@ impl Tap {
 /// A replica of the controller.
 pub struct Replica {
     name: String,
-    tap: Arc<Tap>,
+    injector: Arc<FaultInjector>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     metrics: Metrics,
@@ -114,15 +114,15 @@ impl Replica {
         name: &str,
         server: &ApiServer,
         cloud: &CloudSim,
-        footing: &Footing,
-        ledger: &Ledger,
+        profile: &CloudProfile,
+        request_log: &RequestLog,
         crash: Option<CrashPoint>,
     ) -> Self {
-        let tap = Arc::new(Tap { crash: Mutex::new(crash), ..Tap::default() });
-        let client = tapped_client(server, name, ledger.clone(), tap.clone());
+        let injector = Arc::new(FaultInjector { crash: Mutex::new(crash), ..FaultInjector::default() });
+        let client = recorded_client(server, name, request_log.clone(), injector.clone());
         let mut providers = Providers::default();
-        let transport = tapped_cloud(cloud, name, footing.clone(), ledger.clone(), tap.clone());
-        match (footing.provider)(transport) {
+        let transport = recorded_cloud(cloud, name, profile.clone(), request_log.clone(), injector.clone());
+        match (profile.provider)(transport) {
             Ok(provider) => providers.register(provider),
             Err(error) => tracing::error!(%error, "the drill's own settings are wrong"),
         }
@@ -143,7 +143,7 @@ impl Replica {
         );
         let (ready, _) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
-        let killed = tap.clone();
+        let killed = injector.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
                 biased;
@@ -151,7 +151,7 @@ impl Replica {
                 () = controller.run(ready, stopped) => {}
             }
         });
-        Self { name: name.to_owned(), tap, stop, task, metrics }
+        Self { name: name.to_owned(), injector, stop, task, metrics }
     }
 
     /// The pod's name: the holder of the Lease and the writer of journal lines.
@@ -166,12 +166,12 @@ impl Replica {
 
     /// How many changing requests it has made.
     pub fn requests(&self) -> u64 {
-        self.tap.count.load(Ordering::Relaxed)
+        self.injector.count.load(Ordering::Relaxed)
     }
 
     /// Whether it died at its crash point, and the request at which it did.
     pub fn died_at(&self) -> Option<String> {
-        self.tap.died.load(Ordering::Relaxed).then(|| Tap::lock(&self.tap.last).clone())
+        self.injector.died.load(Ordering::Relaxed).then(|| FaultInjector::lock(&self.injector.last).clone())
     }
 
     /// Kills it now: nothing is released or finished.
@@ -181,18 +181,18 @@ impl Replica {
 
     /// Sets where it dies; the count goes on.
     pub fn crash_at(&self, point: CrashPoint) {
-        *Tap::lock(&self.tap.crash) = Some(point);
+        *FaultInjector::lock(&self.injector.crash) = Some(point);
     }
 
-    /// Has something done by others right before its `number`th changing request leaves.
-    pub fn meanwhile(&self, number: u64, deed: Deed) {
-        *Tap::lock(&self.tap.meanwhile) = Some((number, deed));
+    /// Calls `hook` right before the replica's `number`th changing request is sent.
+    pub fn meanwhile(&self, number: u64, hook: Hook) {
+        *FaultInjector::lock(&self.injector.meanwhile) = Some((number, hook));
     }
 
     /// Its next order of a detach reaches the cloud so much later than it is sent, and no answer comes: a frozen network, a
     /// proxy that holds it back.
     pub fn detach_late(&self, by: std::time::Duration) {
-        *Tap::lock(&self.tap.late_detach) = Some(by);
+        *FaultInjector::lock(&self.injector.late_detach) = Some(by);
     }
 
     /// Stops it as SIGTERM does, and waits until it has stopped; kills it after the grace period of a pod.
@@ -214,15 +214,20 @@ impl Drop for Replica {
     }
 }
 
-/// A client that names the replica in its user agent, writes its changing requests down, and passes the tap.
-fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) -> Client {
+/// A client that names the replica in its user agent, writes its changing requests down, and injects the faults of the replica.
+fn recorded_client(
+    server: &ApiServer,
+    name: &str,
+    request_log: RequestLog,
+    injector: Arc<FaultInjector>,
+) -> Client {
     let service = server.service_as(CONTROLLER_USER);
     let clock = server.clock();
     let agent = HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("reattach-controller"));
     let name = name.to_owned();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (service, ledger, tap, agent, name) =
-            (service.clone(), ledger.clone(), tap.clone(), agent.clone(), name.clone());
+        let (service, request_log, injector, agent, name) =
+            (service.clone(), request_log.clone(), injector.clone(), agent.clone(), name.clone());
         async move {
             let (mut head, body) = request.into_parts();
             head.headers.insert(http::header::USER_AGENT, agent);
@@ -244,17 +249,17 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
             // Leases and Events are written all the time and a crash there is like one anywhere else in between.
             let (_, resource, _) = entry.resource();
             let counts = !entry.dry_run() && !matches!(resource, "leases" | "events");
-            let side = if counts { tap.pass(|| entry.line()).await } else { None };
+            let side = if counts { injector.pass(|| entry.line()).await } else { None };
             if side == Some(Side::Before) {
-                return tap.die().await;
+                return injector.die().await;
             }
-            let sent = ledger.send(entry);
+            let sent = request_log.send(entry);
             let reply = service.oneshot(Request::from_parts(head, Body::from(bytes))).await;
             if side == Some(Side::After) {
-                return tap.die().await;
+                return injector.die().await;
             }
             if let Ok(reply) = &reply {
-                ledger.answer(sent, reply.status().as_u16());
+                request_log.answer(sent, reply.status().as_u16());
             }
             reply
         }
@@ -262,20 +267,20 @@ fn tapped_client(server: &ApiServer, name: &str, ledger: Ledger, tap: Arc<Tap>) 
     Client::new(service, "default")
 }
 
-/// The simulated cloud's HTTP face, in memory; changing requests are written down and pass the tap.
-fn tapped_cloud(
+/// The simulated cloud's HTTP face, in memory; changing requests are recorded, and the faults of the replica are injected.
+fn recorded_cloud(
     cloud: &CloudSim,
     name: &str,
-    footing: Footing,
-    ledger: Ledger,
-    tap: Arc<Tap>,
+    profile: CloudProfile,
+    request_log: RequestLog,
+    injector: Arc<FaultInjector>,
 ) -> HttpTransport {
     let inner = in_memory(cloud.clone());
     let (cloud, name) = (cloud.clone(), name.to_owned());
     let service = tower::service_fn(move |request: Request<Bytes>| {
-        let (inner, ledger, tap, cloud, name) =
-            (inner.clone(), ledger.clone(), tap.clone(), cloud.clone(), name.clone());
-        let change = footing.change(&request);
+        let (inner, request_log, injector, cloud, name) =
+            (inner.clone(), request_log.clone(), injector.clone(), cloud.clone(), name.clone());
+        let change = profile.change(&request);
         async move {
             let Some((path, body)) = change else { return inner.oneshot(request).await };
             let entry = Entry {
@@ -289,13 +294,13 @@ fn tapped_cloud(
                 query: String::new(),
                 body,
             };
-            let side = tap.pass(|| format!("cloud: {}", entry.line())).await;
+            let side = injector.pass(|| format!("cloud: {}", entry.line())).await;
             if side == Some(Side::Before) {
-                return tap.die().await;
+                return injector.die().await;
             }
             let is_detach = entry.path.ends_with("/detach");
-            let sent = ledger.send(entry);
-            if let Some(by) = is_detach.then(|| Tap::lock(&tap.late_detach).take()).flatten() {
+            let sent = request_log.send(entry);
+            if let Some(by) = is_detach.then(|| FaultInjector::lock(&injector.late_detach).take()).flatten() {
                 tokio::spawn(async move {
                     tokio::time::sleep(by).await;
                     let arrived: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
@@ -305,10 +310,10 @@ fn tapped_cloud(
             }
             let reply: Result<Response<Bytes>, TransportError> = inner.oneshot(request).await;
             if side == Some(Side::After) {
-                return tap.die().await;
+                return injector.die().await;
             }
             if let Ok(reply) = &reply {
-                ledger.answer(sent, reply.status().as_u16());
+                request_log.answer(sent, reply.status().as_u16());
             }
             reply
         }

@@ -37,9 +37,9 @@ pub enum Expect {
     Restored,
 }
 
-/// An app on the stage.
+/// An app of the scenario, and what is expected of it.
 #[derive(Clone, Debug)]
-pub struct Cast {
+pub struct Workload {
     /// The app.
     pub app: App,
     /// What must be true at the end.
@@ -52,15 +52,15 @@ pub struct Cast {
 pub struct Stage {
     /// The world.
     pub world: World,
-    /// The apps by name.
-    pub cast: BTreeMap<String, Cast>,
+    /// The workloads by name of the app.
+    pub workloads: BTreeMap<String, Workload>,
     /// Running replicas.
     pub replicas: Vec<Replica>,
     /// Notes for the post-mortem.
     pub notes: Vec<TimelineNote>,
     /// Where the post-mortem begins.
     pub from: Timestamp,
-    /// Requests in the ledger when DryRun ended; everything before must be records only.
+    /// Requests in the log when DryRun ended; everything before must be records only.
     pub dry_until: Option<usize>,
     /// Things that a scenario found wrong by itself.
     pub broken: Vec<String>,
@@ -90,7 +90,7 @@ impl Stage {
         let from = world.now();
         Self {
             world,
-            cast: BTreeMap::new(),
+            workloads: BTreeMap::new(),
             replicas: Vec::new(),
             notes: Vec::new(),
             from,
@@ -220,7 +220,7 @@ impl Stage {
     pub async fn add(&mut self, app: App, expect: Expect) -> Result<(), WorldError> {
         self.world.add(&app).await?;
         self.observer.follow(&app);
-        self.cast.insert(app.name.clone(), Cast { app, expect, before: None });
+        self.workloads.insert(app.name.clone(), Workload { app, expect, before: None });
         Ok(())
     }
 
@@ -231,7 +231,7 @@ impl Stage {
     pub async fn running(&mut self, apps: &[&str], limit: Duration) -> Result<Duration, WorldError> {
         let want: Vec<(String, usize)> = apps
             .iter()
-            .filter_map(|name| self.cast.get(*name))
+            .filter_map(|name| self.workloads.get(*name))
             .map(|c| (c.app.name.clone(), c.app.replicas))
             .collect();
         let what = format!("{} running", apps.join(", "));
@@ -288,8 +288,8 @@ impl Stage {
 
     /// Remembers how an app is now, for [`Expect::Untouched`].
     pub fn remember(&mut self, app: &str) {
-        if let Some(cast) = self.cast.get_mut(app) {
-            cast.before = Some(state_of(&self.world, &cast.app));
+        if let Some(workload) = self.workloads.get_mut(app) {
+            workload.before = Some(state_of(&self.world, &workload.app));
         }
     }
 
@@ -358,7 +358,7 @@ impl Stage {
 
     /// The newest recovery of an app's claims.
     pub fn recovery_of(&self, app: &str) -> Option<VolumeRecovery> {
-        recovery_of(&self.world, &self.cast.get(app)?.app)
+        recovery_of(&self.world, &self.workloads.get(app)?.app)
     }
 
     /// Waits until the newest recovery of every one of these apps is in one of the phases.
@@ -371,7 +371,8 @@ impl Stage {
         phases: &[Phase],
         limit: Duration,
     ) -> Result<Duration, WorldError> {
-        let apps: Vec<App> = apps.iter().filter_map(|a| self.cast.get(*a)).map(|c| c.app.clone()).collect();
+        let apps: Vec<App> =
+            apps.iter().filter_map(|a| self.workloads.get(*a)).map(|c| c.app.clone()).collect();
         let names: Vec<&str> = apps.iter().map(|a| a.name.as_str()).collect();
         let what = format!("recoveries of {} in phase {phases:?}", names.join(", "));
         let is = |r: VolumeRecovery| r.status.is_some_and(|s| phases.contains(&s.phase));

@@ -2,11 +2,11 @@
 
 use crate::agents::Agents;
 use crate::app::App;
-use crate::footing::Footing;
-use crate::ledger::Ledger;
+use crate::cloud_profile::CloudProfile;
 use crate::replica::{CrashPoint, Replica, TOKEN};
+use crate::request_log::RequestLog;
 use crate::scratch::Scratch;
-use crate::witness::Witness;
+use crate::taint_recorder::TaintRecorder;
 use jiff::Timestamp;
 use kube::Client;
 use reattach_api::VolumeRecovery;
@@ -72,10 +72,10 @@ pub struct World {
     /// The CSI driver's controller. On EBS, too, it has the manner of Linode's; what differs at the cloud is the simulator's.
     pub csi: LinodeCsi,
     /// What the controller's replicas asked for.
-    pub ledger: Ledger,
+    pub request_log: RequestLog,
     /// What became of Nodes.
-    pub witness: Witness,
-    footing: Footing,
+    pub taint_recorder: TaintRecorder,
+    profile: CloudProfile,
     seed: u64,
     agents: Agents,
     power: Mutex<Option<AbortHandle>>,
@@ -94,7 +94,7 @@ impl World {
     /// # Errors
     /// [`WorldError`].
     pub async fn build(seed: u64, start: Timestamp, nodes: &[(&str, u64)]) -> Result<Self, WorldError> {
-        Self::build_on(Footing::default(), seed, start, nodes).await
+        Self::build_on(CloudProfile::default(), seed, start, nodes).await
     }
 
     /// The same on any cloud.
@@ -102,12 +102,12 @@ impl World {
     /// # Errors
     /// [`WorldError`].
     pub async fn build_on(
-        footing: Footing,
+        profile: CloudProfile,
         seed: u64,
         start: Timestamp,
         nodes: &[(&str, u64)],
     ) -> Result<Self, WorldError> {
-        let ground = footing.ground;
+        let ground = profile.ground;
         let scratch = Scratch::new()?;
         let cloud = CloudSim::new(tokio_from(start)).with_seed(seed);
         cloud.add_token(TOKEN, rights(ground));
@@ -126,13 +126,13 @@ impl World {
         }
         let cluster = builder.build().await?;
         let world = Self {
-            witness: Witness::of(cluster.server()),
+            taint_recorder: TaintRecorder::of(cluster.server()),
             agents: Agents::new(cluster.server().clone()),
             cluster,
             cloud,
             csi,
-            ledger: Ledger::default(),
-            footing,
+            request_log: RequestLog::default(),
+            profile,
             seed,
             power: Mutex::default(),
             audit: Mutex::default(),
@@ -179,12 +179,12 @@ impl World {
 
     /// The cloud's names.
     pub fn ground(&self) -> Ground {
-        self.footing.ground
+        self.profile.ground
     }
 
     /// The cloud under the stage.
-    pub(crate) fn footing(&self) -> &Footing {
-        &self.footing
+    pub(crate) fn profile(&self) -> &CloudProfile {
+        &self.profile
     }
 
     /// The seed.
@@ -204,7 +204,7 @@ impl World {
 
     /// Starts a controller replica.
     pub fn replica(&self, name: &str, crash: Option<CrashPoint>) -> Replica {
-        Replica::start(name, self.server(), &self.cloud, &self.footing, &self.ledger, crash)
+        Replica::start(name, self.server(), &self.cloud, &self.profile, &self.request_log, crash)
     }
 
     /// Stops the agent of a node for good.

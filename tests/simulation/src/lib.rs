@@ -1,6 +1,6 @@
 //! What the simulation tests share.
 
-pub mod dead;
+pub mod dead_node;
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -21,10 +21,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The nodes of [`phantom_night`].
+/// The nodes of [`run_phantom`].
 pub const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
 
-/// So many seconds.
+/// Returns a duration of this many seconds.
 pub fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -39,28 +39,28 @@ pub fn postgres() -> App {
     App::stateful_set("postgres", 7002, "pvc5c1f6f0e6a0d4d0e", 1, "the database")
 }
 
-/// The timeline of a stage, for a person who looks for the reason of a failure.
+/// Timeline of a stage, for the message of a failed assertion.
 pub fn story(s: &Stage) -> String {
     s.lines().iter().map(|l| l.render()).collect()
 }
 
-/// Plays a scene in virtual time; an assertion in it fails the test.
+/// Runs a future in virtual time. A failed assertion in it fails the test.
 ///
 /// # Panics
 /// Without virtual time.
-pub fn play<F: Future<Output = ()>>(scene: impl FnOnce() -> F + Send + 'static) {
-    in_virtual_time(scene).expect("virtual time");
+pub fn play<F: Future<Output = ()>>(scenario: impl FnOnce() -> F + Send + 'static) {
+    in_virtual_time(scenario).expect("virtual time");
 }
 
-/// Plays a night in virtual time; an error or an assertion in it fails the test.
+/// Runs a scenario in virtual time. An error or a failed assertion in it fails the test.
 ///
 /// # Panics
-/// Without virtual time, and when the night ends with an error.
-pub fn in_night<F>(night: impl FnOnce() -> F + Send + 'static)
+/// Without virtual time, and when the scenario returns an error.
+pub fn simulate<F>(scenario: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = Result<(), WorldError>>,
 {
-    in_virtual_time(night).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
+    in_virtual_time(scenario).expect("virtual time").unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// The seeds of one test: 1 to `usual`, or as many as `REATTACH_SEEDS` says; `REATTACH_SEED` names a single one.
@@ -154,22 +154,22 @@ pub fn on_call(s: &Stage) {
     });
 }
 
-/// What a test does to the world of one night.
+/// Settings of [`run_phantom`].
 #[derive(Clone, Copy)]
-pub struct Night {
+pub struct Setup {
     /// The policy's runbook.
     pub runbook: &'static str,
     /// The CSI driver cannot detach: the cloud detach is needed.
     pub unpublish_fails: bool,
     /// Where the first leader dies.
     pub crash: Option<CrashPoint>,
-    /// Done when the nodes have just come back.
+    /// Called right after the nodes have come back.
     pub then: fn(&Stage, u64),
     /// How long it may take until everything runs again.
     pub within: Duration,
 }
 
-impl Default for Night {
+impl Default for Setup {
     fn default() -> Self {
         Self {
             runbook: SCALE_TO_ZERO,
@@ -181,42 +181,45 @@ impl Default for Night {
     }
 }
 
-/// How a night ended.
+/// The result of one run.
 #[derive(Debug, Clone)]
-pub struct Morning {
-    /// Everything that went against a safety rule, or did not come back.
+pub struct RunResult {
+    /// Violated safety rules, and apps that did not come back.
     pub broken: Vec<String>,
     /// Changing requests of the first replica.
     pub requests: u64,
-    /// Whether it died at its crash point.
+    /// The request at which the first replica died, if it reached its crash point.
     pub died: Option<String>,
-    /// The timeline, for a person who looks for the reason.
+    /// Timeline of the run.
     pub timeline: String,
 }
 
 /// Two apps on two nodes, both nodes recycled uncleanly; ends when both run again, or too late.
-pub fn phantom_night(seed: u64, night: Night) -> Morning {
+pub fn run_phantom(seed: u64, setup: Setup) -> RunResult {
     let played = in_virtual_time(move || async move {
-        match play_phantom(seed, night).await {
-            Ok(morning) => morning,
-            Err(error) => {
-                Morning { broken: vec![error.to_string()], requests: 0, died: None, timeline: String::new() }
-            }
+        match play_phantom(seed, setup).await {
+            Ok(result) => result,
+            Err(error) => RunResult {
+                broken: vec![error.to_string()],
+                requests: 0,
+                died: None,
+                timeline: String::new(),
+            },
         }
     });
     played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
 }
 
-async fn play_phantom(seed: u64, night: Night) -> Result<Morning, WorldError> {
+async fn play_phantom(seed: u64, setup: Setup) -> Result<RunResult, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     s.add(redis(), Expect::Running).await?;
     s.add(postgres(), Expect::Running).await?;
-    s.world.policy("everything", Mode::Auto, 0, night.runbook).await?;
+    s.world.policy("everything", Mode::Auto, 0, setup.runbook).await?;
     let apps = ["redis", "postgres"];
     s.running(&apps, Duration::from_secs(180)).await?;
-    s.world.csi.set_unpublish_fails(night.unpublish_fails);
-    s.start_replica("reattach-controller-0", night.crash);
+    s.world.csi.set_unpublish_fails(setup.unpublish_fails);
+    s.start_replica("reattach-controller-0", setup.crash);
     s.pass(Duration::from_secs(5)).await;
     s.start_replica("reattach-controller-1", None);
     s.pass(Duration::from_secs(5)).await;
@@ -224,11 +227,11 @@ async fn play_phantom(seed: u64, night: Night) -> Result<Morning, WorldError> {
         s.recycle(node, DiskAfter::Kept, Duration::from_secs(6)).await?;
     }
     on_call(&s);
-    (night.then)(&s, seed);
+    (setup.then)(&s, seed);
     // A node that has just come back still shows its pods as they were.
     let down = |w: &World| apps.iter().all(|a| !w.app_ready(a, 1));
     s.until_stored("both apps down", Duration::from_secs(60), down).await?;
-    let late = match s.running(&apps, night.within).await {
+    let late = match s.running(&apps, setup.within).await {
         Ok(_) => settle(&mut s).await.err(),
         Err(error) => Some(error),
     };
@@ -247,31 +250,31 @@ async fn play_phantom(seed: u64, night: Night) -> Result<Morning, WorldError> {
     let mut broken: Vec<String> = broken.collect();
     broken.extend(late.map(|e| e.to_string()));
     let timeline = story(&s);
-    Ok(Morning { broken, requests, died, timeline })
+    Ok(RunResult { broken, requests, died, timeline })
 }
 
 /// Every recovery is over.
 async fn settle(s: &mut Stage) -> Result<(), WorldError> {
-    let apps: Vec<App> = s.cast.values().map(|c| c.app.clone()).collect();
+    let apps: Vec<App> = s.workloads.values().map(|c| c.app.clone()).collect();
     let over = move |w: &World| {
         apps.iter().all(|a| recovery_of(w, a).and_then(|r| r.status).is_none_or(|st| st.phase.is_final()))
     };
     s.until_stored("every recovery over", Duration::from_secs(300), over).await.map(|_| ())
 }
 
-/// Plays one night per seed and fails with everything needed to replay the first that went wrong.
+/// Runs the phantom scenario once per seed. The message of a failure tells how to replay it.
 ///
 /// # Panics
 /// When a safety rule was broken or an app stayed down.
-pub fn all_good(test: &str, usual: u64, night: impl Fn(u64) -> Night) {
+pub fn all_good(test: &str, usual: u64, setup: impl Fn(u64) -> Setup) {
     for seed in seeds(usual) {
-        let morning = phantom_night(seed, night(seed));
+        let result = run_phantom(seed, setup(seed));
         assert!(
-            morning.broken.is_empty(),
+            result.broken.is_empty(),
             "replay: REATTACH_SEED={seed} cargo test -p reattach-tests-simulation {test}\nbroken: {:#?}\ndied: {:?}\n{}",
-            morning.broken,
-            morning.died,
-            morning.timeline
+            result.broken,
+            result.died,
+            result.timeline
         );
     }
 }

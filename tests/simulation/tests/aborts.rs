@@ -9,7 +9,7 @@ use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_core::stamp::STAMP_ANNOTATION;
 use reattach_drill::app::App;
 use reattach_drill::in_virtual_time;
-use reattach_drill::ledger::Entry;
+use reattach_drill::request_log::Entry;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
 use reattach_drill::world::{APPS, WorldError};
 use reattach_sim::kubelet::DiskAfter;
@@ -20,8 +20,8 @@ use std::time::Duration;
 
 const APP: &str = "redis";
 
-/// How one aborted night ended.
-struct Morning {
+/// The end of one aborted run.
+struct AbortedRun {
     /// Of each recovery, and whether it was aborted. Afterwards the same volume may be in trouble of another kind.
     phases: Vec<(bool, Phase)>,
     /// The requests of the controller from the abort on; `None`: there was nothing to abort yet.
@@ -38,7 +38,7 @@ async fn play(
     seed: u64,
     unpublish_fails: bool,
     number: Option<u64>,
-) -> Result<Morning, WorldError> {
+) -> Result<AbortedRun, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     let app = App::deployment(APP, 7001, "pvcbb1d06139b334c1f", "the cache");
@@ -51,9 +51,9 @@ async fn play(
     let stored: Arc<Mutex<Option<usize>>> = Arc::default();
     if let Some(number) = number {
         let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), APPS);
-        let (stored, ledger) = (stored.clone(), s.world.ledger.clone());
-        let deed = move || -> futures::future::BoxFuture<'static, ()> {
-            let (api, stored, at) = (api.clone(), stored.clone(), ledger.len());
+        let (stored, request_log) = (stored.clone(), s.world.request_log.clone());
+        let hook = move || -> futures::future::BoxFuture<'static, ()> {
+            let (api, stored, at) = (api.clone(), stored.clone(), request_log.len());
             Box::pin(async move {
                 let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
                 for recovery in api.list(&Default::default()).await.expect("a list") {
@@ -63,7 +63,7 @@ async fn play(
                 }
             })
         };
-        s.replicas[0].meanwhile(number, Arc::new(deed));
+        s.replicas[0].meanwhile(number, Arc::new(hook));
     }
     let node = s.node_of(APP);
     s.recycle(&node, DiskAfter::Kept, Duration::from_secs(6)).await?;
@@ -75,8 +75,8 @@ async fn play(
     .await?;
     s.pass(Duration::from_secs(90)).await;
     let at = *stored.lock().expect("unpoisoned");
-    let entries = s.world.ledger.entries();
-    Ok(Morning {
+    let entries = s.world.request_log.entries();
+    Ok(AbortedRun {
         phases: s
             .world
             .recoveries()
@@ -95,7 +95,7 @@ async fn play(
     })
 }
 
-fn night(runbook: &'static str, seed: u64, unpublish_fails: bool, number: Option<u64>) -> Morning {
+fn aborted_run(runbook: &'static str, seed: u64, unpublish_fails: bool, number: Option<u64>) -> AbortedRun {
     let played = in_virtual_time(move || async move { play(runbook, seed, unpublish_fails, number).await });
     played
         .expect("virtual time")
@@ -127,14 +127,14 @@ fn aborts(runbook: &'static str, part: Part) {
     let mut aborted = 0;
     for seed in seeds(1) {
         for unpublish_fails in [false, true] {
-            let calm = night(runbook, seed, unpublish_fails, None);
+            let calm = aborted_run(runbook, seed, unpublish_fails, None);
             assert_eq!(calm.phases, [(false, Phase::Recovered)]);
             for number in part.of(1..=calm.requests) {
-                let morning = night(runbook, seed, unpublish_fails, Some(number));
+                let run = aborted_run(runbook, seed, unpublish_fails, Some(number));
                 let case = format!(
                     "{runbook}, seed {seed}, Unpublish fails {unpublish_fails}, abort before request {number}"
                 );
-                let Some(after) = morning.after else { continue };
+                let Some(after) = run.after else { continue };
                 aborted += 1;
                 let intents: Vec<&str> = after.iter().filter_map(started).collect();
                 let freeing = |i: &&str| {
@@ -144,10 +144,10 @@ fn aborts(runbook: &'static str, part: Part) {
                 let ended = |(aborted, phase): &(bool, Phase)| {
                     !aborted || matches!(phase, Phase::Aborted | Phase::Recovered)
                 };
-                assert!(morning.phases.iter().all(ended), "{case}: {:?}", morning.phases);
-                assert_eq!(morning.workload["spec"]["replicas"], 1, "{case}");
-                assert!(morning.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(), "{case}");
-                assert!(!morning.held, "{case}: a hold is left");
+                assert!(run.phases.iter().all(ended), "{case}: {:?}", run.phases);
+                assert_eq!(run.workload["spec"]["replicas"], 1, "{case}");
+                assert!(run.workload["metadata"]["annotations"][STAMP_ANNOTATION].is_null(), "{case}");
+                assert!(!run.held, "{case}: a hold is left");
             }
         }
     }

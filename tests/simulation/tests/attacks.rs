@@ -4,11 +4,11 @@
 use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceNo, InstanceStatus, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage, phases_of};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{NODES, in_night, postgres, redis, secs, story};
+use reattach_tests_simulation::{NODES, postgres, redis, secs, simulate, story};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ fn said(s: &Stage) -> String {
 
 #[track_caller]
 fn untouched(s: &Stage) {
-    assert!(s.world.ledger.effects().is_empty() && s.broken.is_empty(), "{}\n{}", said(s), story(s));
+    assert!(s.world.request_log.effects().is_empty() && s.broken.is_empty(), "{}\n{}", said(s), story(s));
     let holder = s.world.cloud.volume(VOLUME).and_then(|v| v.holder);
     assert_eq!(holder, Some(InstanceNo(NODES[0].1)), "{}\n{}", said(s), story(s));
     let power = s.world.cloud.instance(InstanceNo(NODES[0].1)).map(|i| i.status);
@@ -78,7 +78,7 @@ async fn pods_of_others(s: &Stage, name: &str, claim: &str, node: &str) -> Resul
 /// nothing asks the API server for what the text leads to.
 #[test]
 fn a_claim_name_that_is_a_path_keeps_no_node_down() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(Value::Null).await?;
         namespace(&s, "evil");
         for (name, claim) in [
@@ -108,7 +108,7 @@ fn a_claim_name_that_is_a_path_keeps_no_node_down() {
 /// In the middle of a run the claim is deleted and another one is made under its name.
 #[test]
 fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(json!({"nodes": {"patienceSeconds": 120}})).await?;
         s.hang(NODES[0].0)?;
         s.until("a run", secs(300), |w| phases_of(w).contains(&Phase::Running)).await?;
@@ -120,7 +120,7 @@ fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
         new["metadata"] = json!({"name": "redis-data", "namespace": "default"});
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
-        let effects = s.world.ledger.effects();
+        let effects = s.world.request_log.effects();
         let freeing: Vec<String> = effects
             .iter()
             .map(|e| e.line())
@@ -134,7 +134,7 @@ fn a_claim_that_was_made_again_is_not_the_one_of_the_run() {
 /// In the middle of a run the PersistentVolume is made again under its name, for the volume of somebody else.
 #[test]
 fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(json!({"nodes": {"patienceSeconds": 120}})).await?;
         let other = s
             .world
@@ -153,7 +153,7 @@ fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
         new["spec"]["csi"]["volumeHandle"] = json!("7009-pvcofothers");
         s.world.server().insert(&new);
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s.world.ledger.effects().iter().map(|e| e.line()).collect();
+        let effects: Vec<String> = s.world.request_log.effects().iter().map(|e| e.line()).collect();
         let freeing = effects.iter().filter(|l| l.contains("detach") || l.contains("shutdown"));
         assert_eq!(freeing.count(), 0, "{effects:#?}\n{}\n{}", said(&s), story(&s));
         let holder = s.world.cloud.volume(other).and_then(|v| v.holder);
@@ -165,7 +165,7 @@ fn a_volume_that_was_made_again_for_anothers_is_not_freed() {
 /// A claim that says Bound, over a PersistentVolume that is reserved for its name and bound to no UID.
 #[test]
 fn a_volume_that_names_no_uid_is_nobodys() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(Value::Null).await?;
         let path = format!("/api/v1/persistentvolumes/{}", redis().volumes[0].pv());
         s.world.merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}})).await?;
@@ -175,7 +175,7 @@ fn a_volume_that_names_no_uid_is_nobodys() {
         for _ in 0..60 {
             s.world.merge(PERSON, &path, &json!({"spec": {"claimRef": {"uid": null}}})).await?;
             s.pass(secs(10)).await;
-            if s.world.ledger.effects().is_empty() {
+            if s.world.request_log.effects().is_empty() {
                 continue;
             }
             break;
@@ -188,7 +188,7 @@ fn a_volume_that_names_no_uid_is_nobodys() {
 /// A writer of VolumeAttachments makes one of a volume in use, for a healthy node and for one that does not exist.
 #[test]
 fn a_made_up_attachment_frees_nothing() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(Value::Null).await?;
         for (name, node) in [("csi-forged", NODES[1].0), ("csi-nowhere", "node-of-nobody")] {
             let object = json!({
@@ -199,7 +199,7 @@ fn a_made_up_attachment_frees_nothing() {
             s.world.create(PERSON, &object).await?;
         }
         s.pass(secs(900)).await;
-        let effects: Vec<String> = s.world.ledger.effects().iter().map(|e| e.line()).collect();
+        let effects: Vec<String> = s.world.request_log.effects().iter().map(|e| e.line()).collect();
         let freeing = effects
             .iter()
             .filter(|l| l.contains("/detach") || l.contains("shutdown") || l.contains("eviction"));
@@ -212,7 +212,7 @@ fn a_made_up_attachment_frees_nothing() {
 /// An approver approves a plan of another record, and a tenant puts our finalizer on a record of their own.
 #[test]
 fn an_approval_of_another_plan_lets_nothing_run() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(json!({"mode": "Approve"})).await?;
         s.recycle(NODES[0].0, DiskAfter::Kept, secs(6)).await?;
         let waits = |w: &World| phases_of(w).contains(&Phase::AwaitingApproval);
@@ -245,7 +245,7 @@ fn an_approval_of_another_plan_lets_nothing_run() {
 /// fence for the cache beside it would detach it.
 #[test]
 fn an_opted_out_volume_whose_pod_is_gone_keeps_its_node() {
-    in_night(|| async {
+    simulate(|| async {
         let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
         let mut s = Stage::new(1, start, &NODES, Arc::new(|_| {})).await?;
         s.world.follow_power();

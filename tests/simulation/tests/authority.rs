@@ -5,11 +5,11 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::{InstanceStatus, JobAction};
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
 use reattach_drill::app::App;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::kubelet::DiskAfter;
-use reattach_tests_simulation::{in_night, secs, story};
+use reattach_tests_simulation::{secs, simulate, story};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -99,13 +99,13 @@ async fn approve(s: &mut Stage, asked: &str, who: &str) -> Result<(), WorldError
 
 #[test]
 fn a_namespace_admin_goes_no_further_than_the_policy() {
-    in_night(|| async {
+    simulate(|| async {
         for (mode, words) in [("Observe", "at most mode Observe"), ("Approve", "at most mode Approve")] {
             let (mut s, _) = stage(json!({"mode": mode})).await?;
             phantom(&mut s).await?;
             ask(&s, ADAM, json!({})).await?;
             s.pass(secs(300)).await;
-            assert!(s.world.ledger.effects().is_empty(), "{mode}\n{}", story(&s));
+            assert!(s.world.request_log.effects().is_empty(), "{mode}\n{}", story(&s));
             let said = says(&s, ADAM);
             assert!(said.starts_with("Refused") && said.contains(words) && said.contains(ADAM), "{said}");
         }
@@ -115,7 +115,7 @@ fn a_namespace_admin_goes_no_further_than_the_policy() {
 
 #[test]
 fn a_cluster_admin_goes_further_than_the_policy() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         phantom(&mut s).await?;
         ask(&s, CARLA, json!({})).await?;
@@ -126,7 +126,7 @@ fn a_cluster_admin_goes_further_than_the_policy() {
 
 #[test]
 fn a_claim_without_a_policy_is_left_to_cluster_admins() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Auto", "selector": {"namespaces": ["elsewhere"]}})).await?;
         for policy in ["default"] {
             let path = format!("/apis/reattach.dev/v1alpha1/recoverypolicies/{policy}");
@@ -135,7 +135,7 @@ fn a_claim_without_a_policy_is_left_to_cluster_admins() {
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({})).await?;
         s.pass(secs(200)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, ADAM).contains("no RecoveryPolicy selects the claim"), "{}", says(&s, ADAM));
         Ok(())
     });
@@ -143,13 +143,13 @@ fn a_claim_without_a_policy_is_left_to_cluster_admins() {
 
 #[test]
 fn a_namespace_admin_uses_the_runbook_of_the_policy() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve", "runbook": SCALE_TO_ZERO})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
         approve(&mut s, ADAM, ADAM).await?;
         s.pass(secs(200)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, ADAM).contains("names runbook scale-to-zero"), "{}", says(&s, ADAM));
         Ok(())
     });
@@ -158,7 +158,7 @@ fn a_namespace_admin_uses_the_runbook_of_the_policy() {
 /// The policy lets no machine be powered off, so a permission that reaches no further than a namespace lets none either.
 #[test]
 fn a_namespace_admin_powers_no_machine_off() {
-    in_night(|| async {
+    simulate(|| async {
         for nodes in [json!({"patienceSeconds": 60}), Value::Null] {
             let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": nodes})).await?;
             dead_node(&mut s).await?;
@@ -166,7 +166,7 @@ fn a_namespace_admin_powers_no_machine_off() {
             approve(&mut s, ADAM, ADAM).await?;
             s.pass(secs(600)).await;
             let off = s.world.cloud.jobs().iter().any(|j| j.action == JobAction::Shutdown);
-            assert!(!off && s.world.ledger.effects().is_empty(), "{}", story(&s));
+            assert!(!off && s.world.request_log.effects().is_empty(), "{}", story(&s));
             assert!(says(&s, ADAM).contains("lets no machine be powered off"), "{}", says(&s, ADAM));
         }
         Ok(())
@@ -176,7 +176,7 @@ fn a_namespace_admin_powers_no_machine_off() {
 /// The machine is off already by its owner; to take its node out of service reaches beyond the namespace.
 #[test]
 fn a_namespace_admin_fences_no_node() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never"})).await?;
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
@@ -187,7 +187,7 @@ fn a_namespace_admin_fences_no_node() {
         approve(&mut s, ADAM, ADAM).await?;
         // Later the pod is evicted, and the plan is another one.
         s.pass(secs(60)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, ADAM).contains("needs more than a right in one namespace"), "{}", says(&s, ADAM));
         Ok(())
     });
@@ -196,7 +196,7 @@ fn a_namespace_admin_fences_no_node() {
 /// The network cuts both nodes off, and their pods write on. The policy has rules for nodes, and lets no machine be powered off.
 #[test]
 fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
-    in_night(|| async {
+    simulate(|| async {
         for (who, fences) in [(ADAM, false), (CARLA, true)] {
             let (mut s, _) = stage(json!({"mode": "Approve", "powerOff": "Never", "nodes": {}})).await?;
             for (node, _) in NODES {
@@ -214,7 +214,7 @@ fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
             // Then Kubernetes evicts the pods, and the approval is for an older plan.
             s.pass(secs(570)).await;
             assert_eq!(
-                !s.world.ledger.effects().is_empty(),
+                !s.world.request_log.effects().is_empty(),
                 fences,
                 "{who}: {}\n{}",
                 says(&s, who),
@@ -227,7 +227,7 @@ fn a_word_of_one_namespace_about_a_machine_fences_no_node() {
 
 #[test]
 fn a_cluster_admin_may_power_off_and_fence() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Observe"})).await?;
         let dead = NODES[0].0;
         dead_node(&mut s).await?;
@@ -245,7 +245,7 @@ fn a_cluster_admin_may_power_off_and_fence() {
 /// The run has begun, and waits whether the node comes back; then the approver loses the right.
 #[test]
 fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
-    in_night(|| async {
+    simulate(|| async {
         for who in [ADAM, CARLA] {
             let spec = json!({"mode": "Approve", "powerOff": "Allowed", "nodes": {"patienceSeconds": 0}});
             let (mut s, withdrawn) = stage(spec).await?;
@@ -257,7 +257,7 @@ fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
             s.until("a run", secs(60), runs).await?;
             withdrawn.lock().expect("the lock").insert(who);
             s.pass(secs(300)).await;
-            assert!(s.world.ledger.effects().is_empty(), "{who}\n{}", story(&s));
+            assert!(s.world.request_log.effects().is_empty(), "{who}\n{}", story(&s));
             let said = says(&s, who);
             assert!(said.starts_with("Aborted") && said.contains("does not have the verb approve"), "{said}");
         }
@@ -267,13 +267,13 @@ fn a_right_withdrawn_before_the_first_effect_stops_the_run() {
 
 #[test]
 fn an_approval_without_the_right_lets_nothing_run() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
         approve(&mut s, ADAM, "eve@example.org").await?;
         s.pass(secs(300)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(
             says(&s, ADAM).contains("eve@example.org does not have the verb approve"),
             "{}",
@@ -286,7 +286,7 @@ fn an_approval_without_the_right_lets_nothing_run() {
 /// Within the policy a right in the namespace is enough.
 #[test]
 fn a_namespace_admin_approves_what_the_policy_allows() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Approve"})).await?;
         phantom(&mut s).await?;
         ask(&s, ADAM, json!({"mode": "Approve"})).await?;
@@ -299,7 +299,7 @@ fn a_namespace_admin_approves_what_the_policy_allows() {
 /// A person sets the policy to Observe while a run of the controller holds the claim: it turns back.
 #[test]
 fn a_policy_that_says_observe_stops_a_run() {
-    in_night(|| async {
+    simulate(|| async {
         let (mut s, _) = stage(json!({"mode": "Auto"})).await?;
         s.world.csi.set_unpublish_fails(true);
         phantom(&mut s).await?;
@@ -312,9 +312,9 @@ fn a_policy_that_says_observe_stops_a_run() {
         s.until("a hold", secs(300), held).await?;
         s.world.merge(PERSON, POLICY, &json!({"spec": {"mode": "Observe"}})).await?;
         s.pass(secs(5)).await;
-        let at = s.world.ledger.len();
+        let at = s.world.request_log.len();
         s.pass(secs(600)).await;
-        let after = s.world.ledger.entries();
+        let after = s.world.request_log.entries();
         let after: Vec<String> = after[at..].iter().filter(|e| !e.is_a_record()).map(|e| e.line()).collect();
         let freeing: Vec<&String> =
             after.iter().filter(|l| l.contains("/detach") || l.contains("eviction")).collect();

@@ -5,10 +5,10 @@ use reattach_api::{Phase, VolumeRecovery};
 use reattach_cloud_simulator::JobAction;
 use reattach_core::hold::HOLD_LABEL;
 use reattach_core::runbook::{DEFAULT_RUNBOOK, SCALE_TO_ZERO};
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
-use reattach_drill::ledger::Entry;
+use reattach_drill::request_log::Entry;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::apiserver::{Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::kubelet::DiskAfter;
@@ -76,10 +76,10 @@ fn phantom(runbook: &'static str, when: fn(&World) -> bool, change: Change) -> A
             silence_the_policies(&s);
         }
         s.world.request(PERSON, change.method, change.path, MERGE, &change.body).await?;
-        let at = s.world.ledger.len();
+        let at = s.world.request_log.len();
         s.pass(secs(600)).await;
         let effects: Vec<Entry> =
-            s.world.ledger.entries()[at..].iter().filter(|e| !e.is_a_record()).cloned().collect();
+            s.world.request_log.entries()[at..].iter().filter(|e| !e.is_a_record()).cloned().collect();
         // Another record may follow it, by what the policies say then.
         let ran = |r: &VolumeRecovery| r.status.as_ref().is_some_and(|st| !st.journal.is_empty());
         let run = s.world.recoveries().into_iter().find(ran);

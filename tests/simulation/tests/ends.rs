@@ -3,10 +3,10 @@
 use reattach_api::Phase;
 use reattach_cloud_simulator::{DetachBehaviour, InstanceStatus, JobAction, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
-use reattach_drill::witness::is_out_of_service_by_us;
+use reattach_drill::taint_recorder::is_out_of_service_by_us;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_tests_simulation::{NODES, redis, secs, story};
 use serde_json::json;

@@ -5,7 +5,7 @@ use reattach_cloud_simulator::{ErrorBody, Fault as CloudFault, FaultRule as Clou
 use reattach_drill::stage::Stage;
 use reattach_sim::apiserver::{ApiStatus, Fault, FaultRule, RequestMatch, Verb, WatchBreak};
 use reattach_sim::rng::Rng;
-use reattach_tests_simulation::{Night, all_good};
+use reattach_tests_simulation::{Setup, all_good};
 use std::time::Duration;
 
 /// Requests of the controller's replicas: their user agents begin so.
@@ -91,20 +91,20 @@ fn for_a_while(s: &Stage) {
 
 #[test]
 fn a_shaky_api_server() {
-    all_good("a_shaky_api_server", 8, |seed| Night {
+    all_good("a_shaky_api_server", 8, |seed| Setup {
         then: shaky_api,
         unpublish_fails: seed % 2 == 0,
-        ..Night::default()
+        ..Setup::default()
     });
 }
 
 #[test]
 fn a_shaky_cloud() {
-    all_good("a_shaky_cloud", 8, |_| Night {
+    all_good("a_shaky_cloud", 8, |_| Setup {
         then: shaky_cloud,
         unpublish_fails: true,
         within: Duration::from_secs(1800),
-        ..Night::default()
+        ..Setup::default()
     });
 }
 
@@ -114,10 +114,10 @@ fn a_shaky_api_server_and_a_shaky_cloud() {
         shaky_api(s, seed);
         shaky_cloud(s, seed);
     };
-    all_good("a_shaky_api_server_and_a_shaky_cloud", 8, |_| Night {
+    all_good("a_shaky_api_server_and_a_shaky_cloud", 8, |_| Setup {
         then: both,
         unpublish_fails: true,
         within: Duration::from_secs(1800),
-        ..Night::default()
+        ..Setup::default()
     });
 }

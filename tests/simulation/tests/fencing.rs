@@ -6,36 +6,36 @@ use reattach_api::VolumeRecovery;
 use reattach_drill::replica::{CrashPoint, Side};
 use reattach_drill::stage::Stage;
 use reattach_drill::world::APPS as NAMESPACE;
-use reattach_tests_simulation::dead::{DeadNight, dead_night};
-use reattach_tests_simulation::{Morning, Part, cut_off_the_leader, parts, seeds};
+use reattach_tests_simulation::dead_node::{DeadNodeSetup, run_dead_node};
+use reattach_tests_simulation::{Part, RunResult, cut_off_the_leader, parts, seeds};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn good(case: &str, morning: &Morning) {
+fn good(case: &str, result: &RunResult) {
     assert!(
-        morning.broken.is_empty(),
+        result.broken.is_empty(),
         "{case}\nbroken: {:#?}\ndied: {:?}\n{}",
-        morning.broken,
-        morning.died,
-        morning.timeline
+        result.broken,
+        result.died,
+        result.timeline
     );
 }
 
-/// Every changing request of an undisturbed night is a crash point, on both sides.
+/// Every changing request of an undisturbed run is a crash point, on both sides.
 fn crash_everywhere(unpublish_fails: bool, stride: usize, part: Part) {
     for seed in seeds(1) {
-        let calm = DeadNight { unpublish_fails, ..DeadNight::default() };
-        let undisturbed = dead_night(seed, calm.clone());
+        let calm = DeadNodeSetup { unpublish_fails, ..DeadNodeSetup::default() };
+        let undisturbed = run_dead_node(seed, calm.clone());
         good(&format!("seed {seed}, undisturbed"), &undisturbed);
-        assert!(undisturbed.requests > 20, "an undisturbed night makes {} requests", undisturbed.requests);
+        assert!(undisturbed.requests > 20, "an undisturbed run makes {} requests", undisturbed.requests);
         let mut died = 0;
         for number in part.of((1..=undisturbed.requests).step_by(stride)) {
             for side in [Side::Before, Side::After] {
                 let crash = Some(CrashPoint { number, side });
-                let morning = dead_night(seed, DeadNight { crash, ..calm.clone() });
-                died += usize::from(morning.died.is_some());
-                good(&format!("seed {seed}, dead {side:?} request {number}"), &morning);
+                let result = run_dead_node(seed, DeadNodeSetup { crash, ..calm.clone() });
+                died += usize::from(result.died.is_some());
+                good(&format!("seed {seed}, dead {side:?} request {number}"), &result);
             }
         }
         assert!(died * part.count > 10, "only {died} crash points were reached in {part:?}");
@@ -62,16 +62,19 @@ fn partition(s: &Stage, seed: u64) {
 #[test]
 fn two_leaders_under_a_partition_while_a_node_is_fenced() {
     for seed in seeds(8) {
-        let night =
-            DeadNight { unpublish_fails: seed % 3 == 0, then: Arc::new(partition), ..DeadNight::default() };
-        good(&format!("seed {seed}"), &dead_night(seed, night));
+        let setup = DeadNodeSetup {
+            unpublish_fails: seed % 3 == 0,
+            then: Arc::new(partition),
+            ..DeadNodeSetup::default()
+        };
+        good(&format!("seed {seed}"), &run_dead_node(seed, setup));
     }
 }
 
 /// Stores an abort in every recovery right before the first replica's `number`th request leaves.
 fn abort_before(s: &Stage, number: u64) {
     let api: Api<VolumeRecovery> = Api::namespaced(s.world.client_as("oncall"), NAMESPACE);
-    let deed = move || -> futures::future::BoxFuture<'static, ()> {
+    let hook = move || -> futures::future::BoxFuture<'static, ()> {
         let api = api.clone();
         Box::pin(async move {
             let body = json!({"spec": {"abort": {"by": "oncall", "reason": "not tonight"}}});
@@ -81,14 +84,14 @@ fn abort_before(s: &Stage, number: u64) {
             }
         })
     };
-    s.replicas[0].meanwhile(number, Arc::new(deed));
+    s.replicas[0].meanwhile(number, Arc::new(hook));
 }
 
 /// What of ours is left after an abort: the taint, a hold; a quarantine may stay, its machine being off.
 fn left(s: &Stage) -> Vec<String> {
     let mut found = Vec::new();
     for node in s.world.server().list("", "nodes", None) {
-        if reattach_drill::witness::is_out_of_service_by_us(&node) {
+        if reattach_drill::taint_recorder::is_out_of_service_by_us(&node) {
             found.push(format!("{} is still tainted", node["metadata"]["name"]));
         }
     }
@@ -106,18 +109,18 @@ parts!(what_is_aborted_while_a_node_is_fenced_leaves_no_taint { part_1, part_2 }
 fn aborts(part: Part) {
     let mut aborted = 0;
     for seed in seeds(1) {
-        let requests = dead_night(seed, DeadNight::default()).requests;
+        let requests = run_dead_node(seed, DeadNodeSetup::default()).requests;
         for number in part.of((1..=requests).step_by(2)) {
-            let night = DeadNight {
+            let setup = DeadNodeSetup {
                 then: Arc::new(move |s, _| abort_before(s, number)),
                 at_the_end: left,
                 heals: false,
-                ..DeadNight::default()
+                ..DeadNodeSetup::default()
             };
-            let morning = dead_night(seed, night);
-            aborted += usize::from(morning.timeline.contains("ABORTED"));
+            let result = run_dead_node(seed, setup);
+            aborted += usize::from(result.timeline.contains("ABORTED"));
             // What the checks say of a quarantine on a machine that stays off is as it should be.
-            let broken: Vec<&String> = morning
+            let broken: Vec<&String> = result
                 .broken
                 .iter()
                 .filter(|b| !b.contains("reattach.dev/quarantine") && !b.contains("is still asked"))
@@ -125,7 +128,7 @@ fn aborts(part: Part) {
             assert!(
                 broken.is_empty(),
                 "seed {seed}, abort before request {number}: {broken:#?}\n{}",
-                morning.timeline
+                result.timeline
             );
         }
     }
@@ -135,10 +138,11 @@ fn aborts(part: Part) {
 #[test]
 fn a_dry_run_on_a_dead_node_changes_nothing() {
     for seed in seeds(2) {
-        let untouched = |s: &Stage| s.world.ledger.effects().iter().map(|e| e.line()).collect();
-        let night = DeadNight { mode: "DryRun", heals: false, at_the_end: untouched, ..DeadNight::default() };
-        let morning = dead_night(seed, night);
-        good(&format!("seed {seed}"), &morning);
-        assert!(morning.timeline.contains("DryRun"), "a plan is shown\n{}", morning.timeline);
+        let untouched = |s: &Stage| s.world.request_log.effects().iter().map(|e| e.line()).collect();
+        let setup =
+            DeadNodeSetup { mode: "DryRun", heals: false, at_the_end: untouched, ..DeadNodeSetup::default() };
+        let result = run_dead_node(seed, setup);
+        good(&format!("seed {seed}"), &result);
+        assert!(result.timeline.contains("DryRun"), "a plan is shown\n{}", result.timeline);
     }
 }

@@ -6,9 +6,9 @@ use reattach_cloud_simulator::{
 };
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
 use reattach_sim::apiserver::{self, RequestMatch, Verb};
 use reattach_sim::kubelet::DiskAfter;
@@ -74,7 +74,7 @@ impl Aftermath {
         };
         let power = |n| s.world.cloud.instance(InstanceNo(n)).map(|i| i.status);
         Self {
-            effects: s.world.ledger.effects().iter().map(|e| e.line()).collect(),
+            effects: s.world.request_log.effects().iter().map(|e| e.line()).collect(),
             holder: s.world.cloud.volume(VOLUME).and_then(|v| v.holder),
             power: [power(NODES[0].1), power(STRANGER)],
             broken: s.broken.clone(),
@@ -500,7 +500,7 @@ fn a_tagged_volume_waits_until_the_machines_tags_are_read() {
         s.world.cloud.add_fault(FaultRule::new(reads, fault));
         s.recycle(NODES[0].0, DiskAfter::Kept, secs(20)).await?;
         s.pass(secs(300)).await;
-        if !s.world.ledger.effects().is_empty() || !phases(&s.world).contains(&Phase::Waiting) {
+        if !s.world.request_log.effects().is_empty() || !phases(&s.world).contains(&Phase::Waiting) {
             s.broken.push(format!("it does not wait: {:#?}", Aftermath::of(&s)));
         }
         s.world.cloud.clear_faults();

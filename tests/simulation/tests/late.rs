@@ -49,7 +49,7 @@ async fn stage(runbook: &str) -> Result<Stage, WorldError> {
     Ok(s)
 }
 
-/// The recovery of the night, as its path.
+/// Path of the only recovery.
 fn path(s: &Stage) -> String {
     let name = s.recovery_of("redis").and_then(|r| r.metadata.name).unwrap_or_default();
     format!("/apis/reattach.dev/v1alpha1/namespaces/default/volumerecoveries/{name}")

@@ -9,30 +9,30 @@ use reattach_drill::stage::{Expect, Stage};
 use reattach_drill::world::{APPS, PERSON, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{
-    NODES, Night, Part, all_good, cut_off_the_leader, parts, phantom_night, redis, secs, seeds,
+    NODES, Part, Setup, all_good, cut_off_the_leader, parts, redis, run_phantom, secs, seeds,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Every changing request of an undisturbed night is a crash point, on both sides; each `stride`th is tried.
+/// Every changing request of an undisturbed run is a crash point, on both sides; each `stride`th is tried.
 fn crash_everywhere(runbook: &'static str, unpublish_fails: bool, stride: usize, part: Part) {
     for seed in seeds(1) {
-        let calm = Night { runbook, unpublish_fails, ..Night::default() };
-        let requests = phantom_night(seed, calm).requests;
-        assert!(requests > 20, "an undisturbed night makes {requests} changing requests");
+        let calm = Setup { runbook, unpublish_fails, ..Setup::default() };
+        let requests = run_phantom(seed, calm).requests;
+        assert!(requests > 20, "an undisturbed run makes {requests} changing requests");
         let mut died = 0;
         for number in part.of((1..=requests).step_by(stride)) {
             for side in [Side::Before, Side::After] {
-                let morning = phantom_night(seed, Night { crash: Some(CrashPoint { number, side }), ..calm });
-                died += usize::from(morning.died.is_some());
+                let result = run_phantom(seed, Setup { crash: Some(CrashPoint { number, side }), ..calm });
+                died += usize::from(result.died.is_some());
                 assert!(
-                    morning.broken.is_empty(),
+                    result.broken.is_empty(),
                     "{runbook}, Unpublish fails {unpublish_fails}, seed {seed}: dead {side:?} request {number} ({:?})\n\
                     replay: REATTACH_SEED={seed} and the name of this test\nbroken: {:#?}\n{}",
-                    morning.died,
-                    morning.broken,
-                    morning.timeline
+                    result.died,
+                    result.broken,
+                    result.timeline
                 );
             }
         }
@@ -70,11 +70,11 @@ fn partition(s: &Stage, seed: u64) {
 
 #[test]
 fn two_leaders_under_a_partition() {
-    all_good("two_leaders_under_a_partition", 12, |seed| Night {
+    all_good("two_leaders_under_a_partition", 12, |seed| Setup {
         then: partition,
         unpublish_fails: seed % 3 == 0,
         runbook: if seed % 4 < 2 { SCALE_TO_ZERO } else { DEFAULT_RUNBOOK },
-        ..Night::default()
+        ..Setup::default()
     });
 }
 

@@ -3,9 +3,9 @@
 
 use reattach_api::Phase;
 use reattach_drill::app::{App, AppVolume};
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, redis, secs};
@@ -63,7 +63,7 @@ fn said(s: &Stage, app: &App) -> (Phase, String) {
 }
 
 fn effects(s: &Stage) -> Vec<String> {
-    s.world.ledger.effects().iter().map(|e| e.line()).collect()
+    s.world.request_log.effects().iter().map(|e| e.line()).collect()
 }
 
 /// Somebody deleted the second claim by mistake: it lives only as long as the pod uses it (pvc-protection).

@@ -4,10 +4,10 @@ use reattach_api::Phase;
 use reattach_cloud_simulator::{InstanceStatus, JobAction, VolumeNo};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
 use reattach_drill::app::App;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::stage::{Expect, Stage};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{PERSON, World, WorldError};
-use reattach_tests_simulation::{in_night, postgres, redis, secs, story};
+use reattach_tests_simulation::{postgres, redis, secs, simulate, story};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ async fn close_all_but(s: &Stage, nodes: &[(&str, u64)], open: Option<&str>) -> 
 /// The API server's load balancer lost the kubelets; the machines and their pods run and write.
 #[test]
 fn a_partition_of_every_node_powers_none_off() {
-    in_night(|| async {
+    simulate(|| async {
         let nodes: [(&str, u64); 8] = [
             ("n1", 101),
             ("n2", 102),
@@ -116,7 +116,7 @@ fn a_partition_of_every_node_powers_none_off() {
 /// does.
 #[test]
 fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(&NODES).await?;
         spread(&mut s, &NODES).await?;
         policy(&s, "Allowed", None).await?;
@@ -137,7 +137,7 @@ fn a_second_silent_node_waits_for_the_word_of_the_cloud() {
 
 #[test]
 fn one_dead_node_is_fenced_after_its_patience() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Allowed", Some(json!({}))).await?;
@@ -156,7 +156,7 @@ fn one_dead_node_is_fenced_after_its_patience() {
 
 #[test]
 fn a_node_under_maintenance_is_left_alone_until_it_is_over() {
-    in_night(|| async {
+    simulate(|| async {
         for annotation in ["reattach.dev/maintenance", "weave.works/kured-reboot-in-progress"] {
             let mut s = stage(&NODES).await?;
             on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
@@ -167,7 +167,7 @@ fn a_node_under_maintenance_is_left_alone_until_it_is_over() {
             s.world.merge(PERSON, &path, &mark(json!("2026-03-02"))).await?;
             s.hang(dead)?;
             s.pass(secs(900)).await;
-            assert!(s.world.ledger.effects().is_empty(), "{annotation}\n{}", story(&s));
+            assert!(s.world.request_log.effects().is_empty(), "{annotation}\n{}", story(&s));
             assert!(says(&s, "redis").contains(annotation), "{}", says(&s, "redis"));
             s.world.merge(PERSON, &path, &mark(Value::Null)).await?;
             s.running(&["redis"], secs(900)).await?;
@@ -208,10 +208,10 @@ async fn beside_an_opt_out(what: &str, rules: Value) -> Result<Stage, WorldError
 
 #[test]
 fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
-    in_night(|| async {
+    simulate(|| async {
         for what in ["claim", "workload", "policy"] {
             let s = beside_an_opt_out(what, json!({"patienceSeconds": 60})).await?;
-            assert!(s.world.ledger.effects().is_empty(), "{what}\n{}", story(&s));
+            assert!(s.world.request_log.effects().is_empty(), "{what}\n{}", story(&s));
             let said = says(&s, "redis");
             assert!(said.contains("data-postgres-0") && said.contains("opted out"), "{what}: {said}");
             assert!(said.starts_with("Refused"), "{what}: {said}");
@@ -226,7 +226,7 @@ fn an_opted_out_claim_keeps_its_node_from_being_fenced() {
 /// was stored before. In a namespace that the policy names, the label counts.
 #[test]
 fn a_label_on_a_claim_has_no_node_fenced() {
-    in_night(|| async {
+    simulate(|| async {
         for (namespaces, fenced) in [(json!([]), false), (json!(["default"]), true)] {
             let mut s = stage(&NODES).await?;
             on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
@@ -242,7 +242,7 @@ fn a_label_on_a_claim_has_no_node_fenced() {
             s.hang(NODES[0].0)?;
             s.pass(secs(900)).await;
             assert_eq!(is_off(&s.world, NODES[0].0), fenced, "{namespaces}\n{}", story(&s));
-            assert_eq!(s.world.ledger.effects().is_empty(), !fenced, "{namespaces}\n{}", story(&s));
+            assert_eq!(s.world.request_log.effects().is_empty(), !fenced, "{namespaces}\n{}", story(&s));
         }
         Ok(())
     });
@@ -250,7 +250,7 @@ fn a_label_on_a_claim_has_no_node_fenced() {
 
 #[test]
 fn a_policy_may_override_opt_outs_on_a_node() {
-    in_night(|| async {
+    simulate(|| async {
         let rules = json!({"patienceSeconds": 60, "optOuts": "Override"});
         let mut s = beside_an_opt_out("claim", rules).await?;
         s.running(&["redis"], secs(900)).await?;
@@ -266,7 +266,7 @@ fn a_policy_may_override_opt_outs_on_a_node() {
 
 #[test]
 fn a_node_that_the_rules_do_not_select_is_left_alone() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Allowed", Some(json!({"patienceSeconds": 60, "matchLabels": {"pool": "fenced"}})))
@@ -275,7 +275,7 @@ fn a_node_that_the_rules_do_not_select_is_left_alone() {
         let dead = NODES[0].0;
         s.hang(dead)?;
         s.pass(secs(600)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, "redis").contains("do not select node node-a"), "{}", says(&s, "redis"));
         let label = json!({"metadata": {"labels": {"pool": "fenced"}}});
         s.world.merge(PERSON, &format!("/api/v1/nodes/{dead}"), &label).await?;
@@ -288,7 +288,7 @@ fn a_node_that_the_rules_do_not_select_is_left_alone() {
 /// tainted by us all the same.
 #[test]
 fn without_rules_for_nodes_no_node_is_fenced_unattended() {
-    in_night(|| async {
+    simulate(|| async {
         let mut s = stage(&NODES).await?;
         on_one_node(&mut s, &NODES, [(redis(), Expect::Running)].into_iter()).await?;
         policy(&s, "Never", None).await?;
@@ -297,7 +297,7 @@ fn without_rules_for_nodes_no_node_is_fenced_unattended() {
         s.hang(dead)?;
         s.shut_down(dead).await?;
         s.pass(secs(600)).await;
-        assert!(s.world.ledger.effects().is_empty(), "{}", story(&s));
+        assert!(s.world.request_log.effects().is_empty(), "{}", story(&s));
         assert!(says(&s, "redis").contains("has no rules for nodes"), "{}", says(&s, "redis"));
         let rules = json!({"spec": {"nodes": {}}});
         s.world.merge(PERSON, "/apis/reattach.dev/v1alpha1/recoverypolicies/everything", &rules).await?;

@@ -2,9 +2,9 @@
 
 use reattach_api::{Phase, VolumeRecovery};
 use reattach_core::journal::{Event, Outcome};
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::in_virtual_time;
 use reattach_drill::stage::{Expect, Stage, recovery_of};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{APPS, World};
 use reattach_sim::kubelet::DiskAfter;
 use reattach_tests_simulation::{NODES, redis, secs};
@@ -58,7 +58,7 @@ fn stops_and_puts_back(seed: u64, change: impl Fn(&mut Value) + Send + 'static, 
         let mut s = at_zero(seed, false).await;
         edit(&s, change).await;
         let lines = said(&recovery_of(&s.world, &redis()).expect("a recovery")).2;
-        let effects = s.world.ledger.effects().len();
+        let effects = s.world.request_log.effects().len();
         s.phases(&["redis"], &[Phase::Stuck], secs(60)).await.expect("a person is called");
         s.until("restored", secs(60), |w| replicas(w) == 1).await.expect("put back");
         s.pass(secs(900)).await;
@@ -66,7 +66,7 @@ fn stops_and_puts_back(seed: u64, change: impl Fn(&mut Value) + Send + 'static, 
         assert_eq!(phase, Phase::Stuck, "{message}");
         assert!(message.contains(sentence) && message.contains("gets its count back"), "{message}");
         assert_eq!(now, lines, "nothing is journaled by such a plan");
-        let after: Vec<String> = s.world.ledger.effects()[effects..].iter().map(|e| e.line()).collect();
+        let after: Vec<String> = s.world.request_log.effects()[effects..].iter().map(|e| e.line()).collect();
         assert!(
             after.len() == 1 && after[0].contains("deployments/redis"),
             "one write that restores: {after:#?}"
@@ -102,13 +102,13 @@ fn an_edited_plan_restores_nothing_after_a_detach() {
         };
         s.until("a detach", secs(600), detached).await.expect("issued");
         edit(&s, |plan| plan["pins"]["volume"] = json!("999")).await;
-        let effects = s.world.ledger.effects().len();
+        let effects = s.world.request_log.effects().len();
         s.pass(secs(900)).await;
         let (phase, message, _) = said(&recovery_of(&s.world, &redis()).expect("a recovery"));
         assert_eq!(phase, Phase::Stuck, "{message}");
         assert!(message.contains("a detach may be under way"), "{message}");
         assert_eq!(replicas(&s.world), 0, "better at zero than a disk pulled from under the next pod");
-        assert_eq!(s.world.ledger.effects().len(), effects);
+        assert_eq!(s.world.request_log.effects().len(), effects);
     })
     .expect("virtual time");
 }

@@ -72,7 +72,7 @@ fn message(r: &VolumeRecovery) -> String {
 
 /// Effects on anything that has `part` in its path.
 fn effects_on(s: &Stage, part: &str) -> Vec<String> {
-    s.world.ledger.effects().iter().filter(|e| e.path.contains(part)).map(|e| e.line()).collect()
+    s.world.request_log.effects().iter().filter(|e| e.path.contains(part)).map(|e| e.line()).collect()
 }
 
 fn unbroken(s: &Stage) {
@@ -232,7 +232,7 @@ fn a_pod_of_an_operator_is_not_called_a_bare_pod() {
         assert!(said.contains("redis.example.com/v1") && said.contains("cannot be read"), "{said}");
         assert!(!said.contains("has no owner"), "{said}");
         s.pass(secs(60)).await;
-        assert_eq!(s.world.ledger.effects().len(), 0);
+        assert_eq!(s.world.request_log.effects().len(), 0);
     });
 }
 

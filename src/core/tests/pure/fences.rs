@@ -23,7 +23,7 @@ use reattach_core::workload::WorkloadFacts;
 
 /// Everything that a proof of any of the four kinds is made from.
 #[derive(Clone, Debug)]
-struct Scene {
+struct Fixture {
     case: Case,
     before: Option<InstanceObservation>,
     boot: Before,
@@ -60,8 +60,8 @@ fn shutdown() -> PowerJob {
     }
 }
 
-/// The scene in which this kind of proof can be made.
-fn scene(kind: Kind) -> Scene {
+/// The fixture in which this kind of proof can be made.
+fn fixture(kind: Kind) -> Fixture {
     let dead = |case: Case| case.pods(Vec::clear).node(|n| n.ready = false);
     let mut case = match kind {
         Kind::Rebooted => Case::deployment().pods(Vec::clear).workload(|w| {
@@ -89,7 +89,7 @@ fn scene(kind: Kind) -> Scene {
     let state = Some(if kind == Kind::Off { InstanceState::Off } else { InstanceState::Running });
     let before =
         InstanceObservation { instance: INSTANCE.into(), scope: CloudScope("a".into()), state, at: ago(20) };
-    Scene {
+    Fixture {
         case,
         before: Some(before),
         boot: Before { boot: Some("an earlier boot".into()), asked_at: Some(ago(5)) },
@@ -104,7 +104,7 @@ fn scene(kind: Kind) -> Scene {
     }
 }
 
-fn prove(kind: Kind, s: &Scene) -> Result<FenceProof, NoProof> {
+fn prove(kind: Kind, s: &Fixture) -> Result<FenceProof, NoProof> {
     let (e, holder, now) = (&s.case.evidence, &INSTANCE.into(), s.case.now);
     match kind {
         Kind::Gone | Kind::NotFound => gone(e, holder, s.before.as_ref(), now),
@@ -118,14 +118,14 @@ fn prove(kind: Kind, s: &Scene) -> Result<FenceProof, NoProof> {
 fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
     for of in KINDS {
         for at in KINDS {
-            let made = prove(of, &scene(at));
+            let made = prove(of, &fixture(at));
             // A human may declare what the cloud could prove too; "gone" and "not found" are two ways to one proof.
             let fits = of == at
                 || of == Kind::Declared && at != Kind::Rebooted
                 || matches!((of, at), (Kind::Gone, Kind::NotFound) | (Kind::NotFound, Kind::Gone));
-            assert_eq!(made.is_ok(), fits, "{of:?} in the scene of {at:?}: {made:?}");
+            assert_eq!(made.is_ok(), fits, "{of:?} in the fixture of {at:?}: {made:?}");
         }
-        let proof = prove(of, &scene(of)).unwrap();
+        let proof = prove(of, &fixture(of)).unwrap();
         assert_eq!((proof.volume().as_str(), proof.holder()), ("5551", &INSTANCE.into()));
         assert!(!proof.rests_on().is_empty() && proof.age(start()) <= SignedDuration::from_secs(30));
         assert_eq!(proof.shows_off_or_gone(), matches!(of, Kind::Gone | Kind::NotFound | Kind::Off));
@@ -136,26 +136,26 @@ fn each_kind_is_made_in_its_own_scene_and_in_no_other() {
 /// Grants are per entity: who may see the volume need not find the instance, and its Node may be cut off and write.
 #[test]
 fn not_found_proves_nothing_of_a_node_where_only_the_volume_was_described() {
-    let mut scene = scene(Kind::NotFound);
-    before(&mut scene, |s| s.state = None);
+    let mut fixture = fixture(Kind::NotFound);
+    before(&mut fixture, |s| s.state = None);
     let never = NoProof::NeverSeen { holder: INSTANCE.into() };
-    assert_eq!(prove(Kind::NotFound, &scene), Err(never));
-    scene.case.evidence.nodes.clear();
-    assert!(prove(Kind::NotFound, &scene).is_ok(), "no Node stands for it");
+    assert_eq!(prove(Kind::NotFound, &fixture), Err(never));
+    fixture.case.evidence.nodes.clear();
+    assert!(prove(Kind::NotFound, &fixture).is_ok(), "no Node stands for it");
 }
 
 #[test]
 fn a_word_by_a_right_in_one_namespace_fences_no_node() {
-    let mut scene = scene(Kind::Declared);
-    scene.declaration.cluster_wide = false;
-    let proof = prove(Kind::Declared, &scene).unwrap();
+    let mut fixture = fixture(Kind::Declared);
+    fixture.declaration.cluster_wide = false;
+    let proof = prove(Kind::Declared, &fixture).unwrap();
     assert!(!proof.fences_the_node() && !proof.shows_off_or_gone());
 }
 
 #[test]
 fn a_proof_holds_for_a_while_and_what_is_gone_for_good() {
     for kind in KINDS {
-        let proof = prove(kind, &scene(kind)).unwrap();
+        let proof = prove(kind, &fixture(kind)).unwrap();
         assert!(!proof.holds_at(ago(1)), "{kind:?}: not before it was made");
         assert!(proof.holds_at(start()), "{kind:?}");
         let later = start() + SignedDuration::from_hours(1);
@@ -167,12 +167,12 @@ fn a_proof_holds_for_a_while_and_what_is_gone_for_good() {
 /// A declaration counts for an hour, and an answer is compared with the machine's last sign of life, to the second.
 #[test]
 fn what_is_just_young_enough_counts() {
-    let mut word = scene(Kind::Declared);
+    let mut word = fixture(Kind::Declared);
     word.declaration.at = ago(3600);
     assert!(prove(Kind::Declared, &word).is_ok());
     word.declaration.at = ago(3601);
     assert!(prove(Kind::Declared, &word).is_err());
-    let mut looked = scene(Kind::Rebooted);
+    let mut looked = fixture(Kind::Rebooted);
     for (seconds, counts) in [(120, true), (121, false)] {
         node(&mut looked, |n| n.lease_renewed = Some(ago(4)));
         answer(&mut looked, |a| a.scanned_at = ago(4 + seconds));
@@ -183,8 +183,8 @@ fn what_is_just_young_enough_counts() {
 /// Without a proof about the machine, the refusal is about what the cloud says: it does not know the instance, or its power.
 #[test]
 fn a_machine_without_a_proof_is_refused_for_what_the_cloud_says() {
-    let refused = |kind, change: fn(&mut Scene)| {
-        let mut s = scene(kind);
+    let refused = |kind, change: fn(&mut Fixture)| {
+        let mut s = fixture(kind);
         s.case.evidence.sightings.clear();
         change(&mut s);
         of_the_machine(&s.case.evidence, &INSTANCE.into(), s.case.now).unwrap_err()
@@ -201,14 +201,14 @@ fn the_ground_says_what_the_agent_answered() {
     for (seen, says) in
         [(ScanResult::NoDevice, "no such device"), (ScanResult::Clean, "nothing uses the device")]
     {
-        let mut s = scene(Kind::Rebooted);
+        let mut s = fixture(Kind::Rebooted);
         answer(&mut s, |a| (a.seen, a.level) = (seen.clone(), Level::Full));
         let proof = prove(Kind::Rebooted, &s).unwrap();
         assert!(proof.rests_on().iter().any(|g| g.says.ends_with(says)), "{:?}", proof.rests_on());
     }
 }
 
-type Change = (&'static str, &'static [Kind], fn(&mut Scene), &'static str);
+type Change = (&'static str, &'static [Kind], fn(&mut Fixture), &'static str);
 
 /// Changes a fact where it is there: another spoil may have taken it away.
 fn each<T>(fact: Option<&mut Fact<T>>, change: impl FnOnce(&mut T)) {
@@ -217,35 +217,35 @@ fn each<T>(fact: Option<&mut Fact<T>>, change: impl FnOnce(&mut T)) {
     }
 }
 
-fn jobs(s: &mut Scene, change: impl FnOnce(&mut PowerFacts)) {
+fn jobs(s: &mut Fixture, change: impl FnOnce(&mut PowerFacts)) {
     each(s.case.evidence.power.get_mut(&InstanceId::from(INSTANCE)), change);
 }
 
-fn job(s: &mut Scene, change: impl FnOnce(&mut PowerJob)) {
+fn job(s: &mut Fixture, change: impl FnOnce(&mut PowerJob)) {
     jobs(s, |p| p.jobs.first_mut().map(change).unwrap_or_default());
 }
 
-fn volume(s: &mut Scene, change: impl FnOnce(&mut CloudVolume)) {
+fn volume(s: &mut Fixture, change: impl FnOnce(&mut CloudVolume)) {
     each(Some(&mut s.case.evidence.cloud_volume), change);
 }
 
-fn node(s: &mut Scene, change: impl FnOnce(&mut NodeFacts)) {
+fn node(s: &mut Fixture, change: impl FnOnce(&mut NodeFacts)) {
     each(s.case.evidence.nodes.get_mut(&NODE.into()), change);
 }
 
-fn workload(s: &mut Scene, change: impl FnOnce(&mut WorkloadFacts)) {
+fn workload(s: &mut Fixture, change: impl FnOnce(&mut WorkloadFacts)) {
     each(Some(&mut s.case.evidence.workload), change);
 }
 
-fn before(s: &mut Scene, change: impl FnOnce(&mut InstanceObservation)) {
+fn before(s: &mut Fixture, change: impl FnOnce(&mut InstanceObservation)) {
     s.before.as_mut().map(change).unwrap_or_default();
 }
 
-fn answer(s: &mut Scene, change: impl FnOnce(&mut Answer)) {
+fn answer(s: &mut Fixture, change: impl FnOnce(&mut Answer)) {
     s.case.evidence.answers.get_mut(&NODE.into()).map(change).unwrap_or_default();
 }
 
-fn guest(s: &mut Scene, change: impl FnOnce(&mut GuestInventory)) {
+fn guest(s: &mut Fixture, change: impl FnOnce(&mut GuestInventory)) {
     each(s.case.evidence.guests.get_mut(&NODE.into()), change);
 }
 
@@ -260,13 +260,13 @@ fn stranger() -> GuestDevice {
 }
 
 /// The cloud calls the volume otherwise now, and the agent was asked for that name.
-fn renamed(s: &mut Scene) {
+fn renamed(s: &mut Fixture) {
     volume(s, |v| v.identity.serial = "pvc-renamed".into());
     answer(s, |a| a.identity.serial = "pvc-renamed".into());
     guest(s, |g| g.devices = vec![GuestDevice { size_bytes: 1, ..device() }]);
 }
 
-fn a_pod(s: &mut Scene) {
+fn a_pod(s: &mut Fixture) {
     let pod = Case::deployment().evidence.pods.shown().unwrap()[0].clone();
     each(Some(&mut s.case.evidence.pods), |pods| pods.push(pod));
 }
@@ -286,7 +286,7 @@ const OFF: &[Kind] = &[Kind::Off];
 const BOOT: &[Kind] = &[Kind::Rebooted];
 const WORD: &[Kind] = &[Kind::Declared];
 
-/// What is done to the scene, to whose proof it matters, and a word of the refusal that must name it.
+/// What is done to the fixture, to whose proof it matters, and a word of the refusal that must name it.
 const SPOILS: &[Change] = &[
     ("volume stale", ALL, |s| stale(&mut s.case.evidence.cloud_volume), "the cloud volume"),
     ("volume unknown", ALL, |s| unknown(&mut s.case.evidence.cloud_volume), "the cloud volume"),
@@ -433,7 +433,7 @@ const SPOILS: &[Change] = &[
     ("of tomorrow", WORD, |s| s.declaration.at = ago(-1), "last hour"),
 ];
 
-fn power(s: &mut Scene, state: InstanceState) {
+fn power(s: &mut Fixture, state: InstanceState) {
     let e = &mut s.case.evidence;
     let there = reattach_core::cloud::CloudInstance {
         id: INSTANCE.into(),
@@ -445,11 +445,11 @@ fn power(s: &mut Scene, state: InstanceState) {
     e.instances.insert(INSTANCE.into(), Fact::present(there, cloud(), start()));
 }
 
-fn booted(s: &mut Scene, status: JobStatus) {
+fn booted(s: &mut Fixture, status: JobStatus) {
     booted_at(s, status, ago(30));
 }
 
-fn booted_at(s: &mut Scene, status: JobStatus, created: jiff::Timestamp) {
+fn booted_at(s: &mut Fixture, status: JobStatus, created: jiff::Timestamp) {
     let on = PowerJob { id: "j2".into(), change: PowerChange::On, status, created, ..shutdown() };
     jobs(s, |p| p.jobs.push(on));
 }
@@ -458,7 +458,7 @@ fn booted_at(s: &mut Scene, status: JobStatus, created: jiff::Timestamp) {
 #[test]
 fn a_neighbours_device_is_not_taken_for_the_volume() {
     let named = |serial: &str| GuestDevice { identity: DeviceIdentity { serial: serial.into() }, ..device() };
-    let mut s = scene(Kind::Rebooted);
+    let mut s = fixture(Kind::Rebooted);
     guest(&mut s, |g| g.devices = vec![named("pvc-neighbour")]);
     assert!(prove(Kind::Rebooted, &s).is_err(), "nothing says whose it is");
     let mut attached = s.clone();
@@ -494,13 +494,13 @@ fn every_spoiled_item_is_refused_by_name() {
     let mut tried = 0;
     for (name, matters_to, spoil, word) in SPOILS {
         for kind in KINDS {
-            let mut scene = scene(kind);
+            let mut fixture = fixture(kind);
             if !matters_to.contains(&kind) {
                 continue;
             }
-            spoil(&mut scene);
+            spoil(&mut fixture);
             tried += 1;
-            match prove(kind, &scene) {
+            match prove(kind, &fixture) {
                 Ok(proof) => panic!("{name}: a proof all the same: {proof:?}"),
                 Err(why) => {
                     assert!(
@@ -517,7 +517,7 @@ fn every_spoiled_item_is_refused_by_name() {
 /// On EC2 the state alone tells; a boot that is under way still does not go unnoticed.
 #[test]
 fn where_off_stays_off_no_job_is_needed() {
-    let mut s = scene(Kind::Off);
+    let mut s = fixture(Kind::Off);
     jobs(&mut s, |p| *p = PowerFacts { jobs: Vec::new(), off_stays_off: true });
     let proof = prove(Kind::Off, &s).unwrap();
     assert!(matches!(proof.kind(), ProofKind::Off { job: None, .. }));
@@ -529,13 +529,13 @@ fn where_off_stays_off_no_job_is_needed() {
 #[test]
 fn clean_counts_at_the_full_level_only() {
     for (level, proves) in [(Level::Full, true), (Level::Basic, false)] {
-        let mut s = scene(Kind::Rebooted);
+        let mut s = fixture(Kind::Rebooted);
         answer(&mut s, |a| (a.seen, a.level) = (ScanResult::Clean, level));
         assert_eq!(prove(Kind::Rebooted, &s).is_ok(), proves, "{level:?}");
     }
 }
 
-/// Random combinations of what spoils a scene: whatever is made satisfies what a second reading
+/// Random combinations of what spoils a fixture: whatever is made satisfies what a second reading
 /// of its kind demands.
 #[test]
 fn no_combination_of_gaps_makes_a_proof() {
@@ -544,17 +544,17 @@ fn no_combination_of_gaps_makes_a_proof() {
     runner("no combination of gaps makes a proof", cases(100_000))
         .run(&strategy, |(kind, spoils)| {
             let kind = KINDS[kind];
-            let mut scene = scene(kind);
+            let mut fixture = fixture(kind);
             for (_, _, spoil, _) in spoils.iter().map(|i| &SPOILS[*i]) {
-                spoil(&mut scene);
+                spoil(&mut fixture);
             }
-            let proof = prove(kind, &scene);
+            let proof = prove(kind, &fixture);
             if spoils.is_empty() {
                 prop_assert!(proof.is_ok(), "{kind:?}, {spoils:?}: {proof:?}");
             }
             if proof.is_ok() {
                 made.set(made.get() + 1);
-                let again = sound(kind, &scene);
+                let again = sound(kind, &fixture);
                 prop_assert!(again.is_ok(), "{kind:?}, {spoils:?}: {again:?}");
             }
             Ok(())
@@ -565,7 +565,7 @@ fn no_combination_of_gaps_makes_a_proof() {
 }
 
 /// What every proof of a kind implies, written down a second time.
-fn sound(kind: Kind, s: &Scene) -> Result<(), &'static str> {
+fn sound(kind: Kind, s: &Fixture) -> Result<(), &'static str> {
     let (e, now) = (&s.case.evidence, s.case.now);
     let fresh = |at: jiff::Timestamp| now.duration_since(at) <= SignedDuration::from_secs(30);
     let need = |ok: bool, what: &'static str| if ok { Ok(()) } else { Err(what) };

@@ -2,10 +2,10 @@
 
 use super::reading;
 use crate::app::App;
+use crate::baseline::{self, on_one_node, ready_elsewhere, took};
 use crate::stage::{Expect, Sink, Stage, phases_of};
-use crate::stock::{self, on_one_node, ready_elsewhere, took};
+use crate::taint_recorder::is_out_of_service_by_us;
 use crate::timeline::Who;
-use crate::witness::is_out_of_service_by_us;
 use crate::world::{World, WorldError};
 use jiff::Timestamp;
 use reattach_api::Phase;
@@ -124,18 +124,19 @@ pub(super) async fn dead_node(seed: u64, sink: Sink) -> Result<Stage, WorldError
         s.broken.push(format!("{dead} is not off"));
     }
     s.heading("The same world without reattach", &[]);
-    let stock = stock::with_a_taint(seed, &NODES, &apps).await?;
+    let baseline = baseline::with_a_taint(seed, &NODES, &apps).await?;
     for app in &apps {
         let Some(known) = proven(&s, &app.name) else {
             s.broken.push(format!("{}: no proof is in the journal", app.name));
             continue;
         };
-        let words = |t: stock::Took| format!("{:.1} s ({:.1} s less cloud time)", t.seconds, t.less_cloud());
+        let words =
+            |t: baseline::Took| format!("{:.1} s ({:.1} s less cloud time)", t.seconds, t.less_cloud());
         let ours = took(&s.world, app, known, ready[&app.name]);
         let what = format!("{}, from the proof or a human's taint", app.name);
-        s.figures.push([what, words(ours), words(stock[&app.name])]);
+        s.figures.push([what, words(ours), words(baseline[&app.name])]);
     }
-    let healed = stock::alone(seed, &NODES, &apps).await?;
+    let healed = baseline::alone(seed, &NODES, &apps).await?;
     let alone = if healed { "runs again" } else { "nothing runs after 20 min" };
     s.figures.push(["without any taint".to_owned(), "-".to_owned(), alone.to_owned()]);
     s.tell(Who::Kubernetes, "", format!("stock, nobody does anything: {alone}"));
@@ -172,7 +173,7 @@ pub(super) async fn no_permission(seed: u64, sink: Sink) -> Result<Stage, WorldE
             s.broken.push(format!("{}: it does not wait for the proof", app.name));
         }
     }
-    let effects = s.world.ledger.effects();
+    let effects = s.world.request_log.effects();
     if let Some(first) = effects.first() {
         s.broken.push(format!("without permission and without a proof: {}", first.line()));
     }
@@ -205,7 +206,7 @@ pub(super) async fn partition(seed: u64, sink: Sink) -> Result<Stage, WorldError
             s.broken.push(format!("{}: the pod that writes on was disturbed", app.name));
         }
     }
-    if let Some(first) = s.world.ledger.effects().first() {
+    if let Some(first) = s.world.request_log.effects().first() {
         s.broken.push(format!("without a proof: {}", first.line()));
     }
     s.partition(cut, false)?;

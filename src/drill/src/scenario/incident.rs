@@ -127,7 +127,7 @@ async fn dry_run(s: &mut Stage) -> Result<(), WorldError> {
     s.phases(&all, &[Phase::Planned, Phase::Waiting, Phase::NotOurs], Duration::from_secs(180)).await?;
     s.pass(Duration::from_secs(30)).await;
     let planned = OURS.iter().filter(|a| reading(s, a, Phase::Planned)).count();
-    s.dry_until = Some(s.world.ledger.len());
+    s.dry_until = Some(s.world.request_log.len());
     if planned != OURS.len() {
         s.broken.push(format!("{planned} of {} workloads have a plan in DryRun", OURS.len()));
     }

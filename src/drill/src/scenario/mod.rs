@@ -208,6 +208,6 @@ async fn after(s: &mut Stage, moment: &str) {
 
 /// Whether the newest recovery of an app reads this phase.
 fn reading(s: &Stage, app: &str, phase: Phase) -> bool {
-    let recovery = s.cast.get(app).and_then(|c| recovery_of(&s.world, &c.app));
+    let recovery = s.workloads.get(app).and_then(|c| recovery_of(&s.world, &c.app));
     recovery.and_then(|r| r.status).is_some_and(|st| st.phase == phase)
 }

@@ -2,8 +2,8 @@
 
 use super::fencing::{LONG, NODES, apps, booted_again, names, over, secs, set};
 use crate::app::App;
+use crate::baseline::{cordon, ready_elsewhere};
 use crate::stage::{Sink, Stage};
-use crate::stock::{cordon, ready_elsewhere};
 use crate::timeline::Who;
 use crate::world::{APPS, PERSON, World, WorldError};
 use reattach_api::Escalation;
@@ -69,8 +69,8 @@ async fn waits_and_calls(s: &mut Stage, apps: &[App]) -> Result<(), WorldError> 
             }
         }
     }
-    let freeing = |e: &crate::ledger::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
-    for effect in s.world.ledger.effects().iter().filter(|e| freeing(e) && e.accepted()) {
+    let freeing = |e: &crate::request_log::Entry| e.path.ends_with("/detach") || e.method == "DELETE";
+    for effect in s.world.request_log.effects().iter().filter(|e| freeing(e) && e.accepted()) {
         s.broken.push(format!("freed though the cause stands: {}", effect.line()));
     }
     Ok(())
@@ -113,7 +113,7 @@ async fn rebooted(seed: u64, published: bool, sink: Sink) -> Result<Stage, World
 
 pub(super) async fn lost(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     let mut s = rebooted(seed, true, sink).await?;
-    if let Some(first) = s.world.ledger.effects().first() {
+    if let Some(first) = s.world.request_log.effects().first() {
         s.broken.push(format!("Kubernetes heals this alone, and yet: {}", first.line()));
     }
     Ok(s)
@@ -306,7 +306,7 @@ async fn replaced(seed: u64, gone: bool, sink: Sink) -> Result<Stage, WorldError
     }
     over(&mut s, &apps, LONG).await?;
     cordon(&s.world, node, false).await?;
-    if s.world.ledger.effects().iter().all(|e| !e.path.ends_with("/detach")) {
+    if s.world.request_log.effects().iter().all(|e| !e.path.ends_with("/detach")) {
         s.broken.push("it healed without a detach of the old instance: the world is not class E".to_owned());
     }
     Ok(s)

@@ -194,7 +194,7 @@ pub(super) async fn play(seed: u64, sink: Sink) -> Result<Stage, WorldError> {
     for case in &cases {
         verdict(&mut s, case);
     }
-    let effects = s.world.ledger.effects().len();
+    let effects = s.world.request_log.effects().len();
     if effects > 0 {
         s.broken.push(format!("{effects} effects on workloads that were refused"));
     }

@@ -2,8 +2,8 @@
 
 use super::reading;
 use crate::app::App;
-use crate::ledger::Target;
 use crate::replica::{CrashPoint, Side};
+use crate::request_log::Target;
 use crate::stage::{Expect, Sink, Stage};
 use crate::timeline::Who;
 use crate::world::{APPS, PERSON, World, WorldError};
@@ -94,7 +94,7 @@ pub(super) async fn hold_and_release(seed: u64, sink: Sink) -> Result<Stage, Wor
     if spec(&s) != before {
         s.broken.push("a workload was changed; a hold touches none".to_owned());
     }
-    if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
+    if !s.world.request_log.effects().iter().all(|e| e.target == Target::Kubernetes) {
         s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
     }
     Ok(s)
@@ -118,7 +118,7 @@ pub(super) async fn hold_by_taint(seed: u64, sink: Sink) -> Result<Stage, WorldE
     if let Some(key) = ours(&s.world).first() {
         s.broken.push(format!("taint {key} is left"));
     }
-    if !s.world.ledger.effects().iter().all(|e| e.target == Target::Kubernetes) {
+    if !s.world.request_log.effects().iter().all(|e| e.target == Target::Kubernetes) {
         s.broken.push("the cloud was called; Kubernetes can detach by itself here".to_owned());
     }
     Ok(s)
@@ -137,7 +137,7 @@ async fn detach_at_the_cloud(s: &mut Stage) -> Result<(), WorldError> {
     s.tell(Who::Provider, "", "the CSI driver's controller fails every detach from now on");
     recycle_both(s).await?;
     healed(s, &["redis", "postgres"]).await?;
-    let detaches = s.world.ledger.effects().iter().filter(|e| e.path.ends_with("/detach")).count();
+    let detaches = s.world.request_log.effects().iter().filter(|e| e.path.ends_with("/detach")).count();
     if detaches != 2 {
         s.broken.push(format!("{detaches} detaches were asked of the cloud; 2 are needed"));
     }
@@ -263,7 +263,7 @@ pub(super) async fn approve(seed: u64, sink: Sink) -> Result<Stage, WorldError> 
     recycle_both(&mut s).await?;
     s.phases(&["redis"], &[Phase::AwaitingApproval], Duration::from_secs(120)).await?;
     s.pass(Duration::from_secs(60)).await;
-    if !s.world.ledger.effects().is_empty() {
+    if !s.world.request_log.effects().is_empty() {
         s.broken.push("something was changed before the approval".to_owned());
     }
     let Some(recovery) = s.recovery_of("redis") else { return Ok(s) };

@@ -2,10 +2,10 @@
 //! Each test has a guest of its own with two agents, one for each level, and asks them as the controller does.
 
 mod api;
+mod fixture;
 mod luks;
 mod names;
 mod recycled;
 mod replaced;
-mod scene;
 mod unplugged;
 mod users;

@@ -1,34 +1,34 @@
 //! A disk is known by what it says of itself, not by its names below /dev.
 
-use crate::scene::{LEVELS, Scene};
+use crate::fixture::{Fixture, LEVELS};
 use reattach_core::guest::{Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 #[test]
 fn a_disk_without_links_is_found_on_every_bus() {
-    let mut scene = Scene::set();
-    assert_eq!(scene.run("ls /dev/disk 2>/dev/null || echo none"), "none");
+    let mut fixture = Fixture::set();
+    assert_eq!(fixture.run("ls /dev/disk 2>/dev/null || echo none"), "none");
     for (bus, serial) in [(Bus::Scsi, "pvc0011"), (Bus::Nvme, "vol0011"), (Bus::Virtio, "vd0011")] {
-        let volume = scene.volume(serial);
-        let (plugged, disk) = scene.plug(&volume, bus);
-        scene.assert_unused(&volume);
+        let volume = fixture.volume(serial);
+        let (plugged, disk) = fixture.plug(&volume, bus);
+        fixture.assert_unused(&volume);
         for level in LEVELS {
-            let seen = scene.await_inventory(level, "the disk", |seen| !seen.devices.is_empty());
+            let seen = fixture.await_inventory(level, "the disk", |seen| !seen.devices.is_empty());
             assert_eq!(seen.devices.len(), 1);
             assert_eq!((&*seen.devices[0].kernel_name, &*seen.devices[0].identity.serial), (&*disk, serial));
             assert_eq!(seen.devices[0].size_bytes, 32 << 20);
         }
         // Not even the kernel's own node: then it cannot be opened, and it is still no disk that is not there.
-        scene.run(&format!("rm /dev/{disk}"));
-        assert_eq!(scene.ask(Level::Basic, &volume), ScanResult::Idle);
-        let ScanResult::Unreadable { items } = scene.ask(Level::Full, &volume) else {
+        fixture.run(&format!("rm /dev/{disk}"));
+        assert_eq!(fixture.ask(Level::Basic, &volume), ScanResult::Idle);
+        let ScanResult::Unreadable { items } = fixture.ask(Level::Full, &volume) else {
             panic!("it was not opened")
         };
         assert!(items.iter().all(|item| item.starts_with(&format!("/dev/{disk}: "))), "{items:?}");
-        scene.pull(plugged, &disk);
+        fixture.pull(plugged, &disk);
         for level in LEVELS {
-            assert_eq!(scene.ask(level, &volume), ScanResult::NoDevice);
-            scene.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
+            assert_eq!(fixture.ask(level, &volume), ScanResult::NoDevice);
+            fixture.await_inventory(level, "no disk", |seen| seen.devices.is_empty());
         }
     }
 }

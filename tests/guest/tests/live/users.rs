@@ -1,77 +1,77 @@
 //! Users of a disk that no mount of it shows.
 
-use crate::scene::{LEVELS, Scene};
+use crate::fixture::{Fixture, LEVELS};
 use reattach_core::guest::{DeviceUsers, Level, ScanResult};
 use reattach_tests_guest::Bus;
 
 #[test]
 fn users_past_the_mount_table_are_seen() {
-    let mut scene = Scene::set();
-    let volume = scene.volume("pvc0012");
-    let (_, disk) = scene.plug(&volume, Bus::Scsi);
+    let mut fixture = Fixture::set();
+    let volume = fixture.volume("pvc0012");
+    let (_, disk) = fixture.plug(&volume, Bus::Scsi);
     let device = format!("/dev/{disk}");
-    scene.assert_unused(&volume);
+    fixture.assert_unused(&volume);
 
-    scene.run(&format!("setsid sleep 1000 <{device} >/dev/null 2>&1 &"));
-    scene.await_success("it is open", &format!("ls -l /proc/$(pidof sleep)/fd | grep -q {device}"));
+    fixture.run(&format!("setsid sleep 1000 <{device} >/dev/null 2>&1 &"));
+    fixture.await_success("it is open", &format!("ls -l /proc/$(pidof sleep)/fd | grep -q {device}"));
     for level in LEVELS {
-        let users = scene.users(level, &volume);
+        let users = fixture.users(level, &volume);
         assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
     }
-    scene.run("kill $(pidof sleep)");
-    scene.await_success("it is closed", "! pidof sleep");
-    scene.assert_unused(&volume);
+    fixture.run("kill $(pidof sleep)");
+    fixture.await_success("it is closed", "! pidof sleep");
+    fixture.assert_unused(&volume);
 
     // kubelet makes such a loop for a raw block volume; an exclusive open does not see it.
-    scene.run(&format!("losetup /dev/loop3 {device}"));
+    fixture.run(&format!("losetup /dev/loop3 {device}"));
     for level in LEVELS {
-        let users = scene.users(level, &volume);
+        let users = fixture.users(level, &volume);
         assert_eq!(users, DeviceUsers { loops: vec!["loop3".to_owned()], ..DeviceUsers::default() });
     }
-    scene.run("mkfs.ext4 -q /dev/loop3; mount -t ext4 /dev/loop3 /mnt");
+    fixture.run("mkfs.ext4 -q /dev/loop3; mount -t ext4 /dev/loop3 /mnt");
     for level in LEVELS {
-        let users = scene.users(level, &volume);
+        let users = fixture.users(level, &volume);
         assert_eq!((users.loops, users.mounts), (vec!["loop3".to_owned()], vec!["/mnt".to_owned()]));
     }
-    scene.run("umount /mnt; losetup -d /dev/loop3");
-    scene.assert_unused(&volume);
+    fixture.run("umount /mnt; losetup -d /dev/loop3");
+    fixture.assert_unused(&volume);
 
-    scene.run(&format!("mkswap {device} && swapon {device}"));
+    fixture.run(&format!("mkswap {device} && swapon {device}"));
     for level in LEVELS {
-        assert!(scene.users(level, &volume).swap);
+        assert!(fixture.users(level, &volume).swap);
     }
-    scene.run(&format!("swapoff {device}"));
-    scene.assert_unused(&volume);
+    fixture.run(&format!("swapoff {device}"));
+    fixture.assert_unused(&volume);
 }
 
 /// Two users that leave no mount anywhere: one has a file open, of the other only the kernel knows.
 #[test]
 fn a_filesystem_that_no_table_shows_is_never_clean() {
-    let mut scene = Scene::set();
-    let volume = scene.volume("pvc0013");
-    let (_, disk) = scene.plug(&volume, Bus::Scsi);
-    scene.run(&format!("mkfs.ext4 -q /dev/{disk}; mount -t ext4 /dev/{disk} /mnt; cd /mnt; setsid sleep 1000 >/dev/null 2>&1 &"));
-    scene.await_success("it is there", "[ $(readlink /proc/$(pidof sleep)/cwd) = /mnt ]");
-    scene.run("umount -l /mnt");
+    let mut fixture = Fixture::set();
+    let volume = fixture.volume("pvc0013");
+    let (_, disk) = fixture.plug(&volume, Bus::Scsi);
+    fixture.run(&format!("mkfs.ext4 -q /dev/{disk}; mount -t ext4 /dev/{disk} /mnt; cd /mnt; setsid sleep 1000 >/dev/null 2>&1 &"));
+    fixture.await_success("it is there", "[ $(readlink /proc/$(pidof sleep)/cwd) = /mnt ]");
+    fixture.run("umount -l /mnt");
     for level in LEVELS {
-        let users = scene.users(level, &volume);
+        let users = fixture.users(level, &volume);
         assert!(users.mounts.is_empty(), "{users:?}");
         assert!(matches!(&users.openers[..], [one] if one.ends_with(" sleep")), "{users:?}");
     }
-    scene.run("kill $(pidof sleep)");
-    scene.await_success("it ends", "! pidof sleep");
-    scene.assert_unused(&volume);
+    fixture.run("kill $(pidof sleep)");
+    fixture.await_success("it ends", "! pidof sleep");
+    fixture.assert_unused(&volume);
 
     // A mount namespace without any process, kept by a file.
-    scene.run(&format!(
+    fixture.run(&format!(
         "mkdir /run/names; mount -t tmpfs tmpfs /run/names; mount --make-private /run/names; touch /run/names/one
         unshare --mount=/run/names/one mount -t ext4 /dev/{disk} /mnt"
     ));
-    assert_eq!(scene.run("grep -c /mnt /proc/mounts || true"), "0");
+    assert_eq!(fixture.run("grep -c /mnt /proc/mounts || true"), "0");
     // The basic level cannot know, and does not say more than that.
-    assert_eq!(scene.ask_at_rest(Level::Basic, &volume), ScanResult::Idle);
+    assert_eq!(fixture.ask_at_rest(Level::Basic, &volume), ScanResult::Idle);
     let users = DeviceUsers { claimed: true, ..DeviceUsers::default() };
-    assert_eq!(scene.ask_at_rest(Level::Full, &volume), ScanResult::InUse { users });
-    scene.run("umount /run/names/one");
-    scene.assert_unused(&volume);
+    assert_eq!(fixture.ask_at_rest(Level::Full, &volume), ScanResult::InUse { users });
+    fixture.run("umount /run/names/one");
+    fixture.assert_unused(&volume);
 }

@@ -6,11 +6,11 @@
 #[path = "../../../controlplane/tests/live/common/mod.rs"]
 mod common;
 mod dead;
+mod fixture;
 mod lost;
 mod partition;
 mod plugin;
 mod recycled;
-mod scene;
 mod truth;
 
 use common::StageOptions;
@@ -21,7 +21,7 @@ use std::process::ExitCode;
 /// One controller, and a user for each kubelet.
 static REAL: Shared = Shared::new(|| {
     let nodes = NAMES.iter().flat_map(|name| [1, 2].map(|n| format!("{name}-{n}")));
-    StageOptions { users: nodes.map(|node| scene::kubelet(&node)).collect(), ..scene::options() }
+    StageOptions { users: nodes.map(|node| fixture::kubelet(&node)).collect(), ..fixture::options() }
 });
 
 /// The names of the scenes on it.

@@ -1,7 +1,7 @@
 //! What the shipped agent says of a device on a real kernel: whoever uses it, and however, the answer is neither "idle" nor "clean".
 
 use crate::common::LIMIT;
-use crate::scene::Scene;
+use crate::fixture::Fixture;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use reattach_api::NodeVolumeReport;
@@ -16,7 +16,7 @@ const INSTANCE: u64 = 1001;
 const LABEL: &str = "truth";
 
 struct Bench {
-    scene: Scene,
+    fixture: Fixture,
     handle: String,
     /// The device's node, `/dev/loopN`.
     device: String,
@@ -27,41 +27,41 @@ struct Bench {
 
 impl Bench {
     async fn set(level: &'static str, free: ScanResult) -> Self {
-        let scene = Scene::without_controller(1, level).await;
-        let (volume, handle) = scene.stage.volume(LABEL);
-        let instance = scene.machine(NODE).instance();
-        scene
+        let fixture = Fixture::without_controller(1, level).await;
+        let (volume, handle) = fixture.stage.volume(LABEL);
+        let instance = fixture.machine(NODE).instance();
+        fixture
             .stage
             .cloud
             .attach_now(volume, reattach_cloud_simulator::InstanceNo(instance))
             .expect("attached");
-        let plugged = async || scene.hypervisor.device(INSTANCE, volume);
+        let plugged = async || fixture.hypervisor.device(INSTANCE, volume);
         let device = format!("/dev/{}", eventually("the device", LIMIT, plugged).await.expect("it comes"));
-        let bench = Self { scene, handle, device, free, asked: AtomicU64::new(0) };
+        let bench = Self { fixture, handle, device, free, asked: AtomicU64::new(0) };
         bench.script(
             "format",
             &format!("mkfs.ext4 -q -F {}; touch /run/formatted; exec sleep 1000", bench.device),
         );
-        bench.scene.machine(NODE).await_file("/run/formatted").expect("formatted");
+        bench.fixture.machine(NODE).await_file("/run/formatted").expect("formatted");
         bench
     }
 
     /// Starts a script on the machine.
     fn script(&self, name: &str, script: &str) {
         let program = Program::Other { name: name.to_owned(), script: script.to_owned() };
-        self.scene.machine(NODE).start(&program).expect("it starts");
+        self.fixture.machine(NODE).start(&program).expect("it starts");
     }
 
     /// Starts a script and waits until it has made `/run/NAME`.
     fn script_done(&self, name: &str, script: &str) {
         self.script(name, script);
-        self.scene.machine(NODE).await_file(&format!("/run/{name}")).expect("done");
+        self.fixture.machine(NODE).await_file(&format!("/run/{name}")).expect("done");
     }
 
     /// Asks the agent as the controller does, and waits for the answer to this very question.
     async fn ask(&self) -> ScanResult {
         let epoch = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        let reports: Api<NodeVolumeReport> = Api::all(self.scene.stage.admin.clone());
+        let reports: Api<NodeVolumeReport> = Api::all(self.fixture.stage.admin.clone());
         let challenge = json!({
             "recovery": "a-recovery", "epoch": epoch, "identity": {"serial": LABEL},
             "driver": "linodebs.csi.linode.com", "handle": self.handle,
@@ -76,7 +76,7 @@ impl Bench {
             let answers = status.answers.iter().filter_map(|a| a.get().ok());
             answers.into_iter().find(|a| a.epoch == epoch).map(|a| a.seen.clone())
         });
-        answered.await.unwrap_or_else(|e| panic!("{e}\n{}", self.scene.logs(NODE)))
+        answered.await.unwrap_or_else(|e| panic!("{e}\n{}", self.fixture.logs(NODE)))
     }
 
     /// Asks until nobody uses the device: what a process leaves takes the kernel a moment to clear.
@@ -85,7 +85,7 @@ impl Bench {
         if eventually("a free device", LIMIT, free).await.is_err() {
             panic!("{when}: {:?}", self.ask().await);
         }
-        self.scene.say(&format!("{when}: {:?}", self.free));
+        self.fixture.say(&format!("{when}: {:?}", self.free));
     }
 
     /// Asks until the reasons are these, and asserts that every answer on the way says *in use*: a container that starts at that
@@ -97,7 +97,7 @@ impl Bench {
             why(users).then_some(seen)
         };
         match eventually("these reasons", LIMIT, asked).await {
-            Ok(seen) => self.scene.say(&format!("{what}: {seen:?}")),
+            Ok(seen) => self.fixture.say(&format!("{what}: {seen:?}")),
             Err(_) => panic!("{what}: {:?}", self.ask().await),
         }
     }
@@ -122,7 +122,7 @@ async fn all_users_are_seen(level: &'static str, free: ScanResult) {
     );
     bench.script_done("forgotten", &script);
     assert!(
-        !bench.scene.machine(NODE).mount_table().contains(&device),
+        !bench.fixture.machine(NODE).mount_table().contains(&device),
         "the machine itself has it not mounted"
     );
     bench
@@ -151,10 +151,10 @@ async fn all_users_are_seen(level: &'static str, free: ScanResult) {
         "loop",
         &format!("losetup --find --show {device} >/run/loop.new; mv /run/loop.new /run/loop"),
     );
-    let upper =
-        std::fs::read_to_string(bench.scene.machine(NODE).inside("/run/loop").expect("on")).expect("a name");
+    let upper = std::fs::read_to_string(bench.fixture.machine(NODE).inside("/run/loop").expect("on"))
+        .expect("a name");
     let upper = upper.trim().trim_start_matches("/dev/").to_owned();
-    let link = bench.scene.machine(NODE).path("sys/block").join(&upper);
+    let link = bench.fixture.machine(NODE).path("sys/block").join(&upper);
     let shown = async || link.is_symlink().then_some(());
     eventually("that loop in the agent's /sys", LIMIT, shown).await.expect("the hypervisor shows it");
     bench.in_use("a loop device over it", |u| said(&u.loops, &upper)).await;

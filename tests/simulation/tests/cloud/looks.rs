@@ -1,6 +1,6 @@
 //! When the cloud is asked about holders.
 
-use super::{Scene, VOLUME, run};
+use super::{Fixture, VOLUME, run};
 use futures::future::join_all;
 use jiff::Timestamp;
 use reattach_cloud_simulator::{Fault, FaultRule, InstanceNo};
@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 #[test]
 fn a_holder_whose_kubelet_can_speak_costs_no_question() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.read_tags_of_machines().await;
         let before = s.cloud().requests().len();
         let e = s.collect().await;
@@ -58,7 +58,7 @@ fn a_holder_whose_kubelet_can_speak_costs_no_question() {
 #[test]
 fn what_is_collected_of_a_silent_holder_has_source_and_age() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.read_tags_of_machines().await;
         s.die().await;
         let slow = Fault::Latency { before_ms: 400, after_ms: 300 };
@@ -90,7 +90,7 @@ fn what_is_collected_of_a_silent_holder_has_source_and_age() {
 #[test]
 fn the_tags_of_machines_are_read_once_in_ten_minutes() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         let other = NODES.map(|(_, n)| InstanceNo(n)).into_iter().find(|n| *n != s.holder).expect("another");
         let volume = "/v4/volumes/7002".to_owned();
         let machine = |n: InstanceNo| format!("/v4/linode/instances/{n}");

@@ -38,12 +38,12 @@ fn linode(cloud: &CloudSim) -> Providers {
     providers
 }
 
-fn run<F: Future<Output = ()> + 'static>(scene: impl FnOnce() -> F + Send + 'static) {
-    in_virtual_time(scene).expect("virtual time");
+fn run<F: Future<Output = ()> + 'static>(fixture: impl FnOnce() -> F + Send + 'static) {
+    in_virtual_time(fixture).expect("virtual time");
 }
 
 /// A database whose node can be switched off, and the collector of a process with the Linode provider.
-struct Scene {
+struct Fixture {
     stage: Stage,
     collector: Collector,
     claim: ObjectName,
@@ -51,7 +51,7 @@ struct Scene {
     holder: InstanceNo,
 }
 
-impl Scene {
+impl Fixture {
     async fn set() -> Self {
         let mut stage = Stage::new(1, start(), &NODES, Arc::new(|_| {})).await.expect("a stage");
         let app = App::stateful_set("postgres", VOLUME.0, "pvc5c1f6f0e6a0d4d0e", 1, "the database");

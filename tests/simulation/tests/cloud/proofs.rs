@@ -1,6 +1,6 @@
 //! Proofs from collected evidence, and what stands against them.
 
-use super::{Scene, TOKEN, VOLUME, run};
+use super::{Fixture, TOKEN, VOLUME, run};
 use jiff::SignedDuration;
 use reattach_cloud_simulator::{CloudSim, InstanceNo, InstanceStatus};
 use reattach_core::cloud::{CloudScope, InstanceState, PowerChange, PowerFacts};
@@ -122,7 +122,7 @@ fn refused_when_spoiled(
 #[test]
 fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.cloud().shutdown(s.holder).expect("an operator's shutdown");
         s.die().await;
         let instance = s.instance();
@@ -155,8 +155,8 @@ fn off_is_proven_from_what_was_collected_and_from_nothing_less() {
 fn offline_without_a_shutdown_of_someones_is_not_off() {
     run(|| async {
         // What is done to the cloud before the machine is dead, and what stands against the proof.
-        type Deed = fn(&CloudSim, InstanceNo);
-        let deeds: [(&str, Deed, &str); 2] = [
+        type Hook = fn(&CloudSim, InstanceNo);
+        let hooks: [(&str, Hook, &str); 2] = [
             ("power lost: the watchdog is about to boot it", |_, _| {}, "boots it"),
             (
                 "the cloud's own shutdown",
@@ -166,9 +166,9 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
                 "nobody",
             ),
         ];
-        for (name, deed, expected) in deeds {
-            let mut s = Scene::set().await;
-            deed(s.cloud(), s.holder);
+        for (name, hook, expected) in hooks {
+            let mut s = Fixture::set().await;
+            hook(s.cloud(), s.holder);
             s.die().await;
             let instance = s.instance();
             let seen = sighting(&s.collect().await, &instance);
@@ -178,7 +178,7 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
             assert!(refusal.to_string().contains(expected), "{name}: {refusal}");
         }
         // Someone boots it after all: off no longer, and not again by the old job.
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.cloud().shutdown(s.holder).expect("a shutdown");
         s.die().await;
         let instance = s.instance();
@@ -199,7 +199,7 @@ fn offline_without_a_shutdown_of_someones_is_not_off() {
 #[test]
 fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.die().await;
         let instance = s.instance();
         let seen = sighting(&s.collect().await, &instance);
@@ -228,7 +228,7 @@ fn gone_is_proven_from_what_was_collected_and_from_nothing_less() {
 #[test]
 fn a_machine_that_is_there_is_never_gone() {
     run(|| async {
-        let mut s = Scene::set().await;
+        let mut s = Fixture::set().await;
         s.die().await;
         let instance = s.instance();
         let seen = sighting(&s.collect().await, &instance);

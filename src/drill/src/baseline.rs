@@ -1,4 +1,4 @@
-//! The same trouble without the product: what stock Kubernetes does alone, and with the taint of a human who knows it.
+//! The baseline of a class A drill: how stock Kubernetes fares without reattach, alone and with a taint set by a person.
 //!
 //! Measured on a real control plane (StatefulSet, Linode's driver, node without power): alone not healed after 20 min;
 //! Ready elsewhere 12.2 s and 18.0 s after a human's taint, of which the cloud's own detach and attach are 4 s.

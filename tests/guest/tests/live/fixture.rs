@@ -21,14 +21,14 @@ const DRIVER: &str = "linodebs.csi.linode.com";
 pub const POD: &str = "0aa0-pod";
 
 /// A guest and its cluster.
-pub struct Scene {
+pub struct Fixture {
     guest: Guest,
     cluster: Cluster,
     epoch: u64,
     begun: Instant,
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let logs =
@@ -39,16 +39,16 @@ impl Drop for Scene {
     }
 }
 
-impl Scene {
+impl Fixture {
     /// A guest that is up, without volumes, and whose agents have reported.
     pub fn set() -> Self {
         let begun = Instant::now();
         let tools = Tools::find().expect("what guests are made of");
         let guest = Guest::new(&tools, &[agent()]).expect("a guest");
         let cluster = Cluster::start(&LEVELS.map(node));
-        let mut scene = Self { guest, cluster, epoch: 0, begun };
-        scene.boot();
-        scene
+        let mut fixture = Self { guest, cluster, epoch: 0, begun };
+        fixture.boot();
+        fixture
     }
 
     /// Switches the guest on and starts its agents, with these things in place before.
@@ -144,7 +144,7 @@ impl Scene {
         ));
     }
 
-    /// Undoes the mounts of [`Scene::publish`], as soon as nobody is in them.
+    /// Undoes the mounts of [`Fixture::publish`], as soon as nobody is in them.
     pub fn unpublish(&mut self, volume: &Volume) {
         let (staging, publish) = places(volume);
         for place in [publish, staging] {

@@ -1,5 +1,5 @@
-//! The cloud under the stage: how it spells its names, the provider that the controllers use, and what of its requests
-//! changes anything.
+//! The kind of cloud that a world simulates: its names, the provider of the controllers, and which of the cloud's requests
+//! change something.
 
 use crate::replica::linode_config;
 use bytes::Bytes;
@@ -14,22 +14,22 @@ use std::sync::Arc;
 /// Makes the shipped provider over a transport to the simulated cloud, or says why it cannot.
 pub type MakeProvider = Arc<dyn Fn(HttpTransport) -> Result<Arc<dyn Provider>, String> + Send + Sync>;
 
-/// A cloud for a stage to stand on. Clones are the same.
+/// A kind of cloud for a [`crate::world::World`].
 #[derive(Clone)]
-pub struct Footing {
-    /// Its names.
+pub struct CloudProfile {
+    /// Format of the cloud's names.
     pub ground: Ground,
-    /// Its provider. The drill itself links Linode's only; another is the caller's.
+    /// Makes the provider. The drill links only Linode's; the caller brings any other.
     pub provider: MakeProvider,
 }
 
-impl fmt::Debug for Footing {
+impl fmt::Debug for CloudProfile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Footing").field("ground", &self.ground).finish_non_exhaustive()
+        f.debug_struct("CloudProfile").field("ground", &self.ground).finish_non_exhaustive()
     }
 }
 
-impl Default for Footing {
+impl Default for CloudProfile {
     /// Linode.
     fn default() -> Self {
         let make = |transport| {
@@ -40,8 +40,8 @@ impl Default for Footing {
     }
 }
 
-impl Footing {
-    /// Path and body of a request that changes something at the cloud, as the ledger has them. Linode's as they are; EC2's
+impl CloudProfile {
+    /// Path and body of a request that changes something at the cloud, as the request log has them. Linode's as they are; EC2's
     /// actions as the same paths (`/volumes/vol-…/detach`), with the form's parameters. `None`: it only reads, or is a dry run.
     pub(crate) fn change(&self, request: &Request<Bytes>) -> Option<(String, Value)> {
         match self.ground {

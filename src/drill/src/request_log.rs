@@ -113,9 +113,9 @@ struct Inner {
 
 /// The requests so far. Clones share one list.
 #[derive(Clone, Default)]
-pub struct Ledger(Arc<Mutex<Inner>>);
+pub struct RequestLog(Arc<Mutex<Inner>>);
 
-impl Ledger {
+impl RequestLog {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

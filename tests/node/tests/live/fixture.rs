@@ -23,8 +23,8 @@ pub const APP: &str = "redis";
 /// How long a recycled machine is off.
 pub const AWAY: Duration = Duration::from_secs(3);
 
-/// A scene: fields in the order in which they go.
-pub struct Scene {
+/// One test's cluster of real kubelets. Fields are dropped in their order.
+pub struct Fixture {
     machines: Vec<Arc<Mutex<Machine>>>,
     /// Gives them their devices.
     pub hypervisor: Hypervisor,
@@ -34,12 +34,12 @@ pub struct Scene {
     begun: Instant,
 }
 
-impl Scene {
+impl Fixture {
     /// `nodes` real nodes that are Ready, each with an agent, and a controller, on a cluster of its own.
     pub async fn set(nodes: u64) -> Self {
-        let scene = Self::without_controller(nodes, "basic").await;
-        scene.stage.start_controller().await;
-        scene
+        let fixture = Self::without_controller(nodes, "basic").await;
+        fixture.stage.start_controller().await;
+        fixture
     }
 
     /// The same with agents that look this far (`--level`), and no controller that judges what they see.
@@ -49,7 +49,7 @@ impl Scene {
         Self::on(Stage::set(options).await, nodes, level).await
     }
 
-    /// The same on the shared cluster of this kind, where no other scene has this name.
+    /// The same on the shared cluster of this kind, where no other fixture has this name.
     pub async fn share(shared: &'static Shared, name: &str, nodes: u64) -> Self {
         Self::on(Stage::share(shared, name, options()).await, nodes, "basic").await
     }
@@ -62,18 +62,18 @@ impl Scene {
         let volumes = stage.folder.join(format!("volumes-{}", stage.node_name(0)));
         let hypervisor = Hypervisor::start(stage.cloud.clone(), tools.clone(), volumes);
         let hypervisor = hypervisor.expect("a hypervisor");
-        let mut scene = Self { machines: Vec::new(), hypervisor, stage, level, begun };
+        let mut fixture = Self { machines: Vec::new(), hypervisor, stage, level, begun };
         for n in 1..=nodes {
-            scene.add_machine(n, tools.clone());
+            fixture.add_machine(n, tools.clone());
         }
         for n in 1..=nodes {
-            let node = scene.stage.node_name(n);
-            scene.await_node(&node, true).await;
-            scene.add_agent(&node).await;
+            let node = fixture.stage.node_name(n);
+            fixture.await_node(&node, true).await;
+            fixture.add_agent(&node).await;
         }
-        scene.stage.namespace(scene.namespace()).await;
-        scene.say("nodes are Ready, agents run");
-        scene
+        fixture.stage.namespace(fixture.namespace()).await;
+        fixture.say("nodes are Ready, agents run");
+        fixture
     }
 
     /// The namespace of the workload.
@@ -104,11 +104,11 @@ impl Scene {
     pub fn machine(&self, node: &str) -> MutexGuard<'_, Machine> {
         let lock =
             |m: &'_ Arc<Mutex<Machine>>| m.lock().unwrap_or_else(PoisonError::into_inner).name() == node;
-        let found = self.machines.iter().find(|m| lock(m)).expect("a machine of the scene");
+        let found = self.machines.iter().find(|m| lock(m)).expect("a machine of the fixture");
         found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints what happened, with the seconds since the scene began.
+    /// Prints what happened, with the seconds since the fixture began.
     pub fn say(&self, what: &str) {
         say!("{:7.1} s: {what}", self.begun.elapsed().as_secs_f64());
     }

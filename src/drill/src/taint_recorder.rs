@@ -1,4 +1,4 @@
-//! A witness of every change of every Node: it sees what a look every tenth of a second would miss.
+//! Records every change of every Node: polling ten times a second would miss some of them.
 
 use jiff::Timestamp;
 use reattach_core::names::{OUT_OF_SERVICE_TAINT, TAINT_VALUE};
@@ -25,22 +25,22 @@ pub struct Tainted {
     pub volumes: BTreeSet<String>,
 }
 
-/// What was seen. Clones share it.
+/// The recorded changes. Clones share one list.
 #[derive(Clone, Default)]
-pub struct Witness(Arc<Mutex<Vec<Tainted>>>);
+pub struct TaintRecorder(Arc<Mutex<Vec<Tainted>>>);
 
-impl Witness {
+impl TaintRecorder {
     /// Watches the Nodes of this API server.
     pub(crate) fn of(server: &ApiServer) -> Self {
-        let witness = Self::default();
-        let (seen, clock) = (witness.0.clone(), server.clock());
+        let taint_recorder = Self::default();
+        let (seen, clock) = (taint_recorder.0.clone(), server.clock());
         server.add_admission(Arc::new(move |request| {
             if let Some(node) = tainted(request, clock.now()) {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push(node);
             }
             Ok(Default::default())
         }));
-        witness
+        taint_recorder
     }
 
     /// Every change so far of a Node that carried an out-of-service taint of ours.

@@ -1,38 +1,38 @@
-//! A night in which a node dies: class A, with everything a test wants to go wrong besides.
+//! A run in which a node dies: class A, with the further faults that a test adds.
 
-use crate::{Morning, NODES, postgres, redis, story};
+use crate::{NODES, RunResult, postgres, redis, story};
 use reattach_core::runbook::DEFAULT_RUNBOOK;
+use reattach_drill::baseline::on_one_node;
 use reattach_drill::checks;
 use reattach_drill::in_virtual_time;
 use reattach_drill::replica::CrashPoint;
 use reattach_drill::stage::{Expect, Stage, phases_of};
-use reattach_drill::stock::on_one_node;
 use reattach_drill::world::{World, WorldError};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Something done to the world, by the seed.
-pub type Deed = Arc<dyn Fn(&Stage, u64) + Send + Sync>;
+/// A change of the world that a test makes; the number is the seed.
+pub type Hook = Arc<dyn Fn(&Stage, u64) + Send + Sync>;
 
-/// What a test does to the world of the night.
+/// Settings of [`run_dead_node`].
 #[derive(Clone)]
-pub struct DeadNight {
+pub struct DeadNodeSetup {
     /// The policy's mode.
     pub mode: &'static str,
     /// The CSI driver cannot detach.
     pub unpublish_fails: bool,
     /// Where the first leader dies.
     pub crash: Option<CrashPoint>,
-    /// Done when the node has just died.
-    pub then: Deed,
-    /// What must be so at the end of the recoveries, before the machine is booted again; the answer is what is not.
+    /// Called right after the node's kernel hangs.
+    pub then: Hook,
+    /// Called when the recoveries have ended, before the machine is booted again. Returns the violated expectations.
     pub at_the_end: fn(&Stage) -> Vec<String>,
-    /// Whether the apps must run on the other node in the end.
+    /// Whether the apps must run on the other node at the end.
     pub heals: bool,
 }
 
-impl Default for DeadNight {
+impl Default for DeadNodeSetup {
     fn default() -> Self {
         Self {
             mode: "Auto",
@@ -50,43 +50,46 @@ impl Default for DeadNight {
 ///
 /// # Panics
 /// Without virtual time.
-pub fn dead_night(seed: u64, night: DeadNight) -> Morning {
+pub fn run_dead_node(seed: u64, setup: DeadNodeSetup) -> RunResult {
     let played = in_virtual_time(move || async move {
-        match play(seed, night).await {
-            Ok(morning) => morning,
-            Err(error) => {
-                Morning { broken: vec![error.to_string()], requests: 0, died: None, timeline: String::new() }
-            }
+        match play(seed, setup).await {
+            Ok(result) => result,
+            Err(error) => RunResult {
+                broken: vec![error.to_string()],
+                requests: 0,
+                died: None,
+                timeline: String::new(),
+            },
         }
     });
     played.unwrap_or_else(|error| panic!("no virtual time: {error}"))
 }
 
-/// The apps of the night.
+/// Names of the apps on the node that dies.
 pub const APPS: [&str; 2] = ["redis", "postgres"];
 
-async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
+async fn play(seed: u64, setup: DeadNodeSetup) -> Result<RunResult, WorldError> {
     let start = "2026-03-02T03:00:00Z".parse().unwrap_or_default();
     let mut s = Stage::new(seed, start, &NODES, Arc::new(|_| {})).await?;
     s.world.follow_power();
-    let expect = if night.heals { Expect::Running } else { Expect::Restored };
+    let expect = if setup.heals { Expect::Running } else { Expect::Restored };
     let apps = [redis(), postgres()];
     on_one_node(&mut s, &NODES, apps.into_iter().map(|a| (a, expect))).await?;
-    let policy = json!({"mode": night.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
+    let policy = json!({"mode": setup.mode, "precedence": 0, "runbook": DEFAULT_RUNBOOK, "powerOff": "Allowed",
         "nodes": {"patienceSeconds": 60}});
     s.world.policy_of("everything", &policy).await?;
-    s.world.csi.set_unpublish_fails(night.unpublish_fails);
-    s.start_replica("reattach-controller-0", night.crash);
+    s.world.csi.set_unpublish_fails(setup.unpublish_fails);
+    s.start_replica("reattach-controller-0", setup.crash);
     s.pass(Duration::from_secs(5)).await;
     s.start_replica("reattach-controller-1", None);
     s.pass(Duration::from_secs(5)).await;
     let dead = NODES[0].0;
     s.hang(dead)?;
     crate::on_call(&s);
-    (night.then)(&s, seed);
+    (setup.then)(&s, seed);
     let down = |w: &World| APPS.iter().all(|a| !w.app_ready(a, 1));
     s.until_stored("both apps down", Duration::from_secs(120), down).await?;
-    let late = match night.heals {
+    let late = match setup.heals {
         true => s.running(&APPS, Duration::from_secs(1200)).await.err(),
         false => {
             // Before the pods are evicted (300 s), which is another story.
@@ -96,7 +99,7 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     };
     let over = |w: &World| phases_of(w).iter().all(|p| p.is_final());
     let late = match late {
-        None if night.heals => {
+        None if setup.heals => {
             s.until_stored("every recovery over", Duration::from_secs(900), over).await.err()
         }
         other => other,
@@ -104,8 +107,8 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     s.world.cloud.clear_faults();
     s.world.server().clear_faults();
     s.pass(Duration::from_secs(30)).await;
-    let mut broken = (night.at_the_end)(&s);
-    if night.heals {
+    let mut broken = (setup.at_the_end)(&s);
+    if setup.heals {
         broken.extend(s.boot_again(dead).await.err().map(|e| e.to_string()));
     }
     let requests = s.replicas.first().map_or(0, |r| r.requests());
@@ -118,5 +121,5 @@ async fn play(seed: u64, night: DeadNight) -> Result<Morning, WorldError> {
     broken.extend(found.flat_map(|c| c.broken.into_iter().map(move |b| format!("{}: {b}", c.rule))));
     broken.extend(late.map(|e| e.to_string()));
     let timeline = story(&s);
-    Ok(Morning { broken, requests, died, timeline })
+    Ok(RunResult { broken, requests, died, timeline })
 }
