@@ -14,18 +14,19 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// Content types of PATCH.
-pub(crate) const MERGE: &str = "application/merge-patch+json";
-pub(crate) const STRATEGIC: &str = "application/strategic-merge-patch+json";
+/// Content type of a merge patch.
+pub const MERGE: &str = "application/merge-patch+json";
+/// Content type of a strategic merge patch.
+pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
 /// Locks; a panic elsewhere under the lock does not spread.
-pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether nothing keeps kubelet and the attach/detach controller from using the claim's volume: the claim is Bound, and
 /// the PersistentVolume is for it.
-pub(crate) fn is_bound(claim: &Value, volume: &Value) -> bool {
+pub fn is_bound(claim: &Value, volume: &Value) -> bool {
     let of = &volume["spec"]["claimRef"];
     let same = of["name"] == claim["metadata"]["name"] && of["namespace"] == claim["metadata"]["namespace"];
     let other_uid = !of["uid"].is_null() && of["uid"] != claim["metadata"]["uid"];
@@ -33,7 +34,7 @@ pub(crate) fn is_bound(claim: &Value, volume: &Value) -> bool {
 }
 
 /// The HTTP code of an API error; 0 for everything else.
-pub(crate) fn code_of(e: &kube::Error) -> u16 {
+pub fn code_of(e: &kube::Error) -> u16 {
     match e {
         kube::Error::Api(status) => status.code,
         _ => 0,
@@ -42,11 +43,13 @@ pub(crate) fn code_of(e: &kube::Error) -> u16 {
 
 /// JSON requests by path.
 #[derive(Clone)]
-pub(crate) struct Kapi {
+pub struct Kapi {
+    /// The client.
     pub client: Client,
 }
 
 impl Kapi {
+    /// A client of JSON requests.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
@@ -80,10 +83,12 @@ impl Kapi {
         }
     }
 
+    /// Creates an object in the collection at `path`.
     pub async fn create(&self, path: &str, body: &Value) -> Result<Value, kube::Error> {
         self.send("POST", path, "application/json", Some(body)).await
     }
 
+    /// Patches the object at `path`; `content` is the content type of the patch.
     pub async fn patch(&self, path: &str, content: &str, body: &Value) -> Result<Value, kube::Error> {
         self.send("PATCH", path, content, Some(body)).await
     }
@@ -100,17 +105,20 @@ impl Kapi {
 
 /// Tasks that end when this is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks(Mutex<Vec<AbortHandle>>);
+pub struct Tasks(Mutex<Vec<AbortHandle>>);
 
 impl Tasks {
+    /// Spawns a task.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         lock(&self.0).push(tokio::spawn(future).abort_handle());
     }
 
+    /// Returns whether no task was spawned since the last [`Tasks::abort_all`].
     pub fn is_empty(&self) -> bool {
         lock(&self.0).is_empty()
     }
 
+    /// Aborts all tasks.
     pub fn abort_all(&self) {
         for handle in lock(&self.0).drain(..) {
             handle.abort();
@@ -135,7 +143,7 @@ struct Cache {
 
 /// A collection, followed by list and watch. Clones share one cache.
 #[derive(Clone)]
-pub(crate) struct Informer {
+pub struct Informer {
     cache: Arc<Cache>,
 }
 
@@ -168,10 +176,12 @@ impl Informer {
         informer
     }
 
+    /// Returns all objects of the collection.
     pub fn all(&self) -> Vec<Arc<Value>> {
         lock(&self.cache.objects).values().cloned().collect()
     }
 
+    /// Returns one object.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
         lock(&self.cache.objects).get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
@@ -241,36 +251,36 @@ async fn follow(cache: &Cache, client: &Client, path: &str, wake: &Notify) -> Re
 }
 
 /// A string field by JSON pointer; empty when absent.
-pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The items of an array by JSON pointer.
-pub(crate) fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+pub fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     object.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
 }
 
 /// `metadata.name`.
-pub(crate) fn name(object: &Value) -> &str {
+pub fn name(object: &Value) -> &str {
     text(object, "/metadata/name")
 }
 
 /// `metadata.namespace`.
-pub(crate) fn namespace(object: &Value) -> &str {
+pub fn namespace(object: &Value) -> &str {
     text(object, "/metadata/namespace")
 }
 
 /// `metadata.uid`.
-pub(crate) fn uid(object: &Value) -> &str {
+pub fn uid(object: &Value) -> &str {
     text(object, "/metadata/uid")
 }
 
 /// Whether the object has a deletionTimestamp.
-pub(crate) fn terminating(object: &Value) -> bool {
+pub fn terminating(object: &Value) -> bool {
     !text(object, "/metadata/deletionTimestamp").is_empty()
 }
 
 /// Status of a condition; empty when absent.
-pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
+pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
     items(object, "/status/conditions").find(|c| c["type"] == kind).map_or("", |c| text(c, "/status"))
 }

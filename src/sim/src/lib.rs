@@ -9,13 +9,12 @@ pub mod cloud;
 pub mod cluster;
 pub mod controllers;
 mod events;
-mod kapi;
+pub mod kapi;
 pub mod kubelet;
 pub mod machines;
 pub mod manifests;
 pub mod names;
 pub mod rng;
-pub mod rows;
 
 pub use apiserver::ApiServer;
 pub use clock::Clock;

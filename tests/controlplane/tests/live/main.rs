@@ -14,10 +14,10 @@ mod limits;
 mod lost;
 mod observe;
 mod orphan;
+mod parity;
 mod people;
 mod refusals;
 mod restarted;
-mod rows;
 mod stuck;
 mod stuck_record;
 mod tenants;
@@ -67,7 +67,7 @@ static SCENARIOS: &[Scenario] = scenarios! {
         dead_node::measured_a_dead_node_is_powered_off_and_its_volumes_come_back,
         hold::measured_hold_and_release_touch_no_replica,
         incident::measured_auto_heals_the_incident,
-        rows::measured_the_cluster_in_memory_behaves_as_the_real_one;
+        parity::measured_in_memory_cluster_matches_the_real_one;
 };
 
 fn main() -> ExitCode {

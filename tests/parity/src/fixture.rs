@@ -1,4 +1,4 @@
-//! The one StatefulSet that a row is about, and the ways to look at it.
+//! The StatefulSet of a case, and reads of its state.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,21 +10,44 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{DETACH, READY, RowError, SOON};
-use crate::cloud::CloudApi;
-use crate::kapi::{Kapi, MERGE, condition, items, terminating, text};
-use crate::kubelet::{DiskAfter, SimKubelet};
-use crate::names::{attachment_name, unique_volume_name};
+use reattach_sim::cloud::CloudApi;
+use reattach_sim::kapi::{Kapi, MERGE, condition, items, terminating, text};
+use reattach_sim::kubelet::{DiskAfter, SimKubelet};
+use reattach_sim::names::{attachment_name, unique_volume_name};
 
+/// Longest wait for a controller that needs neither a tick nor a sync.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// Longest wait for a VolumeAttachment to go: kubelet's tick (10 s), the detach, and a retry after a refused one.
+pub(crate) const DETACH: Duration = Duration::from_secs(60);
+/// Longest wait for a pod to be Ready once nothing is in its way: scheduling, attach, mount.
+pub(crate) const READY: Duration = Duration::from_secs(60);
 /// How long a recycled machine is off.
 const AWAY: Duration = Duration::from_secs(4);
 
-/// A cluster to run the rows on, and the one StatefulSet that they are about.
-pub struct Rig {
+/// The reason for which a case could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaseError {
+    /// A request failed.
+    #[error("a request failed: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// A step of the case took too long.
+    #[error("{what} did not come to pass within {seconds} s")]
+    TooLate {
+        /// The awaited condition.
+        what: &'static str,
+        /// The time limit.
+        seconds: u64,
+    },
+    /// The fixture is not as the case needs it.
+    #[error("{0}")]
+    Fixture(String),
+}
+
+/// A cluster to run the cases on, and their StatefulSet.
+pub struct Fixture {
     /// A client with every right.
     pub client: Client,
-    /// The nodes that the StatefulSet's pod may be on; at least two, and nothing else of this rig's or another's is
-    /// moved by cordoning them.
+    /// Nodes for the pod of the StatefulSet, at least two. Cordoning them moves no pod of another fixture.
     pub kubelets: BTreeMap<String, SimKubelet>,
     /// The cloud behind the CSI driver.
     pub cloud: Arc<dyn CloudApi>,
@@ -38,7 +61,7 @@ pub struct Rig {
     pub set: String,
     /// The volume's handle.
     pub handle: String,
-    /// How often the cluster is looked at.
+    /// Poll interval.
     pub look: Duration,
     /// How long a person needs to notice a stuck pod. Kubelet's first status tick is 10 s after its start, so 12 s are
     /// clear of it and of the next.
@@ -47,33 +70,34 @@ pub struct Rig {
 
 /// Failed mount attempts of a pod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Attempts {
+pub(crate) struct Attempts {
     /// How many.
     pub count: i64,
     /// From the first to the last, to the second.
     pub lasted: Duration,
 }
 
-impl Rig {
+impl Fixture {
     /// The pod's node is recycled uncleanly, and a person has noticed; answers the node.
-    pub(super) async fn phantom(&self) -> Result<String, RowError> {
+    pub(crate) async fn phantom(&self) -> Result<String, CaseError> {
         let node = self.phantom_at_once().await?;
         tokio::time::sleep(self.settle).await;
         Ok(node)
     }
 
     /// The pod's node is recycled uncleanly; answers the node as soon as its pod is seen to be stuck.
-    pub(super) async fn phantom_at_once(&self) -> Result<String, RowError> {
+    pub(crate) async fn phantom_at_once(&self) -> Result<String, CaseError> {
         self.must("the pod Ready at the start", READY, async || self.ready().await).await?;
         let node = self.node().await?;
-        let kubelet = self.kubelets.get(&node).ok_or_else(|| RowError::Rig(format!("no kubelet {node}")))?;
+        let kubelet =
+            self.kubelets.get(&node).ok_or_else(|| CaseError::Fixture(format!("no kubelet {node}")))?;
         kubelet.recycle(DiskAfter::Kept, AWAY).await;
         self.must("the pod unready", SOON, async || Ok(!self.ready().await?)).await?;
         Ok(node)
     }
 
     /// The way that always heals.
-    pub(super) async fn heal(&self) -> Result<(), RowError> {
+    pub(crate) async fn heal(&self) -> Result<(), CaseError> {
         self.scale(0).await?;
         let none = async || Ok(self.attachments().await?.is_empty());
         self.must("no VolumeAttachment left", DETACH, none).await?;
@@ -85,14 +109,14 @@ impl Rig {
         Kapi::new(self.client.clone())
     }
 
-    /// How long it took until `look` was true; none if it was not within the limit.
-    pub(super) async fn within<F>(
+    /// Returns the time until `look` is true, or `None` when it is not within the limit.
+    pub(crate) async fn within<F>(
         &self,
         limit: Duration,
         look: impl Fn() -> F,
-    ) -> Result<Option<Duration>, RowError>
+    ) -> Result<Option<Duration>, CaseError>
     where
-        F: Future<Output = Result<bool, RowError>>,
+        F: Future<Output = Result<bool, CaseError>>,
     {
         let start = Instant::now();
         loop {
@@ -106,63 +130,63 @@ impl Rig {
         }
     }
 
-    /// As [`Rig::within`]; too late is an error.
-    pub(super) async fn must<F>(
+    /// As [`Fixture::within`]; too late is an error.
+    pub(crate) async fn must<F>(
         &self,
         what: &'static str,
         limit: Duration,
         look: impl Fn() -> F,
-    ) -> Result<Duration, RowError>
+    ) -> Result<Duration, CaseError>
     where
-        F: Future<Output = Result<bool, RowError>>,
+        F: Future<Output = Result<bool, CaseError>>,
     {
-        self.within(limit, look).await?.ok_or(RowError::TooLate { what, seconds: limit.as_secs() })
+        self.within(limit, look).await?.ok_or(CaseError::TooLate { what, seconds: limit.as_secs() })
     }
 
     fn pod_path(&self) -> String {
         format!("/api/v1/namespaces/{}/pods/{}-0", self.namespace, self.set)
     }
 
-    pub(super) async fn pod_object(&self) -> Result<Option<Value>, RowError> {
+    pub(crate) async fn pod_object(&self) -> Result<Option<Value>, CaseError> {
         Ok(self.kapi().get(&self.pod_path()).await?)
     }
 
-    pub(super) async fn pod_uid(&self) -> Result<String, RowError> {
+    pub(crate) async fn pod_uid(&self) -> Result<String, CaseError> {
         Ok(text(&self.pod_object().await?.unwrap_or_default(), "/metadata/uid").to_owned())
     }
 
-    pub(super) async fn delete_pod(&self) -> Result<(), RowError> {
+    pub(crate) async fn delete_pod(&self) -> Result<(), CaseError> {
         Ok(self.kapi().delete(&self.pod_path(), &json!({})).await?)
     }
 
-    pub(super) async fn ready(&self) -> Result<bool, RowError> {
+    pub(crate) async fn ready(&self) -> Result<bool, CaseError> {
         Ok(self.pod_object().await?.is_some_and(|p| condition(&p, "Ready") == "True" && !terminating(&p)))
     }
 
     /// The pod's node, once it has one.
-    pub(super) async fn bound(&self) -> Result<Option<String>, RowError> {
+    pub(crate) async fn bound(&self) -> Result<Option<String>, CaseError> {
         let node = self.pod_object().await?.map(|p| text(&p, "/spec/nodeName").to_owned());
         Ok(node.filter(|n| !n.is_empty()))
     }
 
-    pub(super) async fn node(&self) -> Result<String, RowError> {
-        self.bound().await?.ok_or_else(|| RowError::Rig("the pod is on no node".into()))
+    pub(crate) async fn node(&self) -> Result<String, CaseError> {
+        self.bound().await?.ok_or_else(|| CaseError::Fixture("the pod is on no node".into()))
     }
 
-    pub(super) async fn scale(&self, replicas: i64) -> Result<(), RowError> {
+    pub(crate) async fn scale(&self, replicas: i64) -> Result<(), CaseError> {
         self.kapi().patch(&self.set_path(), MERGE, &json!({"spec": {"replicas": replicas}})).await?;
         Ok(())
     }
 
     /// Changes the StatefulSet, or a subresource of it, under the name of a field manager.
-    pub(super) async fn write_as(&self, manager: &str, part: &str, body: &Value) -> Result<(), RowError> {
+    pub(crate) async fn write_as(&self, manager: &str, part: &str, body: &Value) -> Result<(), CaseError> {
         let path = format!("{}{part}?fieldManager={manager}", self.set_path());
         self.kapi().patch(&path, MERGE, body).await?;
         Ok(())
     }
 
     /// The field managers that have a field of the StatefulSet, each with the subresource that it wrote through.
-    pub(super) async fn writers(&self, field: &[&str]) -> Result<Vec<String>, RowError> {
+    pub(crate) async fn writers(&self, field: &[&str]) -> Result<Vec<String>, CaseError> {
         let set = self.kapi().get(&self.set_path()).await?.unwrap_or_default();
         let has = |entry: &&Value| field.iter().try_fold(&entry["fieldsV1"], |at, key| at.get(key)).is_some();
         let name = |e: &Value| format!("{} {}", text(e, "/manager"), text(e, "/subresource"));
@@ -175,33 +199,33 @@ impl Rig {
     }
 
     /// Cordons a node, or takes that back.
-    pub(super) async fn close(&self, node: &str, closed: bool) -> Result<(), RowError> {
+    pub(crate) async fn close(&self, node: &str, closed: bool) -> Result<(), CaseError> {
         let body = json!({"spec": {"unschedulable": if closed { json!(true) } else { Value::Null }}});
         self.kapi().patch(&format!("/api/v1/nodes/{node}"), MERGE, &body).await?;
         Ok(())
     }
 
     /// Leaves the scheduler no node but this one, or takes that back.
-    pub(super) async fn only(&self, node: &str, only: bool) -> Result<(), RowError> {
+    pub(crate) async fn only(&self, node: &str, only: bool) -> Result<(), CaseError> {
         for other in self.kubelets.keys().filter(|n| *n != node) {
             self.close(other, only).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn in_use(&self, node: &str) -> Result<bool, RowError> {
+    pub(crate) async fn in_use(&self, node: &str) -> Result<bool, CaseError> {
         let name = unique_volume_name(&self.handle, &self.driver);
         let node = self.kapi().get(&format!("/api/v1/nodes/{node}")).await?.unwrap_or_default();
         Ok(items(&node, "/status/volumesInUse").any(|v| *v == name))
     }
 
-    pub(super) async fn attachment(&self, node: &str) -> Result<Option<Value>, RowError> {
+    pub(crate) async fn attachment(&self, node: &str) -> Result<Option<Value>, CaseError> {
         let name = attachment_name(&self.handle, &self.driver, node);
         Ok(self.kapi().get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await?)
     }
 
-    /// The volume's VolumeAttachments on all nodes of the rig.
-    pub(super) async fn attachments(&self) -> Result<Vec<Value>, RowError> {
+    /// The volume's VolumeAttachments on all nodes of the fixture.
+    pub(crate) async fn attachments(&self) -> Result<Vec<Value>, CaseError> {
         let mut found = Vec::new();
         for node in self.kubelets.keys() {
             found.extend(self.attachment(node).await?);
@@ -209,12 +233,12 @@ impl Rig {
         Ok(found)
     }
 
-    pub(super) async fn holder(&self) -> Option<String> {
+    pub(crate) async fn holder(&self) -> Option<String> {
         self.cloud.volume(&self.handle).await.ok().and_then(|v| v.holder)
     }
 
     /// The failed attempts of the present pod in this boot of its node, from kubelet's event.
-    pub(super) async fn failed_attempts(&self) -> Result<Attempts, RowError> {
+    pub(crate) async fn failed_attempts(&self) -> Result<Attempts, CaseError> {
         let path = format!("/api/v1/namespaces/{}/events", self.namespace);
         let events = self.kapi().get(&path).await?.unwrap_or_default();
         let uid = self.pod_uid().await?;

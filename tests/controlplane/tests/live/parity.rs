@@ -1,4 +1,4 @@
-//! The rows of behaviour on the real control plane and on the cluster in memory: the same functions, the same bounds, and
+//! The parity cases on the real control plane and on the cluster in memory: the same functions, the same bounds, and
 //! where a figure is an outcome, the same figure.
 
 use crate::common::{Stage, StageOptions};
@@ -6,39 +6,39 @@ use futures::future::join_all;
 use reattach_cloud_simulator::{ErrorBody, Fault, FaultRule, Operation, VolumeNo, When};
 use reattach_drill::in_virtual_time;
 use reattach_sim::cloud::SimulatedCloud;
-use reattach_sim::rows::{ROWS, Rig, RowError, Seen, all_in_memory, disagreements};
 use reattach_tests_controlplane::say;
+use reattach_tests_parity::{CASES, CaseError, Figure, Fixture, all_in_memory, disagreements};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-type Rows = Vec<(&'static str, Result<Vec<Seen>, RowError>)>;
+type Results = Vec<(&'static str, Result<Vec<Figure>, CaseError>)>;
 
 /// The seeds of the cluster in memory: its ticks and syncs then have other phases.
 const SEEDS: [u64; 3] = [1, 2, 3];
 
-pub async fn measured_the_cluster_in_memory_behaves_as_the_real_one() {
+pub async fn measured_in_memory_cluster_matches_the_real_one() {
     let start = Instant::now();
     let memory = tokio::task::spawn_blocking(|| {
         SEEDS.map(|seed| (seed, in_virtual_time(move || all_in_memory(seed)).expect("virtual time")))
     });
-    let memory: [(u64, Rows); SEEDS.len()] = memory.await.expect("the rows in memory end");
-    say!("{:>5.1} s: the rows in memory are done", start.elapsed().as_secs_f64());
+    let memory: [(u64, Results); SEEDS.len()] = memory.await.expect("the results in memory end");
+    say!("{:>5.1} s: the results in memory are done", start.elapsed().as_secs_f64());
 
-    // All rows side by side, each with two nodes and a volume of its own.
-    let nodes = 2 * u64::try_from(ROWS.len()).expect("few rows");
+    // All results side by side, each with two nodes and a volume of its own.
+    let nodes = 2 * u64::try_from(CASES.len()).expect("few results");
     let options = StageOptions { nodes, mode: None, controllers: 0, agents: false, ..Default::default() };
     let stage = Stage::set(options).await;
-    let mut rigs = Vec::new();
-    for (at, row) in ROWS.into_iter().enumerate() {
-        rigs.push((row, rig(&stage, at).await));
+    let mut fixtures = Vec::new();
+    for (at, case) in CASES.into_iter().enumerate() {
+        fixtures.push((case, fixture(&stage, at).await));
     }
     say!("{:>5.1} s: the stage is set", start.elapsed().as_secs_f64());
-    let real: Rows = join_all(rigs.iter().map(|(row, rig)| async move {
-        let result = rig.row(row).await;
-        say!("{:>5.1} s: {row} is done", start.elapsed().as_secs_f64());
-        (*row, result)
+    let real: Results = join_all(fixtures.iter().map(|(case, fixture)| async move {
+        let result = fixture.run(case).await;
+        say!("{:>5.1} s: {case} is done", start.elapsed().as_secs_f64());
+        (*case, result)
     }))
     .await;
 
@@ -47,26 +47,26 @@ pub async fn measured_the_cluster_in_memory_behaves_as_the_real_one() {
 }
 
 /// Prints the table and answers what is wrong with it.
-fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
+fn compare(real: &Results, memory: &[(u64, Results)]) -> Vec<String> {
     let mut wrong = Vec::new();
-    say!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "row", "what", "measured real", "in memory");
-    for (at, (row, result)) in real.iter().enumerate() {
+    say!("{:<17}| {:<62}| {:>13} | {:>13} | allowed", "case", "what", "measured real", "in memory");
+    for (at, (case, result)) in real.iter().enumerate() {
         let figures = result.as_deref().unwrap_or_else(|error| {
-            wrong.push(format!("{row} on the real one: {error}"));
+            wrong.push(format!("{case} on the real one: {error}"));
             &[]
         });
         let mut others = Vec::new();
-        for (seed, rows) in memory {
-            let (name, result) = &rows[at];
-            assert_eq!(name, row, "both run the same rows in the same order");
+        for (seed, results) in memory {
+            let (name, result) = &results[at];
+            assert_eq!(name, case, "both run the same results in the same order");
             match result {
-                Err(error) => wrong.push(format!("{row} in memory, seed {seed}: {error}")),
+                Err(error) => wrong.push(format!("{case} in memory, seed {seed}: {error}")),
                 Ok(seen) => {
                     others.push(seen);
                     let unfit = seen.iter().filter(|s| !s.fits());
-                    wrong.extend(unfit.map(|s| format!("{row} in memory, seed {seed}: {s:?}")));
+                    wrong.extend(unfit.map(|s| format!("{case} in memory, seed {seed}: {s:?}")));
                     if result.is_ok() && !figures.is_empty() {
-                        wrong.extend(disagreements(row, figures, seen));
+                        wrong.extend(disagreements(case, figures, seen));
                     }
                 }
             }
@@ -77,9 +77,9 @@ fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
             let between =
                 if least < most { format!("{least:.1} to {most:.1}") } else { format!("{most:.1}") };
             let (from, to) = seen.bounds;
-            say!("{row:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
+            say!("{case:<17}| {:<62}| {:>13.1} | {between:>13} | {from} to {to}", seen.what, seen.value);
             if !seen.fits() {
-                wrong.push(format!("{row} on the real one: {seen:?}"));
+                wrong.push(format!("{case} on the real one: {seen:?}"));
             }
         }
     }
@@ -87,8 +87,8 @@ fn compare(real: &Rows, memory: &[(u64, Rows)]) -> Vec<String> {
 }
 
 /// A StatefulSet of its own on two nodes of its own.
-async fn rig(stage: &Stage, at: usize) -> Rig {
-    let set = format!("row{at}");
+async fn fixture(stage: &Stage, at: usize) -> Fixture {
+    let set = format!("case{at}");
     let own = &stage.kubelets[2 * at..2 * at + 2];
     let names: Vec<&str> = own.iter().map(|k| k.node()).collect();
     let here = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
@@ -101,7 +101,7 @@ async fn rig(stage: &Stage, at: usize) -> Rig {
         })
         .await;
     let label = stage.cloud.volume(volumes[0]).expect("a volume").label;
-    Rig {
+    Fixture {
         client: stage.admin.clone(),
         kubelets: own.iter().map(|k| (k.node().to_owned(), k.clone())).collect(),
         cloud: Arc::new(SimulatedCloud::new(stage.cloud.clone())),
@@ -115,7 +115,7 @@ async fn rig(stage: &Stage, at: usize) -> Rig {
     }
 }
 
-/// Makes the cloud refuse to detach this one volume, so that its Unpublish fails and the other rows' does not.
+/// Makes the cloud refuse to detach this one volume, so that its Unpublish fails and the other results' does not.
 fn unpublish_switch(stage: &Stage, volume: VolumeNo) -> Arc<dyn Fn(bool) + Send + Sync> {
     let (cloud, fault) = (stage.cloud.clone(), Mutex::new(None));
     Arc::new(move |fails| {

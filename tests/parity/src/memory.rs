@@ -1,4 +1,4 @@
-//! The rows on the cluster in memory.
+//! The cases on the cluster in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use reattach_cloud_simulator::clock::tokio_from;
 use reattach_cloud_simulator::{CloudSim, NewInstance, NewVolume};
 use serde_json::json;
 
-use super::{ROWS, Rig, RowError, Seen};
-use crate::cloud::{LinodeCsi, SimulatedCloud};
-use crate::kapi::Kapi;
-use crate::{SimCluster, manifests};
+use crate::cases::{CASES, Figure};
+use crate::fixture::{CaseError, Fixture};
+use reattach_sim::cloud::{LinodeCsi, SimulatedCloud};
+use reattach_sim::kapi::Kapi;
+use reattach_sim::{SimCluster, manifests};
 
 const NAMESPACE: &str = "default";
 const SET: &str = "redis";
@@ -21,10 +22,10 @@ const NODES: [(&str, u64); 2] = [("node-a", 101), ("node-b", 102)];
 /// What the clock reads at the start: any time will do, but always the same.
 const START: Timestamp = Timestamp::constant(1_772_420_400, 0);
 
-/// A cluster in memory with the StatefulSet of the rows on it. It lives as long as this value.
+/// A cluster in memory with a fixture on it. It lives as long as this value.
 pub struct InMemory {
-    /// What the rows are run on.
-    pub rig: Rig,
+    /// The fixture of the cases.
+    pub fixture: Fixture,
     _cluster: SimCluster,
 }
 
@@ -32,9 +33,9 @@ impl InMemory {
     /// Two nodes, one StatefulSet with one volume; runs on a paused clock.
     ///
     /// # Errors
-    /// [`RowError`], when the cluster cannot be built.
-    pub async fn build(seed: u64) -> Result<Self, RowError> {
-        let wrong = |e: &dyn std::fmt::Display| RowError::Rig(format!("no cluster in memory: {e}"));
+    /// [`CaseError`], when the cluster cannot be built.
+    pub async fn build(seed: u64) -> Result<Self, CaseError> {
+        let wrong = |e: &dyn std::fmt::Display| CaseError::Fixture(format!("no cluster in memory: {e}"));
         let sim = CloudSim::new(tokio_from(START)).with_seed(seed);
         let cloud = SimulatedCloud::new(sim.clone());
         let csi = LinodeCsi::new(Arc::new(cloud.clone()));
@@ -58,7 +59,7 @@ impl InMemory {
         cluster.server().insert(&manifests::claim(NAMESPACE, claim, pv));
         let sets = format!("/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets");
         Kapi::new(client.clone()).create(&sets, &manifests::stateful_set(NAMESPACE, SET, 1)).await?;
-        let rig = Rig {
+        let fixture = Fixture {
             client,
             kubelets: cluster.nodes().clone(),
             cloud: Arc::new(cloud),
@@ -70,19 +71,19 @@ impl InMemory {
             look: Duration::from_millis(50),
             settle: Duration::from_secs(12),
         };
-        Ok(Self { rig, _cluster: cluster })
+        Ok(Self { fixture, _cluster: cluster })
     }
 }
 
-/// Every row, each on a cluster of its own from this seed. Runs on a paused clock.
-pub async fn all_in_memory(seed: u64) -> Vec<(&'static str, Result<Vec<Seen>, RowError>)> {
+/// Runs every case, each on a cluster of its own from this seed. Runs on a paused clock.
+pub async fn all_in_memory(seed: u64) -> Vec<(&'static str, Result<Vec<Figure>, CaseError>)> {
     let mut all = Vec::new();
-    for row in ROWS {
+    for case in CASES {
         let result = match InMemory::build(seed).await {
-            Ok(cluster) => cluster.rig.row(row).await,
+            Ok(cluster) => cluster.fixture.run(case).await,
             Err(error) => Err(error),
         };
-        all.push((row, result));
+        all.push((case, result));
     }
     all
 }
