@@ -6,8 +6,8 @@ use reattach_core::policy::Mode;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
-/// How far reattach may go for the claims that it selects. Of all policies that match a claim the one with the highest
-/// precedence rules; among equals the most cautious mode.
+/// How far reattach may go for the claims that the policy selects. Of several policies that match a claim the one with the
+/// highest precedence rules; among equals the one with the most cautious mode.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "reattach.dev",
@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
     shortname = "rpol",
     category = "reattach",
     derive = "PartialEq",
+    doc = "RecoveryPolicy says for which claims reattach acts, and how far it may go. Without a policy that selects a claim, reattach does nothing for it by itself.",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Runbook", type_ = "string", json_path = ".spec.runbook"),
     printcolumn(name = "Precedence", type_ = "integer", json_path = ".spec.precedence"),
@@ -25,40 +26,41 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.selector.claimLabels.size() == 0 || self.selector.namespaces.size() > 0 || (self.powerOff == 'Never' && !has(self.nodes))").message("a policy with powerOff or nodes that selects by claimLabels must name namespaces as well: the people of a namespace write the labels of its claims"))]
 pub struct RecoveryPolicySpec {
-    /// Which claims. Empty selects all.
+    /// Which claims the policy rules. An empty selector selects every claim of the cluster.
     #[serde(default)]
     pub selector: PolicySelector,
-    /// How far to go. `DryRun` when unset: nothing but our own records is written.
+    /// How far reattach may go. `Observe` diagnoses, `DryRun` also plans, `Approve` acts after a person's approval, `Auto`
+    /// acts by itself. Default: `DryRun`, which writes nothing but reattach's own records.
     #[serde(default, deserialize_with = "mode_or_observe")]
     #[schemars(with = "ModeSchema")]
     pub mode: Mode,
-    /// The runbook to use.
+    /// Name of the runbook to follow, such as `lightest-first` (every class) or `scale-to-zero` (class B (phantom
+    /// attachment) alone).
     #[serde(default = "default_runbook")]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
     #[schemars(length(max = 63))]
     pub runbook: String,
-    /// Of several matching policies the highest rules.
+    /// Rank among the policies that match a claim: the highest rules. Default: 0.
     #[serde(default)]
     pub precedence: i32,
-    /// How much may be under repair at once.
+    /// How many recoveries of the policy's claims may be under way at once.
     #[serde(default)]
     pub budgets: Budgets,
-    /// Whether a dead node's instance may be powered off at the cloud, and powered on again. Raising it needs the RBAC
-    /// verb `poweroff`.
+    /// Whether a dead node's instance may be powered off at the cloud, and powered on again. `Never` is the default.
+    /// Setting another value needs the RBAC verb `poweroff`.
     #[serde(default)]
     pub power_off: PowerOffRule,
-    /// Whether a snapshot of the volume is made before it is detached by force, where the cloud can do both (EC2). It holds
-    /// for every recovery of the claims that the policy rules, whoever asked for it.
+    /// Whether the volume is snapshotted before it is detached by force, where the cloud can do both (EC2). It holds for
+    /// every recovery of the policy's claims, whoever asked for it. Default: `Never`.
     #[serde(default)]
     pub snapshot_before_force: SnapshotRule,
-    /// A recovery that waits for others (a provider's lock, a proof, a cause that people must mend) calls for a person
-    /// after so long.
+    /// Seconds after which a recovery that waits for others calls for a person, such as for the end of a provider's lock.
+    /// Default: 1800.
     #[serde(default = "default_escalation")]
     #[schemars(range(min = 60, max = 86400))]
     pub escalate_after_seconds: u32,
-    /// Which nodes may be fenced unattended for the claims that the policy rules, and how: powered off, taken out of service,
-    /// quarantined, closed to new pods. Unset: the defaults for every node where `powerOff` is not `Never`; otherwise no node.
-    /// Setting it needs the RBAC verb `poweroff`.
+    /// Which nodes may be fenced unattended for the policy's claims, and when. Unset: every node with the default limits if
+    /// `powerOff` is not `Never`, otherwise no node. Setting it needs the RBAC verb `poweroff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodePolicy>,
 }
@@ -85,20 +87,22 @@ impl RecoveryPolicySpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodePolicy {
-    /// Labels that the Node must carry. Empty: every node.
+    /// Labels that a Node must carry to be fenced, such as `pool: workers`. Empty: every node may be fenced.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 63 }))]
     pub match_labels: BTreeMap<String, String>,
-    /// A machine is powered off only after reattach has seen its Node not Ready for so long: longer than a boot takes.
+    /// Seconds for which reattach must have seen the Node not Ready before it powers the machine off. Choose more than a boot
+    /// takes.
     #[serde(default = "default_patience")]
     #[schemars(range(min = 0, max = 86400))]
     pub patience_seconds: u32,
-    /// A machine is powered off only while at most so many nodes have gone down within 15 minutes of each other, itself
-    /// included. More are taken for a fault of the network, the control plane or a rollout.
+    /// Largest number of nodes that may have gone down within 15 minutes of each other, this one included, for a machine to
+    /// be powered off. More are taken for a fault of the network, the control plane or a rollout.
     #[serde(default = "default_together")]
     #[schemars(range(min = 1, max = 1000))]
     pub most_together: u32,
-    /// What opt-outs of other claims on the node mean.
+    /// What happens to a node that carries a claim which is opted out of reattach. `Respect` leaves the node alone and is
+    /// the default; `Override` fences it.
     #[serde(default)]
     pub opt_outs: OptOutRule,
 }
@@ -185,20 +189,21 @@ fn default_runbook() -> String {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySelector {
-    /// Namespaces by name. Empty: all.
+    /// Names of the namespaces whose claims are selected. Empty: every namespace.
     #[serde(default)]
     #[schemars(length(max = 256), inner(length(max = 253)))]
     pub namespaces: Vec<String>,
-    /// Labels that the claim must carry. The people of a namespace write them, and so choose the policy of their claims: a
-    /// policy with `powerOff` or `nodes` that selects by labels must name namespaces as well.
+    /// Labels that the claim must carry. The people of a namespace write them, so a policy with `powerOff` or `nodes` must
+    /// name namespaces as well.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 63 }))]
     pub claim_labels: BTreeMap<String, String>,
-    /// StorageClasses by name. Empty: all.
+    /// Names of the StorageClasses whose claims are selected. Empty: every StorageClass.
     #[serde(default)]
     #[schemars(length(max = 256), inner(length(max = 253)))]
     pub storage_classes: Vec<String>,
-    /// CSI drivers by name. Empty: all that a provider knows.
+    /// Names of the CSI drivers whose claims are selected, such as `linodebs.csi.linode.com`. Empty: every driver that a
+    /// provider knows.
     #[serde(default)]
     #[schemars(length(max = 256), inner(length(max = 253)))]
     pub drivers: Vec<String>,
@@ -208,11 +213,11 @@ pub struct PolicySelector {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Budgets {
-    /// In the whole cluster.
+    /// Largest number of recoveries under way in the whole cluster. A recovery beyond it waits. Default: 10.
     #[serde(default = "default_cluster")]
     #[schemars(range(min = 1, max = 100))]
     pub cluster: u32,
-    /// On one node.
+    /// Largest number of recoveries under way on one node. A recovery beyond it waits. Default: 5.
     #[serde(default = "default_node")]
     #[schemars(range(min = 1, max = 100))]
     pub node: u32,

@@ -15,7 +15,8 @@ use reattach_core::proof::InstanceObservation;
 use reattach_report::Record;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Asks for the recovery of one claim's volume. Created by the controller under a policy, or by a person.
+/// Request for the recovery of one claim's volume. The controller creates it under a RecoveryPolicy, or a person does
+/// with kubectl reattach recover.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "reattach.dev",
@@ -27,6 +28,7 @@ use serde::{Deserialize, Deserializer, Serialize};
     namespaced,
     status = "VolumeRecoveryStatus",
     derive = "PartialEq",
+    doc = "VolumeRecovery is one recovery of one claim's volume: the request in spec, the diagnosis, plan and journal in status. To abort it, use kubectl reattach abort.",
     printcolumn(name = "Claim", type_ = "string", json_path = ".spec.claimName"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Class", type_ = "string", json_path = ".status.class"),
@@ -48,48 +50,53 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[x_kube(validation = Rule::new("!has(oldSelf.nothingUnderWay) || has(self.nothingUnderWay)").message("a declaration that nothing is under way cannot be taken back"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.declaration) || has(self.declaration)").message("a declaration cannot be taken back: abort instead, or let its hour pass"))]
 pub struct VolumeRecoverySpec {
-    /// The PersistentVolumeClaim in this namespace.
+    /// Name of the PersistentVolumeClaim in this namespace, such as `data-redis-0`. It cannot be changed.
     #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("claimName must be the name of a PersistentVolumeClaim in this namespace"))]
     #[schemars(length(max = 253))]
     pub claim_name: String,
-    /// How far to go.
+    /// How far reattach may go. `Observe` diagnoses, `DryRun` also plans, `Approve` acts after an approval, `Auto` acts by
+    /// itself. It cannot be changed.
     #[serde(default, deserialize_with = "mode_or_observe")]
     #[schemars(with = "ModeSchema")]
     pub mode: Mode,
-    /// The runbook to use.
+    /// Name of the runbook to follow, such as `lightest-first` or `scale-to-zero`. It cannot be changed.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("runbook must be the name of a runbook, such as scale-to-zero"))]
     #[schemars(length(max = 63))]
     pub runbook: String,
-    /// Why, for the record.
+    /// Why the recovery was asked for, in the requester's words. reattach shows it in reports and decides nothing by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,
-    /// Who asks: the user name that the API server authenticated. Admission checks it.
+    /// User name of the person or service account that asks, as the API server authenticated it. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("requester must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub requester: String,
-    /// Groups of theirs, by which reattach asks again later whether they have a right. Admission checks them.
+    /// Groups of the requester, as the API server authenticated them. reattach asks with them again later whether the
+    /// requester still has a right. Admission checks them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub requester_groups: Vec<String>,
-    /// A workload with several replicas, named by a person who accepts that all of them stop: `Kind/name`.
+    /// Workload with several replicas whose stop the requester accepts, as `Kind/name`, such as `Deployment/web`. Without
+    /// it a plan that stops several replicas is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub confirm_workload: Option<String>,
-    /// Ends the recovery and puts everything back.
+    /// Ends the recovery and puts everything back. It cannot be taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
-    /// Lets the plan with this hash run.
+    /// Lets exactly one plan run, named by its hash. It cannot be taken back; abort instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
-    /// A person's word that an instance cannot write. Needs the RBAC verb `declare`.
+    /// A person's word that an instance cannot write, on which its volume may be freed. It counts for one hour and needs
+    /// the RBAC verb `declare`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declaration: Option<Declaration>,
-    /// A person's permission to power the holder off. Needs the RBAC verb `poweroff`.
+    /// A person's permission to power the holder's instance off, with everything that runs on it. It needs the RBAC verb
+    /// `poweroff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_off: Option<PowerOff>,
-    /// A person's word that no order of this recovery is under way at the cloud any more, such as a detach whose request was
-    /// lost before it arrived. Needs the RBAC verb `declare`.
+    /// A person's word that no order of this recovery is under way at the cloud any more, such as a detach whose request
+    /// was lost. It needs the RBAC verb `declare`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nothing_under_way: Option<NothingUnderWay>,
 }
@@ -118,17 +125,18 @@ impl VolumeRecoverySpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NothingUnderWay {
-    /// Who says so: the authenticated user name. Admission checks it.
+    /// User name of the person who says so, as the API server authenticated it. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub declared_by: String,
-    /// Why they are sure, for the record.
+    /// Why that person is sure, such as `no detach in the account events of the last hour`. It is kept for the record.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why nothing is under way"))]
     #[schemars(length(max = 1024))]
     pub reason: String,
-    /// When they said it. It counts for orders that were sent before.
+    /// Time of the statement, in RFC 3339. It counts for orders that were sent before this time.
     pub at: Time,
-    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    /// Groups of that user, as the API server authenticated them. reattach asks with them again later whether the
+    /// right still exists. Admission checks them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub groups: Vec<String>,
@@ -138,25 +146,26 @@ pub struct NothingUnderWay {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Declaration {
-    /// The cloud's identifier of the instance.
+    /// Identifier of the instance that cannot write, as the cloud calls it, such as `28871423` or `i-0abc`.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 253").message("holder must be the instance that cannot write, as the cloud calls it"))]
     #[schemars(length(max = 253))]
     pub holder: String,
-    /// Who says so: the authenticated user name. Admission checks it.
+    /// User name of the person who says so, as the API server authenticated it. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("declaredBy must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub declared_by: String,
-    /// Why they are sure, for the record.
+    /// Why that person is sure, such as `ticket 991: no power`. It is kept for the record.
     #[x_kube(validation = Rule::new("self.size() > 0 && self.size() <= 1024").message("reason must say why the instance cannot write"))]
     #[schemars(length(max = 1024))]
     pub reason: String,
-    /// When they said it. An hour later it does not count any more.
+    /// Time of the statement, in RFC 3339. The declaration counts for one hour from then.
     pub at: Time,
-    /// They also say that the instance is a machine of this cluster, though no Node shows it and reattach never saw it
-    /// as one. Needs the RBAC verb `declare` in the whole cluster.
+    /// Says as well that the instance is a machine of this cluster, though no Node shows it and reattach never saw it as
+    /// one. It needs the RBAC verb `declare` in the whole cluster.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub of_this_cluster: bool,
-    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    /// Groups of that user, as the API server authenticated them. reattach asks with them again later whether the
+    /// right still exists. Admission checks them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub groups: Vec<String>,
@@ -166,11 +175,12 @@ pub struct Declaration {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PowerOff {
-    /// Who allows it: the authenticated user name. Admission checks it.
+    /// User name of the person who allows it, as the API server authenticated it. Admission checks it.
     #[x_kube(validation = Rule::new("self.size() > 0").message("allowedBy must be your own user name (kubectl auth whoami)"))]
     #[schemars(length(max = 1024))]
     pub allowed_by: String,
-    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    /// Groups of that user, as the API server authenticated them. reattach asks with them again later whether the
+    /// right still exists. Admission checks them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub groups: Vec<String>,
@@ -238,10 +248,10 @@ impl VolumeRecovery {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
-    /// Who: the authenticated user name.
+    /// User name of the person who aborts, as the API server authenticated it. Admission checks it.
     #[schemars(length(max = 1024))]
     pub by: String,
-    /// Why, for the record.
+    /// Why the recovery is aborted, in that person's words. It is kept for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,
@@ -251,14 +261,15 @@ pub struct Abort {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Approval {
-    /// The plan's hash as `status.planHash` shows it.
+    /// Hash of the approved plan: the 16 hexadecimal digits of `status.planHash`. A plan with another hash does not run.
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{16}$')").message("planHash must be the 16 hexadecimal digits of status.planHash"))]
     #[schemars(length(max = 16))]
     pub plan_hash: String,
-    /// Who: the authenticated user name.
+    /// User name of the person who approves, as the API server authenticated it. Admission checks it.
     #[schemars(length(max = 1024))]
     pub approver: String,
-    /// Groups of theirs, by which reattach asks again later whether they have the right. Admission checks them.
+    /// Groups of that user, as the API server authenticated them. reattach asks with them again later whether the
+    /// right still exists. Admission checks them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 256)))]
     pub groups: Vec<String>,
@@ -304,12 +315,12 @@ fn phase_or_stuck<'de, D: Deserializer<'de>>(from: D) -> Result<Phase, D::Error>
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseTiming {
-    /// The step or phase.
+    /// Name of the step, such as `AwaitDetached`, or `PutBack` for the time after the run turned back.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// When it began.
+    /// Time at which the step could begin, in RFC 3339.
     pub started: Time,
-    /// How long it took, in milliseconds.
+    /// Duration of the step in milliseconds.
     pub millis: i64,
 }
 
@@ -317,13 +328,13 @@ pub struct PhaseTiming {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Escalation {
-    /// Since when it waits.
+    /// Time since which the recovery waits, in RFC 3339.
     pub since: Time,
-    /// What has to be done.
+    /// What a person has to do, as one sentence.
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub summary: String,
-    /// Where the provider holds it up: a ticket for its support, ready to be sent.
+    /// Ticket for the cloud provider's support, ready to be sent. It is there only when the provider holds the volume up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16384))]
     pub ticket: Option<String>,
@@ -341,66 +352,70 @@ impl From<Escalation> for reattach_report::Escalation {
     }
 }
 
-/// What reattach found, plans and did.
+/// What reattach found, planned and did. reattach writes it; people read it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeRecoveryStatus {
-    /// Where it stands. A word of another version reads as `Stuck`: it is not over, and a person may be needed.
+    /// Where the recovery stands. `Recovered`, `Resolved`, `Aborted` and `Failed` are final; `Stuck` needs a person. A word
+    /// that this version does not know reads as `Stuck`.
     #[serde(default, deserialize_with = "phase_or_stuck")]
     #[schemars(with = "PhaseSchema")]
     pub phase: Phase,
-    /// Problem class (`A` to `E`), once known.
+    /// Class of the problem, once known: A (held by a dead node), B (phantom attachment), C (lost attachment), D (stuck record) or
+    /// E (orphan attachment).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub class: Option<String>,
-    /// One sentence for people.
+    /// One sentence for people about the phase: what is the case, and what the recovery waits for.
     #[serde(default)]
     #[schemars(length(max = 2048))]
     pub message: String,
-    /// The whole diagnosis.
+    /// The whole diagnosis: the verdict and the facts that it rests on. kubectl reattach status shows it as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Opaque<Diagnosis>>,
-    /// Why there is no plan, one sentence each.
+    /// Reasons against acting, one sentence each. Empty when nothing stands against the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 2048)))]
     pub refusals: Vec<String>,
-    /// The plan.
+    /// The plan: every step, and the identity of every object that it touches. kubectl reattach status shows it as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Opaque<Plan>>,
-    /// The plan's hash: what an approval names.
+    /// Hash of the plan, as 16 hexadecimal digits. An approval names it: kubectl reattach approve NAME --plan HASH.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub plan_hash: Option<String>,
-    /// Every effect, journaled before it is issued, and its outcome.
+    /// Journal of the run: every effect before it is issued, and its outcome after it. reattach continues from it after
+    /// a restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     pub journal: Vec<Opaque<Entry>>,
-    /// `Recovered`, `Progressing`, `Stalled`.
+    /// Conditions `Recovered`, `Progressing` and `Stalled`, for kubectl wait --for=condition=Recovered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
-    /// How long each step took.
+    /// Duration of each step that was begun, in the plan's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub timings: Vec<PhaseTiming>,
-    /// What was seen of instances that may hold the volume, oldest first: "not found" and "off" mean something only after it.
+    /// What reattach saw of instances that may hold the volume, oldest first. "Not found" and "off" count as proof only
+    /// after an earlier sighting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub sightings: Vec<Opaque<InstanceObservation>>,
-    /// Since when it waits for something that others must do.
+    /// Time since which the recovery waits for something that others must do, in RFC 3339. Unset while it does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
-    /// What a person is told while it waits for so long that one was called.
+    /// What a person was told because the recovery has waited longer than the policy's `escalateAfterSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
-    /// What was left out or cut here, because the API server stores no larger record.
+    /// What was cut or left out of this status because the API server stores no larger object. The controller's log has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub left_out: Option<String>,
-    /// The number of the last challenge sent to agents.
+    /// Number of the last challenge that was sent to agents. An answer to an older challenge does not count.
     #[serde(default)]
     pub epoch: i64,
-    /// The spec's generation that this status belongs to.
+    /// Generation of the spec that this status belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }

@@ -171,6 +171,27 @@ fn every_rule_has_a_message_and_every_list_a_bound() {
     }
 }
 
+/// Is the text a description for `kubectl explain`: at least three words, and at least one whole sentence?
+fn describes(text: &str) -> bool {
+    let sentence = text.split_whitespace().any(|word| word.ends_with('.'));
+    text.split_whitespace().count() >= 3 && sentence && !text.contains("Auto-generated")
+}
+
+#[test]
+fn every_kind_and_property_has_a_description() {
+    let mut bare = Vec::new();
+    for crd in all_crds() {
+        let root = crd.spec.names.plural.clone();
+        every(&schema(&crd), &root, &mut |path, schema| {
+            let is_item = path.ends_with("[]");
+            if !is_item && !schema.description.as_deref().is_some_and(describes) {
+                bare.push(format!("{path}: {:?}", schema.description));
+            }
+        });
+    }
+    assert!(bare.is_empty(), "no useful description:\n{}", bare.join("\n"));
+}
+
 /// A tenant, a driver or a cloud wrote a part of every text. Objects without a schema are the controller's and the agent's
 /// own, who bound them.
 #[test]
