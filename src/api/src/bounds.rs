@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use crate::volume_recovery::{Escalation, PhaseTiming};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-    use reattach_core::diagnosis::{Missing, Verdict};
+    use reattach_core::diagnosis::{MissingFact, Verdict};
     use reattach_core::journal::Event;
 
     const EVIL: &str = "\u{1b}[2Jred\nforged\u{202e}\u{200b} Bearer s3cr3t-of-the-cloud";
@@ -193,7 +193,9 @@ mod tests {
             message: evil(),
             diagnosis: Some(
                 Diagnosis {
-                    verdict: Verdict::Unclassified { missing: vec![Missing { what: evil(), why: evil() }] },
+                    verdict: Verdict::Unclassified {
+                        missing: vec![MissingFact { what: evil(), why: evil() }],
+                    },
                     facts: vec![evil(); 3_000],
                 }
                 .into(),

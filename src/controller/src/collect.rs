@@ -364,7 +364,7 @@ fn unspoken_for(e: &Evidence, now: Timestamp) -> Vec<InstanceId> {
     let Some(volume) = e.cloud_volume.shown() else { return Vec::new() };
     let speaks = |instance: &InstanceId| {
         let ready =
-            |name| e.node(name, now).is_some_and(|n| n.ready && n.instance.as_ref() == Some(instance));
+            |name| e.at(now).node(name).is_ok_and(|n| n.ready && n.instance.as_ref() == Some(instance));
         e.nodes.keys().any(ready)
     };
     let named = e.attachments.shown().into_iter().flatten();

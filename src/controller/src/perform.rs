@@ -207,7 +207,8 @@ impl Stage<'_> {
     async fn ask(&self, node: &NodeName) -> Outcome {
         let not_applied = |why: &str| Outcome::NotApplied { why: why.to_owned(), retry: true };
         let now = self.executor.collector.clock.now();
-        let (Some(cloud), Some(csi)) = (self.evidence.cloud_volume.shown(), self.evidence.csi(now)) else {
+        let (Some(cloud), Some(csi)) = (self.evidence.cloud_volume.shown(), self.evidence.at(now).csi())
+        else {
             return not_applied("what the agent has to look for is not known now");
         };
         let epoch = self.recovery.status.as_ref().map_or(0, |s| s.epoch);

@@ -11,8 +11,7 @@
 //! A right that could not be looked up allows nothing. A policy without rules for nodes allows effects on nodes only where it
 //! allows machines to be powered off, which takes a right of its own to write.
 
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::Evidence;
 use crate::ids::{NodeName, PlanHash};
 use crate::policy::Mode;
 use jiff::Timestamp;
@@ -346,9 +345,5 @@ impl Mandate {
 /// # Errors
 /// Why it is not known.
 pub fn mandate(evidence: &Evidence, now: Timestamp) -> Result<&Mandate, String> {
-    match evidence.mandate.as_ref().map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(mandate)) => Ok(mandate),
-        Some(other) => Err(other.gap().unwrap_or_else(|| "it does not exist".to_owned())),
-        None => Err("it was not read".to_owned()),
-    }
+    evidence.at(now).mandate().map_err(|missing| missing.to_string())
 }

@@ -5,8 +5,8 @@ mod identity;
 mod violation;
 
 use crate::diagnosis::Trouble;
-use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, MAX_AGE, PodFacts};
-use crate::fact::Reading;
+use crate::evidence::{AccessMode, AttachmentFacts, ClaimFacts, Evidence, PodFacts};
+use crate::fact::Missing;
 use crate::ids::{ObjectName, PlanHash};
 use crate::loss::PodsGo;
 use crate::plan::{PLAN_VERSION, Plan, StepIx};
@@ -131,7 +131,7 @@ fn shape(plan: &Plan, found: &mut Findings) {
 /// S8: the pins are what the evidence says now. S1: one writer's volume, one holder.
 fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
     let p = &plan.pins;
-    let claim = e.claim.read(now, MAX_AGE).present();
+    let claim = e.at(now).claim().ok();
     found.require(plan.claim == e.claim_name, Violation::OtherClaim { claim: plan.claim.clone() });
     found.require(claim.is_some_and(|c| c.uid == p.claim && !c.deleting), Violation::ClaimNotPinned);
     let one_writer = |m: &AccessMode| matches!(m, AccessMode::ReadWriteOnce | AccessMode::ReadWriteOncePod);
@@ -139,17 +139,14 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
         claim.is_some_and(|c| !c.access_modes.is_empty() && c.access_modes.iter().all(one_writer)),
         Violation::NotSingleWriter { modes: claim.map(|c| c.access_modes.clone()).unwrap_or_default() },
     );
-    let claims = e.workload.read(now, MAX_AGE).present().map_or(&[][..], |w| w.claims.as_slice());
+    let claims = e.at(now).workload().ok().map_or(&[][..], |w| w.claims.as_slice());
     let out = |c: &ClaimFacts| c.opted_out.is_some();
     found.require(
         !claim.is_some_and(out) && !claims.iter().any(|(_, c)| c.as_ref().is_some_and(out)),
         Violation::OptedOut,
     );
-    found.require(
-        e.volume.read(now, MAX_AGE).present().is_some_and(|v| v.uid == p.pv),
-        Violation::VolumeNotPinned,
-    );
-    let cloud = e.cloud_volume.read(now, MAX_AGE).present();
+    found.require(e.at(now).volume().is_ok_and(|v| v.uid == p.pv), Violation::VolumeNotPinned);
+    let cloud = e.at(now).cloud_volume().ok();
     found.require(
         cloud.is_some_and(|c| c.id == p.volume && c.identity == p.identity && c.size_gib == p.size_gib),
         Violation::CloudVolumeNotPinned { volume: p.volume.clone() },
@@ -169,23 +166,23 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
             holders: holders.map(<[_]>::to_vec).unwrap_or_default(),
         },
     );
-    let node = e.nodes.get(&p.node).map(|f| f.read(now, MAX_AGE));
-    let attachments = e.attachments.read(now, MAX_AGE).present();
+    let node = e.at(now).node(&p.node);
+    let attachments = e.at(now).attachments().ok();
     found.require(agrees(plan), Violation::TroubleNotPinned);
     let other_machine = || Violation::NodeNotPinned { node: p.node.clone() };
     match (&plan.trouble, &node) {
         // Nobody speaks for the orphan's holder, or a node that has no record of the volume.
-        (Trouble::Orphan { .. }, Some(Reading::Present(_))) => {}
-        (Trouble::StuckRecord { .. }, Some(Reading::Absent)) => {
+        (Trouble::Orphan { .. }, Ok(_)) => {}
+        (Trouble::StuckRecord { .. }, Err(Missing::Absent)) => {
             found.require(p.boot_id.is_none(), Violation::BootOfMissingNode { node: p.node.clone() });
         }
-        (_, Some(Reading::Present(n))) => found.require(
+        (_, Ok(n)) => found.require(
             n.instance.as_ref() == Some(&p.holder) && Some(&n.boot_id) == p.boot_id.as_ref(),
             other_machine(),
         ),
         _ => found.object(other_machine()),
     }
-    if let Some(Reading::Present(n)) = node {
+    if let Ok(n) = node {
         let ours = |t: &str| n.out_of_service_by_us && t == "node.kubernetes.io/out-of-service";
         let foreign = |t: &str| {
             t == "node.kubernetes.io/out-of-service"
@@ -199,8 +196,8 @@ fn pins(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
             found.require(!n.ready, Violation::DeadNodeIsReady { node: p.node.clone() });
         }
         let Some(listed) = &p.node_wide else { return others(plan, attachments, found) };
-        let on_it = e.node_pods.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
-        let used = e.node_claims.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
+        let on_it = e.at(now).node_pods(&p.node).ok();
+        let used = e.at(now).node_claims(&p.node).ok();
         found.require(
             on_it.is_some_and(|pods| {
                 pods.iter().all(|pod| listed.pods.contains(pod) || listed.other_pods.contains(&pod.1))
@@ -255,7 +252,7 @@ fn others(plan: &Plan, attachments: Option<&Vec<AttachmentFacts>>, found: &mut F
 
 /// S2: nothing is destroyed on the way. S7: nothing else is touched.
 fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, found: &mut Findings) {
-    let Some(w) = e.workload.read(now, MAX_AGE).present() else {
+    let Ok(w) = e.at(now).workload() else {
         return found.object(Violation::WorkloadUnknown);
     };
     let p = &plan.pins;
@@ -289,7 +286,7 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
         found.require(w.not_remade.is_none(), Violation::NotRemade);
     }
     if goes(PodsGo::OfTheNode) {
-        let lost = e.node_losses.get(&p.node).and_then(|f| f.read(now, MAX_AGE).present());
+        let lost = e.at(now).node_losses(&p.node).ok();
         let others = |pod: &ObjectName| w.pods.iter().all(|own| own.name != *pod);
         found.require(
             lost.is_some_and(|all| !all.iter().any(|l| others(&l.pod))),
@@ -302,7 +299,7 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
     let now_pods: BTreeSet<_> = w.pods.iter().map(|x| (&x.name, &x.uid)).collect();
     let pinned: BTreeSet<_> = p.pods.iter().map(|(n, u)| (n, u)).collect();
     found.require(now_pods == pinned, Violation::PodsNotPinned);
-    let users = e.pods.read(now, MAX_AGE).present();
+    let users = e.at(now).pods().ok();
     found.require(
         users.is_some_and(|u| {
             u.iter().filter(|x| !x.is_finished()).all(|x| p.pods.iter().any(|(_, uid)| *uid == x.uid))
@@ -322,7 +319,7 @@ fn losses(plan: &Plan, e: &Evidence, confirmed: Option<&str>, now: Timestamp, fo
             Violation::PreStopHook,
         );
         let holds = plan.steps.iter().any(|s| s.kind == StepKind::Hold);
-        let policy = e.hold_policy.as_ref().and_then(|h| h.read(now, MAX_AGE).present());
+        let policy = e.at(now).hold_policy().ok();
         found.require(!holds || policy.is_some() || plan.closes_node, Violation::NoHoldPolicy);
         found.require(
             !plan.closes_node || w.template.ignores_taints.is_none(),

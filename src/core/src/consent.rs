@@ -8,8 +8,8 @@
 //! # Guarantees
 //! A run of which only steps are left that put something back is never turned back for this: it ends sooner by itself.
 
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::Evidence;
+use crate::fact::Missing;
 use crate::plan::Plan;
 use crate::policy::Mode;
 use crate::run::{State, StepState};
@@ -130,18 +130,18 @@ fn power_off_is_due(plan: &Plan, state: &State) -> bool {
 
 /// What opted out: the claim or its namespace, or the workload. What cannot be read is looked at by the refusals.
 fn opted_out(evidence: &Evidence, now: Timestamp) -> Option<String> {
-    let claim = evidence.claim.read(now, MAX_AGE).present().and_then(|c| c.opted_out.clone());
+    let claim = evidence.at(now).claim().ok().and_then(|c| c.opted_out.clone());
     let own = |name: &String| *name == evidence.claim_name.name;
     claim.or_else(|| {
-        let workload = evidence.workload.read(now, MAX_AGE).present()?;
+        let workload = evidence.at(now).workload().ok()?;
         workload.claims.iter().find(|(name, _)| own(name))?.1.as_ref()?.opted_out.clone()
     })
 }
 
 fn claim_goes(evidence: &Evidence, now: Timestamp) -> bool {
-    match evidence.claim.read(now, MAX_AGE) {
-        Reading::Present(claim) => claim.deleting,
-        Reading::Absent => true,
-        Reading::Stale { .. } | Reading::Unknown { .. } => false,
+    match evidence.at(now).claim() {
+        Ok(claim) => claim.deleting,
+        Err(Missing::Absent) => true,
+        Err(_) => false,
     }
 }

@@ -6,7 +6,7 @@
 use crate::authority::Mandate;
 use crate::cloud::{CloudInstance, CloudJob, CloudScope, CloudSnapshot, CloudVolume, PowerFacts};
 use crate::consent::Word;
-use crate::fact::{Fact, Reading, Source};
+use crate::fact::{Fact, Missing, Source};
 use crate::guest::{Answer, GuestInventory};
 use crate::hold::hold_taint;
 use crate::identity::{ClaimPhase, ClaimRef, SeenMachine, VolumeIdentity};
@@ -364,14 +364,9 @@ fn not_collected<T>() -> Fact<T> {
 }
 
 impl Evidence {
-    /// The fresh PersistentVolume's CSI source.
-    pub fn csi(&self, now: Timestamp) -> Option<&CsiSource> {
-        self.volume.read(now, MAX_AGE).present().and_then(|v| v.csi.as_ref())
-    }
-
-    /// The fresh Node of that name.
-    pub fn node(&self, name: &NodeName, now: Timestamp) -> Option<&NodeFacts> {
-        self.nodes.get(name).and_then(|f| f.read(now, MAX_AGE).present())
+    /// The facts as they read at `now`.
+    pub fn at(&self, now: Timestamp) -> EvidenceAt<'_> {
+        EvidenceAt { evidence: self, now, since: Timestamp::MIN }
     }
 
     /// The only node that a providerID maps to this instance. None: there is no such node, or more than one.
@@ -393,22 +388,151 @@ impl Evidence {
         let named = CsiSource { driver: driver.clone(), handle: handle.clone() };
         self.lists_volume(&[named.unique_name()], csi)
     }
+}
+
+/// Evidence at a moment. Each read answers with the value, or why there is none: what is not known, or was read longer than
+/// [`MAX_AGE`] ago, is an error and never "no".
+#[derive(Clone, Copy, Debug)]
+pub struct EvidenceAt<'a> {
+    evidence: &'a Evidence,
+    now: Timestamp,
+    since: Timestamp,
+}
+
+/// The result of reading one fact.
+pub type Read<'a, T> = Result<&'a T, Missing>;
+
+impl<'a> EvidenceAt<'a> {
+    /// The same without what was read before `since`.
+    pub fn since(self, since: Timestamp) -> Self {
+        Self { since, ..self }
+    }
+
+    fn read<T>(self, fact: &'a Fact<T>) -> Read<'a, T> {
+        if fact.at < self.since { Err(Missing::NeverRead) } else { fact.read(self.now, MAX_AGE) }
+    }
+
+    fn read_some<T>(self, fact: Option<&'a Fact<T>>) -> Read<'a, T> {
+        self.read(fact.ok_or(Missing::NeverRead)?)
+    }
+
+    /// The PersistentVolumeClaim.
+    pub fn claim(self) -> Read<'a, ClaimFacts> {
+        self.read(&self.evidence.claim)
+    }
+
+    /// The PersistentVolume that the claim is bound to.
+    pub fn volume(self) -> Read<'a, VolumeFacts> {
+        self.read(&self.evidence.volume)
+    }
+
+    /// The CSI source of the PersistentVolume. None: it is not known, or the volume has none.
+    pub fn csi(self) -> Option<&'a CsiSource> {
+        self.volume().ok()?.csi.as_ref()
+    }
+
+    /// The VolumeAttachments of the PersistentVolume.
+    pub fn attachments(self) -> Read<'a, Vec<AttachmentFacts>> {
+        self.read(&self.evidence.attachments)
+    }
+
+    /// The pods that name the claim.
+    pub fn pods(self) -> Read<'a, Vec<PodFacts>> {
+        self.read(&self.evidence.pods)
+    }
+
+    /// The root owner of those pods.
+    pub fn workload(self) -> Read<'a, WorkloadFacts> {
+        self.read(&self.evidence.workload)
+    }
+
+    /// The Node of that name.
+    pub fn node(self, name: &NodeName) -> Read<'a, NodeFacts> {
+        self.read_some(self.evidence.nodes.get(name))
+    }
+
+    /// Every Node that was asked for, by name.
+    pub fn nodes(self) -> impl Iterator<Item = (&'a NodeName, Read<'a, NodeFacts>)> {
+        self.evidence.nodes.iter().map(move |(name, fact)| (name, self.read(fact)))
+    }
 
     /// What the agent of that node says. Agents report on change only, so age does not spoil a report; a boot ID that
     /// differs from the Node's does.
-    pub fn guest(&self, name: &NodeName, now: Timestamp) -> Reading<'_, GuestInventory> {
-        let Some(fact) = self.guests.get(name) else {
-            return Reading::Unknown { why: "no agent report was collected for this node" };
-        };
-        let reading = match &fact.value {
-            crate::fact::Known::Present(report) => Reading::Present(report),
-            _ => fact.read(now, SignedDuration::MAX),
-        };
-        match (reading, self.node(name, now)) {
-            (Reading::Present(report), Some(node)) if report.boot_id != node.boot_id => {
-                Reading::Unknown { why: "the agent's report is from another boot than the Node's" }
+    pub fn guest(self, name: &NodeName) -> Read<'a, GuestInventory> {
+        let failed = |why: &str| Missing::Failed { why: why.to_owned() };
+        let fact = self.evidence.guests.get(name);
+        let fact = fact.ok_or_else(|| failed("no agent report was collected for this node"))?;
+        let Some(report) = fact.shown() else { return fact.read(self.now, SignedDuration::MAX) };
+        match self.node(name) {
+            Ok(node) if report.boot_id != node.boot_id => {
+                Err(failed("the agent's report is from another boot than the Node's"))
             }
-            (reading, _) => reading,
+            _ => Ok(report),
         }
+    }
+
+    /// What else in the cluster leads to the cloud volume.
+    pub fn identity(self) -> Read<'a, VolumeIdentity> {
+        self.read(&self.evidence.identity)
+    }
+
+    /// Machines behind the cloud's holders that reattach saw as Nodes of this cluster.
+    pub fn machines(self) -> Read<'a, Vec<SeenMachine>> {
+        self.read(&self.evidence.machines)
+    }
+
+    /// The cloud's view of the volume.
+    pub fn cloud_volume(self) -> Read<'a, CloudVolume> {
+        self.read(&self.evidence.cloud_volume)
+    }
+
+    /// The jobs of the volume at the provider, oldest first.
+    pub fn jobs(self) -> Read<'a, Vec<CloudJob>> {
+        self.read(&self.evidence.jobs)
+    }
+
+    /// The cloud's view of an instance.
+    pub fn instance(self, instance: &InstanceId) -> Read<'a, CloudInstance> {
+        self.read_some(self.evidence.instances.get(instance))
+    }
+
+    /// The history of an instance's power.
+    pub fn power(self, instance: &InstanceId) -> Read<'a, PowerFacts> {
+        self.read_some(self.evidence.power.get(instance))
+    }
+
+    /// The volume's snapshots that this recovery ordered.
+    pub fn snapshots(self) -> Read<'a, Vec<CloudSnapshot>> {
+        self.read_some(self.evidence.snapshots.as_ref())
+    }
+
+    /// The policy by which admission holds pods away.
+    pub fn hold_policy(self) -> Read<'a, String> {
+        self.read_some(self.evidence.hold_policy.as_ref())
+    }
+
+    /// Every pod that is bound to a node of which a holder is fenced, by name and UID.
+    pub fn node_pods(self, node: &NodeName) -> Read<'a, Vec<(ObjectName, Uid)>> {
+        self.read_some(self.evidence.node_pods.get(node))
+    }
+
+    /// What pods on such a node would lose for good if they went away.
+    pub fn node_losses(self, node: &NodeName) -> Read<'a, Vec<PodLoss>> {
+        self.read_some(self.evidence.node_losses.get(node))
+    }
+
+    /// Every claim that a pod on such a node uses.
+    pub fn node_claims(self, node: &NodeName) -> Read<'a, Vec<NodeClaim>> {
+        self.read_some(self.evidence.node_claims.get(node))
+    }
+
+    /// Every Node that is not Ready.
+    pub fn down(self) -> Read<'a, Vec<DownNode>> {
+        self.read_some(self.evidence.down.as_ref())
+    }
+
+    /// What the recovery may do, and by whose word.
+    pub fn mandate(self) -> Read<'a, Mandate> {
+        self.read_some(self.evidence.mandate.as_ref())
     }
 }

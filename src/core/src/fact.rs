@@ -1,6 +1,7 @@
-//! A fact with its source and age, and the four ways it can read: present, absent, stale, unknown.
+//! A fact with its source and age, and why it may be no answer.
 //!
-//! Only `Present` and `Absent` are answers. A stale or unknown fact never counts as a negative one.
+//! Only a value and [`Missing::Absent`] are answers. A fact that was never read, is too old or could not be read never counts
+//! as a negative one.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -55,23 +56,41 @@ pub struct Fact<T> {
     pub at: Timestamp,
 }
 
-/// A fact judged at a moment: see [`Fact::read`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reading<'a, T> {
-    /// Present and fresh.
-    Present(&'a T),
-    /// Absent, by a fresh answer.
+/// Why a fact has no value at a moment: see [`Fact::read`]. [`Missing::Absent`] alone says that there is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// The source was asked, a short while ago, and said that it does not exist.
+    #[error("it does not exist")]
     Absent,
-    /// Too old to be used.
-    Stale {
-        /// How old, in seconds.
+    /// It was not read.
+    #[error("it was not read")]
+    NeverRead,
+    /// It was read too long ago to be used.
+    #[error("{age_secs} s old")]
+    TooOld {
+        /// Its age in seconds.
         age_secs: i64,
     },
-    /// Not known.
-    Unknown {
-        /// Why.
-        why: &'a str,
+    /// The source could not be asked, or its answer could not be used.
+    #[error("{why}")]
+    Failed {
+        /// Why, as one sentence.
+        why: String,
     },
+}
+
+impl Missing {
+    /// Turns the answer that something does not exist into `None`, and leaves an error only where there is no answer.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub fn or_absent<T>(read: Result<T, Self>) -> Result<Option<T>, Self> {
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(Self::Absent) => Ok(None),
+            Err(missing) => Err(missing),
+        }
+    }
 }
 
 impl<T> Fact<T> {
@@ -90,14 +109,17 @@ impl<T> Fact<T> {
         Self { value: Known::Unknown { why: why.into() }, source, at }
     }
 
-    /// Judges the fact at `now`: older than `max_age`, or from the future by more than `max_age`, is stale.
-    pub fn read(&self, now: Timestamp, max_age: SignedDuration) -> Reading<'_, T> {
+    /// The value at `now`.
+    ///
+    /// # Errors
+    /// Why there is none. A fact that is older than `max_age`, or from the future by more than that, is too old.
+    pub fn read(&self, now: Timestamp, max_age: SignedDuration) -> Result<&T, Missing> {
         let age = now.duration_since(self.at);
         match &self.value {
-            Known::Unknown { why } => Reading::Unknown { why },
-            _ if age > max_age || age < -max_age => Reading::Stale { age_secs: age.as_secs() },
-            Known::Present(value) => Reading::Present(value),
-            Known::Absent => Reading::Absent,
+            Known::Unknown { why } => Err(Missing::Failed { why: why.clone() }),
+            _ if age > max_age || age < -max_age => Err(Missing::TooOld { age_secs: age.as_secs() }),
+            Known::Present(value) => Ok(value),
+            Known::Absent => Err(Missing::Absent),
         }
     }
 
@@ -106,25 +128,6 @@ impl<T> Fact<T> {
         match &self.value {
             Known::Present(value) => Some(value),
             _ => None,
-        }
-    }
-}
-
-impl<'a, T> Reading<'a, T> {
-    /// The value of a fresh present fact.
-    pub fn present(self) -> Option<&'a T> {
-        match self {
-            Self::Present(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// Why the fact is no answer, if it is none: what a "missing" list prints.
-    pub fn gap(&self) -> Option<String> {
-        match self {
-            Self::Present(_) | Self::Absent => None,
-            Self::Stale { age_secs } => Some(format!("{age_secs} s old")),
-            Self::Unknown { why } => Some((*why).to_owned()),
         }
     }
 }

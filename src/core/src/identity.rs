@@ -11,8 +11,8 @@
 //! [`IdentityProblem`], one for each thing that does not fit together.
 
 use crate::cloud::{CloudScope, OwnerTags};
-use crate::evidence::{ClaimFacts, Evidence, MAX_AGE, NodeFacts, VolumeFacts};
-use crate::fact::{Fact, Reading};
+use crate::evidence::{ClaimFacts, Evidence, VolumeFacts};
+use crate::fact::Missing;
 use crate::ids::{
     BootId, CloudCluster, DriverName, InstanceId, NodeName, ObjectName, PvName, Uid, VolumeHandle, VolumeId,
 };
@@ -351,8 +351,8 @@ pub fn binding(name: &ObjectName, claim: &ClaimFacts, volume: &VolumeFacts) -> R
 /// # Errors
 /// The one problem that keeps them apart.
 pub fn binding_in(evidence: &Evidence, now: Timestamp) -> Result<(), IdentityProblem> {
-    let claim = evidence.claim.read(now, MAX_AGE).present();
-    let volume = evidence.volume.read(now, MAX_AGE).present();
+    let claim = evidence.at(now).claim().ok();
+    let volume = evidence.at(now).volume().ok();
     match (claim, volume) {
         (Some(claim), Some(volume)) => binding(&evidence.claim_name, claim, volume),
         _ => Ok(()),
@@ -364,13 +364,16 @@ pub fn binding_in(evidence: &Evidence, now: Timestamp) -> Result<(), IdentityPro
 pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp) -> Vec<Refusal> {
     let mut out = Vec::new();
     let say = |problem: IdentityProblem| Refusal::Identity { problem };
-    match (evidence.claim.read(now, MAX_AGE), evidence.volume.read(now, MAX_AGE)) {
-        (Reading::Present(claim), Reading::Present(volume)) => {
+    match (evidence.at(now).claim(), evidence.at(now).volume()) {
+        (Ok(claim), Ok(volume)) => {
             out.extend(binding(&evidence.claim_name, claim, volume).err().map(say));
         }
         (claim, volume) => out.push(Refusal::Missing {
             what: "whether claim and PersistentVolume are bound to each other".to_owned(),
-            why: claim.gap().or(volume.gap()).unwrap_or_else(|| "one of them does not exist".to_owned()),
+            why: match Missing::or_absent(claim).and(Missing::or_absent(volume)) {
+                Err(missing) => missing.to_string(),
+                Ok(_) => "one of them does not exist".to_owned(),
+            },
         }),
     }
     match of_the_volume(evidence, now) {
@@ -378,7 +381,7 @@ pub fn refusals(evidence: &Evidence, holder: Option<&InstanceId>, now: Timestamp
         Err(missing) => out.push(missing),
     }
     out.extend(of_the_owner(evidence, now));
-    let named = evidence.cloud_volume.read(now, MAX_AGE).present().map_or(&[][..], |c| &c.holders[..]);
+    let named = evidence.at(now).cloud_volume().ok().map_or(&[][..], |c| &c.holders[..]);
     let machines: BTreeSet<&InstanceId> = named.iter().chain(holder).collect();
     out.extend(machines.iter().filter_map(|i| several_nodes(evidence, i, now)).map(say));
     // With more than one holder nothing is touched anyway.
@@ -398,12 +401,8 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
         what: "whether the volume's handle is its own and the only one".to_owned(),
         why,
     };
-    let reading = evidence.identity.read(now, MAX_AGE);
-    if let Some(why) = reading.gap() {
-        return Err(missing(why));
-    }
-    let identity = reading.present().ok_or_else(|| missing("nobody can tell".to_owned()))?;
-    let volume = evidence.volume.read(now, MAX_AGE).present();
+    let identity = evidence.at(now).identity().map_err(|why| missing(why.to_string()))?;
+    let volume = evidence.at(now).volume().ok();
     let (Some(volume), Some(id)) = (volume, &evidence.cloud_id) else {
         return Err(missing("the PersistentVolume was not read".to_owned()));
     };
@@ -420,7 +419,7 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
             volume: id.clone(),
         }),
         // That the cloud does not answer, or has no such volume, is said by those who read it.
-        None if evidence.cloud_volume.read(now, MAX_AGE).present().is_none() => {}
+        None if evidence.at(now).cloud_volume().is_err() => {}
         None => return Err(missing("the provider makes no handle for it".to_owned())),
     }
     if !identity.others.is_empty() {
@@ -446,8 +445,8 @@ fn of_the_volume(evidence: &Evidence, now: Timestamp) -> Result<Vec<IdentityProb
 /// writes both once, when it makes the volume, and a PersistentVolume that is kept may be given to another claim later.
 /// Which claim has it now, Kubernetes says by UID ([`binding`]).
 fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
-    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present();
-    let volume = evidence.volume.read(now, MAX_AGE).present();
+    let cloud = evidence.at(now).cloud_volume().ok();
+    let volume = evidence.at(now).volume().ok();
     // That one of them is not known is said by those who read it.
     let (Some(cloud), Some(volume)) = (cloud, volume) else { return Vec::new() };
     let OwnerTags { clusters, volumes, claim } = &cloud.owner;
@@ -459,7 +458,7 @@ fn of_the_owner(evidence: &Evidence, now: Timestamp) -> Vec<Refusal> {
             what: format!("whether cloud volume {id} is of this cluster, as its tags have it"),
             why: why.to_owned(),
         };
-        match evidence.identity.read(now, MAX_AGE).present().map(|i| &i.own_clusters) {
+        match evidence.at(now).identity().ok().map(|i| &i.own_clusters) {
             // The machines carry no such tag, so there is nothing to compare with.
             Some(OwnClusters::Known { names }) if names.is_empty() => {}
             Some(OwnClusters::Known { names }) if !names.is_disjoint(clusters) => {}
@@ -502,7 +501,7 @@ fn nodes_of<'a>(
     now: Timestamp,
 ) -> impl Iterator<Item = &'a NodeName> {
     let is = move |name: &&NodeName| {
-        evidence.node(name, now).is_some_and(|n| n.instance.as_ref() == Some(instance))
+        evidence.at(now).node(name).is_ok_and(|n| n.instance.as_ref() == Some(instance))
     };
     evidence.nodes.keys().filter(is)
 }
@@ -524,16 +523,11 @@ pub fn of_this_cluster(evidence: &Evidence, holder: &InstanceId, now: Timestamp)
         why,
     };
     // A Node that could not be read may be the one.
-    let unread =
-        |(name, fact): (&NodeName, &Fact<NodeFacts>)| Some((name.clone(), fact.read(now, MAX_AGE).gap()?));
-    if let Some((name, why)) = evidence.nodes.iter().find_map(unread) {
-        return Err(missing(format!("Node {name}: {why}")));
+    for (name, read) in evidence.at(now).nodes() {
+        Missing::or_absent(read).map_err(|why| missing(format!("Node {name}: {why}")))?;
     }
-    let reading = evidence.machines.read(now, MAX_AGE);
-    if let Some(why) = reading.gap() {
-        return Err(missing(why));
-    }
-    let seen = reading.present().map_or(&[][..], Vec::as_slice);
+    let seen = Missing::or_absent(evidence.at(now).machines()).map_err(|why| missing(why.to_string()))?;
+    let seen = seen.map_or(&[][..], Vec::as_slice);
     let here =
         |m: &&SeenMachine| m.instance == *holder && m.scope.is_some() && m.scope == evidence.cloud_scope;
     match seen.iter().find(here) {
@@ -551,8 +545,7 @@ fn is_vouched_for(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> b
 /// The tags of the holder against those of this cluster's other machines. Tags that are not there, or could not be read,
 /// say nothing: the Node is what makes the machine this cluster's.
 fn tagged_as_anothers(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Option<IdentityProblem> {
-    let VolumeIdentity { own_clusters, holder_clusters: tagged, .. } =
-        evidence.identity.read(now, MAX_AGE).present()?;
+    let VolumeIdentity { own_clusters, holder_clusters: tagged, .. } = evidence.at(now).identity().ok()?;
     let OwnClusters::Known { names: own } = own_clusters else { return None };
     if tagged.is_empty()
         || own.is_empty()
@@ -575,7 +568,7 @@ pub fn was_node(
     node: &NodeName,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let seen = evidence.machines.read(now, MAX_AGE).present().map_or(&[][..], Vec::as_slice);
+    let seen = evidence.at(now).machines().ok().map_or(&[][..], Vec::as_slice);
     let mut as_nodes = seen.iter().filter(|m| m.instance == *holder).map(|m| &m.node);
     let Some(first) = as_nodes.next() else { return Ok(()) };
     if first == node || as_nodes.any(|n| n == node) {

@@ -1,7 +1,6 @@
 //! What is lost for good when a pod goes away (safety rule S2): one list, whatever makes the pod go.
 
-use crate::evidence::{Evidence, MAX_AGE, OwnerFacts};
-use crate::fact::Reading;
+use crate::evidence::{Evidence, OwnerFacts};
 use crate::ids::{NodeName, ObjectName};
 use crate::plan::Refusal;
 use crate::workload::WorkloadFacts;
@@ -81,13 +80,13 @@ pub fn losses(evidence: &Evidence, node: &NodeName, going: PodsGo, now: Timestam
     if going == PodsGo::None {
         return out;
     }
-    let workload = evidence.workload.read(now, MAX_AGE);
+    let workload = evidence.at(now).workload();
     // What else stands against an effect says that the workload is gone or cannot be read.
-    if let Reading::Present(w) = &workload {
+    if let Ok(w) = &workload {
         of_the_workload(w, going, &mut out);
     }
     if going == PodsGo::OfTheNode {
-        of_the_node(evidence, node, workload.present(), now, &mut out);
+        of_the_node(evidence, node, workload.ok(), now, &mut out);
     }
     out
 }
@@ -136,13 +135,9 @@ fn of_the_node(
     out: &mut Vec<Refusal>,
 ) {
     let what = || format!("what the pods on {node} would lose");
-    let found = match evidence.node_losses.get(node).map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(found)) => found,
-        Some(other) => {
-            let why = other.gap().unwrap_or_else(|| "there is no answer".to_owned());
-            return out.push(Refusal::Missing { what: what(), why });
-        }
-        None => return out.push(Refusal::Missing { what: what(), why: "it was not read".to_owned() }),
+    let found = match evidence.at(now).node_losses(node) {
+        Ok(found) => found,
+        Err(missing) => return out.push(Refusal::Missing { what: what(), why: missing.to_string() }),
     };
     let judged = |l: &PodLoss| {
         let own = workload.filter(|w| w.pods.iter().any(|p| p.name == l.pod));

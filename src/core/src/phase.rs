@@ -1,6 +1,6 @@
 //! How a recovery stands: the phase that its custom resource stores, and the reason for it with its data.
 
-use crate::diagnosis::{Missing, NotOurs, WaitReason};
+use crate::diagnosis::{MissingFact, NotOurs, WaitReason};
 use crate::journal::UnwindReason;
 use crate::plan::StepIx;
 use crate::policy::Mode;
@@ -75,7 +75,7 @@ pub enum Reason {
     /// Diagnosis found what must happen first.
     Wait(WaitReason),
     /// These facts are missing for a diagnosis.
-    Missing(Vec<Missing>),
+    Missing(Vec<MissingFact>),
     /// The problem has a class, and no plan was made yet.
     NoPlan,
     /// These refusals stand against the plan, one sentence each.

@@ -82,7 +82,7 @@ impl Scene {
         let plan = Case::deployment().plan().unwrap().sound().unwrap();
         let authority = Authority { mode: Mode::Auto, approved: None };
         let pass = self.executor.gate.pass(&plan, &authority, 1).unwrap();
-        let csi = self.evidence.csi(self.clock.now()).unwrap();
+        let csi = self.evidence.at(self.clock.now()).csi().unwrap();
         let volume = self.executor.collector.providers.locate(csi).unwrap();
         let (step, intent) = (StepIx(0), "a test".to_owned());
         let action = Action { step, intent, effect: effect.clone() };
@@ -284,7 +284,7 @@ async fn a_question_has_the_number_of_the_record() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_carries_the_records_uid() {
     let s = Scene::new();
-    let volume = VolumeId::from(Case::deployment().evidence.csi(s.clock.now()).unwrap().handle.as_str());
+    let volume = VolumeId::from(Case::deployment().evidence.at(s.clock.now()).csi().unwrap().handle.as_str());
     let effect = Effect::Snapshot { volume: volume.clone() };
     assert!(s.perform(&effect).await.applied());
     assert_eq!(s.cloud.orders(), [format!("snapshot {volume} as {}", s.recovery.uid().unwrap())]);

@@ -11,7 +11,7 @@ use reattach_core::authority::{Mandate, mandate};
 use reattach_core::check::Violation;
 use reattach_core::consent::PolicySays;
 use reattach_core::diagnosis::{Diagnosis, GuestView, Trouble, Verdict, WaitReason, diagnose, guest_view};
-use reattach_core::evidence::{Evidence, MAX_AGE};
+use reattach_core::evidence::Evidence;
 use reattach_core::guest::Challenge;
 use reattach_core::ids::{NodeName, ObjectName};
 use reattach_core::journal::Event;
@@ -115,7 +115,7 @@ impl Executor {
         memory: &mut DriverState,
     ) -> Result<Option<Turn>, TurnError> {
         let (Some(cloud), Some(csi)) =
-            (evidence.cloud_volume.shown(), evidence.csi(self.collector.clock.now()))
+            (evidence.cloud_volume.shown(), evidence.at(self.collector.clock.now()).csi())
         else {
             return Ok(None);
         };
@@ -425,11 +425,11 @@ fn ended_by_policy(recovery: &VolumeRecovery, limits: &Limits) -> Option<String>
 /// The node whose machine must be looked at before anything can be said: a pod there waits for the volume, Kubernetes
 /// says that it is attached there, and the agent's word is missing or from another boot.
 fn unseen(evidence: &Evidence, now: Timestamp) -> Option<NodeName> {
-    let attachments = evidence.attachments.read(now, MAX_AGE).present()?;
-    let pods = evidence.pods.read(now, MAX_AGE).present()?;
+    let attachments = evidence.at(now).attachments().ok()?;
+    let pods = evidence.at(now).pods().ok()?;
     let waiting = pods.iter().filter(|p| !p.ready && !p.is_finished()).filter_map(|p| p.node.as_ref());
     waiting
-        .filter(|node| evidence.node(node, now).is_some_and(|n| n.ready))
+        .filter(|node| evidence.at(now).node(node).is_ok_and(|n| n.ready))
         .filter(|node| attachments.iter().any(|a| a.node == **node && a.attached))
         .find(|node| matches!(guest_view(evidence, node, now), GuestView::Unknown { .. }))
         .cloned()

@@ -1,14 +1,14 @@
 //! S10, derived again from the evidence: whose the claim, the volume and the machine are.
 
 use super::{Findings, Violation};
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::Evidence;
 use crate::identity::{ClaimPhase, OwnClusters};
 use crate::plan::Plan;
 use jiff::Timestamp;
 
 pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Findings) {
-    let claim = e.claim.read(now, MAX_AGE).present();
-    let volume = e.volume.read(now, MAX_AGE).present();
+    let claim = e.at(now).claim().ok();
+    let volume = e.at(now).volume().ok();
     let bound = match (claim, volume.and_then(|v| v.claim_ref.as_ref())) {
         (Some(c), Some(of)) => {
             of.claim == e.claim_name && of.uid.as_ref() == Some(&c.uid) && c.phase == ClaimPhase::Bound
@@ -17,7 +17,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     };
     let named = claim.is_some_and(|c| c.volume_name.as_ref() == volume.map(|v| &v.name));
     found.require(bound && named, Violation::NotBound);
-    let identity = e.identity.read(now, MAX_AGE).present();
+    let identity = e.at(now).identity().ok();
     let handle = volume.and_then(|v| v.csi.as_ref()).map(|c| &c.handle);
     found.require(
         identity.is_some_and(|i| i.canonical.is_some() && i.canonical.as_ref() == handle),
@@ -25,7 +25,7 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     );
     found.require(identity.is_some_and(|i| i.others.is_empty()), Violation::SharedCloudVolume);
     found.require(identity.is_some_and(|i| i.region.is_none()), Violation::OtherRegion);
-    let cloud = e.cloud_volume.read(now, MAX_AGE).present();
+    let cloud = e.at(now).cloud_volume().ok();
     let tags = cloud.map(|c| &c.owner);
     let known_as = |name: &str| volume.is_some_and(|v| v.tagged_as.iter().any(|n| n == name));
     let clusters = tags.into_iter().flat_map(|t| &t.clusters).collect::<Vec<_>>();
@@ -55,9 +55,9 @@ pub(super) fn identity(plan: &Plan, e: &Evidence, now: Timestamp, found: &mut Fi
     let held = cloud.map_or(&[][..], |c| c.holders.as_slice());
     for instance in held.iter().chain([&plan.pins.holder]) {
         let is = |n: &crate::evidence::NodeFacts| n.instance.as_ref() == Some(instance);
-        let nodes = e.nodes.values().filter_map(|f| f.read(now, MAX_AGE).present()).filter(|n| is(n)).count();
+        let nodes = e.at(now).nodes().filter_map(|(_, read)| read.ok()).filter(|n| is(n)).count();
         found.require(nodes <= 1, Violation::InstanceShared { instance: instance.clone() });
-        let seen = e.machines.read(now, MAX_AGE).present().is_some_and(|all| {
+        let seen = e.at(now).machines().is_ok_and(|all| {
             all.iter().any(|m| m.instance == *instance && m.scope.is_some() && m.scope == e.cloud_scope)
         });
         let declared = e

@@ -1,7 +1,7 @@
 //! What the guest shows of one volume, from the answer to a challenge where there is one.
 
 use crate::evidence::Evidence;
-use crate::fact::Reading;
+use crate::fact::Missing;
 use crate::guest::ScanResult;
 use crate::ids::NodeName;
 use jiff::Timestamp;
@@ -36,11 +36,11 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
     }
     if let Some(answer) = evidence.answers.get(node) {
         let same_device = evidence.cloud_volume.shown().is_some_and(|c| c.identity == answer.identity);
-        let same_boot = evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id);
+        let same_boot = evidence.at(now).node(node).is_ok_and(|n| n.boot_id == answer.boot_id);
         let ours = evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch);
         if same_boot && same_device && ours {
             // An agent writes its report with each answer and on every change: what it lists may have come since.
-            let inventory = evidence.guest(node, now).present();
+            let inventory = evidence.at(now).guest(node).ok();
             let came = inventory.is_some_and(|g| g.devices.iter().any(|d| d.identity == answer.identity));
             return match &answer.seen {
                 ScanResult::NoDevice | ScanResult::DeadMount { .. } if came => GuestView::Device,
@@ -53,15 +53,17 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
             };
         }
     }
-    let guest = match evidence.guest(node, now) {
-        Reading::Present(guest) => guest,
-        Reading::Absent => return GuestView::Unknown { why: format!("no agent has reported from {node}") },
-        Reading::Stale { age_secs } => {
+    let guest = match evidence.at(now).guest(node) {
+        Ok(guest) => guest,
+        Err(Missing::Absent) => {
+            return GuestView::Unknown { why: format!("no agent has reported from {node}") };
+        }
+        Err(Missing::TooOld { age_secs }) => {
             return GuestView::Unknown { why: format!("the report is {age_secs} s old") };
         }
-        Reading::Unknown { why } => return GuestView::Unknown { why: why.to_owned() },
+        Err(missing) => return GuestView::Unknown { why: missing.to_string() },
     };
-    let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.csi(now)) else {
+    let (Some(cloud), Some(csi)) = (evidence.cloud_volume.shown(), evidence.at(now).csi()) else {
         return GuestView::Unknown {
             why: "the device's identity is not known without the cloud's answer".to_owned(),
         };
@@ -91,8 +93,8 @@ pub fn guest_view(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Guest
 /// A volume that was renamed in the cloud keeps its old name in the guest until it is attached again, and the CSI
 /// handle keeps it for good (Linode: `<id>-<label>`). Looking for the new name would find no device that is there.
 fn renamed(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Option<String> {
-    let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.csi(now)?);
-    let guest = evidence.guest(node, now).present()?;
+    let (cloud, csi) = (evidence.cloud_volume.shown()?, evidence.at(now).csi()?);
+    let guest = evidence.at(now).guest(node).ok()?;
     let named = |serial: &str| !serial.is_empty() && csi.handle.as_str().ends_with(&format!("-{serial}"));
     if guest.devices.iter().any(|d| d.identity == cloud.identity) || named(&cloud.identity.serial) {
         return None;

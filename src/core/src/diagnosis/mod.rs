@@ -102,7 +102,7 @@ pub enum Verdict {
     #[error("not classified, because {}", missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Unclassified {
         /// What would have to be known.
-        missing: Vec<Missing>,
+        missing: Vec<MissingFact>,
     },
 }
 
@@ -121,7 +121,7 @@ impl Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 #[error("{what}: {why}")]
-pub struct Missing {
+pub struct MissingFact {
     /// Which fact.
     pub what: String,
     /// Why it is no answer.

@@ -1,22 +1,21 @@
 //! Class D by its causes: a VolumeAttachment that does not finish, or one that is missing where a node says attached.
 
 use super::table::{Table, known, ours, wait};
-use super::{Missing, StuckCause, Trouble, Verdict, WaitReason};
-use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE};
-use crate::fact::Reading;
+use super::{MissingFact, StuckCause, Trouble, Verdict, WaitReason};
+use crate::evidence::{AttachmentFacts, Evidence};
+use crate::fact::Missing;
 use crate::ids::{NodeName, PvName};
 use jiff::Timestamp;
 
 impl Table<'_> {
     /// A VolumeAttachment in error, of a dead or of a missing node. A node that is not known well enough may be either,
     /// so nothing is said about the rest then.
-    pub(super) fn stuck_records(&self) -> Result<Option<Verdict>, Missing> {
+    pub(super) fn stuck_records(&self) -> Result<Option<Verdict>, MissingFact> {
         for va in self.attachments {
             let what = format!("Node {}", va.node);
-            let Some(fact) = self.evidence.nodes.get(&va.node) else {
-                return Err(Missing { what, why: "it was not read".to_owned() });
+            let Some(node) = known(self.facts().node(&va.node), &what)? else {
+                return Ok(self.missing_node(&va.node));
             };
-            let Some(node) = known(fact, self.now, &what)? else { return Ok(self.missing_node(&va.node)) };
             let holder = node.instance.as_ref().filter(|i| !node.ready && self.cloud.holders.contains(i));
             if let Some(instance) = holder {
                 let instance = instance.clone();
@@ -72,21 +71,20 @@ impl Table<'_> {
 
     /// The driver, if neither a CSIDriver object nor any of the nodes that were read knows it.
     fn driver_missing(&self) -> Option<String> {
-        let volume = self.evidence.volume.read(self.now, MAX_AGE).present()?;
+        let volume = self.facts().volume().ok()?;
         let csi = volume.csi.as_ref().filter(|_| volume.attach_required.is_none())?;
-        let mut known = self.evidence.nodes.values().map(|n| n.read(self.now, MAX_AGE));
-        let nobody = known.all(|reading| match reading {
-            Reading::Present(node) => !node.csi_drivers.contains(&csi.driver),
-            Reading::Absent => true,
-            Reading::Stale { .. } | Reading::Unknown { .. } => false,
+        let nobody = self.facts().nodes().all(|(_, read)| match read {
+            Ok(node) => !node.csi_drivers.contains(&csi.driver),
+            Err(Missing::Absent) => true,
+            Err(_) => false,
         });
         nobody.then(|| csi.driver.to_string())
     }
 
     /// A dead node that lists the volume, without a VolumeAttachment and without a pod there.
     fn unrecorded(&self) -> Option<NodeName> {
-        let csi = self.evidence.csi(self.now)?;
-        let dead = self.evidence.nodes.values().filter_map(|n| n.read(self.now, MAX_AGE).present());
+        let csi = self.facts().csi()?;
+        let dead = self.facts().nodes().filter_map(|(_, read)| read.ok());
         dead.filter(|n| !n.ready && self.evidence.lists_volume(&n.volumes_attached, csi))
             .find(|n| !self.attachments.iter().any(|a| a.node == n.name))
             .map(|n| n.name.clone())
@@ -98,8 +96,8 @@ pub(super) fn volume_missing(
     evidence: &Evidence,
     pv: &PvName,
     now: Timestamp,
-) -> Result<Option<Verdict>, Missing> {
-    let attachments = known(&evidence.attachments, now, "the list of VolumeAttachments")?;
+) -> Result<Option<Verdict>, MissingFact> {
+    let attachments = known(evidence.at(now).attachments(), "the list of VolumeAttachments")?;
     let going = attachments.and_then(|all| all.iter().find(|a| a.deleting_since.is_some()));
     Ok(going.map(|va| stuck(va, StuckCause::VolumeMissing { node: va.node.clone(), pv: pv.to_string() })))
 }

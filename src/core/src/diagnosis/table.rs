@@ -2,11 +2,11 @@
 
 use super::records::volume_missing;
 use super::{
-    Class, Diagnosis, GuestView, Missing, NotOurs, StuckPod, Trouble, Verdict, WaitReason, guest_view,
+    Class, Diagnosis, GuestView, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason, guest_view,
 };
 use crate::cloud::{CloudJob, CloudVolume, JobStatus, VolumeState};
-use crate::evidence::{AttachmentFacts, Evidence, MAX_AGE, NodeFacts, PodFacts};
-use crate::fact::Fact;
+use crate::evidence::{AttachmentFacts, Evidence, EvidenceAt, NodeFacts, PodFacts, Read};
+use crate::fact::Missing;
 use crate::identity::{self, ClaimPhase, binding};
 use crate::ids::NodeName;
 use jiff::{SignedDuration, Timestamp};
@@ -26,11 +26,13 @@ pub fn diagnose(evidence: &Evidence, now: Timestamp) -> Diagnosis {
     Diagnosis { verdict, facts }
 }
 
-fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result<Verdict, Missing> {
+fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result<Verdict, MissingFact> {
     let not_ours = |reason| Ok(Verdict::NotOurs { reason });
-    let Some(claim) = known(&evidence.claim, now, "the claim")? else { return not_ours(NotOurs::NoClaim) };
+    let Some(claim) = known(evidence.at(now).claim(), "the claim")? else {
+        return not_ours(NotOurs::NoClaim);
+    };
     let Some(pv_name) = &claim.volume_name else { return not_ours(NotOurs::Unbound) };
-    let Some(volume) = known(&evidence.volume, now, "the PersistentVolume")? else {
+    let Some(volume) = known(evidence.at(now).volume(), "the PersistentVolume")? else {
         // A claim that was bound is Lost then. Any other one only names what is not there.
         if claim.phase == ClaimPhase::Pending {
             return not_ours(NotOurs::Unbound);
@@ -54,13 +56,13 @@ fn judge(evidence: &Evidence, now: Timestamp, facts: &mut Vec<String>) -> Result
             handle: csi.handle.to_string(),
         });
     };
-    let pods = known(&evidence.pods, now, "the list of pods")?.map_or(&[][..], Vec::as_slice);
-    let attachments =
-        known(&evidence.attachments, now, "the list of VolumeAttachments")?.map_or(&[][..], Vec::as_slice);
+    let pods = known(evidence.at(now).pods(), "the list of pods")?.map_or(&[][..], Vec::as_slice);
+    let attachments = known(evidence.at(now).attachments(), "the list of VolumeAttachments")?
+        .map_or(&[][..], Vec::as_slice);
     for a in attachments {
         facts.push(attachment_sentence(a));
     }
-    let Some(cloud) = known(&evidence.cloud_volume, now, "the cloud volume")? else {
+    let Some(cloud) = known(evidence.at(now).cloud_volume(), "the cloud volume")? else {
         facts.push(format!("the cloud does not know volume {cloud_id}"));
         return not_ours(NotOurs::CloudVolumeGone { volume: cloud_id.to_string() });
     };
@@ -84,8 +86,14 @@ pub(super) struct Table<'a> {
     pub(super) cloud: &'a CloudVolume,
 }
 
+impl<'a> Table<'a> {
+    pub(super) fn facts(&self) -> EvidenceAt<'a> {
+        self.evidence.at(self.now)
+    }
+}
+
 impl Table<'_> {
-    fn judge_pods(&self, pods: &[PodFacts], facts: &mut Vec<String>) -> Result<Verdict, Missing> {
+    fn judge_pods(&self, pods: &[PodFacts], facts: &mut Vec<String>) -> Result<Verdict, MissingFact> {
         let live: Vec<&PodFacts> =
             pods.iter().filter(|p| !p.is_finished() || p.deleting_since.is_some()).collect();
         // A pod that is Ready may still sit on a dead mount: look at the guest before calling it healthy.
@@ -116,17 +124,14 @@ impl Table<'_> {
         pod: &PodFacts,
         node: &NodeName,
         facts: &mut Vec<String>,
-    ) -> Result<Option<Verdict>, Missing> {
-        let Some(fact) = self.evidence.nodes.get(node) else {
-            return Err(Missing { what: format!("Node {node}"), why: "it was not read".to_owned() });
-        };
-        let Some(node_facts) = known(fact, self.now, &format!("Node {node}"))? else {
+    ) -> Result<Option<Verdict>, MissingFact> {
+        let Some(node_facts) = known(self.facts().node(node), &format!("Node {node}"))? else {
             let unknown = || still_runs(pod, format!("its node {node} does not exist"));
             return self.missing_node(node).ok_or_else(unknown).map(Some);
         };
         facts.push(node_sentence(node_facts));
         let Some(instance) = node_facts.instance.clone() else {
-            return Err(Missing {
+            return Err(MissingFact {
                 what: format!("the instance behind Node {node}"),
                 why: "its providerID names none that a provider knows".to_owned(),
             });
@@ -176,11 +181,10 @@ impl Table<'_> {
                 Some(_) => self.held_elsewhere(node)?,
             }));
         }
-        let csi_registered =
-            self.evidence.csi(self.now).is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
+        let csi_registered = self.facts().csi().is_none_or(|c| node_facts.csi_drivers.contains(&c.driver));
         match seen {
             GuestView::NoDevice { .. } | GuestView::DeadMount { .. } if !csi_registered => {
-                let driver = self.evidence.csi(self.now).map(|c| c.driver.to_string()).unwrap_or_default();
+                let driver = self.facts().csi().map(|c| c.driver.to_string()).unwrap_or_default();
                 Ok(Some(wait(WaitReason::DriverNotRegistered { driver, node: node.clone() })))
             }
             GuestView::NoDevice { confirmed } => Ok(Some(ours(Trouble::Phantom {
@@ -200,15 +204,16 @@ impl Table<'_> {
             }
             GuestView::Unknown { why } => match self.not_ours_event(pod) {
                 Some(what) => Ok(Some(Verdict::NotOurs { reason: NotOurs::Other { what } })),
-                None => {
-                    Err(Missing { what: format!("what the machine behind {node} sees of the volume"), why })
-                }
+                None => Err(MissingFact {
+                    what: format!("what the machine behind {node} sees of the volume"),
+                    why,
+                }),
             },
         }
     }
 
     /// A pod without a node: something may hold the volume where the scheduler cannot or will not go.
-    fn judge_unbound(&self, pod: &PodFacts) -> Result<Verdict, Missing> {
+    fn judge_unbound(&self, pod: &PodFacts) -> Result<Verdict, MissingFact> {
         if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
@@ -216,7 +221,7 @@ impl Table<'_> {
     }
 
     /// The pod's node has no VolumeAttachment: who has the volume?
-    fn no_attachment_here(&self, node: &NodeName) -> Result<Verdict, Missing> {
+    fn no_attachment_here(&self, node: &NodeName) -> Result<Verdict, MissingFact> {
         if !self.attachments.is_empty() || !self.cloud.holders.is_empty() {
             return self.held_elsewhere(node);
         }
@@ -225,7 +230,7 @@ impl Table<'_> {
     }
 
     /// The volume is with another instance than the one behind `node`, or a VolumeAttachment names another node.
-    fn held_elsewhere(&self, node: &NodeName) -> Result<Verdict, Missing> {
+    fn held_elsewhere(&self, node: &NodeName) -> Result<Verdict, MissingFact> {
         if let Some(verdict) = self.stuck_records()? {
             return Ok(verdict);
         }
@@ -243,9 +248,9 @@ impl Table<'_> {
             return Ok(wait(WaitReason::Detaching { node: va.node.clone() }));
         }
         let spoken_for = |holder| {
-            self.attachments.iter().any(|a| {
-                self.evidence.node(&a.node, self.now).is_some_and(|n| n.instance.as_ref() == Some(holder))
-            })
+            self.attachments
+                .iter()
+                .any(|a| self.facts().node(&a.node).is_ok_and(|n| n.instance.as_ref() == Some(holder)))
         };
         match self.cloud.holders.iter().find(|h| !spoken_for(h)) {
             Some(holder) => Ok(ours(Trouble::Orphan { holder: holder.clone(), wanted_by: node.clone() })),
@@ -254,7 +259,7 @@ impl Table<'_> {
     }
 
     fn live_pod_on(&self, node: &NodeName) -> Option<&PodFacts> {
-        let pods = self.evidence.pods.read(self.now, MAX_AGE).present()?;
+        let pods = self.facts().pods().ok()?;
         pods.iter().find(|p| p.node.as_ref() == Some(node) && !p.is_finished())
     }
 
@@ -283,7 +288,7 @@ impl Table<'_> {
     /// The provider's word for a job of the volume that can still change something, or that ended a moment ago: the
     /// guest's kernel finds a new device a little later than the cloud says that it is attached.
     fn pending_job(&self) -> Option<String> {
-        let jobs = self.evidence.jobs.read(self.now, MAX_AGE).present()?;
+        let jobs = self.facts().jobs().ok()?;
         let fresh =
             |j: &CloudJob| j.status != JobStatus::Failed && self.now.duration_since(j.created) < SETTLING;
         let mut of_the_volume = jobs.iter().filter(|j| j.volume.as_ref() == Some(&self.cloud.id));
@@ -312,7 +317,7 @@ impl Table<'_> {
             reason: Some(event.reason.clone()),
             source_component: Some(event.component.clone()),
             message: event.message.clone(),
-            driver: self.evidence.csi(self.now).map(|c| c.driver.to_string()),
+            driver: self.facts().csi().map(|c| c.driver.to_string()),
         };
         matches!(nominate(&message), Nomination::NotOurs { .. }).then(|| event.message.clone())
     }
@@ -326,16 +331,14 @@ pub(super) fn wait(reason: WaitReason) -> Verdict {
     Verdict::Wait { reason }
 }
 
-fn still_runs(pod: &PodFacts, why: String) -> Missing {
-    Missing { what: format!("whether pod {} still runs", pod.name), why }
+fn still_runs(pod: &PodFacts, why: String) -> MissingFact {
+    MissingFact { what: format!("whether pod {} still runs", pod.name), why }
 }
 
-pub(super) fn known<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str) -> Result<Option<&'a T>, Missing> {
-    let reading = fact.read(now, MAX_AGE);
-    match reading.gap() {
-        Some(why) => Err(Missing { what: what.to_owned(), why }),
-        None => Ok(reading.present()),
-    }
+/// The value, or none where there is none for certain.
+pub(super) fn known<'a, T>(read: Read<'a, T>, what: &str) -> Result<Option<&'a T>, MissingFact> {
+    Missing::or_absent(read)
+        .map_err(|missing| MissingFact { what: what.to_owned(), why: missing.to_string() })
 }
 
 fn attachment_sentence(a: &AttachmentFacts) -> String {

@@ -3,7 +3,7 @@
 use super::Plan;
 use super::build::advice;
 use crate::diagnosis::Class;
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::Evidence;
 use crate::plan::Refusal;
 use crate::proof;
 use crate::steps::StepKind;
@@ -19,10 +19,10 @@ pub fn may_begin(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Result<(),
         return Ok(());
     }
     let holder = &plan.pins.holder;
-    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present();
+    let cloud = evidence.at(now).cloud_volume().ok();
     let held = cloud.is_none_or(|c| c.holders.contains(holder));
     let lives =
-        evidence.node(&plan.pins.node, now).is_some_and(|n| n.ready && n.instance.as_ref() == Some(holder));
+        evidence.at(now).node(&plan.pins.node).is_ok_and(|n| n.ready && n.instance.as_ref() == Some(holder));
     if !held || lives {
         return Ok(());
     }

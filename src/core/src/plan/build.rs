@@ -5,8 +5,8 @@ use super::{
     before_fencing, before_holding, before_scaling, general,
 };
 use crate::diagnosis::{Diagnosis, StuckCause, Trouble, Verdict};
-use crate::evidence::{CsiSource, Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::{CsiSource, Evidence};
+use crate::fact::Missing;
 use crate::ids::PlanHash;
 use crate::loss::losses;
 use crate::plain;
@@ -147,10 +147,10 @@ pub(crate) fn make(
 /// Whether the hold is to be a taint on the node: the cluster is known to have no policy, and the holder's node is there and
 /// lives. What a dead node has is freed without a hold; a record or an orphan whose node may be gone cannot be.
 fn closes_node(order: &[RunbookStep], evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> bool {
-    let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
+    let policy = evidence.at(now).hold_policy();
     order.iter().any(|s| s.step == StepKind::Hold)
         && trouble.releases() == Releases::Everyone
-        && matches!(policy, Some(Reading::Absent))
+        && matches!(policy, Err(Missing::Absent))
 }
 
 /// The steps that the cloud can do and people allow. Where the cluster cannot hold pods away, a dead node is fenced all
@@ -163,8 +163,8 @@ fn possible(
     now: Timestamp,
 ) -> Vec<RunbookStep> {
     let fences = order.iter().any(|s| s.step == StepKind::TaintOutOfService);
-    let policy = evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE));
-    let gates = !fences || matches!(policy, Some(Reading::Present(_)));
+    let policy = evidence.at(now).hold_policy();
+    let gates = !fences || policy.is_ok();
     let available = Available { allowed, gates, detaches: gates && !closes_node };
     order.iter().filter(|s| (s.step.spec().available_if)(&available)).copied().collect()
 }
@@ -220,12 +220,10 @@ fn for_people(trouble: &Trouble, evidence: &Evidence) -> Option<String> {
 fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) -> Result<Pins, Refusal> {
     let missing =
         |what: &str| Refusal::Missing { what: what.to_owned(), why: "it could not be pinned".to_owned() };
-    let claim = evidence.claim.read(now, MAX_AGE).present().ok_or_else(|| missing("the claim"))?;
-    let pv = evidence.volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the PersistentVolume"))?;
-    let cloud =
-        evidence.cloud_volume.read(now, MAX_AGE).present().ok_or_else(|| missing("the cloud volume"))?;
-    let attachments =
-        evidence.attachments.read(now, MAX_AGE).present().ok_or_else(|| missing("the VolumeAttachments"))?;
+    let claim = evidence.at(now).claim().map_err(|_| missing("the claim"))?;
+    let pv = evidence.at(now).volume().map_err(|_| missing("the PersistentVolume"))?;
+    let cloud = evidence.at(now).cloud_volume().map_err(|_| missing("the cloud volume"))?;
+    let attachments = evidence.at(now).attachments().map_err(|_| missing("the VolumeAttachments"))?;
     let attachment = match &target.attachment {
         Some(uid) => {
             let va = attachments.iter().find(|a| a.uid == *uid);
@@ -234,19 +232,17 @@ fn pins(evidence: &Evidence, target: &Target, tainting: bool, now: Timestamp) ->
         }
         None => None,
     };
-    let workload = evidence.workload.read(now, MAX_AGE).present().ok_or_else(|| missing("the workload"))?;
+    let workload = evidence.at(now).workload().map_err(|_| missing("the workload"))?;
     let mut pods: Vec<_> = workload.pods.iter().map(|p| (p.name.clone(), p.uid.clone())).collect();
     // The order in which an API lists them must not change the plan's hash.
     pods.sort();
-    let node = evidence.node(&target.node, now);
+    let node = evidence.at(now).node(&target.node).ok();
     let node_wide = match node.filter(|_| tainting) {
         Some(node) => {
-            let fact = evidence.node_pods.get(&target.node).map(|f| f.read(now, MAX_AGE));
-            let Some(Reading::Present(on_it)) = fact else {
+            let Ok(on_it) = evidence.at(now).node_pods(&target.node) else {
                 return Err(missing(&format!("the pods on {}", target.node)));
             };
-            let fact = evidence.node_claims.get(&target.node).map(|f| f.read(now, MAX_AGE));
-            let Some(Reading::Present(used)) = fact else {
+            let Ok(used) = evidence.at(now).node_claims(&target.node) else {
                 return Err(missing(&format!("the claims of the pods on {}", target.node)));
             };
             let claims: Vec<_> = used.iter().map(|c| c.claim.clone()).collect();

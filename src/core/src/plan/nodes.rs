@@ -4,8 +4,8 @@
 
 use super::Plan;
 use crate::authority::{NodeRules, NodeWord, mandate};
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
-use crate::fact::Reading;
+use crate::evidence::{Evidence, NodeFacts};
+use crate::fact::Missing;
 use crate::outage::down_together;
 use crate::plan::Refusal;
 use crate::proof;
@@ -27,11 +27,10 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
     }
     let name = &plan.pins.node;
     let missing = |what: String, why: String| vec![Refusal::Missing { what, why }];
-    let node = match evidence.nodes.get(name).map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(node)) => node,
-        Some(Reading::Absent) => return Vec::new(),
-        Some(other) => return missing(format!("Node {name}"), other.gap().unwrap_or_default()),
-        None => return missing(format!("Node {name}"), "it was not read".to_owned()),
+    let node = match evidence.at(now).node(name) {
+        Ok(node) => node,
+        Err(Missing::Absent) => return Vec::new(),
+        Err(why) => return missing(format!("Node {name}"), why.to_string()),
     };
     let mandate = match mandate(evidence, now) {
         Ok(mandate) => mandate,
@@ -75,8 +74,8 @@ pub fn may_touch_node(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Vec<R
 /// Claims on the node that nobody may move.
 fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
     let node = &plan.pins.node;
-    match evidence.node_claims.get(node).map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(claims)) => {
+    match evidence.at(now).node_claims(node) {
+        Ok(claims) => {
             for claim in claims {
                 // The plan's own claim is judged by its policy and by the word of people, before.
                 let Some(what) = claim.opted_out.as_ref().filter(|_| claim.claim != evidence.claim_name)
@@ -95,9 +94,9 @@ fn opt_outs(plan: &Plan, evidence: &Evidence, now: Timestamp, out: &mut Vec<Refu
                 }
             }
         }
-        other => out.push(Refusal::Missing {
+        Err(missing) => out.push(Refusal::Missing {
             what: format!("the claims of the pods on {node}"),
-            why: other.and_then(|r| r.gap()).unwrap_or_else(|| "they were not read".to_owned()),
+            why: missing.to_string(),
         }),
     }
 }
@@ -112,13 +111,10 @@ fn brakes(
     out: &mut Vec<Refusal>,
 ) {
     let name = &plan.pins.node;
-    let down = match evidence.down.as_ref().map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(down)) => down,
-        other => {
-            out.push(Refusal::Missing {
-                what: "which nodes are down".to_owned(),
-                why: other.and_then(|r| r.gap()).unwrap_or_else(|| "it was not read".to_owned()),
-            });
+    let down = match evidence.at(now).down() {
+        Ok(down) => down,
+        Err(missing) => {
+            out.push(Refusal::Missing { what: "which nodes are down".to_owned(), why: missing.to_string() });
             return;
         }
     };

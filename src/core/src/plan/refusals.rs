@@ -2,8 +2,8 @@
 
 use super::{Releases, Scope};
 use crate::cloud::VolumeState;
-use crate::evidence::{AccessMode, AttachmentFacts, Evidence, MAX_AGE, PodFacts};
-use crate::fact::{Fact, Reading};
+use crate::evidence::{AccessMode, AttachmentFacts, Evidence, PodFacts, Read};
+use crate::fact::Missing;
 use crate::identity;
 use crate::ids::NodeName;
 use crate::names::OUT_OF_SERVICE_TAINT;
@@ -26,7 +26,7 @@ const OTHERS_TAINTS: [&str; 5] = [
 pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Refusal> {
     let Scope { node, releases, holder } = *scope;
     let mut out = identity::refusals(evidence, Some(holder), now);
-    if let Some(claim) = present(&evidence.claim, now, "the claim", &mut out) {
+    if let Some(claim) = present(evidence.at(now).claim(), "the claim", &mut out) {
         if let Some(what) = &claim.opted_out {
             out.push(Refusal::OptedOut { what: what.clone() });
         }
@@ -45,8 +45,8 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
             out.push(Refusal::ClaimDeleting { claim: evidence.claim_name.to_string() });
         }
     }
-    match evidence.cloud_volume.read(now, MAX_AGE) {
-        Reading::Present(cloud) => {
+    match evidence.at(now).cloud_volume() {
+        Ok(cloud) => {
             if cloud.holders.len() > 1 {
                 out.push(Refusal::ManyHolders { holders: cloud.holders.clone() });
             }
@@ -57,17 +57,17 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
                 });
             }
         }
-        Reading::Absent => out.push(Refusal::Missing {
+        Err(Missing::Absent) => out.push(Refusal::Missing {
             what: "the cloud volume".into(),
             why: "the cloud does not know it".into(),
         }),
-        Reading::Stale { age_secs } => {
+        Err(Missing::TooOld { age_secs }) => {
             out.push(Refusal::ProviderOutage { why: format!("its last answer is {age_secs} s old") })
         }
-        Reading::Unknown { why } => out.push(Refusal::ProviderOutage { why: why.to_owned() }),
+        Err(missing) => out.push(Refusal::ProviderOutage { why: missing.to_string() }),
     }
-    match evidence.nodes.get(node).map(|f| f.read(now, MAX_AGE)) {
-        Some(Reading::Present(facts)) => {
+    match evidence.at(now).node(node) {
+        Ok(facts) => {
             let foreign = |t: &&String| {
                 OTHERS_TAINTS.contains(&t.as_str())
                     && !(facts.out_of_service_by_us && *t == OUT_OF_SERVICE_TAINT)
@@ -76,10 +76,11 @@ pub fn general(evidence: &Evidence, scope: &Scope<'_>, now: Timestamp) -> Vec<Re
                 out.push(Refusal::OthersAtWork { node: node.to_string(), taint: taint.clone() });
             }
         }
-        Some(Reading::Absent) if releases == Releases::OldHolder => {}
+        Err(Missing::Absent) if releases == Releases::OldHolder => {}
         _ => out.push(Refusal::Missing { what: format!("Node {node}"), why: "no fresh read of it".into() }),
     }
-    if let Some(attachments) = present(&evidence.attachments, now, "the list of VolumeAttachments", &mut out)
+    if let Some(attachments) =
+        present(evidence.at(now).attachments(), "the list of VolumeAttachments", &mut out)
     {
         // Who waits elsewhere may keep a record of that, as long as it is not attached there.
         let waits = |a: &AttachmentFacts| releases == Releases::OldHolder && !a.attached;
@@ -157,16 +158,12 @@ pub fn before_fencing(evidence: &Evidence, holding: Holding, now: Timestamp) -> 
 
 /// Whether the cluster can hold pods away.
 fn hold_policy(evidence: &Evidence, now: Timestamp, out: &mut Vec<Refusal>) {
-    match evidence.hold_policy.as_ref().map(|p| p.read(now, MAX_AGE)) {
-        Some(Reading::Present(_)) => {}
-        Some(Reading::Absent) => out.push(Refusal::NoHoldPolicy),
-        Some(other) => out.push(Refusal::Missing {
+    match evidence.at(now).hold_policy() {
+        Ok(_) => {}
+        Err(Missing::Absent) => out.push(Refusal::NoHoldPolicy),
+        Err(missing) => out.push(Refusal::Missing {
             what: "whether the cluster can hold pods away".into(),
-            why: other.gap().unwrap_or_default(),
-        }),
-        None => out.push(Refusal::Missing {
-            what: "whether the cluster can hold pods away".into(),
-            why: "it was not asked".into(),
+            why: missing.to_string(),
         }),
     }
 }
@@ -178,12 +175,12 @@ fn with_workload(
 ) -> Vec<Refusal> {
     let mut out = Vec::new();
     // A volume whose attach is still under way looks like one that its machine has lost; only the jobs tell.
-    if let Some(why) = evidence.jobs.read(now, MAX_AGE).gap() {
-        out.push(Refusal::Missing { what: "the provider's job history".into(), why });
+    if let Err(why) = Missing::or_absent(evidence.at(now).jobs()) {
+        out.push(Refusal::Missing { what: "the provider's job history".into(), why: why.to_string() });
     }
-    match evidence.workload.read(now, MAX_AGE) {
-        Reading::Present(w) => judge(w, &mut out),
-        Reading::Absent => {
+    match evidence.at(now).workload() {
+        Ok(w) => judge(w, &mut out),
+        Err(Missing::Absent) => {
             let pods = evidence.pods.shown().map_or(&[][..], Vec::as_slice);
             match pods.first() {
                 Some(pod) => out.push(Refusal::BarePod { pod: pod.name.to_string() }),
@@ -193,11 +190,8 @@ fn with_workload(
                 }),
             }
         }
-        Reading::Stale { age_secs } => {
-            out.push(Refusal::Missing { what: "the workload".into(), why: format!("{age_secs} s old") });
-        }
-        Reading::Unknown { why } => {
-            out.push(Refusal::Missing { what: "the workload".into(), why: why.to_owned() })
+        Err(missing) => {
+            out.push(Refusal::Missing { what: "the workload".into(), why: missing.to_string() });
         }
     }
     out
@@ -293,21 +287,13 @@ fn owners_of_the_count(w: &WorkloadFacts, out: &mut Vec<Refusal>) {
 }
 
 fn foreign_pods(evidence: &Evidence, w: &WorkloadFacts, now: Timestamp, out: &mut Vec<Refusal>) {
-    let Some(pods) = present(&evidence.pods, now, "the list of pods", out) else { return };
+    let Some(pods) = present(evidence.at(now).pods(), "the list of pods", out) else { return };
     for pod in pods.iter().filter(|p| !p.is_finished() && !w.pods.iter().any(|own| own.uid == p.uid)) {
         out.push(Refusal::ForeignPod { pod: pod.name.to_string(), workload: w.workload.to_string() });
     }
 }
 
-fn present<'a, T>(fact: &'a Fact<T>, now: Timestamp, what: &str, out: &mut Vec<Refusal>) -> Option<&'a T> {
-    let reading = fact.read(now, MAX_AGE);
-    if let Some(why) = reading.gap() {
-        out.push(Refusal::Missing { what: what.to_owned(), why });
-        return None;
-    }
-    let value = reading.present();
-    if value.is_none() {
-        out.push(Refusal::Missing { what: what.to_owned(), why: "it does not exist".to_owned() });
-    }
-    value
+fn present<'a, T>(read: Read<'a, T>, what: &str, out: &mut Vec<Refusal>) -> Option<&'a T> {
+    let missing = |why: Missing| Refusal::Missing { what: what.to_owned(), why: why.to_string() };
+    read.map_err(|why| out.push(missing(why))).ok()
 }

@@ -1,7 +1,7 @@
 //! What a remedy is about: whose hold on the volume is ended, and who may keep theirs.
 
 use crate::diagnosis::{StuckCause, Trouble};
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::Evidence;
 use crate::identity;
 use crate::ids::{InstanceId, NodeName, ObjectName, Uid};
 use crate::plan::Refusal;
@@ -78,7 +78,7 @@ impl Target {
     pub fn of(evidence: &Evidence, trouble: &Trouble, now: Timestamp) -> Result<Self, Refusal> {
         let releases = trouble.releases();
         let on = |node: &NodeName| {
-            let all = evidence.attachments.read(now, MAX_AGE).present();
+            let all = evidence.at(now).attachments().ok();
             all.and_then(|all| all.iter().find(|a| a.node == *node)).map(|a| a.uid.clone())
         };
         Ok(match trouble {
@@ -128,14 +128,14 @@ fn recorded_holder(
     now: Timestamp,
 ) -> Result<InstanceId, Refusal> {
     let missing = |what: String, why: &str| Refusal::Missing { what, why: why.to_owned() };
-    if let Some(facts) = evidence.node(node, now) {
+    if let Ok(facts) = evidence.at(now).node(node) {
         let unknown = || missing(format!("the instance behind Node {node}"), "its providerID names none");
         return facts.instance.clone().ok_or_else(unknown);
     }
     if !matches!(cause, StuckCause::NodeMissing { .. }) {
         return Err(missing(format!("Node {node}"), "no fresh read of it"));
     }
-    let cloud = evidence.cloud_volume.read(now, MAX_AGE).present();
+    let cloud = evidence.at(now).cloud_volume().ok();
     let Some(holder) = cloud.and_then(|c| c.holders.first()) else {
         return Err(missing(
             "a holder of the volume".to_owned(),

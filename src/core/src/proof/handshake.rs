@@ -5,8 +5,7 @@ use super::{
     FenceProof, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing, no_pod,
     the_volume,
 };
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::Evidence;
 use crate::guest::ScanResult;
 use crate::ids::{InstanceId, NodeName, Uid};
 use jiff::{SignedDuration, Timestamp};
@@ -42,13 +41,13 @@ pub fn kubelet_handshake(
 ) -> Result<FenceProof, NoProof> {
     let away = held(evidence, node, recovery, now)?;
     no_pod(evidence, node, away, now)?;
-    let csi = evidence.csi(now).ok_or_else(|| NoProof::Missing {
+    let csi = evidence.at(now).csi().ok_or_else(|| NoProof::Missing {
         what: "the PersistentVolume".into(),
         why: "no fresh CSI source".into(),
     })?;
     let fact = evidence.nodes.get(node);
     let facts = match fact {
-        Some(fact) => fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?,
+        Some(_) => fresh(evidence.at(now).node(node), &format!("Node {node}"))?,
         None => None,
     };
     let (Some(facts), Some(fact)) = (facts, fact) else {
@@ -103,9 +102,8 @@ pub fn answered_clean(
 ) -> Result<FenceProof, NoProof> {
     let away = held(evidence, node, recovery, now)?;
     no_pod(evidence, node, away, now)?;
-    let fact = evidence.nodes.get(node).ok_or_else(|| missing(format!("Node {node}"), "it was not read"))?;
-    let facts = fresh(fact.read(now, MAX_AGE), &format!("Node {node}"))?
-        .ok_or_else(|| missing(format!("Node {node}"), "it does not exist"))?;
+    let facts =
+        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     if !facts.ready {
         return Err(NoProof::NodeNotReady { node: node.clone() });
     }
@@ -115,7 +113,7 @@ pub fn answered_clean(
         return Err(NoProof::NotClean { node: node.clone(), why });
     }
     let asked = Asked { at: asked_at, recovery };
-    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, asked, now)?;
+    let Clean { epoch, volume, grounds } = clean(evidence, node, facts, holder, asked, now)?;
     let kind = ProofKind::AnsweredClean { node: node.clone(), no_user_since: unused.at, epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
@@ -124,7 +122,7 @@ pub fn answered_clean(
 pub(super) fn veto_by_answer(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
     if let Some(answer) = evidence.answers.get(node)
         && evidence.asked.as_ref().is_some_and(|(r, e)| *r == answer.recovery && *e == answer.epoch)
-        && evidence.node(node, now).is_some_and(|n| n.boot_id == answer.boot_id)
+        && evidence.at(now).node(node).is_ok_and(|n| n.boot_id == answer.boot_id)
         && let ScanResult::InUse { users } = &answer.seen
     {
         return Err(NoProof::Veto { node: node.clone(), what: format!("{users:?}") });
@@ -135,7 +133,7 @@ pub(super) fn veto_by_answer(evidence: &Evidence, node: &NodeName, now: Timestam
 /// An agent that sees a user of the device, or a live mount of the volume, vetoes.
 pub(super) fn veto(evidence: &Evidence, node: &NodeName, now: Timestamp) -> Result<(), NoProof> {
     veto_by_answer(evidence, node, now)?;
-    let (Reading::Present(guest), Some(csi)) = (evidence.guest(node, now), evidence.csi(now)) else {
+    let (Ok(guest), Some(csi)) = (evidence.at(now).guest(node), evidence.at(now).csi()) else {
         // No agent is no veto: the handshake itself is the proof (DESIGN 6, P5).
         return Ok(());
     };

@@ -36,8 +36,8 @@ pub use power::{InstanceObservation, gone, off};
 pub use reboot::{ANSWER_GOOD_FOR, Before, answers_clean, rebooted_and_clean};
 
 use crate::cloud::CloudVolume;
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts, PodFacts};
-use crate::fact::{Fact, Reading, Source};
+use crate::evidence::{Evidence, NodeFacts, PodFacts, Read};
+use crate::fact::{Fact, Missing, Source};
 use crate::ids::{BootId, InstanceId, NodeName, Uid, VolumeId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -361,14 +361,9 @@ fn missing(what: impl Into<String>, why: impl Into<String>) -> NoProof {
     NoProof::Missing { what: what.into(), why: why.into() }
 }
 
-/// A fresh answer as an option, or why it is none.
-fn fresh<'a, T>(reading: Reading<'a, T>, what: &str) -> Result<Option<&'a T>, NoProof> {
-    match reading {
-        Reading::Present(value) => Ok(Some(value)),
-        Reading::Absent => Ok(None),
-        Reading::Stale { age_secs } => Err(missing(what, format!("{age_secs} s old"))),
-        Reading::Unknown { why } => Err(missing(what, why)),
-    }
+/// The value, or none where there is none for certain.
+fn fresh<'a, T>(read: Read<'a, T>, what: &str) -> Result<Option<&'a T>, NoProof> {
+    Missing::or_absent(read).map_err(|why| missing(what, why.to_string()))
 }
 
 /// A proof about the machine itself, without its kubelet or agent: gone, off, or declared.
@@ -390,9 +385,8 @@ pub fn of_the_machine(
     if let Some(word) = &evidence.declaration {
         return declared(evidence, holder, word, now);
     }
-    let found = evidence.instances.get(holder).map(|f| f.read(now, MAX_AGE));
-    match found {
-        Some(Reading::Absent) => gone(evidence, holder, None, now),
+    match evidence.at(now).instance(holder) {
+        Err(Missing::Absent) => gone(evidence, holder, None, now),
         _ => off(evidence, holder, evidence.sightings.last(), now),
     }
 }
@@ -422,7 +416,7 @@ fn the_volume<'a>(
     holder: &InstanceId,
     now: Timestamp,
 ) -> Result<&'a CloudVolume, NoProof> {
-    let cloud = fresh(evidence.cloud_volume.read(now, MAX_AGE), "the cloud volume")?
+    let cloud = fresh(evidence.at(now).cloud_volume(), "the cloud volume")?
         .ok_or_else(|| missing("the cloud volume", "the cloud does not know it"))?;
     if cloud.holders != [holder.clone()] {
         let found = cloud.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -455,7 +449,7 @@ enum Away {
 /// made now would be given our gate, or the node carries our closing taint and the workload's pods do not tolerate it.
 fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) -> Result<Away, NoProof> {
     let no_hold = |why: String| Err(NoProof::NoHold { why });
-    let workload = fresh(evidence.workload.read(now, MAX_AGE), "the workload")?;
+    let workload = fresh(evidence.at(now).workload(), "the workload")?;
     let Some(workload) = workload else { return no_hold("the workload is not there".into()) };
     match &workload.stamp {
         Some(Ok(stamp)) if workload.replicas == 0 => {
@@ -470,7 +464,7 @@ fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) ->
         Some(Err(why)) => no_hold(why.clone()),
         _ => match workload.dry_run_held {
             Some(true) => Ok(Away::Everywhere),
-            _ if evidence.node(node, now).is_some_and(|n| n.is_closed_by(recovery)) => {
+            _ if evidence.at(now).node(node).is_ok_and(|n| n.is_closed_by(recovery)) => {
                 match &workload.template.ignores_taints {
                     None => Ok(Away::FromTheNode),
                     Some(why) => no_hold(format!("node {node} is closed by a taint, and {why}")),
@@ -485,7 +479,7 @@ fn held(evidence: &Evidence, node: &NodeName, recovery: &Uid, now: Timestamp) ->
 /// P2: no pod object with the claim is left that is on the holder's node or could come to it. A pod that is bound to
 /// another node never moves, and the scheduler sends none to a node that is closed.
 fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> Result<(), NoProof> {
-    let pods = fresh(evidence.pods.read(now, MAX_AGE), "the list of pods")?;
+    let pods = fresh(evidence.at(now).pods(), "the list of pods")?;
     let kept = |p: &PodFacts| p.is_kept_from(node) || away == Away::FromTheNode && p.node.is_none();
     match pods.and_then(|p| p.iter().find(|p| !kept(p))) {
         Some(pod) => Err(NoProof::PodPresent { pod: pod.name.to_string() }),
@@ -498,7 +492,7 @@ fn no_pod(evidence: &Evidence, node: &NodeName, away: Away, now: Timestamp) -> R
 fn nothing_lives(evidence: &Evidence, holder: &InstanceId, now: Timestamp) -> Result<Vec<Ground>, NoProof> {
     let mut grounds = Vec::new();
     for (name, fact) in &evidence.nodes {
-        let Some(node) = fresh(fact.read(now, MAX_AGE), &format!("Node {name}"))? else { continue };
+        let Some(node) = fresh(evidence.at(now).node(name), &format!("Node {name}"))? else { continue };
         if node.instance.as_ref() != Some(holder) {
             continue;
         }

@@ -7,8 +7,8 @@ use super::{
 use crate::cloud::{
     CloudInstance, CloudScope, CloudVolume, InstanceState, JobStatus, PowerChange, PowerFacts,
 };
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::{Fact, Reading};
+use crate::evidence::Evidence;
+use crate::fact::{Fact, Missing};
 use crate::ids::InstanceId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -45,10 +45,10 @@ pub fn gone(
         Some(instance) if instance.state == InstanceState::Gone => None,
         Some(instance) => return Err(running(holder, "gone", &instance.state)),
         None => {
-            let has_a_node = evidence.nodes.values().any(|fact| match fact.read(now, MAX_AGE) {
-                Reading::Present(node) => node.instance.as_ref() == Some(holder),
-                Reading::Absent => false,
-                Reading::Stale { .. } | Reading::Unknown { .. } => true,
+            let has_a_node = evidence.at(now).nodes().any(|(_, read)| match read {
+                Ok(node) => node.instance.as_ref() == Some(holder),
+                Err(Missing::Absent) => false,
+                Err(_) => true,
             });
             let seen = before.filter(|s| {
                 s.instance == *holder
@@ -82,7 +82,7 @@ pub fn off(
     }
     let history = format!("the history of instance {holder}'s power");
     let power = evidence.power.get(holder).ok_or_else(|| missing(history.clone(), "it was not read"))?;
-    let facts = fresh(power.read(now, MAX_AGE), &history)?;
+    let facts = fresh(evidence.at(now).power(holder), &history)?;
     let facts = facts.ok_or_else(|| missing(history, "the cloud has none"))?;
     let job = stays_off(facts).map_err(|why| NoProof::NoShutdown { holder: holder.clone(), why })?;
     let since = job.as_ref().map(|(_, finished)| *finished);
@@ -113,7 +113,7 @@ fn basis<'a>(evidence: &'a Evidence, holder: &InstanceId, now: Timestamp) -> Res
     let mut grounds = nothing_lives(evidence, holder, now)?;
     grounds.push(held_by(evidence, holder));
     let fact = evidence.instances.get(holder).ok_or_else(|| missing(said_of(holder), "it was not read"))?;
-    let instance = fresh(fact.read(now, MAX_AGE), &said_of(holder))?;
+    let instance = fresh(evidence.at(now).instance(holder), &said_of(holder))?;
     Ok(Basis { volume, grounds, fact, instance })
 }
 

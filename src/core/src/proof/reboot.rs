@@ -3,12 +3,12 @@
 use super::handshake::veto;
 use super::names::under_another_name;
 use super::{
-    FenceProof, Ground, NoProof, ProofKind, for_a_while, fresh, ground, held, held_by, is_holder, missing,
-    no_pod, the_volume,
+    FenceProof, Ground, NoProof, ProofKind, for_a_while, ground, held, held_by, is_holder, missing, no_pod,
+    the_volume,
 };
 use crate::cloud::CloudVolume;
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
-use crate::fact::{Fact, Reading, Source};
+use crate::evidence::{Evidence, NodeFacts};
+use crate::fact::{Missing, Source};
 use crate::guest::{Answer, ScanResult};
 use crate::ids::{BootId, InstanceId, NodeName, Uid};
 use jiff::{SignedDuration, Timestamp};
@@ -53,9 +53,8 @@ pub fn rebooted_and_clean(
 ) -> Result<FenceProof, NoProof> {
     let away = held(evidence, node, recovery, now)?;
     no_pod(evidence, node, away, now)?;
-    let what = format!("Node {node}");
-    let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
-    let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;
+    let facts =
+        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
     if before.boot.as_ref().is_none_or(|boot| *boot == facts.boot_id) {
         return Err(NoProof::NotRebooted { node: node.clone(), boot: facts.boot_id.clone() });
@@ -65,7 +64,7 @@ pub fn rebooted_and_clean(
         return Err(NoProof::NotClean { node: node.clone(), why });
     };
     let asked = Asked { at, recovery };
-    let Clean { epoch, volume, grounds } = clean(evidence, node, fact, facts, holder, asked, now)?;
+    let Clean { epoch, volume, grounds } = clean(evidence, node, facts, holder, asked, now)?;
     let kind = ProofKind::RebootedAndClean { node: node.clone(), boot: facts.boot_id.clone(), epoch };
     Ok(FenceProof::new(volume, holder, kind, grounds, for_a_while(now), now))
 }
@@ -83,12 +82,11 @@ pub fn answers_clean(
     recovery: &Uid,
     now: Timestamp,
 ) -> Result<(), NoProof> {
-    let what = format!("Node {node}");
-    let fact = evidence.nodes.get(node).ok_or_else(|| missing(what.clone(), "no such Node was read"))?;
-    let facts = fresh(fact.read(now, MAX_AGE), &what)?.ok_or_else(|| missing(what, "it does not exist"))?;
+    let facts =
+        evidence.at(now).node(node).map_err(|why| missing(format!("Node {node}"), why.to_string()))?;
     is_holder(facts, holder)?;
     let asked = Asked { at: asked_at, recovery };
-    clean(evidence, node, fact, facts, holder, asked, now).map(|_| ())
+    clean(evidence, node, facts, holder, asked, now).map(|_| ())
 }
 
 /// What both proofs by an agent's answer rest on.
@@ -103,12 +101,13 @@ pub(super) struct Clean<'a> {
 pub(super) fn clean<'a>(
     evidence: &'a Evidence,
     node: &NodeName,
-    fact: &Fact<NodeFacts>,
     facts: &NodeFacts,
     holder: &InstanceId,
     asked: Asked<'_>,
     now: Timestamp,
 ) -> Result<Clean<'a>, NoProof> {
+    let fact = evidence.nodes.get(node);
+    let fact = fact.ok_or_else(|| missing(format!("Node {node}"), Missing::NeverRead.to_string()))?;
     let not_clean = |why: String| NoProof::NotClean { node: node.clone(), why };
     let answer = answer_to(evidence, node, asked.recovery, &facts.boot_id).map_err(not_clean)?;
     if let Some(why) = too_old(answer, asked.at, facts, now) {
@@ -118,14 +117,10 @@ pub(super) fn clean<'a>(
     if answer.identity != volume.identity {
         return Err(not_clean("it was asked about another device".into()));
     }
-    let guest = match evidence.guest(node, now) {
-        Reading::Present(guest) => guest,
-        other => {
-            let why = other.gap().unwrap_or_else(|| "it has reported nothing".to_owned());
-            return Err(missing(format!("the report of the agent on {node}"), why));
-        }
-    };
-    let csi = evidence.csi(now).ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
+    let guest = evidence.at(now).guest(node);
+    let guest =
+        guest.map_err(|why| missing(format!("the report of the agent on {node}"), why.to_string()))?;
+    let csi = evidence.at(now).csi().ok_or_else(|| missing("the PersistentVolume", "no fresh CSI source"))?;
     if answer.seen == ScanResult::NoDevice
         && let Some(device) = under_another_name(evidence, guest, facts, csi, volume)
     {

@@ -12,8 +12,8 @@
 
 use super::{Context, State};
 use crate::cloud::{CloudJob, JobKind, JobStatus, PowerChange, PowerJob};
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::Evidence;
+use crate::fact::Missing;
 use crate::journal::NewestJob;
 use crate::plan::{Plan, StepIx};
 use jiff::{SignedDuration, Timestamp};
@@ -60,14 +60,12 @@ pub(crate) fn detach(
     if is_unreachable(plan, evidence, cx.now) {
         return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let found = match evidence.cloud_volume.read(cx.now, MAX_AGE) {
-        Reading::Present(_) => true,
-        Reading::Absent => false,
-        Reading::Stale { .. } | Reading::Unknown { .. } => {
-            return Fate::Unread("the cloud must be read to know what became of the detach");
-        }
+    let found = match evidence.at(cx.now).cloud_volume() {
+        Ok(_) => true,
+        Err(Missing::Absent) => false,
+        Err(_) => return Fate::Unread("the cloud must be read to know what became of the detach"),
     };
-    let jobs = evidence.jobs.read(cx.now, MAX_AGE).present();
+    let jobs = evidence.at(cx.now).jobs().ok();
     let read = jobs.map_or(evidence.cloud_volume.at, |_| evidence.cloud_volume.at.min(evidence.jobs.at));
     if read < since {
         return Fate::Unread("the cloud must be read again to know what became of the detach");
@@ -96,10 +94,10 @@ fn detaches(jobs: &[CloudJob]) -> Vec<Job<'_>> {
 /// Whether nothing leads from the cluster to the plan's volume at its cloud any more, and no provider is known to be the
 /// one that the run began with.
 pub(crate) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
-    let gone = match evidence.volume.read(now, MAX_AGE) {
-        Reading::Absent => true,
-        Reading::Present(volume) => volume.uid != plan.pins.pv,
-        Reading::Stale { .. } | Reading::Unknown { .. } => false,
+    let gone = match evidence.at(now).volume() {
+        Err(Missing::Absent) => true,
+        Ok(volume) => volume.uid != plan.pins.pv,
+        Err(_) => false,
     };
     gone && evidence.cloud_id.as_ref() != Some(&plan.pins.volume)
 }
@@ -107,8 +105,8 @@ pub(crate) fn is_unreachable(plan: &Plan, evidence: &Evidence, now: Timestamp) -
 /// Whether the volume does not exist any more: its PersistentVolume is gone, and the cloud does not find it for the very
 /// credential that showed it as the holder's earlier in this recovery.
 fn is_gone(plan: &Plan, evidence: &Evidence, now: Timestamp) -> bool {
-    let no_object = matches!(evidence.volume.read(now, MAX_AGE), Reading::Absent);
-    let not_found = matches!(evidence.cloud_volume.read(now, MAX_AGE), Reading::Absent);
+    let no_object = matches!(evidence.at(now).volume(), Err(Missing::Absent));
+    let not_found = matches!(evidence.at(now).cloud_volume(), Err(Missing::Absent));
     let the_same = evidence.sightings.iter().any(|s| {
         s.instance == plan.pins.holder
             && s.at < evidence.cloud_volume.at
@@ -130,13 +128,13 @@ pub(crate) fn power(
     if is_unreachable(plan, evidence, cx.now) {
         return by_word(state, step, cx, cx.now).unwrap_or(Fate::Unreachable);
     }
-    let fact = evidence.power.get(&plan.pins.holder).filter(|f| f.at >= since);
-    let Some((read, facts)) = fact.and_then(|f| Some((f.at, f.read(cx.now, MAX_AGE).present()?))) else {
+    let power = evidence.at(cx.now).since(since).power(&plan.pins.holder);
+    let (Some(fact), Ok(facts)) = (evidence.power.get(&plan.pins.holder), power) else {
         return Fate::Unread(
             "the history of the instance's power must be read to know what became of the order",
         );
     };
-    of_history(step, state, evidence, cx, of_power(&facts.jobs, change), read)
+    of_history(step, state, evidence, cx, of_power(&facts.jobs, change), fact.at)
 }
 
 fn of_power(jobs: &[PowerJob], change: PowerChange) -> Vec<Job<'_>> {

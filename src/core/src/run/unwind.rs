@@ -6,8 +6,8 @@ use super::pace::{IN_FLIGHT, RETRY, backoff, later};
 use super::reconcile::{TAINT, lost, maybe_in_flight, unreachable};
 use super::{Action, Context, Effect, Next, State, StepState};
 use crate::cloud::{InstanceState, PowerChange};
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::Evidence;
+use crate::fact::Missing;
 use crate::hold::hold_taint;
 use crate::journal::{End, Entry, Event, Outcome, UnwindReason};
 use crate::names::OUT_OF_SERVICE_TAINT;
@@ -50,9 +50,9 @@ fn restore(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>, wh
     if state.unwinding_since().is_some_and(|at| evidence.workload.at < at) {
         return wait("the workload must be read again to restore it");
     }
-    let w = match evidence.workload.read(cx.now, MAX_AGE) {
-        Reading::Present(w) => w,
-        Reading::Absent => return end(why),
+    let w = match evidence.at(cx.now).workload() {
+        Ok(w) => w,
+        Err(Missing::Absent) => return end(why),
         _ => return wait("the workload must be read to restore it"),
     };
     match restore_next(restore, plan, w, state, cx) {
@@ -136,12 +136,10 @@ fn detach_under_way(plan: &Plan, state: &State, evidence: &Evidence, cx: &Contex
             wait("the detach is under way at the cloud; nothing is restored before its end is known")
         }
         Fate::Ended { .. } | Fate::Over(_) => None,
-        Fate::Unseen => match evidence.cloud_volume.read(cx.now, MAX_AGE) {
+        Fate::Unseen => match evidence.at(cx.now).cloud_volume() {
             // Accepted, and read back: the holder is gone and no job is pending.
-            Reading::Present(cloud) if !cloud.holders.contains(&plan.pins.holder) => None,
-            Reading::Present(_) | Reading::Absent | Reading::Stale { .. } | Reading::Unknown { .. } => {
-                wait(&lost("the accepted detach"))
-            }
+            Ok(cloud) if !cloud.holders.contains(&plan.pins.holder) => None,
+            Ok(_) | Err(_) => wait(&lost("the accepted detach")),
         },
     }
 }
@@ -197,9 +195,8 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         | StepState::Closed { skipped: true } => {}
     }
     let since = state.unwinding_since().unwrap_or(cx.now);
-    let instance = evidence.instances.get(&plan.pins.holder).filter(|f| f.at >= since);
-    let instance = instance.map(|f| f.read(cx.now, MAX_AGE));
-    let runs = matches!(instance, Some(Reading::Present(i)) if i.state == InstanceState::Running);
+    let instance = evidence.at(cx.now).since(since).instance(&plan.pins.holder);
+    let runs = matches!(instance, Ok(i) if i.state == InstanceState::Running);
     match orders::power(off, plan, state, evidence, cx, PowerChange::Off, since) {
         Fate::Unread(what) => return wait(what),
         Fate::Unreachable => return wait(&unreachable("the order about the instance's power")),
@@ -220,8 +217,8 @@ fn power_on(plan: &Plan, state: &State, evidence: &Evidence, cx: &Context<'_>) -
         Fate::Ended { .. } | Fate::Over(_) | Fate::Unseen => {}
     }
     match instance {
-        Some(Reading::Absent) => return None,
-        Some(Reading::Present(i)) => match &i.state {
+        Err(Missing::Absent) => return None,
+        Ok(i) => match &i.state {
             InstanceState::Off => {}
             InstanceState::Running | InstanceState::Gone => return None,
             InstanceState::Stopping | InstanceState::Transitional(_) | InstanceState::Unknown(_) => {
@@ -328,13 +325,13 @@ pub fn without_journal(
 /// Whether the mark that a restoring effect takes off is off already. `None`: the effect does more than take a mark of ours
 /// off, and is never made without a journal.
 fn is_off(effect: &Effect, evidence: &Evidence, cx: &Context<'_>, labelled: bool) -> Option<bool> {
-    let node = |name| evidence.node(name, cx.now);
+    let node = |name| evidence.at(cx.now).node(name);
     match effect {
         // It is proposed only while the stamp is there.
         Effect::Restore { .. } => Some(false),
         Effect::Lift { pods } => Some(pods.is_empty() && !labelled),
-        Effect::OpenNode { node: name, .. } => Some(node(name).is_some_and(|n| !n.is_closed_by(cx.recovery))),
-        Effect::Untaint { node: name, .. } => Some(node(name).is_some_and(|n| !n.out_of_service_by_us)),
+        Effect::OpenNode { node: name, .. } => Some(node(name).is_ok_and(|n| !n.is_closed_by(cx.recovery))),
+        Effect::Untaint { node: name, .. } => Some(node(name).is_ok_and(|n| !n.out_of_service_by_us)),
         Effect::ScaleToZero { .. }
         | Effect::Hold
         | Effect::Release { .. }

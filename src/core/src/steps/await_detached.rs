@@ -3,7 +3,6 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::MAX_AGE;
 use crate::loss::PodsGo;
 use crate::plan::{Releases, StepIx};
 use crate::run::pace::later;
@@ -93,7 +92,7 @@ impl StepCx<'_> {
     /// The VolumeAttachment is going and has not gone, or has gone and the cloud still holds on. An order that deletes it
     /// itself need not wait for that.
     fn detach_is_stuck(&self) -> bool {
-        let Some(all) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else { return false };
+        let Ok(all) = self.facts().attachments() else { return false };
         let deletes = self.plan.find(StepKind::DeleteAttachment).is_some_and(|d| d > self.ix);
         deletes || self.old_records(all).iter().all(|a| a.deleting_since.is_some())
     }

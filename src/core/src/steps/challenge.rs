@@ -73,9 +73,7 @@ impl StepCx<'_> {
         if orphan && self.living_holder().is_none() {
             return self.skipped("no living Node speaks for the holder");
         }
-        let (Some(csi), Some(node)) =
-            (self.evidence.csi(self.cx.now), self.evidence.node(&pins.node, self.cx.now))
-        else {
+        let (Some(csi), Ok(node)) = (self.facts().csi(), self.facts().node(&pins.node)) else {
             return self.poll("the PersistentVolume and the Node must be read");
         };
         if !orphan && !self.evidence.lists_volume(&node.volumes_in_use, csi) {
@@ -122,8 +120,8 @@ impl StepCx<'_> {
     /// Where only an agent's answer can tell, and the one that is there has become too old, it is asked for again.
     pub(crate) fn asks_again(&self) -> Option<Next> {
         let question = self.plan.find(StepKind::Challenge).filter(|ix| *ix < self.ix)?;
-        let csi = self.evidence.csi(self.cx.now)?;
-        let node = self.evidence.node(&self.plan.pins.node, self.cx.now)?;
+        let csi = self.facts().csi()?;
+        let node = self.facts().node(&self.plan.pins.node).ok()?;
         let unused = self.unused_since().filter(|n| n.lease.is_some())?;
         let orphan = matches!(self.plan.trouble, Trouble::Orphan { .. }) && self.living_holder().is_some();
         let from = later(unused.at, ATTEMPT);

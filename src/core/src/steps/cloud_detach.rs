@@ -5,8 +5,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::cloud::{CloudJob, VolumeState};
-use crate::evidence::MAX_AGE;
-use crate::fact::Reading;
+use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::general;
@@ -62,10 +61,10 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(cloud) = self.facts().cloud_volume() else {
             return self.poll("the cloud must be read");
         };
-        let pending = match self.evidence.jobs.read(self.cx.now, MAX_AGE).present() {
+        let pending = match self.facts().jobs().ok() {
             Some(jobs) => jobs.iter().any(CloudJob::is_pending),
             None => return self.poll("the provider's job history must be read"),
         };
@@ -120,7 +119,7 @@ impl StepCx<'_> {
     /// What comes next where a detach is due: the detach, if nothing stands against it.
     pub(crate) fn propose_detach(&self, force: bool) -> Next {
         let pins = &self.plan.pins;
-        let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(attachments) = self.facts().attachments() else {
             return self.poll("the VolumeAttachments must be read");
         };
         // One that is not going would be published again by external-attacher (measured).
@@ -167,17 +166,17 @@ impl StepCx<'_> {
             Fate::Unseen => return self.poll(&lost("the detach")),
             Fate::Ended { seen, .. } | Fate::Over(seen) => seen,
         };
-        let (free, says) = match self.evidence.cloud_volume.read(self.cx.now, MAX_AGE) {
+        let (free, says) = match self.facts().cloud_volume() {
             // What was read is another volume's.
             _ if orders::is_unreachable(self.plan, self.evidence, self.cx.now) => {
                 (false, "the cloud could not be asked")
             }
-            Reading::Present(volume) if volume.holders.contains(&self.plan.pins.holder) => {
+            Ok(volume) if volume.holders.contains(&self.plan.pins.holder) => {
                 (false, "the cloud still names the holder")
             }
-            Reading::Present(_) => (true, "the cloud no longer names the holder"),
-            Reading::Absent => (true, "the cloud has no such volume"),
-            Reading::Stale { .. } | Reading::Unknown { .. } => (false, "the cloud could not be asked"),
+            Ok(_) => (true, "the cloud no longer names the holder"),
+            Err(Missing::Absent) => (true, "the cloud has no such volume"),
+            Err(_) => (false, "the cloud could not be asked"),
         };
         self.observed(free, &format!("{known}; {says}"))
     }

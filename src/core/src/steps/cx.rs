@@ -2,8 +2,8 @@
 
 use super::StepKind;
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::{Evidence, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::{Evidence, EvidenceAt};
+use crate::fact::Missing;
 use crate::journal::{Event, Outcome, UnwindReason};
 use crate::plan::{Plan, PlannedStep, Scope, StepIx};
 use crate::run::pace::{self, CLOUD_POLL, later, wait};
@@ -36,6 +36,11 @@ impl<'a> StepCx<'a> {
         let step = plan.steps.get(ix.index())?;
         let entered = state.entered_at().unwrap_or(cx.now);
         Some(Self { plan, state, evidence, cx, ix, step, entered })
+    }
+
+    /// The evidence as it reads now.
+    pub(crate) fn facts(&self) -> EvidenceAt<'a> {
+        self.evidence.at(self.cx.now)
     }
 }
 
@@ -130,13 +135,13 @@ impl StepCx<'_> {
         if self.evidence.workload.at < since {
             return Some(self.poll("the workload must be read again"));
         }
-        let what = match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-            Reading::Present(w) => match &w.stamp {
+        let what = match self.facts().workload() {
+            Ok(w) => match &w.stamp {
                 _ if self.own_stamp(w) && w.replicas == 0 => return None,
                 _ if self.own_stamp(w) => format!("{} was scaled to {}", w.workload, w.replicas),
                 _ => format!("the stamp on {} is gone or changed", w.workload),
             },
-            Reading::Absent => "the workload was deleted".to_owned(),
+            Err(Missing::Absent) => "the workload was deleted".to_owned(),
             _ => return None,
         };
         Some(Next::Record(Event::UnwindStarted { why: UnwindReason::TakenOver { what } }))

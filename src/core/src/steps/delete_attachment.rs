@@ -3,7 +3,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::{AttachmentFacts, MAX_AGE};
+use crate::evidence::AttachmentFacts;
 use crate::loss::PodsGo;
 use crate::run::{Action, Effect, Next};
 
@@ -46,10 +46,9 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let (Some(attachments), Some(cloud)) = (
-            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
-        ) else {
+        let (Some(attachments), Some(cloud)) =
+            (self.facts().attachments().ok(), self.facts().cloud_volume().ok())
+        else {
             return self.poll("VolumeAttachments and the cloud must be read");
         };
         let stays = |a: &&&AttachmentFacts| a.deleting_since.is_none();

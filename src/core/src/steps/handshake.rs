@@ -1,7 +1,7 @@
 //! The kubelet handshake: no pod of the claim is left, or can come, where the volume has to be let go.
 
 use super::cx::StepCx;
-use crate::evidence::{MAX_AGE, PodFacts};
+use crate::evidence::PodFacts;
 use crate::journal::Event;
 use crate::plan::Releases;
 use crate::proof::UnusedSince;
@@ -11,7 +11,7 @@ use crate::runbook::Holding;
 impl StepCx<'_> {
     /// A pod of the claim that is seen after the handshake began voids it (a line without a Lease).
     pub(crate) fn user_again(&self) -> Option<Next> {
-        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
+        let pods = self.facts().pods().ok();
         let seen = pods.is_some_and(|p| !self.no_user_left(p));
         let begun = self.state.unused_since().is_some_and(|n| n.lease.is_some());
         (seen && begun).then_some(Next::Record(Event::UnusedSince {
@@ -27,8 +27,8 @@ impl StepCx<'_> {
     /// With no pod left the handshake begins; without the node's Lease it begins again once that can be read, and so it
     /// does under another leader.
     pub(crate) fn handshake_begins(&self) -> Option<Next> {
-        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present()?;
-        let lease = self.evidence.node(&self.plan.pins.node, self.cx.now).and_then(|n| n.lease_renewed);
+        let pods = self.facts().pods().ok()?;
+        let lease = self.facts().node(&self.plan.pins.node).ok().and_then(|n| n.lease_renewed);
         let due = match self.unused_since() {
             None => true,
             Some(begun) => begun.lease.is_none() && lease.is_some(),

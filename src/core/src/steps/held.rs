@@ -3,8 +3,8 @@
 use super::cx::StepCx;
 use crate::cloud::CloudVolume;
 use crate::diagnosis::Trouble;
-use crate::evidence::{AttachmentFacts, MAX_AGE};
-use crate::fact::Reading;
+use crate::evidence::AttachmentFacts;
+use crate::fact::Missing;
 use crate::plan::Releases;
 
 impl StepCx<'_> {
@@ -22,19 +22,18 @@ impl StepCx<'_> {
     /// What still holds the volume, in the order in which it lets go. What cannot be read counts as holding; a Node that
     /// is gone does not.
     pub(crate) fn still_held(&self) -> Option<String> {
-        let (now, pins) = (self.cx.now, &self.plan.pins);
-        let (Some(attachments), Some(cloud)) = (
-            self.evidence.attachments.read(now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(now, MAX_AGE).present(),
-        ) else {
+        let pins = &self.plan.pins;
+        let (Some(attachments), Some(cloud)) =
+            (self.facts().attachments().ok(), self.facts().cloud_volume().ok())
+        else {
             return Some("VolumeAttachments and the cloud must be read".to_owned());
         };
-        let Some(csi) = self.evidence.csi(now) else {
+        let Some(csi) = self.facts().csi() else {
             return Some("the PersistentVolume must be read".to_owned());
         };
-        let node = match self.evidence.nodes.get(&pins.node).map(|f| f.read(now, MAX_AGE)) {
-            Some(Reading::Present(node)) => Some(node),
-            Some(Reading::Absent) => None,
+        let node = match self.facts().node(&pins.node) {
+            Ok(node) => Some(node),
+            Err(Missing::Absent) => None,
             _ => return Some(format!("Node {} must be read", pins.node)),
         };
         // Where others wait, record and cloud tell: what a dead kubelet said last stays, and the attach/detach controller's

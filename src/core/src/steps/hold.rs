@@ -5,8 +5,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::pins::pin_changed;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
-use crate::evidence::MAX_AGE;
-use crate::fact::Reading;
+use crate::fact::Missing;
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::loss::PodsGo;
 use crate::plan::{Releases, before_fencing, before_holding, general, may_touch_node};
@@ -95,7 +94,7 @@ impl StepCx<'_> {
     }
 
     fn close_node(&self) -> Next {
-        let Some(node) = self.evidence.node(&self.plan.pins.node, self.cx.now) else {
+        let Ok(node) = self.facts().node(&self.plan.pins.node) else {
             return self.poll(&format!("Node {} must be read", self.plan.pins.node));
         };
         if let Some(spared) = self.not_to_be_closed() {
@@ -116,12 +115,12 @@ impl StepCx<'_> {
         if self.evidence.workload.at < since {
             return Some(self.poll("the hold must be probed again"));
         }
-        match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-            Reading::Present(w) if w.dry_run_held == Some(true) => None,
-            Reading::Present(_) => {
+        match self.facts().workload() {
+            Ok(w) if w.dry_run_held == Some(true) => None,
+            Ok(_) => {
                 Some(self.poll("a dry-run create of a pod with the claim does not come back with the gate"))
             }
-            Reading::Absent => Some(self.refused("the workload is gone")),
+            Err(Missing::Absent) => Some(self.refused("the workload is gone")),
             _ => Some(self.poll("the workload must be read")),
         }
     }
@@ -129,17 +128,14 @@ impl StepCx<'_> {
     /// The same where the node is closed by a taint.
     fn not_closed_since(&self, since: Timestamp) -> Option<Next> {
         let name = &self.plan.pins.node;
-        let read = self.evidence.nodes.get(name).filter(|f| f.at >= since);
-        match read.map(|f| f.read(self.cx.now, MAX_AGE)) {
-            Some(Reading::Present(node)) if node.is_closed_by(self.cx.recovery) => {
-                match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-                    Reading::Present(w) => w.template.ignores_taints.as_ref().map(|why| self.refused(why)),
-                    Reading::Absent => Some(self.refused("the workload is gone")),
-                    _ => Some(self.poll("the workload must be read")),
-                }
-            }
-            Some(Reading::Present(_)) => Some(self.poll(&format!("Node {name} does not carry our taint"))),
-            Some(Reading::Absent) => Some(self.refused(&format!("Node {name} is gone"))),
+        match self.facts().since(since).node(name) {
+            Ok(node) if node.is_closed_by(self.cx.recovery) => match self.facts().workload() {
+                Ok(w) => w.template.ignores_taints.as_ref().map(|why| self.refused(why)),
+                Err(Missing::Absent) => Some(self.refused("the workload is gone")),
+                _ => Some(self.poll("the workload must be read")),
+            },
+            Ok(_) => Some(self.poll(&format!("Node {name} does not carry our taint"))),
+            Err(Missing::Absent) => Some(self.refused(&format!("Node {name} is gone"))),
             _ => Some(self.poll(&format!("Node {name} must be read again"))),
         }
     }
@@ -158,7 +154,7 @@ impl StepCx<'_> {
         if let Some(refusal) = refusals.iter().find(|r| !r.may_pass()) {
             return Some(self.refused(&refusal.to_string()));
         }
-        let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        let workload = self.facts().workload().ok();
         if let Some(w) = workload.filter(|w| w.workload.uid != pins.workload.uid) {
             let change = pin_changed("the workload's UID", &pins.workload.uid, &w.workload.uid);
             return Some(self.refused(&change));

@@ -4,7 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::node::taint_off;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
+use crate::evidence::{Evidence, NodeFacts};
 use crate::hold::HOLD_TAINT_PREFIX;
 use crate::ids::{ObjectName, Uid};
 use crate::loss::PodsGo;
@@ -86,7 +86,7 @@ pub(crate) fn lift_next(
         return taint_off(lift, plan, state, evidence, cx, |node| node.is_closed_by(cx.recovery), open);
     }
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
-    let Some(pods) = evidence.pods.read(cx.now, MAX_AGE).present() else {
+    let Ok(pods) = evidence.at(cx.now).pods() else {
         return poll("the claim's pods must be read to lift the hold");
     };
     let waiting: Vec<(ObjectName, Uid)> =

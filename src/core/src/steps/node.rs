@@ -3,8 +3,8 @@
 use super::StepKind;
 use super::cx::StepCx;
 use crate::cloud::InstanceState;
-use crate::evidence::{Evidence, MAX_AGE, NodeFacts};
-use crate::fact::Reading;
+use crate::evidence::{Evidence, NodeFacts};
+use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::plan::{Plan, StepIx, general, may_touch_node};
 use crate::run::pace::{CLOUD_POLL, RETRY, backoff, later, wait};
@@ -14,9 +14,9 @@ use jiff::Timestamp;
 impl StepCx<'_> {
     /// The Node that is fenced, as it was read; a Node that is gone needs none of it.
     pub(super) fn fenced_node(&self) -> Result<&NodeFacts, Box<Next>> {
-        match self.evidence.nodes.get(&self.plan.pins.node).map(|f| f.read(self.cx.now, MAX_AGE)) {
-            Some(Reading::Present(node)) => Ok(node),
-            Some(Reading::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
+        match self.facts().node(&self.plan.pins.node) {
+            Ok(node) => Ok(node),
+            Err(Missing::Absent) => Err(Box::new(self.skipped("the Node does not exist any more"))),
             _ => Err(Box::new(self.poll(&format!("Node {} must be read", self.plan.pins.node)))),
         }
     }
@@ -49,9 +49,7 @@ impl StepCx<'_> {
         if self.state.powered_off(self.plan) && self.proof().is_ok_and(|p| p.shows_off_or_gone()) {
             return None;
         }
-        let Some(Reading::Present(pods)) =
-            self.evidence.node_pods.get(&pins.node).map(|f| f.read(self.cx.now, MAX_AGE))
-        else {
+        let Ok(pods) = self.facts().node_pods(&pins.node) else {
             return Some(self.poll(&format!("the pods on {} must be read", pins.node)));
         };
         if let Some((pod, _)) = pods.iter().find(|p| !listed.lists_pod(p)) {
@@ -62,8 +60,7 @@ impl StepCx<'_> {
             };
             return Some(self.refused(&format!("{pod} is on {} and not in the plan", pins.node)));
         }
-        let claims = self.evidence.node_claims.get(&pins.node).map(|f| f.read(self.cx.now, MAX_AGE));
-        let Some(Reading::Present(claims)) = claims else {
+        let Ok(claims) = self.facts().node_claims(&pins.node) else {
             return Some(self.poll(&format!("the claims of the pods on {} must be read", pins.node)));
         };
         // A plan of an earlier version lists no claims.
@@ -122,7 +119,7 @@ impl StepCx<'_> {
 /// Why the fenced node is not down any more.
 pub(crate) fn node_recovered(plan: &Plan, evidence: &Evidence, now: Timestamp) -> Option<String> {
     let pins = &plan.pins;
-    if let Some(node) = evidence.node(&pins.node, now) {
+    if let Ok(node) = evidence.at(now).node(&pins.node) {
         if node.ready {
             return Some(format!("Node {} is Ready again", pins.node));
         }
@@ -130,7 +127,7 @@ pub(crate) fn node_recovered(plan: &Plan, evidence: &Evidence, now: Timestamp) -
             return Some(format!("Node {} has booted again", pins.node));
         }
     }
-    let instance = evidence.instances.get(&pins.holder).and_then(|f| f.read(now, MAX_AGE).present())?;
+    let instance = evidence.at(now).instance(&pins.holder).ok()?;
     let runs = matches!(instance.state, InstanceState::Running | InstanceState::Transitional(_));
     let declared =
         matches!(&evidence.declaration, Some(d) if d.holder == pins.holder && d.is_valid(now).is_ok());
@@ -149,16 +146,16 @@ pub(crate) fn taint_off(
 ) -> Option<Next> {
     let poll = |why: &str| Some(wait(why.to_owned(), later(cx.now, RETRY)));
     let name = &plan.pins.node;
-    let node = match evidence.nodes.get(name).map(|f| (f.at, f.read(cx.now, MAX_AGE))) {
-        Some((at, Reading::Present(node))) => (at, node),
-        Some((_, Reading::Absent)) => return None,
-        _ => return poll("the Node must be read to take the taint off"),
+    let node = match evidence.at(cx.now).node(name) {
+        Ok(node) => node,
+        Err(Missing::Absent) => return None,
+        Err(_) => return poll("the Node must be read to take the taint off"),
     };
     if let StepState::Issued { outcome, at, .. } = state.step(step) {
-        if node.0 < *at {
+        if evidence.at(cx.now).since(*at).node(name).is_err() {
             return poll("the Node must be read again");
         }
-        if !is_there(node.1) && outcome.applied() {
+        if !is_there(node) && outcome.applied() {
             return None;
         }
         let again = later(*at, backoff(state.attempts(step)));
@@ -166,5 +163,5 @@ pub(crate) fn taint_off(
             return Some(wait("the taint is looked at again".to_owned(), again));
         }
     }
-    Some(Next::Act(action(node.1)))
+    Some(Next::Act(action(node)))
 }

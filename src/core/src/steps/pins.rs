@@ -2,7 +2,6 @@
 
 use super::cx::StepCx;
 use crate::diagnosis::Trouble;
-use crate::evidence::MAX_AGE;
 use crate::identity::refusals;
 use crate::plan::Refusal;
 use crate::plan::Releases;
@@ -12,11 +11,11 @@ impl StepCx<'_> {
     /// S8: claim and PersistentVolume must be the pinned ones. One that is not there, or cannot be read, is no change.
     pub(crate) fn claim_change(&self) -> Option<String> {
         let (pins, e) = (&self.plan.pins, self.evidence);
-        let claim = e.claim.read(self.cx.now, MAX_AGE).present();
+        let claim = e.at(self.cx.now).claim().ok();
         if let Some(claim) = claim.filter(|c| c.uid != pins.claim) {
             return Some(pin_changed("the claim's UID", &pins.claim, &claim.uid));
         }
-        let volume = e.volume.read(self.cx.now, MAX_AGE).present().filter(|v| v.uid != pins.pv)?;
+        let volume = e.at(self.cx.now).volume().ok().filter(|v| v.uid != pins.pv)?;
         Some(pin_changed("the PersistentVolume's UID", &pins.pv, &volume.uid))
     }
 
@@ -33,7 +32,7 @@ impl StepCx<'_> {
         if let Some(change) = self.boot_change() {
             return Some(change);
         }
-        let attachments = e.attachments.read(self.cx.now, MAX_AGE).present();
+        let attachments = e.at(self.cx.now).attachments().ok();
         // What lets go in the course of a run of the old side is no change.
         let may_go = self.plan.releases() == Releases::OldHolder && self.state.touched();
         let pinned = pins.attachment.as_ref().filter(|_| !may_go);
@@ -42,7 +41,7 @@ impl StepCx<'_> {
         {
             return say("the VolumeAttachment", &pinned.name, &"gone or another");
         }
-        let cloud = e.cloud_volume.read(self.cx.now, MAX_AGE).present()?;
+        let cloud = e.at(self.cx.now).cloud_volume().ok()?;
         let free = cloud.holders.is_empty();
         let as_pinned = match self.plan.trouble {
             Trouble::Lost { .. } => free,
@@ -61,7 +60,7 @@ impl StepCx<'_> {
     /// S8: another boot or another machine behind the pinned Node.
     pub(crate) fn boot_change(&self) -> Option<String> {
         let pins = &self.plan.pins;
-        let node = self.evidence.node(&pins.node, self.cx.now)?;
+        let node = self.facts().node(&pins.node).ok()?;
         if let Trouble::Orphan { .. } = self.plan.trouble {
             return None;
         }

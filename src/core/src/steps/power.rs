@@ -6,7 +6,7 @@ use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::authority::{Mandate, mandate};
 use crate::cloud::{InstanceState, PowerChange};
-use crate::evidence::{Evidence, MAX_AGE};
+use crate::evidence::Evidence;
 use crate::loss::PodsGo;
 use crate::plan::Plan;
 use crate::run::orders::Fate;
@@ -129,8 +129,7 @@ impl StepCx<'_> {
     /// boots nothing by itself, the instance's state does, too.
     fn powered(&self, started: Timestamp, change: PowerChange) -> Next {
         let fate = orders::power(self.ix, self.plan, self.state, self.evidence, self.cx, change, started);
-        let instance = self.evidence.instances.get(&self.plan.pins.holder).filter(|f| f.at >= started);
-        let shown = instance.and_then(|f| f.read(self.cx.now, MAX_AGE).present()).map(|i| &i.state);
+        let shown = self.facts().since(started).instance(&self.plan.pins.holder).ok().map(|i| &i.state);
         let wanted = match change {
             PowerChange::Off => InstanceState::Off,
             PowerChange::On => InstanceState::Running,

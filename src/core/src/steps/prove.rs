@@ -5,7 +5,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
-use crate::evidence::{MAX_AGE, NodeFacts};
+use crate::evidence::NodeFacts;
 use crate::identity;
 use crate::loss::PodsGo;
 use crate::proof::{
@@ -49,7 +49,7 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn prove(&self) -> Next {
-        let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(cloud) = self.facts().cloud_volume() else {
             return self.poll("the cloud must be read");
         };
         if self.cloud_is_free(cloud) {
@@ -57,7 +57,7 @@ impl StepCx<'_> {
         }
         // Booted again by the cloud or by somebody: no proof about the machine will come, and its kubelet does the rest.
         let (node, dead) = (&self.plan.pins.node, matches!(self.plan.trouble, Trouble::DeadNode { .. }));
-        if dead && self.evidence.node(node, self.cx.now).is_some_and(|n| n.ready) {
+        if dead && self.facts().node(node).is_ok_and(|n| n.ready) {
             return self.refused(&format!("Node {node} is Ready again"));
         }
         match self.proof() {
@@ -92,7 +92,7 @@ impl StepCx<'_> {
     fn any_proof(&self) -> Result<FenceProof, String> {
         let (e, pins, now) = (self.evidence, &self.plan.pins, self.cx.now);
         let mut lacks = Vec::new();
-        let node = e.node(&pins.node, now).filter(|n| n.instance.as_ref() == Some(&pins.holder));
+        let node = e.at(now).node(&pins.node).ok().filter(|n| n.instance.as_ref() == Some(&pins.holder));
         let asked = self.state.challenged_in(self.cx.term, self.plan);
         if let Some(unused) = self.unused_since().filter(|_| node.is_some_and(|n| n.ready)) {
             match kubelet_handshake(e, &pins.node, &pins.holder, unused, self.cx.recovery, now) {
@@ -137,7 +137,7 @@ impl StepCx<'_> {
             return self.not_held_since(self.entered);
         }
         let gated = self.plan.holding() == Holding::ByGate;
-        let held = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        let held = self.facts().workload().ok();
         let seen = held.is_some_and(|w| w.dry_run_held == Some(true));
         (gated && !seen).then(|| self.poll("the hold must be seen in force"))
     }
@@ -145,7 +145,7 @@ impl StepCx<'_> {
     /// The holder's own Node, where it lives.
     pub(crate) fn living_holder(&self) -> Option<&NodeFacts> {
         let pins = &self.plan.pins;
-        let node = self.evidence.node(&pins.node, self.cx.now)?;
+        let node = self.facts().node(&pins.node).ok()?;
         (node.ready && node.instance.as_ref() == Some(&pins.holder)).then_some(node)
     }
 

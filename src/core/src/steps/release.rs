@@ -5,7 +5,7 @@ use super::cx::StepCx;
 use super::pins::pin_changed;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::Trouble;
-use crate::evidence::{MAX_AGE, PodFacts};
+use crate::evidence::PodFacts;
 use crate::loss::PodsGo;
 use crate::run::{Action, Effect, Next, StepState};
 
@@ -46,7 +46,7 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn release(&self) -> Next {
-        let Some(pods) = self.evidence.pods.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(pods) = self.facts().pods() else {
             return self.poll("the claim's pods must be read");
         };
         if matches!(self.state.step(self.ix), StepState::Issued { at, .. } if self.evidence.pods.at < *at) {

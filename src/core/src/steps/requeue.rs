@@ -3,7 +3,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::{AttachmentFacts, MAX_AGE};
+use crate::evidence::AttachmentFacts;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::Releases;
@@ -75,7 +75,7 @@ impl StepCx<'_> {
 
     /// The record that is going, or the one that waits for what is free now.
     fn touch_a_record(&self) -> Next {
-        let Some(attachments) = self.evidence.attachments.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(attachments) = self.facts().attachments() else {
             return self.poll("the VolumeAttachments must be read");
         };
         if let Some(doubt) = self.trouble_is_over_untouched().filter(|_| self.ix.0 == 0) {

@@ -3,8 +3,7 @@
 use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
-use crate::evidence::MAX_AGE;
-use crate::fact::Reading;
+use crate::fact::Missing;
 use crate::journal::{Event, Outcome};
 use crate::loss::PodsGo;
 use crate::plan::{Plan, StepIx};
@@ -49,8 +48,8 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     fn restore(&self) -> Next {
-        match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-            Reading::Present(w) => match self.state.step(self.ix) {
+        match self.facts().workload() {
+            Ok(w) => match self.state.step(self.ix) {
                 StepState::Issued { outcome, .. } if outcome.applied() => {
                     self.completed("the count is restored and the stamp is off")
                 }
@@ -66,7 +65,7 @@ impl StepCx<'_> {
                     Next::Record(Event::Skipped { step: self.ix, why })
                 }),
             },
-            Reading::Absent => {
+            Err(Missing::Absent) => {
                 Next::Record(Event::Skipped { step: self.ix, why: "the workload was deleted".to_owned() })
             }
             _ => self.poll("the workload must be read"),

@@ -4,8 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::pins::pin_changed;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, UndoneBy, Words};
-use crate::evidence::MAX_AGE;
-use crate::fact::Reading;
+use crate::fact::Missing;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::Refusal;
@@ -62,15 +61,15 @@ impl StepCx<'_> {
     }
 
     fn at_zero_by_us(&self, since: Timestamp) -> bool {
-        let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
+        let workload = self.facts().workload().ok();
         self.evidence.workload.at >= since && workload.is_some_and(|w| w.replicas == 0 && self.own_stamp(w))
     }
 
     fn propose_scale(&self) -> Next {
         let pins = &self.plan.pins;
-        let workload = match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-            Reading::Present(w) => w,
-            Reading::Absent => return self.refused("the workload is gone"),
+        let workload = match self.facts().workload() {
+            Ok(w) => w,
+            Err(Missing::Absent) => return self.refused("the workload is gone"),
             _ => return self.poll("the workload must be read"),
         };
         let own_stamp = self.own_stamp(workload);
@@ -139,8 +138,8 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let workload = self.evidence.workload.read(self.cx.now, MAX_AGE).present();
-        let pods = self.evidence.pods.read(self.cx.now, MAX_AGE).present();
+        let workload = self.facts().workload().ok();
+        let pods = self.facts().pods().ok();
         let (Some(workload), Some(pods)) = (workload, pods) else {
             return self.poll("the pods must be read");
         };
@@ -161,8 +160,8 @@ impl StepCx<'_> {
         if self.evidence.workload.at < started {
             return self.poll("the workload was read before the last write was started");
         }
-        match self.evidence.workload.read(self.cx.now, MAX_AGE) {
-            Reading::Present(w) => {
+        match self.facts().workload() {
+            Ok(w) => {
                 let stamped = matches!(&w.stamp, Some(Ok(s)) if s.recovery == *self.cx.recovery);
                 let seen = format!("{} has {} replicas, stamp of ours: {stamped}", w.workload, w.replicas);
                 // A stamp without the zero (a crash between the two writes of the /scale path) counts as not applied; the
@@ -170,7 +169,7 @@ impl StepCx<'_> {
                 let applied = if to_zero { stamped && w.replicas == 0 } else { !stamped };
                 self.observed(applied, &seen)
             }
-            Reading::Absent => self.observed(!to_zero, "the workload is gone"),
+            Err(Missing::Absent) => self.observed(!to_zero, "the workload is gone"),
             _ => self.poll("the workload must be read to know whether the last write was applied"),
         }
     }

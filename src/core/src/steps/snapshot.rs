@@ -4,7 +4,6 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::cloud::{CloudSnapshot, SnapshotState};
-use crate::evidence::MAX_AGE;
 use crate::journal::Outcome;
 use crate::loss::PodsGo;
 use crate::plan::Snapshots;
@@ -58,7 +57,7 @@ impl StepCx<'_> {
         if let Some(taken) = self.taken_over() {
             return taken;
         }
-        let Some(cloud) = self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present() else {
+        let Ok(cloud) = self.facts().cloud_volume() else {
             return self.poll("the cloud must be read");
         };
         if self.cloud_is_free(cloud) {
@@ -91,8 +90,7 @@ impl StepCx<'_> {
     }
 
     fn await_snapshot(&self, issued: Timestamp) -> Next {
-        let fact = self.evidence.snapshots.as_ref().filter(|f| f.at >= issued);
-        let Some(all) = fact.and_then(|f| f.read(self.cx.now, MAX_AGE).present()) else {
+        let Ok(all) = self.facts().since(issued).snapshots() else {
             return self.poll("the snapshots must be read");
         };
         let complete = |s: &&CloudSnapshot| s.state == SnapshotState::Completed;
@@ -120,8 +118,8 @@ impl StepCx<'_> {
     /// after a while. Where nothing could be read until the step's deadline, the step is over without an answer.
     fn snapshotted(&self, started: Timestamp) -> Next {
         let deadline = later(started, SignedDuration::from_secs(self.step.deadline_seconds.into()));
-        let read = self.evidence.snapshots.as_ref().filter(|f| f.at >= started);
-        match read.and_then(|f| Some((f.at, f.read(self.cx.now, MAX_AGE).present()?))) {
+        let read = self.facts().since(started).snapshots().ok();
+        match self.evidence.snapshots.as_ref().map(|f| f.at).zip(read) {
             Some((_, all)) if !all.is_empty() => {
                 self.observed(true, &format!("snapshot {} carries this recovery's label", all[0].id))
             }

@@ -4,7 +4,7 @@ use super::StepKind;
 use super::cx::StepCx;
 use super::spec::{Describe, EffectClass, Lost, Role, StepSpec, Words};
 use crate::diagnosis::{Verdict, diagnose};
-use crate::evidence::{MAX_AGE, PodFacts};
+use crate::evidence::PodFacts;
 use crate::ids::InstanceId;
 use crate::journal::{End, Event};
 use crate::loss::PodsGo;
@@ -53,11 +53,9 @@ fn describe(d: &Describe<'_>) -> Words {
 
 impl StepCx<'_> {
     pub(crate) fn verify(&self) -> Next {
-        let (Some(pods), Some(cloud), Some(attachments)) = (
-            self.evidence.pods.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.cloud_volume.read(self.cx.now, MAX_AGE).present(),
-            self.evidence.attachments.read(self.cx.now, MAX_AGE).present(),
-        ) else {
+        let (Some(pods), Some(cloud), Some(attachments)) =
+            (self.facts().pods().ok(), self.facts().cloud_volume().ok(), self.facts().attachments().ok())
+        else {
             return self.poll("pods, cloud and VolumeAttachments must be read");
         };
         let pins = &self.plan.pins;
@@ -96,7 +94,7 @@ impl StepCx<'_> {
     /// Whether the pod has been Ready for long enough by the clock of its own node, on which kubelet renews its Lease. A
     /// node whose clock is ahead of ours would otherwise have us wait until the deadline.
     fn is_settled_by_its_node(&self, pod: &PodFacts) -> bool {
-        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
+        let node = pod.node.as_ref().and_then(|n| self.facts().node(n).ok());
         let renewed = node.and_then(|n| n.lease_renewed);
         renewed.zip(pod.ready_since).is_some_and(|(renewed, since)| renewed >= later(since, SETTLED))
     }
@@ -116,7 +114,7 @@ impl StepCx<'_> {
     }
 
     fn instance_of(&self, pod: &PodFacts) -> Option<&InstanceId> {
-        let node = pod.node.as_ref().and_then(|n| self.evidence.node(n, self.cx.now));
+        let node = pod.node.as_ref().and_then(|n| self.facts().node(n).ok());
         node.and_then(|n| n.instance.as_ref())
     }
 }

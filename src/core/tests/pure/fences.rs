@@ -363,7 +363,7 @@ const SPOILS: &[Change] = &[
     (
         "same boot",
         BOOT,
-        |s| s.boot.boot = s.case.evidence.node(&NODE.into(), start()).map(|n| n.boot_id.clone()),
+        |s| s.boot.boot = s.case.evidence.at(start()).node(&NODE.into()).ok().map(|n| n.boot_id.clone()),
         "has not rebooted",
     ),
     ("not asked by this leader", BOOT, |s| s.boot.asked_at = None, "asked no question yet"),

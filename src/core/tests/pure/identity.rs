@@ -247,7 +247,7 @@ fn a_machine_that_was_never_a_node_is_refused_though_it_is_gone() {
 fn another_spelling_in_volumes_in_use_counts() {
     let alias = CsiSource { driver: "linodebs.csi.linode.com".into(), handle: "5551-x".into() };
     let case = d().identity(|i| i.aliases = [alias.unique_name()].into());
-    let csi = case.evidence.csi(case.now).unwrap();
+    let csi = case.evidence.at(case.now).csi().unwrap();
     assert!(case.evidence.lists_volume(&[alias.unique_name()], csi));
     assert!(case.evidence.is_volume(&alias.driver, &alias.handle, csi));
     assert!(!case.evidence.lists_volume(&["kubernetes.io/csi/linodebs.csi.linode.com^5552-x".into()], csi));

@@ -2,7 +2,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 use reattach_core::cloud::{CloudVolume, DeviceIdentity, VolumeState};
-use reattach_core::diagnosis::{Class, Diagnosis, Missing, NotOurs, StuckPod, Trouble, Verdict, WaitReason};
+use reattach_core::diagnosis::{
+    Class, Diagnosis, MissingFact, NotOurs, StuckPod, Trouble, Verdict, WaitReason,
+};
 use reattach_core::ids::{ObjectName, PlanHash};
 use reattach_core::journal::{End, Entry, Event, Outcome, Shut, UnwindReason};
 use reattach_core::phase::Phase;
@@ -395,7 +397,7 @@ pub fn dry_run(name: &str) -> Record {
 
 /// Too little known.
 pub fn unclassified(name: &str) -> Record {
-    let missing = vec![Missing {
+    let missing = vec![MissingFact {
         what: "what the machine behind lke13311-16405-5fafd1b46dcf sees of the volume".into(),
         why: "no agent has reported".into(),
     }];
