@@ -11,13 +11,14 @@
 //!   zero.
 //! - `metadata.managedFields` names the last writer of each field. A writer names itself, so this is a sign and no proof.
 
+use crate::names;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client, ResourceExt};
-use reattach_core::ids::{ObjectName, ResourceVersion, Uid};
+use reattach_core::ids::{ObjectName, ResourceVersion};
 use reattach_core::stamp::{MOST_RESTORED, STAMP_ANNOTATION, Shown, Stamp, Traces};
 use reattach_core::workload::WorkloadRef;
 use serde_json::Value;
@@ -107,7 +108,7 @@ fn kinds() -> [ApiResource; 3] {
 
 fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
     let stamp = Stamp::from_annotation(meta.annotations.as_ref()?.get(STAMP_ANNOTATION)?);
-    let uid = Uid::from(meta.uid.clone()?);
+    let uid = names::uid(meta).ok()?;
     let is_copy = match &stamp {
         Ok(stamp) => stamp.workload != uid,
         Err(_) => meta.owner_references.iter().flatten().any(|o| o.kind == "Deployment"),
@@ -115,7 +116,7 @@ fn marked(kind: &ApiResource, meta: &ObjectMeta) -> Option<Marked> {
     if is_copy {
         return None;
     }
-    let name = ObjectName::new(meta.namespace.clone()?, meta.name.clone()?);
+    let name = names::object_name(meta).ok()?;
     Some(Marked {
         workload: WorkloadRef {
             api_version: kind.api_version.clone(),
@@ -160,6 +161,13 @@ pub async fn read(client: &Client, marked: &Marked) -> Result<Option<Stamped>, k
 
 fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
     let Marked { workload, stamp, written } = marked(kind, &object.metadata)?;
+    let resource_version = match names::version(&object.metadata) {
+        Ok(version) => version,
+        Err(error) => {
+            tracing::warn!(%workload, %error, "a stamped workload is left out");
+            return None;
+        }
+    };
     let names = |pointer: &str, name: &str| -> Vec<String> {
         let list = object.data.pointer(pointer).and_then(Value::as_array);
         let names = list.into_iter().flatten().filter_map(|v| v.pointer(name)?.as_str());
@@ -168,7 +176,7 @@ fn stamped(kind: &ApiResource, object: &DynamicObject) -> Option<Stamped> {
     let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_i64);
     Some(Stamped {
         workload,
-        resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
+        resource_version,
         replicas: number("/spec/replicas").map_or(1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
         stamp: stamp.ok()?,
         written,

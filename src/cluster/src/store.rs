@@ -19,6 +19,7 @@
 //! # Errors
 //! [`SaveError`].
 
+use crate::names::{self, MissingField};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use reattach_api::{SMALL_STATUS_BYTES, STATUS_BYTES, VolumeRecovery};
@@ -36,6 +37,9 @@ pub enum SaveError {
     /// again.
     #[error("the API server refuses the status of the VolumeRecovery, and a shorter one, too: {0}")]
     Refused(#[source] Box<kube::Error>),
+    /// The object names no namespace or no resourceVersion, so that its write would have no condition: nothing was sent.
+    #[error("the VolumeRecovery could not be written: {0}")]
+    Incomplete(#[from] MissingField),
     /// Anything else; the write may have been applied.
     #[error("the VolumeRecovery could not be written: {0}")]
     Other(#[source] Box<kube::Error>),
@@ -46,7 +50,7 @@ impl SaveError {
     pub fn is_refused(&self) -> bool {
         match self {
             Self::Conflict | Self::Gone => false,
-            Self::Refused(_) => true,
+            Self::Refused(_) | Self::Incomplete(_) => true,
             Self::Other(error) => crate::reply::is_refused(error),
         }
     }
@@ -80,9 +84,10 @@ pub async fn save(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeR
 }
 
 async fn replace(records: &Client, recovery: &VolumeRecovery) -> Result<VolumeRecovery, SaveError> {
-    let api: Api<VolumeRecovery> =
-        Api::namespaced(records.clone(), &recovery.namespace().unwrap_or_default());
-    match api.replace_status(&recovery.name_any(), &PostParams::default(), recovery).await {
+    let name = names::object_name(&recovery.metadata)?;
+    names::version(&recovery.metadata)?;
+    let api: Api<VolumeRecovery> = Api::namespaced(records.clone(), &name.namespace);
+    match api.replace_status(&name.name, &PostParams::default(), recovery).await {
         Ok(stored) => Ok(stored),
         Err(kube::Error::Api(status)) if status.is_conflict() => Err(SaveError::Conflict),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(SaveError::Gone),

@@ -2,15 +2,19 @@
 
 use crate::Clock;
 use crate::client::Clients;
+use crate::effects::node::{is_quarantined, quarantined_by};
 use crate::effects::{attachment, hold, node, node_lock, workload};
 use crate::gate::{Gate, TidyPass};
 use crate::lease::Leadership;
 use http::{Request, Response};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::client::Body;
+use reattach_api::VolumeRecovery;
 use reattach_core::ids::{NodeName, ObjectName, Uid};
 use reattach_core::journal::Outcome;
+use reattach_core::names::QUARANTINE_TAINT;
 use reattach_core::stamp::{STAMP_ANNOTATION, Stamp};
 use reattach_core::workload::{ScalePath, WorkloadRef};
 use reattach_sim::ApiServer;
@@ -371,4 +375,53 @@ async fn a_restored_deployment_leaves_no_copy_of_its_stamp() {
     };
     assert!(!stamped("db-1"), "its own");
     assert!(stamped("other-1"), "another workload's");
+}
+
+/// The taint of a quarantine may come without a value, and a recovery without a UID would be the empty text too.
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_without_a_value_belongs_to_no_recovery() {
+    let s = Stage::new();
+    let uid = s.node("True", json!([{"key": QUARANTINE_TAINT, "effect": "NoSchedule"}]));
+    let stored = s.server.read("", "nodes", "", NODE).unwrap();
+    let node: Node = serde_json::from_value(Value::clone(&stored)).unwrap();
+    assert!(is_quarantined(&node));
+    assert_eq!(quarantined_by(&node), None, "the empty text names no recovery");
+    let again = node::quarantine(s.pass.as_effect(), &name(), &uid, &"recovery-a".into()).await;
+    assert!(again.applied(), "{again:?}");
+    assert_eq!(s.taints().len(), 1);
+}
+
+/// Without its resourceVersion the label would be written over whatever stands there now.
+#[tokio::test]
+async fn a_label_without_its_condition_is_not_sent() {
+    let (pass, seen) = recorder();
+    let recovery: VolumeRecovery = serde_json::from_value(json!({
+        "apiVersion": "reattach.dev/v1alpha1", "kind": "VolumeRecovery",
+        "metadata": {"name": "r", "namespace": "shop", "uid": "u-1"},
+        "spec": {"claimName": "data", "mode": "Auto", "runbook": "lightest-first", "requester": "jane"},
+    }))
+    .unwrap();
+    let refused = hold::hold(pass.as_effect(), &recovery).await;
+    let Outcome::NotApplied { why, retry: false } = refused else { panic!("{refused:?}") };
+    assert_eq!(why, "r has no resourceVersion, so nothing is sent about it");
+    assert!(seen.lock().unwrap().is_empty(), "no request was sent");
+}
+
+/// The count goes with the version of the stamped object. An answer without one must not make the count unconditional.
+#[tokio::test]
+async fn a_count_without_the_stamp_s_version_is_not_sent() {
+    let (pass, seen) = recorder();
+    let set = workload("StatefulSet", "u-1");
+    let stamp = Stamp {
+        replicas: 3,
+        workload: "u-1".into(),
+        recovery: "recovery-a".into(),
+        at: "2026-03-01T00:00:00Z".parse().unwrap(),
+    };
+    let path = ScalePath::ScaleSubresource;
+    let scaled = workload::scale_to_zero(pass.as_effect(), &set, &"7".into(), path, &stamp).await;
+    assert!(matches!(scaled, Outcome::NotApplied { retry: false, .. }), "{scaled:?}");
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 1, "the stamp alone was sent");
+    assert!(!seen[0].1.ends_with("/scale"));
 }

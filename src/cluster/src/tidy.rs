@@ -4,10 +4,11 @@
 
 use crate::effects::{self, hold, node, node_lock};
 use crate::gate::{EffectPass, TidyPass};
+use crate::names;
 use crate::reply::outcome;
 use jiff::Timestamp;
+use kube::Api;
 use kube::api::PostParams;
-use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_core::ids::{NodeName, ObjectName, ResourceVersion, Uid};
 use reattach_core::journal::Outcome;
@@ -40,8 +41,7 @@ pub async fn give_back(pass: &TidyPass, node: &NodeName, recovery: &ObjectName) 
 
 /// Takes our scheduling gate off a pod.
 pub async fn ungate(pass: &TidyPass, pod: &ObjectName, uid: &Uid) -> Outcome {
-    in_time(pass.as_effect(), async |pass| outcome(hold::ungate(pass, pod, uid).await, "the gate is off"))
-        .await
+    in_time(pass.as_effect(), |pass| hold::ungate(pass, pod, uid)).await
 }
 
 /// Takes the label of a hold off a VolumeRecovery.
@@ -73,8 +73,11 @@ pub async fn keep_lock(pass: &TidyPass, node: &NodeName, recovery: &ObjectName, 
 /// out.
 pub async fn keep_held(pass: &TidyPass, recovery: &VolumeRecovery) -> Outcome {
     in_time(pass.as_effect(), async |pass| {
-        let namespace = recovery.namespace().unwrap_or_default();
-        let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &namespace);
+        let name = match names::object_name(&recovery.metadata) {
+            Ok(name) => name,
+            Err(missing) => return missing.into(),
+        };
+        let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &name.namespace);
         outcome(api.create(&PostParams::default(), recovery).await, "new pods of the claim are held away")
     })
     .await

@@ -1,6 +1,6 @@
 //! From a stuck pod to the workload that owns it, and everything that scaling it to zero and back depends on.
 
-use crate::names::{is_api_word, is_object_name};
+use crate::names::{self, is_api_word, is_object_name};
 use crate::view::{View, claims_of};
 use crate::{facts, losses};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -87,7 +87,12 @@ pub async fn read(
             Climbed::Stopped { why } => return Ok(Owner::Unreadable { why }),
         },
     };
-    let facts = describe(client, view, object, reference, manager, detail).await?;
+    // A scale to zero without a resourceVersion would have no condition.
+    let version = match names::version(&object.metadata) {
+        Ok(version) => version,
+        Err(missing) => return Ok(Owner::Unreadable { why: format!("{} {missing}", reference.kind) }),
+    };
+    let facts = describe(client, view, object, version, reference, manager, detail).await?;
     Ok(Owner::Workload(Box::new(facts)))
 }
 
@@ -255,6 +260,7 @@ async fn describe(
     client: &Client,
     view: &View,
     object: DynamicObject,
+    resource_version: ResourceVersion,
     workload: WorkloadRef,
     manager: Option<OwnerReference>,
     detail: Detail,
@@ -297,7 +303,7 @@ async fn describe(
         }
     }
     Ok(WorkloadFacts {
-        resource_version: ResourceVersion::from(object.resource_version().unwrap_or_default()),
+        resource_version,
         generation: object.metadata.generation.unwrap_or(0),
         deleting: object.metadata.deletion_timestamp.is_some(),
         replicas: object

@@ -18,6 +18,7 @@
 //! [`Outcome`] says what is known of the write.
 
 use crate::gate::EffectPass;
+use crate::names;
 use crate::reply::{outcome, require_uid};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -61,14 +62,18 @@ pub(crate) async fn label(
     value: Value,
     detail: &str,
 ) -> Outcome {
-    let namespace = recovery.namespace().unwrap_or_default();
-    let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &namespace);
+    let meta = &recovery.metadata;
+    let (name, (uid, version)) = match (names::object_name(meta), names::condition(meta)) {
+        (Ok(name), Ok(condition)) => (name, condition),
+        (Err(missing), _) | (_, Err(missing)) => return missing.into(),
+    };
+    let api: Api<VolumeRecovery> = Api::namespaced(pass.client().clone(), &name.namespace);
     let body = json!({ "metadata": {
-        "uid": recovery.uid(),
-        "resourceVersion": recovery.resource_version(),
+        "uid": uid,
+        "resourceVersion": version,
         "labels": { HOLD_LABEL: value },
     } });
-    outcome(api.patch(&recovery.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await, detail)
+    outcome(api.patch(&name.name, &PatchParams::default(), &Patch::Merge(&body)).await, detail)
 }
 
 /// Evicts one pod, by its UID, with its own grace period. A PodDisruptionBudget that refuses it is shown and not
@@ -106,24 +111,33 @@ pub async fn lift(pass: &EffectPass, recovery: &VolumeRecovery, pods: &[(ObjectN
         }
     }
     for (pod, uid) in pods {
-        if let Err(error) = ungate(pass, pod, uid).await {
-            return outcome::<()>(Err(error), "");
+        let ungated = ungate(pass, pod, uid).await;
+        if !ungated.applied() {
+            return ungated;
         }
     }
     Outcome::Applied { detail: format!("the hold is lifted; {} pod(s) let go", pods.len()) }
 }
 
-pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Result<(), kube::Error> {
-    let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
-    let Some(found) = api.get_opt(&pod.name).await? else { return Ok(()) };
-    if found.uid().as_deref() != Some(uid.as_str()) || !is_gated(&found) {
-        return Ok(());
+pub(crate) async fn ungate(pass: &EffectPass, pod: &ObjectName, uid: &Uid) -> Outcome {
+    if let Err(refused) = require_uid(uid) {
+        return refused;
     }
+    let api: Api<Pod> = Api::namespaced(pass.client().clone(), &pod.namespace);
+    let found = match api.get_opt(&pod.name).await {
+        Ok(Some(found)) if found.uid().as_deref() == Some(uid.as_str()) && is_gated(&found) => found,
+        Ok(_) => return Outcome::Applied { detail: "the gate is off".to_owned() },
+        Err(error) => return outcome::<()>(Err(error), ""),
+    };
+    let version = match names::version(&found.metadata) {
+        Ok(version) => version,
+        Err(missing) => return missing.into(),
+    };
     let gates = found.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
     let others: Vec<_> = gates.filter(|g| g.name != HOLD_GATE).collect();
     let body = json!({
-        "metadata": { "uid": uid, "resourceVersion": found.resource_version() },
+        "metadata": { "uid": uid, "resourceVersion": version },
         "spec": { "schedulingGates": others },
     });
-    api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&body)).await.map(|_| ())
+    outcome(api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&body)).await, "the gate is off")
 }

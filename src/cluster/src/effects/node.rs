@@ -20,6 +20,7 @@
 //! [`Outcome`] says what is known of the write.
 
 use crate::gate::EffectPass;
+use crate::names;
 use crate::reply::{outcome, said};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams};
@@ -49,10 +50,15 @@ pub fn is_out_of_service_by_us(node: &Node) -> bool {
     taints(node).iter().any(is_ours)
 }
 
-/// The recovery (its UID) that has the Node in quarantine.
+/// Whether the Node carries our quarantine, whatever its value.
+pub fn is_quarantined(node: &Node) -> bool {
+    taints(node).iter().any(|t| t.key == QUARANTINE_TAINT)
+}
+
+/// The recovery (its UID) that has the Node in quarantine. A taint without a value belongs to no recovery.
 pub fn quarantined_by(node: &Node) -> Option<Uid> {
     let taint = taints(node).iter().find(|t| t.key == QUARANTINE_TAINT)?;
-    Some(Uid::from(taint.value.clone().unwrap_or_default()))
+    taint.value.as_deref().filter(|uid| !uid.is_empty()).map(Uid::from)
 }
 
 fn taints(node: &Node) -> &[Taint] {
@@ -95,8 +101,11 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
         Ok(node) => node,
         Err(outcome) => return outcome,
     };
-    if let Some(by) = quarantined_by(&node) {
-        return applied(&format!("it is in quarantine already, by recovery {by}"));
+    if is_quarantined(&node) {
+        return applied(&match quarantined_by(&node) {
+            Some(by) => format!("it is in quarantine already, by recovery {by}"),
+            None => "it is in quarantine already, by a taint that names no recovery".to_owned(),
+        });
     }
     let ours = taint(QUARANTINE_TAINT, Some(recovery.as_str()), "NoSchedule");
     with(pass, &node, ours, "put into quarantine").await
@@ -104,7 +113,11 @@ pub async fn quarantine(pass: &EffectPass, name: &NodeName, uid: &Uid, recovery:
 
 /// The recoveries (their UIDs) whose closing taints are on the Node.
 pub fn closed_by(node: &Node) -> Vec<Uid> {
-    taints(node).iter().filter_map(|t| t.key.strip_prefix(HOLD_TAINT_PREFIX)).map(Uid::from).collect()
+    taints(node)
+        .iter()
+        .filter_map(|t| t.key.strip_prefix(HOLD_TAINT_PREFIX).filter(|uid| !uid.is_empty()))
+        .map(Uid::from)
+        .collect()
 }
 
 /// Closes the Node to new pods, by a taint with this recovery's own key.
@@ -179,8 +192,12 @@ async fn the_node(pass: &EffectPass, name: &NodeName, uid: &Uid) -> Result<Node,
 
 /// `spec.taints` is an atomic list (Kubernetes `api/core/v1/types.go`): it is replaced as a whole.
 async fn write(pass: &EffectPass, node: &Node, taints: &[Taint], done: &str) -> Outcome {
+    let (uid, version) = match names::condition(&node.metadata) {
+        Ok(condition) => condition,
+        Err(missing) => return missing.into(),
+    };
     let body = json!({
-        "metadata": { "uid": node.uid(), "resourceVersion": node.resource_version() },
+        "metadata": { "uid": uid, "resourceVersion": version },
         "spec": { "taints": taints },
     });
     let api: Api<Node> = Api::all(pass.client().clone());

@@ -20,6 +20,7 @@
 //! [`take`] says why the effect was not issued, as an [`Outcome`].
 
 use crate::gate::EffectPass;
+use crate::names::{self, MissingField};
 use crate::reply::said;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -137,7 +138,10 @@ pub async fn take(
     let params = PostParams::default();
     let written = match old {
         // With the resourceVersion that was read: who else takes it meanwhile makes this a conflict.
-        Some(lease) => api.replace(&name, &params, &Lease { spec: Some(spec), ..lease }).await,
+        Some(lease) => {
+            names::version(&lease.metadata)?;
+            api.replace(&name, &params, &Lease { spec: Some(spec), ..lease }).await
+        }
         None => {
             let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
             api.create(&params, &Lease { metadata, spec: Some(spec) }).await
@@ -165,6 +169,7 @@ pub async fn renew(
         return Ok(false);
     }
     let spec = LeaseSpec { renew_time: Some(MicroTime(now)), ..spec };
+    names::version(&lease.metadata).map_err(not_sent)?;
     let renewed = Lease { spec: Some(spec), ..lease };
     api.replace(&name, &PostParams::default(), &renewed).await.map(|_| true)
 }
@@ -185,14 +190,18 @@ pub async fn give_back(
     if has != Some(holder(recovery).as_str()) {
         return Ok(false);
     }
-    let preconditions = Preconditions {
-        uid: lease.metadata.uid.clone(),
-        resource_version: lease.metadata.resource_version.clone(),
-    };
+    let (uid, version) = names::condition(&lease.metadata).map_err(not_sent)?;
+    let preconditions =
+        Preconditions { uid: Some(uid.to_string()), resource_version: Some(version.to_string()) };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(&name, &params).await {
         // It is gone, or someone took it in between: it is not ours any more.
         Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => Ok(false),
         reply => reply.map(|_| true),
     }
+}
+
+/// A Lease without a resourceVersion as the client's error: a write of it would have no condition.
+fn not_sent(missing: MissingField) -> kube::Error {
+    kube::Error::Service(Box::new(missing))
 }

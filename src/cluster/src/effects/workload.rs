@@ -1,6 +1,7 @@
 //! Scaling a workload to zero and restoring it, with the stamp that says why.
 
 use crate::gate::EffectPass;
+use crate::names;
 use crate::reply::outcome;
 use crate::workloads::api_resource;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -33,7 +34,11 @@ pub async fn scale_to_zero(
                 Ok(object) => object,
                 Err(error) => return outcome::<()>(Err(error), ""),
             };
-            let version = ResourceVersion::from(stamped.metadata.resource_version.unwrap_or_default());
+            // Without a resourceVersion the count would be written over whatever stands there now.
+            let version = match names::version(&stamped.metadata) {
+                Ok(version) => version,
+                Err(missing) => return missing.into(),
+            };
             let body = conditional(workload, &version, Value::Null, Some(0));
             outcome(patch(pass, workload, Some("scale"), &body).await, "stamped, then scaled to 0")
         }
@@ -89,7 +94,14 @@ async fn unstamp_copies(pass: &EffectPass, workload: &WorkloadRef) {
         }
     };
     for set in sets.items.iter().filter(stamped) {
-        let body = json!({ "metadata": { "uid": set.uid(), "annotations": { STAMP_ANNOTATION: null } } });
+        let uid = match names::uid(&set.metadata) {
+            Ok(uid) => uid,
+            Err(error) => {
+                tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
+                continue;
+            }
+        };
+        let body = json!({ "metadata": { "uid": uid, "annotations": { STAMP_ANNOTATION: null } } });
         if let Err(error) = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
             tracing::debug!(set = set.name_any(), %error, "a copy of the stamp is left");
         }

@@ -1,7 +1,7 @@
 //! One conversion per kind.
 
 use super::{ResolveInstance, opt_out};
-use crate::effects::node::{is_out_of_service_by_us, is_ready, quarantined_by};
+use crate::effects::node::{is_out_of_service_by_us, is_quarantined, is_ready};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -194,7 +194,7 @@ pub(super) fn node(
         volumes_in_use: status.volumes_in_use.unwrap_or_default(),
         volumes_attached: status.volumes_attached.unwrap_or_default().into_iter().map(|v| v.name).collect(),
         out_of_service_by_us: is_out_of_service_by_us(n),
-        quarantined: quarantined_by(n).is_some(),
+        quarantined: is_quarantined(n),
         labels: n.metadata.labels.clone().unwrap_or_default(),
         maintenance: maintenance(n.metadata.annotations.as_ref()),
         taints: spec.taints.unwrap_or_default().into_iter().map(|t| t.key).collect(),

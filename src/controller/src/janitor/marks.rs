@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use reattach_api::VolumeRecovery;
 use reattach_cluster::effects::hold;
 use reattach_cluster::view::claims_of;
-use reattach_cluster::{reports, tidy};
+use reattach_cluster::{names, reports, tidy};
 use reattach_core::cloud::VolumeState;
 use reattach_core::evidence::CsiSource;
 use reattach_core::guest::Challenge;
@@ -107,7 +107,14 @@ impl Sweep<'_> {
             return true;
         }
         let Ok(pass) = self.executor.gate.tidy() else { return true };
-        let outcome = tidy::ungate(&pass, name, &Uid::from(pod.uid().unwrap_or_default())).await;
+        let uid = match names::uid(&pod.metadata) {
+            Ok(uid) => uid,
+            Err(error) => {
+                tracing::warn!(pod = %name, %error, "the gate of a pod is left");
+                return true;
+            }
+        };
+        let outcome = tidy::ungate(&pass, name, &uid).await;
         self.tell(&format!("the gate of pod {name}"), &outcome);
         true
     }

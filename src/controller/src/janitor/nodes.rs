@@ -8,7 +8,7 @@ use reattach_api::{NodeVolumeReport, VolumeRecovery};
 use reattach_cluster::effects::node::{closed_by, is_out_of_service_by_us, is_ready, quarantined_by};
 use reattach_cluster::effects::node_lock::{self, Lock};
 use reattach_cluster::open_orders::Note;
-use reattach_cluster::{reports, store, tidy};
+use reattach_cluster::{names, reports, store, tidy};
 use reattach_core::evidence::CsiSource;
 use reattach_core::guest::{Answer, Challenge};
 use reattach_core::ids::{DriverName, NodeName, ObjectName, Uid, VolumeHandle};
@@ -116,7 +116,8 @@ impl Sweep<'_> {
     async fn untaint(&self, node: &Node, why: &str) {
         let Ok(pass) = self.executor.gate.tidy() else { return };
         let name = NodeName::from(node.name_any());
-        let outcome = tidy::untaint(&pass, &name, &Uid::from(node.uid().unwrap_or_default())).await;
+        let Some(uid) = uid_of_node(node) else { return };
+        let outcome = tidy::untaint(&pass, &name, &uid).await;
         self.tell(&format!("the out-of-service taint of node {name} ({why})"), &outcome);
     }
 
@@ -170,8 +171,8 @@ impl Sweep<'_> {
                     continue;
                 }
                 let Ok(pass) = self.executor.gate.tidy() else { return };
-                let (name, uid) =
-                    (NodeName::from(node.name_any()), Uid::from(node.uid().unwrap_or_default()));
+                let Some(uid) = uid_of_node(&node) else { continue };
+                let name = NodeName::from(node.name_any());
                 let outcome = tidy::open(&pass, &name, &uid, &by).await;
                 self.tell(&format!("the closing taint of recovery {by} on node {name}"), &outcome);
             }
@@ -192,7 +193,7 @@ impl Sweep<'_> {
             return;
         }
         let Ok(pass) = self.executor.gate.tidy() else { return };
-        let uid = Uid::from(node.uid().unwrap_or_default());
+        let Some(uid) = uid_of_node(node) else { return };
         let outcome = tidy::unquarantine(&pass, &name, &uid, by).await;
         self.tell(&format!("the quarantine of node {name}, which is clean"), &outcome);
     }
@@ -255,4 +256,9 @@ fn shows_no_dead_mount(report: &NodeVolumeReport, node: &Node) -> bool {
     Some(seen.boot_id.as_str()) == boot_of(node)
         && seen.unreadable.is_empty()
         && !seen.csi_volumes.iter().flat_map(|v| &v.mounts).any(|m| m.dead)
+}
+
+/// Returns the UID of a Node. A Node without one is logged, and its taints are left, because no write can be bound to it.
+fn uid_of_node(node: &Node) -> Option<Uid> {
+    names::uid(&node.metadata).inspect_err(|error| tracing::warn!(%error, "a taint of ours is left")).ok()
 }

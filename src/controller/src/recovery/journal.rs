@@ -52,7 +52,12 @@ impl Executor {
                 // It is the same status that would be refused again.
                 Err(error) if error.is_refused() => return Err(error.into()),
                 Err(SaveError::Gone) => return Err(SaveError::Gone.into()),
-                Err(SaveError::Conflict | SaveError::Refused(_) | SaveError::Other(_)) => {
+                Err(
+                    SaveError::Conflict
+                    | SaveError::Refused(_)
+                    | SaveError::Incomplete(_)
+                    | SaveError::Other(_),
+                ) => {
                     let api: Api<VolumeRecovery> = Api::namespaced(
                         self.collector.clients.read.clone(),
                         &recovery.namespace().unwrap_or_default(),

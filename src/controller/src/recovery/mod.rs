@@ -114,7 +114,7 @@ impl TurnError {
         match self {
             Self::Kubernetes(error) if is_refused(error) => Some(Fruitless::Refused),
             Self::Save(error) if error.is_refused() => Some(Fruitless::Refused),
-            Self::Save(SaveError::Refused(_)) => Some(Fruitless::Refused),
+            Self::Save(SaveError::Refused(_) | SaveError::Incomplete(_)) => Some(Fruitless::Refused),
             Self::Kubernetes(_) | Self::Save(SaveError::Other(_)) => Some(Fruitless::Away),
             Self::Save(SaveError::Conflict) | Self::Lost | Self::NotLeader => Some(Fruitless::Raced),
             Self::Save(SaveError::Gone) => None,
